@@ -1,0 +1,31 @@
+"""Which versions and which machine a result was made with."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+import torch
+
+LIBRARIES = ("bypass-workbench", "torch", "transformers", "safetensors", "einops", "jaxtyping", "pandas", "plotly", "detoxify", "transformer-lens", "nnsight", "trl", "streamlit")  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that are installed, by distribution name."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores and accelerator."""
+    return {
+        "system": platform.system(), "machine": platform.machine(), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+    }  # fmt: skip

@@ -1,0 +1,214 @@
+"""`editing` and the machinery under `capture`: the only code that touches torch hooks.
+
+One hook per site is installed when a model is loaded and stays there. It does nothing unless the current context
+(`contextvars`) holds work for its model, so that threads sharing one model never see each other's edits, and leaving a
+`with` block removes edits exactly, exception or not. Positions are absolute: a frame recorded at each forward tells the
+hooks which tokens of which rows are passing, whatever the padding and whether or not there is a KV cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from interp.sites import Architecture, Site, Tap
+from interp.tokens import positions_of
+
+if TYPE_CHECKING:
+    from interp.edits import Edit
+    from interp.models import Model
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Which tokens the running forward holds: absolute positions, which are real, and where each prompt ends."""
+
+    positions: Int[Tensor, "batch pos"]
+    real: Bool[Tensor, "batch pos"]
+    prompt_lengths: Int[Tensor, " batch"]
+
+    def last(self, count: int) -> Frame:
+        """The frame of the last `count` columns (a forward may keep fewer logits than tokens)."""
+        return self if count == self.positions.shape[1] else Frame(self.positions[:, -count:], self.real[:, -count:], self.prompt_lengths)
+
+
+Transform = Callable[[Tensor, Frame], Tensor]
+Collector = Callable[[Tensor, Frame], None]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the current context wants done at the sites of one model, in order."""
+
+    transforms: Mapping[str, tuple[Transform, ...]] = field(default_factory=dict)
+    collectors: Mapping[str, tuple[Collector, ...]] = field(default_factory=dict)
+
+    def plus(self, other: Work) -> Work:
+        return Work(_join(self.transforms, other.transforms), _join(self.collectors, other.collectors))
+
+
+_WORK: ContextVar[Mapping[int, Work]] = ContextVar("bypass_work", default={})  # noqa: B039  (never mutated)
+_FRAME: ContextVar[Frame | None] = ContextVar("bypass_frame", default=None)
+_PROMPTS: ContextVar[Int[Tensor, " batch"] | None] = ContextVar("bypass_prompts", default=None)
+
+
+def _join(first: Mapping[str, tuple], second: Mapping[str, tuple]) -> dict[str, tuple]:
+    return {site: first.get(site, ()) + second.get(site, ()) for site in (*first, *second)}
+
+
+@contextlib.contextmanager
+def working(model: Model, work: Work, prompt_lengths: Int[Tensor, " batch"] | None = None) -> Iterator[None]:
+    """Have `work` done at this model's sites by every forward in this context."""
+    key = id(model.hf)
+    outer = _WORK.get()
+    token = _WORK.set({**outer, key: outer.get(key, Work()).plus(work)})
+    prompts = _PROMPTS.set(prompt_lengths) if prompt_lengths is not None else None
+    try:
+        yield
+    finally:
+        _WORK.reset(token)
+        if prompts is not None:
+            _PROMPTS.reset(prompts)
+
+
+@contextlib.contextmanager
+def editing(model: Model, edits: Sequence[Edit], *, prompt_lengths: Sequence[int] | None = None) -> Iterator[None]:
+    """Apply edits to every forward and generate call of this model in this context, and in no other thread.
+
+    Args:
+        edits: applied in order; nested blocks add to the outer block's edits.
+        prompt_lengths: tokens of each row's prompt, for edits at `prompt` or `generated` positions of a plain forward.
+            Without it a forward that starts a sequence counts as prompt and one that continues a KV cache as generated.
+
+    Raises:
+        UserError: an edit does not fit the model (site, layer, neuron or width).
+    """
+    from interp.edits import transforms_of
+
+    lengths = None if prompt_lengths is None else torch.as_tensor(list(prompt_lengths), device=model.device)
+    with working(model, Work(transforms=transforms_of(edits, model)), lengths):
+        yield
+
+
+def install(hf: nn.Module, architecture: Architecture, n_heads: int) -> None:
+    """Install the permanent hooks of every site; called once, when a model is loaded."""
+    key = id(hf)
+    blocks = hf.get_submodule(architecture.blocks)
+    hf.base_model.register_forward_pre_hook(_frame_hook(key), with_kwargs=True)
+    for layer, block in enumerate(blocks):
+        for name, tap in architecture.taps.items():
+            heads = n_heads if name == "head_out" else None
+            _install_tap(block.get_submodule(tap.path), tap, key, str(Site(name, layer)), heads)
+    _install_tap(hf.get_submodule(architecture.final_norm), Tap("", "output"), key, "ln_final", None)
+    hf.register_forward_hook(_logits_hook(key))
+
+
+def _install_tap(module: nn.Module, tap: Tap, key: int, site: str, heads: int | None) -> None:
+    if tap.side == "input":
+        module.register_forward_pre_hook(_input_hook(key, site, heads, tap.shared), with_kwargs=True)
+    else:
+        module.register_forward_hook(_output_hook(key, site))
+
+
+def _frame_hook(key: int) -> Callable[..., Any]:
+    """Records the frame of a forward, and gives left-padded rows their positions where the caller gave none."""
+
+    def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        if key not in _WORK.get():
+            return None
+        tokens = args[0] if args else kwargs.get("input_ids")
+        if tokens is None:
+            tokens = kwargs["inputs_embeds"]
+        batch, count = tokens.shape[:2]
+        past = kwargs.get("past_key_values")
+        seen = past.get_seq_length() if past is not None else 0
+        mask = kwargs.get("attention_mask")
+        if mask is None or mask.dim() != 2:
+            mask = torch.ones((batch, seen + count), dtype=torch.bool, device=tokens.device)
+        absolute = positions_of(mask.bool())[:, -count:]
+        given = kwargs.get("position_ids")
+        if given is not None:
+            absolute = given.expand(batch, count)
+        elif not bool(mask.all()):
+            kwargs = {**kwargs, "position_ids": absolute}
+        real = mask.bool()[:, -count:]
+        prompts = _PROMPTS.get()
+        if prompts is None:
+            frame = _FRAME.get()
+            continues = seen > 0 and frame is not None and len(frame.prompt_lengths) == batch
+            prompts = frame.prompt_lengths if continues and frame is not None else mask.sum(dim=1)
+        _FRAME.set(Frame(absolute, real, prompts))
+        return args, kwargs
+
+    return hook
+
+
+def _apply(value: Tensor, site: str, work: Work) -> Tensor:
+    frame = _FRAME.get()
+    if frame is None:
+        raise RuntimeError(f"{site} was reached outside a forward of its model")
+    frame = frame.last(value.shape[1])
+    for transform in work.transforms.get(site, ()):
+        value = transform(value, frame)
+    for collect in work.collectors.get(site, ()):
+        collect(value, frame)
+    return value
+
+
+def _wanted(key: int, site: str) -> Work | None:
+    work = _WORK.get().get(key)
+    return work if work is not None and (site in work.transforms or site in work.collectors) else None
+
+
+def _input_hook(key: int, site: str, heads: int | None, shared: bool) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        work = _wanted(key, site)
+        if work is None:
+            return None
+        name = None if args else next(iter(kwargs))
+        value = args[0] if name is None else kwargs[name]
+        seen = value.unflatten(-1, (heads, -1)) if heads else value
+        new = _apply(seen, site, work)
+        if new is seen:
+            return None
+        new = new.flatten(-2) if heads else new
+        if shared:
+            value.copy_(new)
+            return None
+        return ((new, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: new})
+
+    return hook
+
+
+def _output_hook(key: int, site: str) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple, output: Any) -> Any:
+        work = _wanted(key, site)
+        if work is None:
+            return None
+        value = output[0] if isinstance(output, tuple) else output
+        new = _apply(value, site, work)
+        if new is value:
+            return None
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    return hook
+
+
+def _logits_hook(key: int) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple, output: Any) -> Any:
+        work = _wanted(key, "logits")
+        if work is None:
+            return None
+        new = _apply(output.logits, "logits", work)
+        if new is not output.logits:
+            output.logits = new
+        return output
+
+    return hook

@@ -1,0 +1,218 @@
+"""`load_model` and `ModelPair`: loading that either gives the right weights or says why it cannot.
+
+Libraries forgive much when they load: a missing tensor becomes random numbers, a folder without a tokenizer an empty
+one, a bf16 checkpoint a bf16 model. Every such case changes conclusions without a sign, so each is an error here.
+Weights are read raw (no folding, no centring) and by meaning: `value_vectors(layer)`, never a module path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from interp.errors import UserError
+from interp.hooks import install
+from interp.loading import Checkpoint, compare_checkpoints, open_checkpoint, read_tokenizer, read_weights, weights_digest
+from interp.sites import ARCHITECTURES, Architecture, Family, Site
+
+BUNDLED = Path(__file__).parent / "bundled"
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A language model with hooks at every site, and its weights by meaning.
+
+    Use `capture`, `editing` and `generate` on it; `hf` is the plain Hugging Face model for anything else.
+    """
+
+    hf: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    checkpoint: Checkpoint | None = None
+    architecture: Architecture = field(init=False)
+
+    def __post_init__(self) -> None:
+        kind = self.hf.config.model_type
+        if kind not in ARCHITECTURES:
+            raise UserError(f"{self.name} is of type {kind!r}, which is not supported", f"use one of: {', '.join(ARCHITECTURES)}")
+        object.__setattr__(self, "architecture", ARCHITECTURES[kind])
+        self.hf.eval().requires_grad_(False)
+        install(self.hf, self.architecture, self.n_heads)
+
+    def __repr__(self) -> str:
+        return f"Model({self.name}: {self.hf.config.model_type}, {self.n_layers} layers, d_model {self.d_model}, d_mlp {self.d_mlp}, {self.dtype})"
+
+    @property
+    def family(self) -> Family:
+        return self.architecture.family
+
+    @property
+    def n_layers(self) -> int:
+        return int(self.hf.config.num_hidden_layers)
+
+    @property
+    def n_heads(self) -> int:
+        return int(self.hf.config.num_attention_heads)
+
+    @property
+    def d_model(self) -> int:
+        return int(self.hf.config.hidden_size)
+
+    @property
+    def d_vocab(self) -> int:
+        return int(self.unembedding.shape[0])
+
+    @cached_property
+    def d_mlp(self) -> int:
+        return int(self.value_vectors(0).shape[0])
+
+    @cached_property
+    def d_attention(self) -> int:
+        """Heads times the width of a head: what enters the output projection."""
+        weight = self._part(0, self.architecture.taps["head_out"].path).weight
+        return int(weight.shape[0] if self.family == "gelu" else weight.shape[1])
+
+    @property
+    def context(self) -> int:
+        """The longest sequence that the model reads, in tokens."""
+        return int(self.hf.config.max_position_embeddings)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.hf.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.hf.parameters()).dtype
+
+    def width(self, site: str) -> int:
+        """How many numbers a site holds per position."""
+        return {"logits": self.d_vocab, "head_out": self.d_attention}.get(site, self.d_mlp if site.startswith("mlp_") and site != "mlp_out" else self.d_model)
+
+    def _part(self, layer: int, path: str) -> Any:
+        if not 0 <= layer < self.n_layers:
+            raise UserError(f"layer {layer} does not exist: {self.name} has {self.n_layers} layers", "count layers from 0")
+        return self.hf.get_submodule(f"{self.architecture.blocks}.{layer}.{path}")
+
+    def key_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+        """What each neuron of a layer reads: `activation_i = f(x . k_i + b_i)`; for GLU the gate's key."""
+        weight = self._part(layer, self.architecture.key).weight
+        return weight.T if self.family == "gelu" else weight
+
+    def up_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+        """The key vectors of the linear part of a GLU."""
+        if self.architecture.up is None:
+            raise UserError(f"{self.name} has no gated MLP", "use key_vectors")
+        return self._part(layer, self.architecture.up).weight
+
+    def key_biases(self, layer: int) -> Float[Tensor, " d_mlp"]:
+        """The bias added to each key's product; zeros where the architecture has none."""
+        bias = self._part(layer, self.architecture.key).bias
+        return bias if bias is not None else torch.zeros(self.d_mlp, device=self.device, dtype=self.dtype)
+
+    def value_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+        """What each neuron of a layer writes to the residual stream, per unit of activation."""
+        weight = self._part(layer, self.architecture.value).weight
+        return weight if self.family == "gelu" else weight.T
+
+    def value_bias(self, layer: int) -> Float[Tensor, " d_model"]:
+        """What the MLP writes whatever it reads; zeros where the architecture has none."""
+        bias = self._part(layer, self.architecture.value).bias
+        return bias if bias is not None else torch.zeros(self.d_model, device=self.device, dtype=self.dtype)
+
+    @property
+    def unembedding(self) -> Float[Tensor, "vocab d_model"]:
+        return self.hf.get_output_embeddings().weight
+
+    @property
+    def final_norm(self) -> nn.Module:
+        return self.hf.get_submodule(self.architecture.final_norm)
+
+    @property
+    def final_gain(self) -> Float[Tensor, " d_model"]:
+        """The factor per coordinate that the final norm applies."""
+        return self.final_norm.weight + self.architecture.norm_offset
+
+    def sites(self) -> list[str]:
+        """Every site of this model, in the order in which a forward meets them."""
+        layers = [str(Site(name, layer)) for layer in range(self.n_layers) for name in self.architecture.taps]
+        return [*layers, "ln_final", "logits"]
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of every weight, by which results and indexes of this model are cached."""
+        return weights_digest(self.hf)
+
+    def manifest(self) -> dict[str, Any]:
+        """Where the model came from and what exactly it is."""
+        origin = self.checkpoint.describe() if self.checkpoint else {"path": None}
+        return {
+            "name": self.name, **origin, "model_type": self.hf.config.model_type, "layers": self.n_layers, "d_model": self.d_model,
+            "d_mlp": self.d_mlp, "heads": self.n_heads, "vocabulary": self.d_vocab, "parameters": sum(p.numel() for p in self.hf.parameters()),
+            "dtype": str(self.dtype).removeprefix("torch."), "digest": self.digest,
+        }  # fmt: skip
+
+
+def load_model(
+    source: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", base: str | Path | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None, name: str | None = None,
+) -> Model:  # fmt: skip
+    """Load one model from a local folder (safetensors), a PEFT LoRA folder, or a Hugging Face hub id.
+
+    Args:
+        dtype: what the weights are computed in, whatever they are stored in.
+        base: the model that a LoRA folder adapts, where it differs from the one its configuration names.
+        tokenizer: to be used in place of the folder's own.
+
+    Raises:
+        UserError: anything missing, mismatched, foreign, truncated or not finite, with its mend.
+    """
+    checkpoint = open_checkpoint(source, base)
+    hf = read_weights(checkpoint, dtype)
+    words = tokenizer if tokenizer is not None else read_tokenizer(checkpoint, hf)
+    return Model(hf.to(device), words, name or checkpoint.label, checkpoint)
+
+
+@dataclass(frozen=True, eq=False)
+class ModelPair:
+    """A model before and after preference tuning, checked to be comparable: the unit of every analysis."""
+
+    base: Model
+    tuned: Model
+    name: str = "pair"
+
+    @classmethod
+    def load(
+        cls, base: str | Path, tuned: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", name: str | None = None
+    ) -> ModelPair:  # fmt: skip
+        """Load both sides and check that they can be compared.
+
+        Raises:
+            UserError: as `load_model`, or where architecture, shape, tokenizer or stored precision differ.
+        """
+        first = load_model(base, dtype=dtype, device=device, name="base")
+        second = load_model(tuned, dtype=dtype, device=device, base=base, name="tuned")
+        compare_checkpoints(first, second)
+        return cls(first, second, name or f"{first.checkpoint.label} / {second.checkpoint.label}")  # type: ignore[union-attr]
+
+    @classmethod
+    def bundled(cls, *, device: str | torch.device = "cpu") -> ModelPair:
+        """The pair that ships with the project: a small GPT-2 before and after DPO against toxic continuations."""
+        return cls.load(BUNDLED / "base", BUNDLED / "tuned", device=device, name="bundled pair")
+
+    @property
+    def sides(self) -> dict[str, Model]:
+        return {"base": self.base, "tuned": self.tuned}
+
+    def manifest(self) -> dict[str, Any]:
+        """Both sides' manifests and the library versions."""
+        from interp.environment import versions
+
+        return {"name": self.name, "base": self.base.manifest(), "tuned": self.tuned.manifest(), "versions": versions()}

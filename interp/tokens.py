@@ -1,0 +1,100 @@
+"""Texts as padded token ids whose positions are right under any padding.
+
+Hugging Face models shift the positions of left-padded rows unless position ids are passed, and tokenizers differ in
+whether they add a BOS token. Everything in `interp` therefore goes through `encode`: no special tokens unless asked
+for, position ids counted from the first real token of each row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from interp.errors import UserError
+
+PaddingSide = Literal["left", "right"]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A batch of token ids: `ids`, which of them are real (`mask`), and each one's absolute position."""
+
+    ids: Int[Tensor, "batch pos"]
+    mask: Bool[Tensor, "batch pos"]
+    positions: Int[Tensor, "batch pos"]
+
+    @property
+    def lengths(self) -> Int[Tensor, " batch"]:
+        return self.mask.sum(dim=1)
+
+    def to(self, device: torch.device | str) -> Tokens:
+        return Tokens(self.ids.to(device), self.mask.to(device), self.positions.to(device))
+
+    def inputs(self) -> dict[str, Tensor]:
+        """Keyword arguments for a Hugging Face forward."""
+        return {"input_ids": self.ids, "attention_mask": self.mask.long(), "position_ids": self.positions}
+
+
+def positions_of(mask: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+    """Absolute position of each real token, counted from the first real one; padding gets 0."""
+    return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def pad(rows: Sequence[Sequence[int]], filler: int, side: PaddingSide = "left") -> Tokens:
+    """Pad rows of token ids to one length."""
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), filler, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for index, row in enumerate(rows):
+        where = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        ids[index, where] = torch.tensor(row, dtype=torch.long)
+        mask[index, where] = True
+    return Tokens(ids, mask, positions_of(mask))
+
+
+def token_rows(model: Any, texts: Sequence[str], *, add_bos: bool = False, max_tokens: int | None = None) -> list[list[int]]:
+    """Token ids of each text, without special tokens; with `max_tokens`, only the first ones are kept.
+
+    Raises `UserError` for something that is not a list of strings, a text without tokens, or one beyond the context.
+    """
+    if isinstance(texts, str):
+        raise UserError("one string was given where a list of texts is expected", "put it into a list: [text]")
+    wrong = next((text for text in texts if not isinstance(text, str)), None)
+    if wrong is not None:
+        raise UserError(f"a text is of type {type(wrong).__name__}, not a string", "give a list of strings")
+    if not len(texts):
+        return []
+    rows: list[list[int]] = model.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    if add_bos:
+        bos = model.tokenizer.bos_token_id
+        if bos is None:
+            raise UserError("a BOS token was asked for, but the tokenizer has none", "leave add_bos off")
+        rows = [[bos, *row] for row in rows]
+    if max_tokens is not None:
+        rows = [row[:max_tokens] for row in rows]
+    for number, row in enumerate(rows):
+        if not row:
+            raise UserError(f"text {number} is empty: it has no tokens", "give at least one character, or set add_bos=True")
+        if len(row) > model.context:
+            raise UserError(
+                f"text {number} has {len(row)} tokens, but the model reads at most {model.context}", "shorten it, or set max_tokens"
+            )
+    return rows
+
+
+def batches(lengths: Sequence[int], *, batch_size: int, batch_tokens: int) -> list[list[int]]:
+    """Row numbers in batches of similar length that stay within both limits, longest first."""
+    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    groups: list[list[int]] = []
+    for row in order:
+        widest = lengths[groups[-1][0]] if groups else 0
+        if groups and len(groups[-1]) < batch_size and (len(groups[-1]) + 1) * widest <= batch_tokens:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
