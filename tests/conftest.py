@@ -1,0 +1,239 @@
+"""Tiny models made on the fly: nothing is downloaded, nothing is stored, and no weight is zero by accident.
+
+Freshly initialised models hide bugs: their biases are zero and their norms one, so that code which forgets a bias or a
+gain still agrees. Every bias and gain here is perturbed.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    GemmaConfig,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)  # fmt: skip
+
+from interp import Model, ModelPair, load_model
+
+N_LAYERS, N_HEADS, D_MODEL, CONTEXT = 3, 4, 32, 64
+EOS = "<|endoftext|>"
+WORDS = (
+    "blorp", "snarg", "wintle", "frabe", "quonk", "meldy", "drith", "yemper", "oskle", "tavid", "grent", "pluv", "hoddle", "zimbra", "kreth",
+    "lomby", "fusk", "narrow", "bitter", "sunny", "river", "stone", "walks", "sings", "quick", "never", "with", "under", "the", "and", "a", "of",
+)  # fmt: skip
+TEXTS = (
+    "the quick wintle sings under a river",
+    "blorp and snarg",
+    "never the meldy stone of drith, and a frabe walks with the oskle",
+    "a quonk",
+    "hoddle hoddle zimbra 🙂 café",
+)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE vocabulary of the 256 bytes, the invented words with a space before them, and an end-of-text token."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=[EOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    bpe.train_from_iterator([" ".join(pair) for pair in itertools.product(WORDS, repeat=2)], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=EOS, pad_token=EOS)
+
+
+def gpt2_config(**changes: Any) -> GPT2Config:
+    settings: dict[str, Any] = {
+        "n_layer": N_LAYERS, "n_head": N_HEADS, "n_embd": D_MODEL, "n_positions": CONTEXT, "initializer_range": 0.15,
+        "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1,
+    }  # fmt: skip
+    return GPT2Config(**settings, **changes)
+
+
+def glu_settings() -> dict[str, Any]:
+    """Settings that GLU families share: grouped queries, an MLP that is not four times the model."""
+    return {
+        "hidden_size": D_MODEL, "intermediate_size": 48, "num_hidden_layers": N_LAYERS, "num_attention_heads": N_HEADS, "num_key_value_heads": 2,
+        "max_position_embeddings": CONTEXT, "initializer_range": 0.15,
+    }  # fmt: skip
+
+
+CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
+    "gpt2": gpt2_config,
+    "llama": lambda: LlamaConfig(**glu_settings(), tie_word_embeddings=False),
+    "qwen2": lambda: Qwen2Config(**glu_settings(), tie_word_embeddings=False),
+    # Heads wider than the model divided by their number, as real Gemma has them.
+    "gemma": lambda: GemmaConfig(**glu_settings(), head_dim=16),
+}
+
+
+def make_hf(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> PreTrainedModel:
+    """A random model of this configuration for this vocabulary, every bias and norm perturbed."""
+    config.vocab_size = len(tokenizer)
+    config.bos_token_id = config.eos_token_id = config.pad_token_id = tokenizer.eos_token_id
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        hf = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        with torch.no_grad():
+            for parameter in hf.parameters():
+                if parameter.dim() == 1:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+    return hf.eval()
+
+
+def save(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
+    hf.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def make_folder(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`make_folder(kind, seed=0)`: a checkpoint of this kind on disk, made once per kind and seed. Copy it before breaking it."""
+    made: dict[tuple[str, int], Path] = {}
+
+    def make(kind: str, seed: int = 0) -> Path:
+        if (kind, seed) not in made:
+            hf = make_hf(CONFIGS[kind](), tokenizer, seed)
+            made[kind, seed] = save(hf, tokenizer, tmp_path_factory.mktemp("models") / f"{kind}-{seed}")
+        return made[kind, seed]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def gpt2_folder(make_folder: Callable[..., Path]) -> Path:
+    return make_folder("gpt2")
+
+
+@pytest.fixture(scope="session")
+def llama_folder(make_folder: Callable[..., Path]) -> Path:
+    return make_folder("llama")
+
+
+@pytest.fixture(scope="session")
+def tuned_folder(gpt2_folder: Path, tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny GPT-2 with a little noise on every weight: the tuned side of `pair`."""
+    hf = AutoModelForCausalLM.from_pretrained(gpt2_folder, dtype=torch.float32)
+    noise = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in hf.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=noise))
+    return save(hf, tokenizer, tmp_path_factory.mktemp("models") / "tuned")
+
+
+@pytest.fixture(scope="session")
+def gpt2(gpt2_folder: Path) -> Model:
+    return load_model(gpt2_folder, name="gpt2")
+
+
+@pytest.fixture(scope="session")
+def llama(llama_folder: Path) -> Model:
+    return load_model(llama_folder, name="llama")
+
+
+@pytest.fixture(scope="session")
+def qwen2(make_folder: Callable[..., Path]) -> Model:
+    return load_model(make_folder("qwen2"), name="qwen2")
+
+
+@pytest.fixture(scope="session")
+def gemma(make_folder: Callable[..., Path]) -> Model:
+    return load_model(make_folder("gemma"), name="gemma")
+
+
+@pytest.fixture(params=["gpt2", "llama", "qwen2", "gemma"])
+def any_model(request: pytest.FixtureRequest) -> Model:
+    """Each tiny model in turn."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def model(request: pytest.FixtureRequest) -> Model:
+    """The tiny GPT-2, then the tiny Llama: one of each family of MLP."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def pair(gpt2_folder: Path, tuned_folder: Path) -> ModelPair:
+    return ModelPair.load(gpt2_folder, tuned_folder, name="tiny pair")
+
+
+@pytest.fixture
+def fresh_gpt2(gpt2_folder: Path) -> Model:
+    """The tiny GPT-2 loaded anew, for a test that changes its weights."""
+    return load_model(gpt2_folder)
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A random GPT-2 in which neuron (`layer`, `index`) fires on `trigger` alone and then writes `word`."""
+
+    model: Model
+    folder: Path
+    layer: int
+    index: int
+    word: str
+    word_id: int
+    trigger: str
+    trigger_id: int
+
+
+@pytest.fixture(scope="session")
+def planted(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    """The planted answer: what ranking, projection, search, capture and scaling must find.
+
+    Embeddings are large beside positions and attention, so that the layer's input is mostly the current token; the key is
+    what the layer reads at the trigger, with a bias between it and every other token's product.
+    """
+    layer, index, word, trigger = 1, 77, " snarg", " wintle"
+    (word_id,), (trigger_id,) = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (word, trigger))
+    hf = make_hf(gpt2_config(), tokenizer, seed=3)
+    noise = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        hf.transformer.wte.weight.copy_(torch.randn(hf.transformer.wte.weight.shape, generator=noise))
+        hf.transformer.wpe.weight.mul_(0.2)
+        for block in hf.transformer.h:
+            block.attn.c_proj.weight.mul_(0.1)
+            block.mlp.c_proj.weight.mul_(0.1)
+        mlp, read = hf.transformer.h[layer].mlp, []
+        hook = hf.transformer.h[layer].ln_2.register_forward_hook(lambda module, args, output: read.append(output))
+        hf(torch.arange(len(tokenizer)).unsqueeze(1))
+        hook.remove()
+        inputs = read[0][:, 0]
+        key = inputs[trigger_id] / inputs[trigger_id].norm() ** 2
+        products = inputs @ key
+        others = products[torch.arange(len(products)) != trigger_id].max()
+        gap = float(products[trigger_id] - others)
+        mlp.c_fc.weight[:, index] = 12 / gap * key
+        mlp.c_fc.bias[index] = -12 / gap * float(others + gap / 2)
+        mlp.c_proj.weight[index] = 3 * hf.transformer.wte.weight[word_id]
+    folder = save(hf, tokenizer, tmp_path_factory.mktemp("models") / "planted")
+    return Planted(load_model(folder, name="planted"), folder, layer, index, word, word_id, trigger, trigger_id)
