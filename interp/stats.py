@@ -1,0 +1,182 @@
+"""Intervals and p-values: every number that a verdict rests on gets one of these.
+
+Prompts are the unit of resampling everywhere, because tokens, steps and neurons of one prompt are not independent.
+All resampling goes through one function that turns draws into counts and multiplies, so that curves (one column per
+point) cost no more than single numbers and a seed gives the same draws for every column.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from interp.errors import UserError
+
+Side = Literal["greater", "less", "both"]
+CHUNK = 2**22
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A statistic, the interval that bootstrap gives for it, and how many prompts it rests on."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def excludes(self, number: float | int) -> bool:
+        """Whether `number` lies outside the interval."""
+        return not self.low <= number <= self.high
+
+    def to_json(self) -> dict[str, float]:
+        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
+
+    def to_frame(self) -> pd.DataFrame:
+        return pd.DataFrame([self.to_json()])
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+def bootstrap_mean(values: Any, *, draws: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:
+    """What is the mean over prompts, and how far would it move with other prompts? (percentile bootstrap)
+
+    Raises `UserError` where `values` (one number per prompt) is empty, not one axis, or not finite.
+    """
+    return bootstrap_means(_column(values, "values")[:, None], draws=draws, seed=seed, level=level)[0]
+
+
+def bootstrap_means(values: Any, *, draws: int = 2000, seed: int = 0, level: float = 0.95) -> list[Interval]:
+    """`bootstrap_mean` for every column of `prompt column`, with the same prompts drawn for all columns."""
+    table = _table(values, "values")
+    low, high = np.quantile(_resampled_means(table, draws, seed), _tails(level), axis=0)
+    return [Interval(float(m), float(a), float(b), len(table)) for m, a, b in zip(table.mean(axis=0), low, high, strict=True)]
+
+
+def bootstrap_difference(first: Any, second: Any, *, draws: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:
+    """How much larger is `first` than `second` on the same prompts? The paired mean of `first - second`."""
+    a, b = _paired(first, second)
+    return bootstrap_mean(a - b, draws=draws, seed=seed, level=level)
+
+
+def bootstrap_ratio(numerator: Any, denominator: Any, *, draws: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:
+    """Ratio of two means over the same prompts, resampled in pairs.
+
+    Where some draws have a denominator of another sign or zero the ratio is unbounded, and so is the interval.
+    Raises `UserError` where the mean of the denominator is zero.
+    """
+    a, b = _paired(numerator, denominator)
+    if b.mean() == 0:
+        raise UserError("the denominator of the ratio has mean zero", "report the difference instead")
+    means = _resampled_means(np.stack([a, b], axis=1), draws, seed)
+    value = float(a.mean() / b.mean())
+    if (means[:, 1] * np.sign(b.mean()) <= 0).any():
+        return Interval(value, -np.inf, np.inf, len(a))
+    low, high = np.quantile(means[:, 0] / means[:, 1], _tails(level))
+    return Interval(value, float(low), float(high), len(a))
+
+
+def permutation_p(observed: float | int, null_values: Any, side: Side = "greater") -> float:
+    """How often does the null do as well? `(1 + count) / (1 + n)`, so that it is never zero.
+
+    Args:
+        side: `greater` counts null values >= observed, `less` those <=; `both` doubles the smaller of the two.
+    """
+    null = _column(null_values, "null values")
+    if not np.isfinite(observed):
+        raise UserError(f"the observed value is {observed}", "give a finite number")
+    greater = (1 + int((null >= observed).sum())) / (1 + len(null))
+    less = (1 + int((null <= observed).sum())) / (1 + len(null))
+    if side == "both":
+        return min(1.0, 2 * min(greater, less))
+    if side not in ("greater", "less"):
+        raise UserError(f"side {side!r} is unknown", "use greater, less or both")
+    return greater if side == "greater" else less
+
+
+def auc(labels: Any, scores: Any) -> float:
+    """Probability that a random positive scores above a random negative, ties counting half."""
+    positive, negative = _classes(labels, scores)
+    return float(_weighted_auc(positive, negative, np.ones((1, len(positive))), np.ones((1, len(negative))))[0])
+
+
+def bootstrap_auc(labels: Any, scores: Any, *, draws: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:
+    """`auc` with an interval; positives and negatives are resampled separately, so no draw lacks a class."""
+    positive, negative = _classes(labels, scores)
+    rng = np.random.default_rng(seed)
+    found: list[np.ndarray] = []
+    step = max(1, CHUNK // (len(positive) + len(negative)))
+    for start in range(0, draws, step):
+        count = min(step, draws - start)
+        found.append(_weighted_auc(positive, negative, _counts(rng, count, len(positive)), _counts(rng, count, len(negative))))
+    low, high = np.quantile(np.concatenate(found), _tails(level))
+    return Interval(auc(labels, scores), float(low), float(high), len(positive) + len(negative))
+
+
+def _weighted_auc(
+    positive: np.ndarray, negative: np.ndarray, on_positive: np.ndarray, on_negative: np.ndarray
+) -> Float[np.ndarray, " draws"]:
+    """AUC with a weight per text, for many sets of weights at once; one sort serves them all."""
+    order = np.argsort(negative, kind="stable")
+    ordered = negative[order]
+    below = np.concatenate([np.zeros((len(on_negative), 1)), np.cumsum(on_negative[:, order], axis=1)], axis=1)
+    left, right = np.searchsorted(ordered, positive, "left"), np.searchsorted(ordered, positive, "right")
+    wins = ((below[:, left] + below[:, right]) / 2 * on_positive).sum(axis=1)
+    return np.asarray(wins / (on_positive.sum(axis=1) * on_negative.sum(axis=1)))
+
+
+def _resampled_means(table: Float[np.ndarray, "prompt column"], draws: int, seed: int) -> Float[np.ndarray, "draws column"]:
+    if draws < 1:
+        raise UserError(f"{draws} bootstrap draws were asked for", "ask for at least 1")
+    rng = np.random.default_rng(seed)
+    n = len(table)
+    step = max(1, CHUNK // n)
+    return np.concatenate([_counts(rng, min(step, draws - start), n) @ table / n for start in range(0, draws, step)])
+
+
+def _counts(rng: np.random.Generator, draws: int, n: int) -> Float[np.ndarray, "draws n"]:
+    """How often each of `n` items is drawn, when `n` are drawn with replacement."""
+    picks = rng.integers(0, n, (draws, n)) + n * np.arange(draws)[:, None]
+    return np.bincount(picks.ravel(), minlength=draws * n).reshape(draws, n).astype(np.float64)
+
+
+def _tails(level: float) -> tuple[float, float]:
+    if not 0 < level < 1:
+        raise UserError(f"an interval of level {level} was asked for", "give a level between 0 and 1, for example 0.95")
+    return (1 - level) / 2, (1 + level) / 2
+
+
+def _table(values: Any, name: str) -> np.ndarray:
+    table = np.asarray(values, dtype=np.float64)
+    if table.ndim != 2 or not table.size:
+        raise UserError(f"{name} have shape {table.shape}", "give at least one row and one column")
+    if not np.isfinite(table).all():
+        raise UserError(f"{name} hold {int((~np.isfinite(table)).sum())} numbers that are not finite", "drop those prompts first")
+    return table
+
+
+def _column(values: Any, name: str) -> np.ndarray:
+    column = np.asarray(values, dtype=np.float64)
+    if column.ndim != 1 or not column.size:
+        raise UserError(f"{name} have shape {column.shape}", "give one number per prompt, at least one")
+    return _table(column[:, None], name)[:, 0]
+
+
+def _paired(first: Any, second: Any) -> tuple[np.ndarray, np.ndarray]:
+    a, b = _column(first, "the first values"), _column(second, "the second values")
+    if len(a) != len(b):
+        raise UserError(f"the two sides have {len(a)} and {len(b)} values", "give both for the same prompts, in the same order")
+    return a, b
+
+
+def _classes(labels: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
+    truth, values = _paired(labels, scores)
+    positive, negative = values[truth > 0.5], values[truth <= 0.5]
+    if not len(positive) or not len(negative):
+        raise UserError("all labels are of one class, so there is nothing to separate", "give texts of both classes")
+    return positive, negative
