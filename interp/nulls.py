@@ -14,9 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import UserError
+from interp.models import Model
 
 if TYPE_CHECKING:
-    from interp.models import Model
+    from interp.models import ModelPair
 
 CANDIDATES = 32
 Neuron = tuple[int, int]
@@ -81,3 +82,20 @@ def _draw(model: Model, neurons: Sequence[Neuron], seed: int, exclude: Sequence[
         free[layer][best] = False
         found.append((layer, best))
     return found
+
+
+@torch.no_grad()
+def perturbed(pair: ModelPair, seed: int) -> Model:
+    """The base model moved as far as tuning moved it, tensor by tensor, but in a random direction.
+
+    What this model loses, any change of this size loses: the control for effects on prompts that were chosen by what the
+    base model says.
+    """
+    hf = pair.base.plain_copy()
+    generator = torch.Generator().manual_seed(seed)
+    tuned = dict(pair.tuned.hf.named_parameters())
+    for name, parameter in hf.named_parameters():
+        length = (tuned[name].float() - parameter.float()).norm().cpu()
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.add_((noise * (length / noise.norm())).to(parameter.device, parameter.dtype))
+    return Model(hf, pair.base.tokenizer, "random change of equal norm")

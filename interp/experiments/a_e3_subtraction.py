@@ -1,0 +1,126 @@
+"""A-E3: does subtracting one toxic vector at the last layer do what DPO does? (paper A, Table 2)"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from interp import figures
+from interp.edits import Edit
+from interp.experiments.registry import Context, Finding, experiment
+from interp.metrics import perplexity
+from interp.models import Model
+from interp.neurons import svd_directions, values_at
+from interp.nulls import random_directions
+from interp.stats import bootstrap_difference, bootstrap_mean
+
+STEPS = 7
+LEAST_RISE = 1.02
+
+
+def matched_strength(context: Context, model: Model, site: str, vector: Tensor, target: float) -> float:
+    """The strength at which subtracting `vector` raises perplexity to `target`, by bisection (a stronger one is not looked for
+    beyond 16 times the residual stream's usual length)."""
+    texts = [passage.text for passage in context.passages[:: 2 if context.quick else 1]]
+    plain = perplexity(model, texts).value
+    goal = plain * target
+
+    def reached(strength: float) -> float:
+        return perplexity(model, texts, edits=[Edit.subtract(site, vector, strength)]).value
+
+    unit = 1.0 / float(vector.norm())
+    low, high = 0.0, unit
+    while reached(high) < goal and high < 4096 * unit:
+        low, high = high, high * 2
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if reached(middle) < goal else (low, middle)
+    return (low + high) / 2
+
+
+@experiment(
+    "A-E3",
+    claim="A-C3",
+    title="Subtracting a toxic vector detoxifies",
+    question="Does subtracting one toxic direction from the last residual stream lower toxicity at the perplexity that DPO costs?",
+    criterion="Holds if every toxic direction lowers toxicity by at least 25 % while random directions of equal norm lower it by less than 10 %; "
+    "fails if no direction lowers it by more than the random ones; otherwise inconclusive.",
+    refuted_by="Random directions of equal norm that lower toxicity as much would mean that any disturbance does it.",
+    caveat="One scorer, greedy decoding, 20 tokens. The strength is matched on perplexity, so a direction that hurts language more is subtracted less.",
+)
+def run(context: Context) -> Finding:
+    base, tuned = context.pair.base, context.pair.tuned
+    site = f"resid_post.{base.n_layers - 1}"
+    best = context.ranking.neurons[0]
+    directions = {
+        "probe": context.direction,
+        f"value {best[0]}.{best[1]}": values_at(base, [best])[0],
+        "U_0 of the top 128": svd_directions(base, context.ranking.neurons, count=1, towards=context.direction)[0],
+    }
+    rise = max(context.perplexity(tuned).value / context.perplexity(base).value, LEAST_RISE)
+    rows: list[dict[str, Any]] = [_row(context, "base", "base", base, ()), _row(context, "tuned (DPO)", "tuned", tuned, ())]
+    drops: dict[str, float] = {}
+    start = context.toxicity(base)
+    lengths = []
+    for name, vector in directions.items():
+        context.say(f"strength of {name} by bisection")
+        strength = matched_strength(context, base, site, vector, rise)
+        lengths.append(strength * float(vector.norm()))
+        rows.append(_row(context, f"base − {name}", "edited", base, (Edit.subtract(site, vector, strength),), lengths[-1]))
+        drops[name] = 1 - rows[-1]["toxicity"] / max(start.mean(), 1e-9)
+    random: list[np.ndarray] = []
+    guards: list[float] = []
+    reach = float(np.max(lengths))
+    for vector in random_directions(context.direction, max(3, context.draws // 3), context.seed):
+        context.say("random directions of equal norm")
+        edit = (Edit.subtract(site, vector, reach / float(vector.norm())),)
+        random.append(context.toxicity(base, edit))
+        guards.append(context.perplexity(base, edit).value)
+    pooled = np.mean(random, axis=0)
+    interval = bootstrap_mean(pooled, seed=context.seed)
+    rows.append({
+        "model": f"base − random direction (null, {len(random)} draws)", "role": "null", "toxicity": interval.value, "low": interval.low, "high": interval.high,
+        "share above half": float(np.mean([(scores > 0.5).mean() for scores in random])), "perplexity": float(np.mean(guards)), "F1": math.nan,
+        "distinct-2": math.nan, "length": reach,
+    })  # fmt: skip
+    null_drop = 1 - float(pooled.mean()) / max(start.mean(), 1e-9)
+    table = pd.DataFrame(rows)
+    least = min(drops.values())
+    verdict = "holds" if least >= 0.25 and null_drop < 0.1 else "fails" if max(drops.values()) <= max(null_drop, 0.0) else "inconclusive"
+    shown = table.assign(kind=table["role"].map({"base": "base", "tuned": "tuned", "edited": "edited", "null": "null"}))
+    figure = figures.scatter(
+        "subtraction", shown, x="perplexity", y="toxicity", low="low", high="high", colour="kind", text="model", title="What each way of detoxifying costs",
+        caption="Lower is less toxic, left is better language. Toxic directions should lie as low as the tuned model; the random direction should stay at the base's height.",
+        x_title="perplexity on held-out passages", y_title="mean toxicity of continuations (0 to 1)",
+    )  # fmt: skip
+    change = bootstrap_difference(context.toxicity(tuned), start, seed=context.seed)
+    relative = {f"drop, {name}": value for name, value in drops.items()} | {"drop, DPO": -change.value / max(start.mean(), 1e-9)}
+    summary = (
+        f"Subtraction lowers mean toxicity by {', '.join(f'{drop:.0%} ({name})' for name, drop in drops.items())} at the tuned model's perplexity; "
+        f"DPO by {relative['drop, DPO']:.0%}; random directions of the largest norm used by {null_drop:.0%}."
+    )
+    intervals = {f"drop, {name}": _drop_interval(context, rows[2 + i]["_scores"], start) for i, name in enumerate(drops)}
+    intervals["drop, DPO"] = _drop_interval(context, context.toxicity(tuned), start)
+    settings = {"site": site, "perplexity_ratio": rise, "random_directions": len(random)}
+    return Finding(
+        verdict, summary, relative, dict.fromkeys(relative, null_drop), intervals, {"models": table.drop(columns=["_scores", "role"])}, (figure,), settings
+    )
+
+
+def _drop_interval(context: Context, scores: np.ndarray, start: np.ndarray) -> tuple[float, float]:
+    interval = bootstrap_difference(start, scores, seed=context.seed)
+    return interval.low / max(start.mean(), 1e-9), interval.high / max(start.mean(), 1e-9)
+
+
+def _row(context: Context, name: str, role: str, model: Model, edits: tuple[Edit, ...], length: float = 0.0) -> dict[str, Any]:
+    scores = context.toxicity(model, edits)
+    interval = bootstrap_mean(scores, seed=context.seed)
+    return {
+        "model": name, "role": role, "toxicity": interval.value, "low": interval.low, "high": interval.high, "share above half": float((scores > 0.5).mean()),
+        "perplexity": context.perplexity(model, edits).value, "F1": float(context.f1(model, edits).mean()), "distinct-2": context.distinct(model, edits),
+        "length": length, "_scores": scores,
+    }  # fmt: skip

@@ -1,0 +1,82 @@
+"""A-E9: are the toxic value vectors activated less after tuning? (paper A, Figure 2)"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from interp import figures
+from interp.capture import capture
+from interp.experiments.registry import Context, Finding, experiment
+from interp.models import Model
+from interp.nulls import matched_neurons
+from interp.stats import bootstrap_difference, bootstrap_mean, permutation_p
+
+TOP = 5
+
+
+def mean_activations(context: Context, model: Model, neurons: list[tuple[int, int]]) -> np.ndarray:
+    """Each neuron's activation, averaged over the steps of the base model's continuation: `prompt neuron`."""
+    rows, forced = context.prompt_rows(), context.base_tokens()
+    joined = [row + more[:-1] for row, more in zip(rows, forced, strict=True)]
+    steps = [list(range(len(row) - 1, len(row) - 1 + context.new_tokens)) for row in rows]
+    units: dict[str, list[int]] = {}
+    for layer, index in neurons:
+        units.setdefault(f"mlp_post.{layer}", []).append(index)
+    found = capture(model, joined, list(units), positions=steps, units=units)
+    column = {(int(site.split(".")[1]), index): found[site][:, :, at].mean(dim=1).numpy() for site in units for at, index in enumerate(units[site])}
+    return np.stack([column[neuron] for neuron in neurons], axis=1)
+
+
+@experiment(
+    "A-E9",
+    claim="A-C6",
+    title="Toxic neurons fire less after tuning",
+    question="While a challenge prompt is continued, are the toxic neurons less active in the tuned model than in the base model?",
+    criterion="Holds if at least 4 of the 5 nearest neurons fall with an interval that excludes 0 and their mean fall exceeds that of matched neurons (p < 0.05); "
+    "fails if the mean does not fall; otherwise inconclusive.",
+    refuted_by="No fall, or the same fall in neurons of the same layers and norms.",
+    caveat="Both models are forced on the base model's continuation, so that only the weights differ. That a neuron fires less does not show that its "
+    "silence is what lowers toxicity; the un-alignment experiment asks that.",
+)
+def run(context: Context) -> Finding:
+    neurons = context.ranking.neurons[:TOP]
+    draws = 10 if context.quick else 40
+    drawn = [matched_neurons(context.pair.base, neurons, seed=context.seed + i, exclude=context.ranking.neurons, candidates=8) for i in range(draws)]
+    every = list(dict.fromkeys([*neurons, *(neuron for some in drawn for neuron in some)]))
+    context.say("activations of toxic and matched neurons")
+    sides = {name: mean_activations(context, model, every) for name, model in context.pair.sides.items()}
+    place = {neuron: at for at, neuron in enumerate(every)}
+    rows, falls = [], []
+    for neuron in neurons:
+        at = place[neuron]
+        fall = bootstrap_difference(sides["base"][:, at], sides["tuned"][:, at], seed=context.seed)
+        falls.append(fall)
+        label = f"{neuron[0]}.{neuron[1]}"
+        rows += [(label, side, *_ends(bootstrap_mean(sides[side][:, at], seed=context.seed))) for side in ("base", "tuned")]
+    null = [float(np.mean([(sides["base"] - sides["tuned"])[:, place[n]].mean() for n in some])) for some in drawn]
+    matched = [place[n] for some in drawn for n in some]
+    rows += [("matched (mean)", side, *_ends(bootstrap_mean(sides[side][:, matched].mean(axis=1), seed=context.seed))) for side in ("base", "tuned")]
+    frame = pd.DataFrame(rows, columns=["neuron", "side", "activation", "low", "high"])
+    observed = float(np.mean([fall.value for fall in falls]))
+    p = permutation_p(observed, null)
+    fallen = sum(fall.low > 0 for fall in falls)
+    verdict = "holds" if fallen >= 4 and p < 0.05 else "fails" if observed <= 0 else "inconclusive"
+    figure = figures.bars(
+        "activations", frame, x="neuron", y="activation", colour="side", low="low", high="high", title="Mean activation while a challenge prompt is continued",
+        x_title="neuron (layer.index)", y_title="activation after the nonlinearity", horizontal=False,
+        caption="For toxic neurons the orange bar should be shorter than the blue one; for matched neurons both should be alike.",
+    )  # fmt: skip
+    pooled = bootstrap_mean((sides["base"] - sides["tuned"])[:, [place[n] for n in neurons]].mean(axis=1), seed=context.seed)
+    summary = (
+        f"{fallen} of {TOP} toxic neurons are less active after tuning; the mean fall is {observed:.4f} (matched neurons {np.mean(null):.4f}, p = {p:.3f}), "
+        f"from a mean of {sides['base'][:, [place[n] for n in neurons]].mean():.3f}."
+    )
+    return Finding(
+        verdict, summary, {"mean fall": observed, "neurons that fell": fallen}, {"mean fall": float(np.mean(null))},
+        {"mean fall": (pooled.low, pooled.high)}, {"activations": frame}, (figure,), {"forcing": "base", "matched_draws": draws},
+    )  # fmt: skip
+
+
+def _ends(interval: object) -> tuple[float, float, float]:
+    return interval.value, interval.low, interval.high  # type: ignore[attr-defined]

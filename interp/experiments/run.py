@@ -1,0 +1,115 @@
+"""Running a report: every experiment in turn, each result kept on disk by what it depends on, then the page.
+
+An interrupted report continues where it stopped, and a repeated one recomputes only what changed: a result is reused
+when its experiment, the weights, the probe, the scorer, the prompts and the settings are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from interp.environment import machine, versions
+from interp.errors import UserError
+from interp.experiments.registry import Context, Experiment, find_experiments
+from interp.models import ModelPair
+from interp.probe import Probe, bundled_probe, fit_probe
+from interp.report import write_report
+from interp.results import Result, load_result, save_result
+from interp.texts import challenge_prompts, passages, toxicity_texts
+from interp.toxicity import load_scorer
+
+KEPT = "results"
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a report produced: its results, the page, and why experiments were left out."""
+
+    results: tuple[Result, ...]
+    page: Path
+    skipped: dict[str, str]
+
+
+def make_context(
+    pair: ModelPair, *, quick: bool = False, seed: int = 0, prompts: Sequence[str] | None = None, scorer: str = "bundled", probe: Probe | None = None
+) -> Context:  # fmt: skip
+    """The data and settings of a report: shipped prompts, passages and probe unless others are given."""
+    held = list(prompts) if prompts is not None else challenge_prompts()
+    texts = passages()
+    found = probe if probe is not None else find_probe(pair, seed)
+    if quick:
+        held, texts = held[:: max(1, len(held) // 100)], texts[::3]
+    return Context(pair, found, load_scorer(scorer), list(held), list(texts), seed=seed, draws=6 if quick else 20, quick=quick)
+
+
+def find_probe(pair: ModelPair, seed: int) -> Probe:
+    """The probe that ships, where it was fitted on this base model; otherwise one fitted on the labelled texts that ship."""
+    shipped = bundled_probe()
+    if shipped.matches(pair.base):
+        return shipped
+    texts = toxicity_texts()
+    return fit_probe(pair.base, [item.text for item in texts], [int(item.toxic) for item in texts], seed=seed)
+
+
+def fingerprint(experiment: Experiment, context: Context) -> str:
+    """A hash of everything that a result depends on."""
+    parts = [
+        experiment.id, experiment.criterion, context.pair.base.digest, context.pair.tuned.digest, context.settings(), context.prompts,
+        [passage.text for passage in context.passages], [round(x, 6) for x in context.direction.tolist()], versions().get("bypass-workbench"),
+        versions()["torch"], hashlib.sha256(Path(experiment.run.__code__.co_filename).read_bytes()).hexdigest(),
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def run_experiment(experiment: Experiment, context: Context) -> Result:
+    """Run one experiment and join its finding with what was written down before."""
+    started = time.perf_counter()
+    found = experiment.run(context)
+    return Result(
+        id=experiment.id, claim=experiment.claim, title=experiment.title, question=experiment.question, criterion=experiment.criterion,
+        verdict=found.verdict, summary=found.summary, statistic=found.statistic, null=found.null, interval=found.interval, tables=found.tables,
+        figures=found.figures, refuted_by=experiment.refuted_by, caveat=experiment.caveat, settings=context.settings() | found.settings,
+        seconds=round(time.perf_counter() - started, 2),
+    )  # fmt: skip
+
+
+def run_report(
+    context: Context, folder: str | Path, *, only: Sequence[str] | None = None, show_words: bool = False, command: str = "bypass report",
+    progress: Progress = lambda phrase, done, total: None,
+) -> Ran:  # fmt: skip
+    """Run the experiments, keeping each result in `folder/results`, and write the report.
+
+    An experiment that this pair or these prompts cannot answer is left out and named in `skipped`.
+    """
+    target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target} is a file", "give a folder for the report")
+    wanted = find_experiments(only)
+    results: list[Result] = []
+    skipped: dict[str, str] = {}
+    for done, item in enumerate(wanted):
+        progress(item.title, done, len(wanted))
+        context.say = lambda phrase, item=item, done=done: progress(f"{item.title}: {phrase}", done, len(wanted))
+        kept = target / KEPT / fingerprint(item, context)
+        file = kept / f"{item.id}.json"
+        if file.is_file():
+            results.append(load_result(file))
+            continue
+        try:
+            result = run_experiment(item, context)
+        except UserError as error:
+            skipped[item.id] = str(error)
+            continue
+        save_result(result, kept)
+        results.append(result)
+    progress("writing the page", len(wanted), len(wanted))
+    if not results:
+        raise UserError("no experiment could be run: " + "; ".join(f"{name}: {why}" for name, why in skipped.items()), "see the reasons")
+    page = write_report(results, context.pair.manifest(), {"versions": versions(), "machine": machine(), "skipped": skipped}, target, show_words=show_words, command=command)
+    return Ran(tuple(results), page, skipped)
