@@ -7,7 +7,9 @@ the last site that is wanted, and what does not fit into memory is spilled to me
 
 from __future__ import annotations
 
+import contextlib
 import json
+import operator
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +32,12 @@ from interp.tokens import Tokens, batches, pad, token_rows
 MEMORY_LIMIT = 4 * 2**30
 
 
+class NotCaptured(UserError, KeyError):
+    """Also a `KeyError`, so that `in` and `get` answer as those of any mapping."""
+
+    __str__ = ValueError.__str__
+
+
 @dataclass(frozen=True, eq=False)
 class Captured(Mapping[str, Tensor]):
     """Activations by site: `batch d` (last, mean), or `batch pos d` with `mask` telling which positions are real."""
@@ -43,7 +51,7 @@ class Captured(Mapping[str, Tensor]):
         try:
             return self.tensors[site]
         except KeyError:
-            raise UserError(f"site {site!r} was not captured", f"captured: {', '.join(self.tensors)}") from None
+            raise NotCaptured(f"site {site!r} was not captured", f"use one of {', '.join(self.tensors)}") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)
@@ -54,10 +62,10 @@ class Captured(Mapping[str, Tensor]):
     def save(self, folder: str | Path) -> Path:
         """Write one `.npy` per site and an index, atomically."""
         target = Path(folder)
-        temporary = _fresh(target)
-        for site, tensor in self.tensors.items():
-            np.save(temporary / f"{site}.npy", tensor.float().numpy())
-        return _finish(temporary, target, self)
+        with _fresh(target) as temporary:
+            for site, tensor in self.tensors.items():
+                np.save(temporary / f"{site}.npy", tensor.float().numpy())
+            return _finish(temporary, target, self)
 
 
 class _Done(Exception):
@@ -82,14 +90,13 @@ def capture(
     Raises:
         UserError: no sites, an unknown site, positions beyond a text, or a result beyond the memory limit.
     """
-    names = [str(parse_site(site, n_layers=model.n_layers, family=model.family)) for site in sites]
+    names = list(dict.fromkeys(str(parse_site(site, n_layers=model.n_layers, family=model.family)) for site in sites))
     if not names:
         raise UserError("capture was given no sites", "name at least one, for example resid_post.0")
-    if isinstance(texts, str):
-        raise UserError("one string was given where a list of texts is expected", "put it into a list: [text]")
-    rows = [list(row) for row in texts] if texts and not isinstance(texts[0], str) else token_rows(model, texts, add_bos=add_bos, max_tokens=max_tokens)  # type: ignore[arg-type]
+    rows = token_rows(model, texts, add_bos=add_bos, max_tokens=max_tokens)
     wanted = _per_row(positions, rows)
-    kept = {name: torch.tensor(list(units[name]), device=model.device) for name in names if units and name in units}
+    kept = _units(model, names, units or {})
+    transforms = transforms_of(edits, model)
     shapes = {name: _shape(model, name, rows, positions, wanted, kept) for name in names}
     size = 4 * sum(int(np.prod(shape)) for shape in shapes.values())
     if spill is None and size > memory_limit:
@@ -97,27 +104,37 @@ def capture(
             f"these activations take {size / 2**30:.1f} GiB, the limit is {memory_limit / 2**30:.1f} GiB",
             "capture fewer sites or positions='last', or give spill=FOLDER",
         )
-    temporary = _fresh(Path(spill)) if spill is not None else None
-    store = {name: _allocate(shape, temporary, name) for name, shape in shapes.items()}
-    transforms = transforms_of(edits, model)
-    side = "left" if positions == "last" else "right"
-    for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=batch_tokens):
-        tokens = pad([rows[i] for i in group], model.tokenizer.pad_token_id or 0, side).to(model.device)
-        found = _forward(model, tokens, names, transforms, last_only=positions == "last")
-        for name, value in found.items():
-            _keep(store[name], group, value.flatten(2), tokens, positions, [wanted[i] for i in group] if wanted else None, kept.get(name))
-    mask = None
-    if positions == "all" and rows:
-        mask = pad(rows, 0, "right").mask
+    mask = pad(rows, 0, "right").mask if positions == "all" and rows else None
     settings = {"texts": len(rows), "edits": [edit.to_json() for edit in edits], "add_bos": add_bos, "max_tokens": max_tokens}
     label = positions if isinstance(positions, str) else "indices"
-    if temporary is None:
-        tensors = {name: torch.from_numpy(array).view(*array.shape[:-1], *_tail(model, name, array.shape[-1])) for name, array in store.items()}
-        return Captured(tensors, label, mask, settings)
-    for array in store.values():
-        array.flush()  # type: ignore[attr-defined]
-    folder = _finish(temporary, Path(spill), Captured({name: torch.empty(0) for name in names}, label, mask, settings))  # type: ignore[arg-type]
-    return load_captured(folder)
+
+    def fill(store: Mapping[str, np.ndarray]) -> None:
+        for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=batch_tokens):
+            tokens = pad([rows[i] for i in group], model.tokenizer.pad_token_id or 0, "left" if positions == "last" else "right").to(
+                model.device
+            )
+            work = Work(transforms, rows=tuple(group))
+            found = _forward(model, tokens, names, work, last_only=positions == "last")
+            for name, value in found.items():
+                _keep(
+                    store[name], group, value.flatten(2), tokens, positions, [wanted[i] for i in group] if wanted else None, kept.get(name)
+                )
+
+    if spill is None:
+        store = {name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()}
+        fill(store)
+        return Captured({name: torch.from_numpy(array) for name, array in store.items()}, label, mask, settings)
+    target = Path(spill)
+    with _fresh(target) as temporary:
+        mapped = {
+            name: np.lib.format.open_memmap(temporary / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape)
+            for name, shape in shapes.items()
+        }
+        fill(mapped)
+        for array in mapped.values():
+            array.flush()
+        _finish(temporary, target, Captured({name: torch.empty(0) for name in names}, label, mask, settings))
+    return load_captured(target)
 
 
 def load_captured(folder: str | Path) -> Captured:
@@ -136,37 +153,52 @@ def _per_row(positions: Any, rows: list[list[int]]) -> list[list[int]] | None:
         if positions not in {"last", "mean", "all"}:
             raise UserError(f"positions {positions!r} is unknown", "use last, mean, all, or a list of absolute positions")
         return None
-    given = list(positions)
-    if not given:
+    try:
+        given = [
+            operator.index(item) if hasattr(item, "__index__") else [operator.index(position) for position in item] for item in positions
+        ]
+    except TypeError as error:
+        raise UserError(f"positions {positions!r} are unknown", "use last, mean, all, or a list of absolute positions") from error
+    shared = [item for item in given if isinstance(item, int)]
+    if not given or [] in given:
         raise UserError("capture was given an empty list of positions", "name at least one")
-    per_row = [list(item) for item in given] if not isinstance(given[0], int) else [given] * len(rows)
+    per_row = [shared] * len(rows) if len(shared) == len(given) else [item for item in given if isinstance(item, list)]
     if len(per_row) != len(rows) or len({len(item) for item in per_row}) > 1:
         raise UserError("positions per text must be one list of equal length for each text", f"give {len(rows)} lists")
     for number, (wanted, row) in enumerate(zip(per_row, rows, strict=True)):
-        if not all(0 <= position < len(row) for position in wanted):
-            raise UserError(f"text {number} has {len(row)} tokens, but position {max(wanted)} is asked for", "count positions from 0 within each text")
+        for position in wanted:
+            if not 0 <= position < len(row):
+                raise UserError(
+                    f"text {number} has {len(row)} tokens, but position {position} is asked for", "count positions from 0 within each text"
+                )
     return per_row
+
+
+def _units(model: Model, names: Sequence[str], units: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    kept: dict[str, Tensor] = {}
+    for site, indices in units.items():
+        name, width = str(parse_site(site, n_layers=model.n_layers, family=model.family)), model.width(str(site).split(".")[0])
+        if name not in names:
+            raise UserError(
+                f"units are given for {name}, which is not among the sites", f"capture it too, or name one of {', '.join(names)}"
+            )
+        found = [int(index) for index in indices]
+        if not found or min(found) < 0 or max(found) >= width:
+            raise UserError(f"units {found[:8]} of {name} do not exist", f"use at least one index from 0 to {width - 1}")
+        kept[name] = torch.tensor(found, device=model.device)
+    return kept
 
 
 def _shape(model: Model, name: str, rows: list, positions: Any, wanted: Any, kept: Mapping[str, Tensor]) -> tuple[int, ...]:
     width = len(kept[name]) if name in kept else model.width(name.split(".")[0])
-    if positions in ("last", "mean"):
-        return (len(rows), width)
-    return (len(rows), len(wanted[0]) if wanted else max((len(row) for row in rows), default=0), width)
-
-
-def _tail(model: Model, name: str, width: int) -> tuple[int, ...]:
-    return (model.n_heads, width // model.n_heads) if name.startswith("head_out") and width == model.d_attention else (width,)
-
-
-def _allocate(shape: tuple[int, ...], folder: Path | None, name: str) -> np.ndarray:
-    if folder is None:
-        return np.zeros(shape, dtype=np.float32)
-    return np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape)
+    tail = (model.n_heads, width // model.n_heads) if name.startswith("head_out") and name not in kept else (width,)
+    if isinstance(positions, str) and positions in {"last", "mean"}:
+        return (len(rows), *tail)
+    return (len(rows), len(wanted[0]) if wanted else max((len(row) for row in rows), default=0), *tail)
 
 
 @torch.no_grad()
-def _forward(model: Model, tokens: Tokens, names: Sequence[str], transforms: Any, *, last_only: bool) -> dict[str, Tensor]:
+def _forward(model: Model, tokens: Tokens, names: Sequence[str], work: Work, *, last_only: bool) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     stop_early = "logits" not in names
 
@@ -178,12 +210,9 @@ def _forward(model: Model, tokens: Tokens, names: Sequence[str], transforms: Any
 
         return collect
 
-    work = Work(transforms, {name: (collector(name),) for name in names})
-    with working(model, work, tokens.lengths):
-        try:
-            model.hf(**tokens.inputs(), use_cache=False, logits_to_keep=1 if last_only else 0)
-        except _Done:
-            pass
+    work = work.plus(Work(collectors={name: (collector(name),) for name in names}))
+    with working(model, work, tokens.lengths), contextlib.suppress(_Done):
+        model.hf(**tokens.inputs(), use_cache=False, logits_to_keep=1 if last_only else 0)
     return found
 
 
@@ -191,23 +220,36 @@ def _keep(store: np.ndarray, group: list[int], value: Tensor, tokens: Tokens, po
     if kept is not None:
         value = value[..., kept]
     value = value.float()
-    if positions == "last":
-        store[group] = value[:, -1].cpu().numpy()
+    if wanted is not None:
+        index = torch.tensor(wanted, device=value.device)
+        part = value.gather(1, index.unsqueeze(-1).expand(*index.shape, value.shape[-1]))
+    elif positions == "last":
+        part = value[:, -1]
     elif positions == "mean":
         mask = tokens.mask.unsqueeze(-1)
-        store[group] = ((value * mask).sum(dim=1) / mask.sum(dim=1)).cpu().numpy()
-    elif wanted is not None:
-        index = torch.tensor(wanted, device=value.device)
-        store[group] = value.gather(1, index.unsqueeze(-1).expand(*index.shape, value.shape[-1])).cpu().numpy()
+        part = torch.where(mask, value, 0).sum(dim=1) / mask.sum(dim=1)
     else:
-        store[group, : value.shape[1]] = (value * tokens.mask.unsqueeze(-1)).cpu().numpy()
+        part = torch.where(tokens.mask.unsqueeze(-1), value, 0)
+    # Heads have an axis of their own in the store; a selection of units, and every other site, has not.
+    rows = part.cpu().numpy().reshape(*part.shape[:-1], *store.shape[part.dim() - 1 :])
+    if part.dim() == 2:
+        store[group] = rows
+    else:
+        store[group, : part.shape[1]] = rows
 
 
-def _fresh(target: Path) -> Path:
+@contextlib.contextmanager
+def _fresh(target: Path) -> Iterator[Path]:
+    """A temporary folder beside the target, gone afterwards whatever happens; refuses a target that is not a capture."""
+    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / "index.json").is_file()):
+        raise UserError(f"{target} exists and is not a capture", "give a new folder")
     temporary = target.with_name(target.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    return temporary
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _finish(temporary: Path, target: Path, captured: Captured) -> Path:

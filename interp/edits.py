@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import operator
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +31,7 @@ Op = Literal["add", "scale", "scale_keys", "set", "project_out", "patch"]
 OPS: tuple[Op, ...] = ("add", "scale", "scale_keys", "set", "project_out", "patch")
 Positions = Literal["all", "prompt", "generated", "from_last"] | tuple[int, ...]
 NAMED_POSITIONS = ("all", "prompt", "generated", "from_last")
+STRENGTH: tuple[Op, ...] = ("add", "scale", "scale_keys", "set")
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +73,8 @@ class Edit:
     @classmethod
     def scale_keys(cls, neurons: Sequence[tuple[int, int]], factor: float, positions: Any = "all") -> Edit:
         """Multiply the key vectors of (layer, index) neurons; their biases stay, as in paper A, Table 4."""
+        if not isinstance(neurons, Sequence) or not all(isinstance(pair, Sequence) and len(pair) == 2 for pair in neurons):
+            raise UserError(f"scale_keys has neurons {neurons!r}", "give a list of (layer, index) pairs")
         pairs = tuple((_natural(layer, "layer"), _natural(index, "neuron")) for layer, index in neurons)
         if not pairs:
             raise UserError("scale_keys was given no neurons", "name at least one (layer, index) pair")
@@ -88,7 +94,9 @@ class Edit:
     def patch(cls, site: str, values: Any, positions: Any = "all") -> Edit:
         """Replace the site by `values`: one vector for every position, `pos d`, or `batch pos d`.
 
-        With a `pos` axis, its entries belong to the explicit absolute positions given, or to positions 0, 1, 2, ...
+        With a `pos` axis, its entries belong to the explicit absolute positions given, or to positions 0, 1, 2, ...; with
+        a `batch` axis, its rows belong to the texts in the caller's order. What `capture` returns for texts of different
+        lengths holds zeros behind the shorter ones: give `positions="prompt"` when generating from such a patch.
         """
         tensor = _tensor(values)
         if not 1 <= tensor.dim() <= 3:
@@ -100,7 +108,9 @@ class Edit:
 
     def times(self, factor: float) -> Edit:
         """The same edit at another strength: `strength * factor`."""
-        return replace(self, strength=self.strength * factor)
+        if self.op not in STRENGTH:
+            raise UserError(f"an edit of op {self.op!r} has no strength to multiply", "use add, scale, scale_keys or set")
+        return replace(self, strength=_finite(self.strength * _finite(factor, "factor"), "strength"))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `from_json` makes an equal edit."""
@@ -122,14 +132,17 @@ class Edit:
         if unknown:
             raise UserError(f"the edit has unknown fields: {', '.join(sorted(unknown))}", "remove or correct them")
         op, site, values = record.get("op"), record.get("site"), record.get("values")
-        strength, neurons, where = record.get("strength", 1.0), record.get("neurons"), record.get("positions", "all")
+        strength, where = record.get("strength", 1.0), record.get("positions", "all")
+        neurons: Any = record.get("neurons")
         if op not in OPS:
             raise UserError(f"the edit's op is {op!r}", f"use one of {', '.join(OPS)}")
+        unread = [name for name in _unread(op) if record.get(name) is not None]
+        if op not in STRENGTH and strength != 1:
+            unread.append("strength")
+        if unread:
+            raise UserError(f"an edit of op {op!r} has no use for {', '.join(unread)}", "remove it, or choose another op")
         if op == "scale_keys":
-            pairs = neurons if isinstance(neurons, list) else []
-            if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-                raise UserError(f"scale_keys has neurons {neurons!r}", "give a list of [layer, index] pairs")
-            return cls.scale_keys([(pair[0], pair[1]) for pair in pairs], strength, where)
+            return cls.scale_keys(neurons, strength, where)
         if not isinstance(site, str):
             raise UserError(f"the edit's site is {site!r}", "name one, for example resid_post.5")
         if op in {"add", "project_out", "patch"} and values is None:
@@ -146,7 +159,9 @@ class Edit:
         if not isinstance(other, Edit):
             return NotImplemented
         same = (self.op, self.site, self.strength, self.neurons, self.positions)
-        if same != (other.op, other.site, other.strength, other.neurons, other.positions) or (self.values is None) != (other.values is None):
+        if same != (other.op, other.site, other.strength, other.neurons, other.positions) or (self.values is None) != (
+            other.values is None
+        ):
             return False
         return self.values is None or (other.values is not None and torch.equal(self.values, other.values))
 
@@ -154,13 +169,22 @@ class Edit:
         return hash((self.op, self.site, self.strength, self.neurons, self.positions))
 
 
-def save_edits(edits: Sequence[Edit], path: Path) -> None:
-    """Write edits as a JSON list."""
-    path.write_text(json.dumps([edit.to_json() for edit in edits]), encoding="utf-8")
+def _unread(op: Op) -> tuple[str, ...]:
+    """The fields of a record that this op would ignore."""
+    return {"scale_keys": ("site", "values"), "scale": ("values",), "set": ("values",)}.get(op, ("neurons",))
 
 
-def load_edits(path: Path) -> list[Edit]:
+def save_edits(edits: Sequence[Edit], path: str | Path) -> None:
+    """Write edits as a JSON list, atomically."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps([edit.to_json() for edit in edits]), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def load_edits(path: str | Path) -> list[Edit]:
     """Read a JSON file that holds one edit or a list of them."""
+    path = Path(path)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -200,7 +224,9 @@ def _compile(edit: Edit, model: Model) -> list[tuple[str, Transform]]:
         return [(str(site), _everywhere(edit, lambda x, v=edit.strength * values: x + _as(v, x)))]
     if edit.op == "project_out":
         assert values is not None
-        unit = values / values.norm()
+        # In double precision, where the squares of a very small vector do not vanish.
+        exact = edit.values.double()  # type: ignore[union-attr]
+        unit = (exact / exact.norm()).to(model.device, model.dtype)
         return [(str(site), _everywhere(edit, lambda x, d=unit: x - ((_rows(x) @ d).unsqueeze(-1) * d).view(x.shape)))]
     if edit.op == "patch":
         assert values is not None
@@ -269,8 +295,12 @@ def _patch(edit: Edit, values: Tensor) -> Transform:
         if values.dim() == 1:
             new = _as(values, x).expand_as(x)
         else:
-            if values.dim() == 3 and values.shape[0] not in (1, x.shape[0]):
-                raise UserError(f"the patch at {edit.site} has {values.shape[0]} rows, the batch has {x.shape[0]}", "patch row by row")
+            rows = tuple(range(x.shape[0])) if frame.rows is None else frame.rows
+            few = max(rows) >= len(values) or (frame.rows is None and len(values) != len(rows))
+            if values.dim() == 3 and len(values) != 1 and few:
+                raise UserError(
+                    f"the patch at {edit.site} has {len(values)} rows, which are not those of the batch", "give one row per text"
+                )
             slot = torch.full((int(frame.positions.max()) + 1,), -1, device=x.device)
             count = values.shape[-2]
             at = torch.tensor(explicit if explicit is not None else range(count), device=x.device)
@@ -278,7 +308,7 @@ def _patch(edit: Edit, values: Tensor) -> Transform:
             place = slot[frame.positions]
             where = where & (place >= 0)
             table = values if values.dim() == 3 else values.unsqueeze(0)
-            row = torch.arange(x.shape[0], device=x.device).unsqueeze(1) if table.shape[0] > 1 else torch.zeros_like(place[:, :1])
+            row = torch.tensor(rows, device=x.device).unsqueeze(1) if table.shape[0] > 1 else torch.zeros_like(place[:, :1])
             new = table[row, place.clamp(min=0)].view(x.shape)
         return torch.where(where.view(*where.shape, *[1] * (x.dim() - 2)), new, x)
 
@@ -301,7 +331,7 @@ def selected(positions: Positions, frame: Frame) -> Bool[Tensor, "batch pos"]:
 def _tensor(values: Any) -> Tensor:
     try:
         tensor = values.detach().to("cpu", torch.float32).clone() if torch.is_tensor(values) else torch.tensor(values, dtype=torch.float32)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise UserError(f"the edit's values are not numbers of one shape: {error}", "give a list of numbers or a tensor") from error
     if not bool(torch.isfinite(tensor).all()):
         raise UserError("the edit's values hold NaN or infinity", "give finite numbers")
@@ -318,15 +348,23 @@ def _vector(values: Any) -> Float[Tensor, " d"]:
 
 
 def _finite(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"the edit's {name} is {value!r}", "give a finite number")
-    return float(value)
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise UserError(f"the edit's {name} is {str(value)[:40]!r}", "give a finite number")
+    return number
 
 
 def _natural(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < 0:
-        raise UserError(f"{name} {value!r} is not a number from 0", "count from 0")
-    return int(value)
+    try:
+        number = -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**31:
+        raise UserError(f"{name} {str(value)[:40]!r} is not a whole number from 0", "count from 0")
+    return number
 
 
 def _indices(neurons: Sequence[int] | None) -> tuple[int, ...] | None:

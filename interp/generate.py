@@ -18,7 +18,7 @@ from interp.edits import Edit, transforms_of
 from interp.errors import UserError
 from interp.hooks import Work, working
 from interp.models import Model
-from interp.tokens import Tokens, batches, pad, positions_of, token_rows
+from interp.tokens import Tokens, batches, check_rows, pad, positions_of, token_rows
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,14 @@ def generate(
     """
     rows = token_rows(model, prompts, add_bos=add_bos, max_tokens=max_prompt_tokens)
     found = generate_tokens(
-        model, rows, max_new_tokens=max_new_tokens, edits=edits, sampling=sampling, batch_size=batch_size, cache=cache, stop_at_end=stop_at_end
+        model,
+        rows,
+        max_new_tokens=max_new_tokens,
+        edits=edits,
+        sampling=sampling,
+        batch_size=batch_size,
+        cache=cache,
+        stop_at_end=stop_at_end,
     )
     return [model.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in found]
 
@@ -63,6 +70,7 @@ def generate_tokens(
     batch_size: int = 64, cache: bool = True, stop_at_end: bool = True,
 ) -> list[list[int]]:  # fmt: skip
     """As `generate`, from and to token ids; a row ends before the end-of-text token when `stop_at_end`."""
+    check_rows(model, rows)
     _check_room(model, rows, max_new_tokens)
     transforms = transforms_of(edits, model)
     found: list[list[int]] = [[] for _ in rows]
@@ -75,7 +83,9 @@ def generate_tokens(
     return found
 
 
-def stream(model: Model, prompt: str, *, max_new_tokens: int = 20, edits: Sequence[Edit] = (), sampling: Sampling = GREEDY, add_bos: bool = False) -> Iterator[str]:
+def stream(
+    model: Model, prompt: str, *, max_new_tokens: int = 20, edits: Sequence[Edit] = (), sampling: Sampling = GREEDY, add_bos: bool = False
+) -> Iterator[str]:
     """The continuation of one prompt, piece by piece as it is made; together the pieces equal `generate`'s text."""
     rows = token_rows(model, [prompt], add_bos=add_bos)
     _check_room(model, rows, max_new_tokens)
@@ -120,13 +130,15 @@ def _decode(
     for _ in range(new):
         fresh = slice(None) if past is None or past.get_seq_length() == 0 else slice(-1, None)
         inputs = {"input_ids": ids[:, fresh], "attention_mask": mask.long(), "position_ids": positions_of(mask)[:, fresh]}
-        with torch.no_grad(), working(model, Work(transforms), lengths):
+        with torch.no_grad(), working(model, Work(transforms, rows=tuple(rows)), lengths):
             logits = model.hf(**inputs, past_key_values=past, use_cache=cache, logits_to_keep=1).logits[:, -1]
         chosen = choose(logits.float(), sampling, generators)
         if stop_at_end and end is not None:
             chosen = torch.where(ended, end, chosen)
             ended = ended | (chosen == end)
         yield chosen
+        if stop_at_end and bool(ended.all()):
+            return
         ids = torch.cat([ids, chosen.unsqueeze(1)], dim=1)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from interp.errors import UserError
 from interp.sites import Architecture, Site, Tap
 from interp.tokens import positions_of
 
@@ -28,15 +29,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Frame:
-    """Which tokens the running forward holds: absolute positions, which are real, and where each prompt ends."""
+    """Which tokens the running forward holds.
+
+    Attributes:
+        positions: absolute, counted from the first real token of each row.
+        real: which are not padding.
+        prompt_lengths: tokens of each row's prompt.
+        rows: each row's place in the caller's list where batching by length reordered it, else None.
+    """
 
     positions: Int[Tensor, "batch pos"]
     real: Bool[Tensor, "batch pos"]
     prompt_lengths: Int[Tensor, " batch"]
+    rows: tuple[int, ...] | None = None
 
     def last(self, count: int) -> Frame:
         """The frame of the last `count` columns (a forward may keep fewer logits than tokens)."""
-        return self if count == self.positions.shape[1] else Frame(self.positions[:, -count:], self.real[:, -count:], self.prompt_lengths)
+        return self if count == self.positions.shape[1] else replace(self, positions=self.positions[:, -count:], real=self.real[:, -count:])
 
 
 Transform = Callable[[Tensor, Frame], Tensor]
@@ -45,18 +54,25 @@ Collector = Callable[[Tensor, Frame], None]
 
 @dataclass(frozen=True)
 class Work:
-    """What the current context wants done at the sites of one model, in order."""
+    """What the current context wants done at the sites of one model, in order, and what it knows of the rows."""
 
     transforms: Mapping[str, tuple[Transform, ...]] = field(default_factory=dict)
     collectors: Mapping[str, tuple[Collector, ...]] = field(default_factory=dict)
+    prompt_lengths: Int[Tensor, " batch"] | None = None
+    rows: tuple[int, ...] | None = None
 
     def plus(self, other: Work) -> Work:
-        return Work(_join(self.transforms, other.transforms), _join(self.collectors, other.collectors))
+        """Both works, the other's after this one's; what the other knows of the rows takes precedence."""
+        return Work(
+            _join(self.transforms, other.transforms),
+            _join(self.collectors, other.collectors),
+            self.prompt_lengths if other.prompt_lengths is None else other.prompt_lengths,
+            self.rows if other.rows is None else other.rows,
+        )
 
 
 _WORK: ContextVar[Mapping[int, Work]] = ContextVar("bypass_work", default={})  # noqa: B039  (never mutated)
 _FRAME: ContextVar[Frame | None] = ContextVar("bypass_frame", default=None)
-_PROMPTS: ContextVar[Int[Tensor, " batch"] | None] = ContextVar("bypass_prompts", default=None)
 
 
 def _join(first: Mapping[str, tuple], second: Mapping[str, tuple]) -> dict[str, tuple]:
@@ -66,16 +82,15 @@ def _join(first: Mapping[str, tuple], second: Mapping[str, tuple]) -> dict[str, 
 @contextlib.contextmanager
 def working(model: Model, work: Work, prompt_lengths: Int[Tensor, " batch"] | None = None) -> Iterator[None]:
     """Have `work` done at this model's sites by every forward in this context."""
+    if prompt_lengths is not None:
+        work = replace(work, prompt_lengths=prompt_lengths)
     key = id(model.hf)
     outer = _WORK.get()
     token = _WORK.set({**outer, key: outer.get(key, Work()).plus(work)})
-    prompts = _PROMPTS.set(prompt_lengths) if prompt_lengths is not None else None
     try:
         yield
     finally:
         _WORK.reset(token)
-        if prompts is not None:
-            _PROMPTS.reset(prompts)
 
 
 @contextlib.contextmanager
@@ -88,21 +103,28 @@ def editing(model: Model, edits: Sequence[Edit], *, prompt_lengths: Sequence[int
             Without it a forward that starts a sequence counts as prompt and one that continues a KV cache as generated.
 
     Raises:
-        UserError: an edit does not fit the model (site, layer, neuron or width).
+        UserError: an edit does not fit the model (site, layer, neuron or width), or, at the forward, the rows of a patch
+            or the number of prompt lengths do not fit the batch.
     """
     from interp.edits import transforms_of
 
     lengths = None if prompt_lengths is None else torch.as_tensor(list(prompt_lengths), device=model.device)
-    with working(model, Work(transforms=transforms_of(edits, model)), lengths):
+    with working(model, Work(transforms_of(edits, model)), lengths):
         yield
 
 
 def install(hf: nn.Module, architecture: Architecture, n_heads: int) -> None:
-    """Install the permanent hooks of every site; called once, when a model is loaded."""
+    """Install the permanent hooks of every site, once for a model however often it is wrapped.
+
+    A deep copy of a model carries these hooks along; each therefore acts only on the very module it was installed on.
+    """
     key = id(hf)
-    blocks = hf.get_submodule(architecture.blocks)
-    hf.base_model.register_forward_pre_hook(_frame_hook(key), with_kwargs=True)
-    for layer, block in enumerate(blocks):
+    if getattr(hf, "_bypass_installed", None) == key:
+        return
+    hf._bypass_installed = key  # type: ignore[assignment]
+    body = hf.get_submodule(hf.base_model_prefix)  # type: ignore[arg-type]
+    body.register_forward_pre_hook(_frame_hook(key, id(body)), with_kwargs=True)
+    for layer, block in enumerate(hf.get_submodule(architecture.blocks).children()):
         for name, tap in architecture.taps.items():
             heads = n_heads if name == "head_out" else None
             _install_tap(block.get_submodule(tap.path), tap, key, str(Site(name, layer)), heads)
@@ -112,23 +134,24 @@ def install(hf: nn.Module, architecture: Architecture, n_heads: int) -> None:
 
 def _install_tap(module: nn.Module, tap: Tap, key: int, site: str, heads: int | None) -> None:
     if tap.side == "input":
-        module.register_forward_pre_hook(_input_hook(key, site, heads, tap.shared), with_kwargs=True)
+        module.register_forward_pre_hook(_input_hook(key, id(module), site, heads, tap.shared), with_kwargs=True)
     else:
-        module.register_forward_hook(_output_hook(key, site))
+        module.register_forward_hook(_output_hook(key, id(module), site))
 
 
-def _frame_hook(key: int) -> Callable[..., Any]:
+def _frame_hook(key: int, owner: int) -> Callable[..., Any]:
     """Records the frame of a forward, and gives left-padded rows their positions where the caller gave none."""
 
     def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-        if key not in _WORK.get():
+        work = _WORK.get().get(key)
+        if work is None or id(module) != owner:
             return None
         tokens = args[0] if args else kwargs.get("input_ids")
         if tokens is None:
             tokens = kwargs["inputs_embeds"]
         batch, count = tokens.shape[:2]
         past = kwargs.get("past_key_values")
-        seen = past.get_seq_length() if past is not None else 0
+        seen = int(past.get_seq_length()) if past is not None else 0
         mask = kwargs.get("attention_mask")
         if mask is None or mask.dim() != 2:
             mask = torch.ones((batch, seen + count), dtype=torch.bool, device=tokens.device)
@@ -139,15 +162,27 @@ def _frame_hook(key: int) -> Callable[..., Any]:
         elif not bool(mask.all()):
             kwargs = {**kwargs, "position_ids": absolute}
         real = mask.bool()[:, -count:]
-        prompts = _PROMPTS.get()
-        if prompts is None:
-            frame = _FRAME.get()
-            continues = seen > 0 and frame is not None and len(frame.prompt_lengths) == batch
-            prompts = frame.prompt_lengths if continues and frame is not None else mask.sum(dim=1)
-        _FRAME.set(Frame(absolute, real, prompts))
+        _FRAME.set(Frame(absolute, real, _prompt_lengths(work, past, seen, mask), work.rows))
         return args, kwargs
 
     return hook
+
+
+def _prompt_lengths(work: Work, past: Any, seen: int, mask: Tensor) -> Int[Tensor, " batch"]:
+    """Tokens of each row's prompt: as given, else all that the first forward of a sequence held.
+
+    The KV cache carries them from forward to forward, since sequences of several models may be continued in turn.
+    """
+    if work.prompt_lengths is not None:
+        if len(work.prompt_lengths) != len(mask):
+            raise UserError(f"{len(work.prompt_lengths)} prompt lengths were given for a batch of {len(mask)}", "give one for each row")
+        return work.prompt_lengths
+    known = getattr(past, "_bypass_prompts", None) if seen else None
+    if known is None or len(known) != len(mask):
+        known = mask[:, : seen or None].sum(dim=1)
+        if past is not None:
+            past._bypass_prompts = known
+    return known
 
 
 def _apply(value: Tensor, site: str, work: Work) -> Tensor:
@@ -167,10 +202,10 @@ def _wanted(key: int, site: str) -> Work | None:
     return work if work is not None and (site in work.transforms or site in work.collectors) else None
 
 
-def _input_hook(key: int, site: str, heads: int | None, shared: bool) -> Callable[..., Any]:
+def _input_hook(key: int, owner: int, site: str, heads: int | None, shared: bool) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         work = _wanted(key, site)
-        if work is None:
+        if work is None or id(module) != owner:
             return None
         name = None if args else next(iter(kwargs))
         value = args[0] if name is None else kwargs[name]
@@ -187,10 +222,10 @@ def _input_hook(key: int, site: str, heads: int | None, shared: bool) -> Callabl
     return hook
 
 
-def _output_hook(key: int, site: str) -> Callable[..., Any]:
+def _output_hook(key: int, owner: int, site: str) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple, output: Any) -> Any:
         work = _wanted(key, site)
-        if work is None:
+        if work is None or id(module) != owner:
             return None
         value = output[0] if isinstance(output, tuple) else output
         new = _apply(value, site, work)
@@ -204,7 +239,7 @@ def _output_hook(key: int, site: str) -> Callable[..., Any]:
 def _logits_hook(key: int) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple, output: Any) -> Any:
         work = _wanted(key, "logits")
-        if work is None:
+        if work is None or id(module) != key:
             return None
         new = _apply(output.logits, "logits", work)
         if new is not output.logits:

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "vocab.txt")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+# What a configuration says about the forward without leaving a trace in the shapes of the weights.
+FORWARD_SETTINGS = (
+    "num_attention_heads", "num_key_value_heads", "head_dim", "layer_norm_epsilon", "rms_norm_eps", "activation_function", "hidden_act",
+    "hidden_activation", "rope_parameters", "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "sliding_window", "use_sliding_window",
+    "layer_types", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping",
+)  # fmt: skip
 IGNORED_TENSORS = ("attn.bias", "attn.masked_bias", "rotary_emb.inv_freq")
 
 
@@ -51,7 +57,10 @@ class Checkpoint:
         return {name for name in found if name.startswith(("F", "BF"))}
 
     def describe(self) -> dict[str, Any]:
-        hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in self.weight_files()}
+        hashes: dict[str, str] = {}
+        for file in self.weight_files():
+            with file.open("rb") as stream:
+                hashes[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
         return {"path": self.source, "files": hashes, "stored_dtype": sorted(self.stored_dtypes()), "adapter_base": self.adapter_base}
 
 
@@ -62,7 +71,11 @@ def open_checkpoint(source: str | Path, base: str | Path | None = None) -> Check
         raise UserError(f"{text!r} names no model", "give a folder or a hub id such as openai-community/gpt2-medium")
     folder = Path(text).expanduser()
     if folder.is_file():
-        mend = "convert it first: bypass convert FILE.pt --like MODEL" if folder.suffix in {".pt", ".bin", ".pth"} else "give the folder that holds it"
+        mend = (
+            "convert it first: bypass convert FILE.pt --like MODEL"
+            if folder.suffix in {".pt", ".bin", ".pth"}
+            else "give the folder that holds it"
+        )
         raise UserError(f"{folder} is a file, and a model is a folder with config.json and safetensors", mend)
     if not folder.is_dir():
         if folder.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
@@ -107,11 +120,19 @@ def check_safetensors(file: Path) -> None:
         raise UserError(f"{file} is corrupt or truncated ({error})", "copy or download it again") from error
 
 
+def tensor_names(file: Path) -> list[str]:
+    """The names of the tensors in a safetensors file."""
+    with safe_open(file, framework="pt") as tensors:
+        return list(tensors.keys())
+
+
 def _open_adapter(folder: Path, base: str | Path | None) -> Checkpoint:
     named = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     parent = base if base is not None else named
     if not parent:
-        raise UserError(f"the LoRA folder {folder} does not say which model it adapts", "give base=, or load it as the tuned side of a pair")
+        raise UserError(
+            f"the LoRA folder {folder} does not say which model it adapts", "give base=, or load it as the tuned side of a pair"
+        )
     if not (folder / "adapter_model.safetensors").is_file():
         raise UserError(f"the LoRA folder {folder} has no adapter_model.safetensors", "save the adapter with safe_serialization")
     check_safetensors(folder / "adapter_model.safetensors")
@@ -158,7 +179,10 @@ def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     _check_report(checkpoint, report)
     broken = [name for name, tensor in hf.state_dict().items() if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]
     if broken:
-        raise UserError(f"{checkpoint.source}: {len(broken)} tensors hold NaN or infinity, first {broken[0]}", "use a checkpoint from before the training diverged")
+        raise UserError(
+            f"{checkpoint.source}: {len(broken)} tensors hold NaN or infinity, first {broken[0]}",
+            "use a checkpoint from before the training diverged",
+        )
     hf.config._name_or_path = checkpoint.source
     return hf
 
@@ -167,26 +191,44 @@ def _check_report(checkpoint: Checkpoint, report: dict[str, Any]) -> None:
     where = checkpoint.source
     missing = sorted(report["missing_keys"])
     if missing:
-        raise UserError(f"{where} lacks {len(missing)} tensors of its architecture, first {missing[0]}", "save the whole model again; they would be random")
+        raise UserError(
+            f"{where} lacks {len(missing)} tensors of its architecture, first {missing[0]}",
+            "save the whole model again; they would be random",
+        )
     mismatched = sorted(str(item[0]) for item in report["mismatched_keys"])
     if mismatched:
-        raise UserError(f"{where}: {len(mismatched)} tensors have another shape than config.json says, first {mismatched[0]}", "correct config.json")
+        raise UserError(
+            f"{where}: {len(mismatched)} tensors have another shape than config.json says, first {mismatched[0]}", "correct config.json"
+        )
     foreign = sorted(key for key in report["unexpected_keys"] if not key.endswith(IGNORED_TENSORS))
     if foreign:
-        raise UserError(f"{where} holds {len(foreign)} tensors that its architecture does not have, first {foreign[0]}", "correct config.json or convert it")
+        raise UserError(
+            f"{where} holds {len(foreign)} tensors that its architecture does not have, first {foreign[0]}",
+            "correct config.json or convert it",
+        )
 
 
 def _read_adapter(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     try:
-        from peft import PeftModel
+        from peft import PeftModel, get_peft_model_state_dict
     except ImportError as error:
         raise UserError("a LoRA folder needs the library peft", "pip install 'bypass-workbench[train]'") from error
     assert checkpoint.adapter_base is not None
     hf = read_weights(open_checkpoint(checkpoint.adapter_base), dtype)
     try:
-        merged = PeftModel.from_pretrained(hf, checkpoint.source).merge_and_unload()
-    except (ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise UserError(f"the LoRA folder {checkpoint.source} does not fit {checkpoint.adapter_base} ({str(error).splitlines()[0]})", "load it over its own base") from error
+        wrapped = PeftModel.from_pretrained(hf, checkpoint.source)
+        # peft only warns of adapter tensors that find no place, and leaves those without a tensor at their start: no change.
+        expected = set(get_peft_model_state_dict(wrapped))
+        found = {key for file in checkpoint.weight_files() for key in tensor_names(file)}
+        if expected != found:
+            odd = sorted(expected ^ found)
+            raise ValueError(f"{len(odd)} tensors are missing or foreign, first {odd[0]}")
+        merged = wrapped.merge_and_unload()
+    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise UserError(
+            f"the LoRA folder {checkpoint.source} does not fit {checkpoint.adapter_base} ({str(error).splitlines()[0]})",
+            "load it over its own base",
+        ) from error
     if not all(bool(torch.isfinite(p).all()) for p in merged.parameters()):
         raise UserError(f"the LoRA folder {checkpoint.source} makes weights that are not finite", "use an earlier adapter")
     return merged
@@ -207,11 +249,19 @@ def read_tokenizer(checkpoint: Checkpoint, hf: PreTrainedModel) -> PreTrainedTok
     size, vocabulary = len(tokenizer), hf.get_input_embeddings().weight.shape[0]
     ids = tokenizer("hello world", add_special_tokens=False)["input_ids"]
     if not ids or tokenizer.decode(ids).strip().lower() != "hello world":
-        raise UserError(f"the tokenizer in {source} is empty: it reads 'hello world' as {len(ids)} tokens and cannot give it back", "restore its files")
+        raise UserError(
+            f"the tokenizer in {source} is empty: it reads 'hello world' as {len(ids)} tokens and cannot give it back", "restore its files"
+        )
     if size > vocabulary:
-        raise UserError(f"the tokenizer in {source} has {size} entries, but the model only {vocabulary}: it belongs to another model", "use the model's own")
+        raise UserError(
+            f"the tokenizer in {source} has {size} entries, but the model only {vocabulary}: it belongs to another model",
+            "use the model's own",
+        )
     if size < 0.9 * vocabulary:
-        raise UserError(f"the tokenizer in {source} has {size} entries, the model {vocabulary}: it belongs to another model", "use its own, or pass tokenizer=")
+        raise UserError(
+            f"the tokenizer in {source} has {size} entries, the model {vocabulary}: it belongs to another model",
+            "use its own, or pass tokenizer=",
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -221,23 +271,35 @@ def compare_checkpoints(base: Model, tuned: Model) -> None:
     """Raise `UserError` where two models cannot be compared site by site."""
     first, second = base.hf.config, tuned.hf.config
     if first.model_type != second.model_type:
-        raise UserError(f"the sides differ in architecture: base is {first.model_type}, tuned is {second.model_type}", "give two checkpoints of one model")
+        raise UserError(
+            f"the sides differ in architecture: base is {first.model_type}, tuned is {second.model_type}",
+            "give two checkpoints of one model",
+        )
     shapes = [{name: tuple(p.shape) for name, p in model.hf.named_parameters()} for model in (base, tuned)]
     for name in sorted(shapes[0].keys() | shapes[1].keys()):
         if shapes[0].get(name) != shapes[1].get(name):
-            raise UserError(f"the sides differ in shape: {name} is {shapes[0].get(name)} in base, {shapes[1].get(name)} in tuned", "give two checkpoints of one model")
-    for key in ("layer_norm_epsilon", "rms_norm_eps", "activation_function", "hidden_act", "rope_parameters", "scale_attn_weights"):
+            raise UserError(
+                f"the sides differ in shape: {name} is {shapes[0].get(name)} in base, {shapes[1].get(name)} in tuned",
+                "give two checkpoints of one model",
+            )
+    for key in FORWARD_SETTINGS:
         if getattr(first, key, None) != getattr(second, key, None):
-            raise UserError(f"the sides differ in {key}: {getattr(first, key, None)} and {getattr(second, key, None)}", "correct config.json")
+            raise UserError(
+                f"the sides differ in {key}: {getattr(first, key, None)} and {getattr(second, key, None)}", "correct config.json"
+            )
     if base.tokenizer.get_vocab() != tuned.tokenizer.get_vocab():
-        raise UserError("the sides have different tokenizers, so the same text would be different tokens", "copy the base model's tokenizer files")
+        raise UserError(
+            "the sides have different tokenizers, so the same text would be different tokens", "copy the base model's tokenizer files"
+        )
     probe = "The quick brown fox,\n  1984 don't stop: café 🙂"
     if base.tokenizer(probe, add_special_tokens=False)["input_ids"] != tuned.tokenizer(probe, add_special_tokens=False)["input_ids"]:
         raise UserError("the sides' tokenizers cut the same text differently", "copy the base model's tokenizer files")
-    stored = [model.checkpoint.stored_dtypes() if model.checkpoint and not model.checkpoint.adapter_base else set() for model in (base, tuned)]
+    stored = [
+        model.checkpoint.stored_dtypes() if model.checkpoint and not model.checkpoint.adapter_base else set() for model in (base, tuned)
+    ]
     if stored[0] and stored[1] and stored[0] != stored[1]:
         raise UserError(
-            f"the sides are stored in different precision: base {sorted(stored[0])}, tuned {sorted(stored[1])}; rounding would look like tuning",
+            f"the sides are stored in different precision (base {sorted(stored[0])}, tuned {sorted(stored[1])}): rounding is no tuning",
             "save both in one dtype, rounding the base before tuning starts",
         )
 

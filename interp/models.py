@@ -47,7 +47,8 @@ class Model:
         install(self.hf, self.architecture, self.n_heads)
 
     def __repr__(self) -> str:
-        return f"Model({self.name}: {self.hf.config.model_type}, {self.n_layers} layers, d_model {self.d_model}, d_mlp {self.d_mlp}, {self.dtype})"
+        kind = self.hf.config.model_type
+        return f"Model({self.name}: {kind}, {self.n_layers} layers, d_model {self.d_model}, d_mlp {self.d_mlp}, {self.dtype})"
 
     @property
     def family(self) -> Family:
@@ -94,7 +95,9 @@ class Model:
 
     def width(self, site: str) -> int:
         """How many numbers a site holds per position."""
-        return {"logits": self.d_vocab, "head_out": self.d_attention}.get(site, self.d_mlp if site.startswith("mlp_") and site != "mlp_out" else self.d_model)
+        return {"logits": self.d_vocab, "head_out": self.d_attention}.get(
+            site, self.d_mlp if site.startswith("mlp_") and site != "mlp_out" else self.d_model
+        )
 
     def _part(self, layer: int, path: str) -> Any:
         if not 0 <= layer < self.n_layers:
@@ -138,7 +141,8 @@ class Model:
     @property
     def final_gain(self) -> Float[Tensor, " d_model"]:
         """The factor per coordinate that the final norm applies."""
-        return self.final_norm.weight + self.architecture.norm_offset
+        gain: Tensor = self.final_norm.get_parameter("weight")
+        return gain + self.architecture.norm_offset
 
     def sites(self) -> list[str]:
         """Every site of this model, in the order in which a forward meets them."""
@@ -150,12 +154,19 @@ class Model:
         """A hash of every weight, by which results and indexes of this model are cached."""
         return weights_digest(self.hf)
 
+    def plain_copy(self) -> PreTrainedModel:
+        """The same weights in a new Hugging Face model without hooks (a deep copy would share this model's edits)."""
+        copy = type(self.hf)(self.hf.config)
+        copy.load_state_dict(self.hf.state_dict())
+        return copy.to(self.device, self.dtype).eval()
+
     def manifest(self) -> dict[str, Any]:
         """Where the model came from and what exactly it is."""
         origin = self.checkpoint.describe() if self.checkpoint else {"path": None}
         return {
-            "name": self.name, **origin, "model_type": self.hf.config.model_type, "layers": self.n_layers, "d_model": self.d_model,
-            "d_mlp": self.d_mlp, "heads": self.n_heads, "vocabulary": self.d_vocab, "parameters": sum(p.numel() for p in self.hf.parameters()),
+            "name": self.name, **origin, "model_type": self.hf.config.model_type, "layers": self.n_layers,
+            "d_model": self.d_model, "d_mlp": self.d_mlp, "heads": self.n_heads, "vocabulary": self.d_vocab,
+            "parameters": sum(p.numel() for p in self.hf.parameters()),
             "dtype": str(self.dtype).removeprefix("torch."), "digest": self.digest,
         }  # fmt: skip
 
@@ -190,7 +201,8 @@ class ModelPair:
 
     @classmethod
     def load(
-        cls, base: str | Path, tuned: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", name: str | None = None
+        cls, base: str | Path, tuned: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
+        name: str | None = None,
     ) -> ModelPair:  # fmt: skip
         """Load both sides and check that they can be compared.
 

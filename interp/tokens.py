@@ -7,6 +7,7 @@ for, position ids counted from the first real token of each row.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -57,19 +58,21 @@ def pad(rows: Sequence[Sequence[int]], filler: int, side: PaddingSide = "left") 
     return Tokens(ids, mask, positions_of(mask))
 
 
-def token_rows(model: Any, texts: Sequence[str], *, add_bos: bool = False, max_tokens: int | None = None) -> list[list[int]]:
+def token_rows(
+    model: Any, texts: Sequence[str] | Sequence[Sequence[int]], *, add_bos: bool = False, max_tokens: int | None = None
+) -> list[list[int]]:
     """Token ids of each text, without special tokens; with `max_tokens`, only the first ones are kept.
 
-    Raises `UserError` for something that is not a list of strings, a text without tokens, or one beyond the context.
+    Rows of token ids may be given in place of texts. Raises `UserError` for something that is neither a list of strings
+    nor of rows, a text without tokens, ids outside the vocabulary, or a text beyond the context.
     """
+    if max_tokens is not None and max_tokens < 1:
+        raise UserError(f"max_tokens is {max_tokens}", "give at least 1")
     if isinstance(texts, str):
         raise UserError("one string was given where a list of texts is expected", "put it into a list: [text]")
-    wrong = next((text for text in texts if not isinstance(text, str)), None)
-    if wrong is not None:
-        raise UserError(f"a text is of type {type(wrong).__name__}, not a string", "give a list of strings")
     if not len(texts):
         return []
-    rows: list[list[int]] = model.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    rows = _rows_of(model, texts)
     if add_bos:
         bos = model.tokenizer.bos_token_id
         if bos is None:
@@ -77,14 +80,40 @@ def token_rows(model: Any, texts: Sequence[str], *, add_bos: bool = False, max_t
         rows = [[bos, *row] for row in rows]
     if max_tokens is not None:
         rows = [row[:max_tokens] for row in rows]
+    check_rows(model, rows)
+    return rows
+
+
+def _rows_of(model: Any, texts: Sequence[Any]) -> list[list[int]]:
+    if not any(isinstance(text, str) for text in texts):
+        try:
+            return [[operator.index(token) for token in row] for row in texts]
+        except TypeError:
+            pass
+    wrong = next((text for text in texts if not isinstance(text, str)), None)
+    if wrong is not None:
+        raise UserError(f"a text is of type {type(wrong).__name__}, not a string", "give a list of strings, or of rows of token ids")
+    for number, text in enumerate(texts):
+        try:
+            str(text).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"text {number} is not valid Unicode ({error.reason})", "decode it with errors='replace'") from error
+    rows: list[list[int]] = model.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return rows
+
+
+def check_rows(model: Any, rows: Sequence[Sequence[int]]) -> None:
+    """Raise `UserError` for a row that is empty, longer than the context, or not of this vocabulary."""
+    vocabulary = model.d_vocab
     for number, row in enumerate(rows):
-        if not row:
+        if not len(row):
             raise UserError(f"text {number} is empty: it has no tokens", "give at least one character, or set add_bos=True")
         if len(row) > model.context:
             raise UserError(
                 f"text {number} has {len(row)} tokens, but the model reads at most {model.context}", "shorten it, or set max_tokens"
             )
-    return rows
+        if min(row) < 0 or max(row) >= vocabulary:
+            raise UserError(f"text {number} holds token ids from {min(row)} to {max(row)}", f"use ids from 0 to {vocabulary - 1}")
 
 
 def batches(lengths: Sequence[int], *, batch_size: int, batch_tokens: int) -> list[list[int]]:

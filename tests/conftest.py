@@ -37,8 +37,9 @@ from interp import Model, ModelPair, load_model
 N_LAYERS, N_HEADS, D_MODEL, CONTEXT = 3, 4, 32, 64
 EOS = "<|endoftext|>"
 WORDS = (
-    "blorp", "snarg", "wintle", "frabe", "quonk", "meldy", "drith", "yemper", "oskle", "tavid", "grent", "pluv", "hoddle", "zimbra", "kreth",
-    "lomby", "fusk", "narrow", "bitter", "sunny", "river", "stone", "walks", "sings", "quick", "never", "with", "under", "the", "and", "a", "of",
+    "blorp", "snarg", "wintle", "frabe", "quonk", "meldy", "drith", "yemper", "oskle", "tavid", "grent", "pluv", "hoddle", "zimbra",
+    "kreth", "lomby", "fusk", "narrow", "bitter", "sunny", "river", "stone", "walks", "sings", "quick", "never", "with", "under", "the",
+    "and", "a", "of",
 )  # fmt: skip
 TEXTS = (
     "the quick wintle sings under a river",
@@ -54,7 +55,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=[EOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=[EOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
     bpe.train_from_iterator([" ".join(pair) for pair in itertools.product(WORDS, repeat=2)], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=EOS, pad_token=EOS)
 
@@ -70,8 +73,8 @@ def gpt2_config(**changes: Any) -> GPT2Config:
 def glu_settings() -> dict[str, Any]:
     """Settings that GLU families share: grouped queries, an MLP that is not four times the model."""
     return {
-        "hidden_size": D_MODEL, "intermediate_size": 48, "num_hidden_layers": N_LAYERS, "num_attention_heads": N_HEADS, "num_key_value_heads": 2,
-        "max_position_embeddings": CONTEXT, "initializer_range": 0.15,
+        "hidden_size": D_MODEL, "intermediate_size": 48, "num_hidden_layers": N_LAYERS, "num_attention_heads": N_HEADS,
+        "num_key_value_heads": 2, "max_position_embeddings": CONTEXT, "initializer_range": 0.15,
     }  # fmt: skip
 
 
