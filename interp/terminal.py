@@ -1,0 +1,34 @@
+"""What the terminal shows of results, in a hundred columns: the page holds the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from interp.lexicon import mask
+from interp.results import Result, show_number
+
+WIDTH = 100
+STYLES = {"holds": ("✓ holds", "green"), "fails": ("✗ fails", "red"), "inconclusive": ("? inconclusive", "yellow")}
+
+
+def print_summary(results: Sequence[Result], console: Console | None = None, *, show_words: bool = False) -> None:
+    """Print one line per result: claim, verdict, headline effect and its null."""
+    console = console or Console()
+    show = (lambda text: text) if show_words else mask
+    table = Table(width=min(WIDTH, console.width), box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("claim", no_wrap=True)
+    table.add_column("", ratio=1, overflow="ellipsis", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("effect", overflow="ellipsis", no_wrap=True, max_width=30)
+    table.add_column("null", justify="right", no_wrap=True)
+    for result in results:
+        word, style = STYLES[result.verdict]
+        key = next(iter(result.statistic), None)
+        effect = "–" if key is None else f"{show_number(result.statistic[key], key)} {key.replace('_', ' ')}"
+        null = "–" if key is None else show_number(result.null.get(key), key)
+        table.add_row(Text(show(result.claim)), Text(show(result.title)), Text(word, style), Text(show(effect)), Text(null))
+    console.print(table)
