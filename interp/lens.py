@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -85,7 +85,8 @@ def logit_lens(
     """
     if not len(prompts):
         raise UserError("the logit lens was given no prompts", "give at least one")
-    rows = [list(p) for p in prompts] if not isinstance(prompts[0], str) else token_rows(model, list(prompts), add_bos=add_bos)  # type: ignore[arg-type]
+    given: list[Any] = list(prompts)
+    rows: list[list[int]] = token_rows(model, given, add_bos=add_bos) if isinstance(given[0], str) else [list(row) for row in given]
     if len(tokens) != len(rows):
         raise UserError(f"{len(tokens)} tokens were given for {len(rows)} prompts", "give one token id per prompt")
     wrong = next((t for t in tokens if not 0 <= t < model.d_vocab), None)
