@@ -11,6 +11,7 @@ import difflib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,17 @@ class VocabularyIndex:
     def top(self) -> int:
         return int(self.ids.shape[1])
 
+    @cached_property
+    def plain(self) -> tuple[str, ...]:
+        """Each token without surrounding space and case."""
+        return tuple(word.strip().lower() for word in self.words)
+
+    @cached_property
+    def postings(self) -> tuple[Int[np.ndarray, " entries"], Int[np.ndarray, " starts"]]:
+        """Where each token stands: entries `row * top + place` sorted by token, and where each token's entries start."""
+        order = np.argsort(self.ids, axis=None, kind="stable")
+        return order, np.searchsorted(self.ids.ravel()[order], np.arange(len(self.words) + 1))
+
     def to_frame(self, layer: int, neuron: int, masked: bool = True) -> pd.DataFrame:
         """The top tokens of one neuron."""
         row = layer * self.d_mlp + neuron
@@ -131,7 +143,9 @@ def build_index(
             temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
             save_file({"ids": stored[0], "scores": stored[1]}, temporary, metadata={"format": FORMAT})
             os.replace(temporary, file)
-    return VocabularyIndex(stored[0].numpy()[:, :top], stored[1].numpy()[:, :top], words, model.d_mlp, model.digest)
+    index = VocabularyIndex(stored[0].numpy()[:, :top], stored[1].numpy()[:, :top], words, model.d_mlp, model.digest)
+    _ = index.postings  # made now, so that the first search is as fast as the others
+    return index
 
 
 def search(index: VocabularyIndex, word: str, *, limit: int = 20, prefix: bool = False, masked: bool = True) -> pd.DataFrame:
@@ -147,23 +161,25 @@ def search(index: VocabularyIndex, word: str, *, limit: int = 20, prefix: bool =
     wanted = word.strip().lower()
     if not wanted:
         raise UserError("the word to search for is empty", "give a word")
-    plain = [text.strip().lower() for text in index.words]
-    whole = np.array([text == wanted for text in plain])
-    partial = np.array([text.startswith(wanted) for text in plain])
-    if not partial.any():
-        near = dict.fromkeys(mask(text) for text in difflib.get_close_matches(wanted, sorted({t for t in plain if t}), n=5, cutoff=0.5))
+    partial = np.array([token for token, text in enumerate(index.plain) if text.startswith(wanted)], dtype=np.int64)
+    whole = np.array([token for token in partial if index.plain[token] == wanted], dtype=np.int64)
+    if not len(partial):
+        known = sorted({text for text in index.plain if text})
+        near = dict.fromkeys(mask(text) for text in difflib.get_close_matches(wanted, known, n=5, cutoff=0.5))
         hint = f"nearest tokens: {', '.join(near)}" if near else "search for a shorter word or a part of it"
         raise UserError(f"no token begins with {mask(word.strip())!r}, so no single neuron can be said to write it", hint)
-    table = partial if prefix or not whole.any() else whole
-    rows, ranks = np.nonzero(table[index.ids])
+    entries, starts = index.postings
+    chosen = partial if prefix or not len(whole) else whole
+    rows, ranks = np.divmod(np.concatenate([entries[starts[token] : starts[token + 1]] for token in chosen]), index.top)
     tokens = index.ids[rows, ranks]
+    is_whole = np.isin(tokens, whole)
     scores = index.scores[rows, ranks].astype(np.float64)
-    order = np.lexsort((rows, -scores, ranks, ~whole[tokens]))
+    order = np.lexsort((rows, -scores, ranks, ~is_whole))
     order = order[np.sort(np.unique(rows[order], return_index=True)[1])][:limit]
     found = [index.words[i] for i in tokens[order]]
     return pd.DataFrame({
         "layer": rows[order] // index.d_mlp, "neuron": rows[order] % index.d_mlp, "token": [mask(w) for w in found] if masked else found,
-        "rank": ranks[order] + 1, "score": scores[order], "match": np.where(whole[tokens[order]], "whole", "prefix"),
+        "rank": ranks[order] + 1, "score": scores[order], "match": np.where(is_whole[order], "whole", "prefix"),
     })  # fmt: skip
 
 
