@@ -137,4 +137,4 @@ def pareto(frame: pd.DataFrame, x: str, y: str, front: Sequence[str]) -> pd.Data
     signs = [1.0 if way == "min" else -1.0 for way in front]
     points = frame[[x, y]].to_numpy(dtype=float) * signs
     kept = [not ((points <= point).all(axis=1) & (points < point).any(axis=1)).any() and bool(np.isfinite(point).all()) for point in points]
-    return frame[kept].sort_values(x)
+    return frame[np.array(kept, dtype=bool)].sort_values(x)

@@ -43,7 +43,7 @@ from interp.figure_style import (  # fmt: skip
     text_of,
     wrap,
 )
-from interp.results import Figure, is_number, show_number
+from interp.results import Figure, Real, is_number, show_number
 
 TEMPLATE = go.layout.Template(
     layout={
@@ -71,7 +71,7 @@ TEMPLATE = go.layout.Template(
 def bars(
     name: str, frame: pd.DataFrame, *, x: str, y: str, title: str, caption: str, colour: str | None = None, low: str | None = None,
     high: str | None = None, x_title: str | None = None, y_title: str | None = None, horizontal: bool | None = None,
-    order: Sequence[str] | None = None, reference: tuple[float, str] | None = None, log: bool = False,
+    order: Sequence[str] | None = None, reference: tuple[Real, str] | None = None, log: bool = False,
 ) -> Figure:  # fmt: skip
     """How large is `y` for each category `x` (and each `colour`)?
 
@@ -115,7 +115,7 @@ def bars(
 def lines(
     name: str, frame: pd.DataFrame, *, x: str, y: str, title: str, caption: str, colour: str | None = None, low: str | None = None,
     high: str | None = None, x_title: str | None = None, y_title: str | None = None,
-    shaded: Sequence[tuple[float, float, str]] = (), reference: tuple[float, str] | None = None, log_x: bool = False, log_y: bool = False,
+    shaded: Sequence[tuple[Real, Real, str]] = (), reference: tuple[Real, str] | None = None, log_x: bool = False, log_y: bool = False,
     markers: bool | None = None,
 ) -> Figure:  # fmt: skip
     """How does `y` go along `x`, one line per `colour`, with a band from `low` to `high` and shaded ranges of `x`?"""
@@ -151,7 +151,7 @@ def lines(
 
 def histogram(
     name: str, frame: pd.DataFrame, *, x: str, title: str, caption: str, colour: str | None = None, bins: int = 40,
-    x_title: str | None = None, y_title: str | None = None, marks: Sequence[tuple[float, str]] = (), density: bool = False,
+    x_title: str | None = None, y_title: str | None = None, marks: Sequence[tuple[Real, str]] = (), density: bool = False,
 ) -> Figure:  # fmt: skip
     """How is `x` distributed (per `colour`), and where do the marked values (an observed statistic, say) lie?"""
     figure = go.Figure()
@@ -184,7 +184,7 @@ def scatter(
     name: str, frame: pd.DataFrame, *, x: str, y: str, title: str, caption: str, colour: str | None = None, text: str | None = None,
     x_low: str | None = None, x_high: str | None = None, low: str | None = None, high: str | None = None, x_title: str | None = None,
     y_title: str | None = None, hover: Sequence[str] = (), log_x: bool = False, log_y: bool = False, diagonal: bool = False,
-    front: Sequence[str] = (), size: float = 10,
+    front: Sequence[str] = (), size: Real = 10,
 ) -> Figure:  # fmt: skip
     """How do `x` and `y` go together, one point per row?
 
@@ -229,7 +229,7 @@ def scatter(
 
 def heatmap(
     name: str, frame: pd.DataFrame, *, x: str, y: str, z: str, title: str, caption: str, x_title: str | None = None,
-    y_title: str | None = None, z_title: str | None = None, centre: float | None = None, text: str | None = None,
+    y_title: str | None = None, z_title: str | None = None, centre: Real | None = None, text: str | None = None,
 ) -> Figure:  # fmt: skip
     """How does `z` vary over `x` and `y` (one row of the frame per cell)? With `centre`, colours diverge from that value."""
     columns, rows = categories_of(frame[x], None), categories_of(frame[y], None)
@@ -285,13 +285,13 @@ def dumbbell(
     return _finish(figure, name, title, caption, height=height, legend=True)
 
 
-def _finish(figure: go.Figure, name: str, title: str, caption: str, *, height: float, legend: bool) -> Figure:
+def _finish(figure: go.Figure, name: str, title: str, caption: str, *, height: Real, legend: bool) -> Figure:
     figure.update_layout(template=TEMPLATE, title={"text": text_of(title), "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 14}},
                          height=int(height), showlegend=legend, margin={"t": 84 if legend else 56})  # fmt: skip
     return Figure(name, caption, json.loads(figure.to_json()))
 
 
-def _reference(figure: go.Figure, reference: tuple[float, str] | None, *, vertical: bool) -> None:
+def _reference(figure: go.Figure, reference: tuple[Real, str] | None, *, vertical: bool) -> None:
     if reference is None:
         return
     value, label = reference

@@ -23,12 +23,13 @@ from markupsafe import Markup
 
 from interp.errors import UserError
 from interp.lexicon import mask
-from interp.results import Result, csv_files, file_names, flatten, is_number, plain, read_json, show_number, write_together
+from interp.results import Real, Result, csv_files, file_names, flatten, is_number, plain, read_json, show_number, write_together
 
 TEMPLATES = Path(__file__).parent / "templates"
 ROWS_AT_FIRST = 8
 ROWS_AT_MOST = 200
 CELL_AT_MOST = 400
+LONG_CELL = 24
 VERDICTS = {"holds": ("✓", "Holds"), "fails": ("✗", "Fails"), "inconclusive": ("?", "Inconclusive")}
 PAPERS = {
     "A": "A mechanistic understanding of alignment algorithms: DPO and toxicity",
@@ -163,7 +164,7 @@ def _effect(result: Result, key: str) -> dict[str, Any]:
     finite = [number for number in (value, null, low, high) if number is not None and math.isfinite(number)]
     start, width = (min(finite), max(finite) - min(finite)) if finite else (0.0, 0.0)
 
-    def place(number: float) -> float | None:
+    def place(number: Real) -> float | None:
         return round(6 + 88 * (number - start) / width, 1) if width > 0 and math.isfinite(number) else None
 
     known = math.isfinite(low) and math.isfinite(high)
@@ -177,13 +178,18 @@ def _effect(result: Result, key: str) -> dict[str, Any]:
 def _table(name: str, frame: pd.DataFrame, file: str) -> dict[str, Any]:
     columns = [str(column) for column in frame.columns]
     numeric = [pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind) for kind in frame.dtypes]
+    # The ends of an interval are shown as the number before them is.
+    units: list[str] = []
+    for column in columns:
+        units.append(units[-1] if units and column.lower() in {"low", "high"} else column)
     found = frame.head(ROWS_AT_MOST).itertuples(index=False, name=None)
-    rows = [[_cell(value, column) for value, column in zip(row, columns, strict=True)] for row in found]
+    rows = [[_cell(value, unit) for value, unit in zip(row, units, strict=True)] for row in found]
+    kinds = ["n" if right else "t wide" if any(len(row[i]) > LONG_CELL for row in rows) else "t" for i, right in enumerate(numeric)]
     # Two rows more are not worth a click.
     seen = ROWS_AT_FIRST if len(rows) > ROWS_AT_FIRST + 2 else len(rows)
     return {
         "title": _heading(name), "columns": [(column.replace("_", " "), right) for column, right in zip(columns, numeric, strict=True)],
-        "numeric": numeric, "first": rows[:seen], "rest": rows[seen:], "n": len(frame), "cut": len(frame) > ROWS_AT_MOST, "file": file,
+        "kinds": kinds, "first": rows[:seen], "rest": rows[seen:], "n": len(frame), "cut": len(frame) > ROWS_AT_MOST, "file": file,
     }  # fmt: skip
 
 

@@ -20,8 +20,11 @@ import numpy as np
 import pandas as pd
 
 from interp.errors import UserError
+from interp.lexicon import mask
 
 Verdict = Literal["holds", "fails", "inconclusive"]
+# A whole number is as good as a float wherever a figure or a result asks for a number.
+Real = float | int
 INFINITIES = {"Infinity": math.inf, "-Infinity": -math.inf}
 SHARE_WORDS = frozenset({"share", "shares", "probability", "fraction", "proportion"})
 # A share beyond this is a number of another kind under an unlucky name.
@@ -55,15 +58,15 @@ class Result:
     criterion: str
     verdict: Verdict
     summary: str
-    statistic: dict[str, float]
-    null: dict[str, float]
-    interval: dict[str, tuple[float, float]]
+    statistic: dict[str, Real]
+    null: dict[str, Real]
+    interval: dict[str, tuple[Real, Real]]
     tables: dict[str, pd.DataFrame]
     figures: tuple[Figure, ...]
     refuted_by: str
     caveat: str
     settings: dict[str, Any]
-    seconds: float = 0.0
+    seconds: Real = 0.0
 
     def __post_init__(self) -> None:
         if self.verdict not in get_args(Verdict):
@@ -87,6 +90,8 @@ class Result:
         missing = [item.name for item in fields(cls) if item.name not in record and item.name != "seconds"]
         if missing:
             raise UserError(f"a result without {', '.join(missing)}", "run the experiment again with this version of bypass")
+        if record["verdict"] not in get_args(Verdict):
+            raise UserError(f"a result with the verdict {record['verdict']!r}", f"it must be one of {', '.join(get_args(Verdict))}")
         given = {item.name: record[item.name] for item in fields(cls) if item.name in record}
         given["statistic"] = {key: number(value) for key, value in record["statistic"].items()}
         given["null"] = {key: number(value) for key, value in record["null"].items()}
@@ -181,7 +186,7 @@ def _three_digits(value: float) -> str:
     if size >= 999.5:
         return f"{value:,.0f}"
     digits = 2 if size == 0 else max(0, 2 - math.floor(math.log10(float(f"{size:.2e}"))))
-    text = f"{value:.{digits}f}"
+    text = f"{value:.{digits}f}" if size else "0"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
@@ -190,10 +195,10 @@ def _signed(text: str) -> str:
 
 
 def file_names(result: Result) -> dict[str, str]:
-    """The CSV file of each table, by table name: `<id>-<table>.csv`."""
+    """The CSV file of each table, by table name: `<id>-<table>.csv`. Names of files are seen, so words in them are masked."""
     names: dict[str, str] = {}
     for table in result.tables:
-        name = f"{result.id}-{re.sub(r'[^A-Za-z0-9._-]+', '-', table).strip('-') or 'table'}.csv"
+        name = f"{result.id}-{re.sub(r'[^A-Za-z0-9._-]+', '-', mask(table)).strip('-') or 'table'}.csv"
         if name in names.values():
             raise ValueError(f"{result.id}: two tables would be written to {name}; give them names that differ in letters or digits")
         names[table] = name
