@@ -1,4 +1,4 @@
-"""Seven kinds of plotly figure in one house style; plotly is imported in this file only.
+"""Six kinds of plotly figure in one house style; plotly is imported in this file only.
 
 A figure is made from a tidy frame and leaves as plain JSON (`interp.results.Figure`), so that results can be saved, cached and
 drawn anywhere. Backgrounds are transparent and grey tones neutral: the same figure is legible on a light and on a dark page,
