@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,13 +49,14 @@ MEANINGS = {
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """`P(toxic | x) = softmax(x W)[1]` with `x` the mean over a text's positions of the last residual stream.
+    """`P(toxic | x) = softmax(x W + b)[1]` with `x` the mean over a text's positions of the last residual stream.
 
     Attributes:
         weights: W; its two columns are opposite (that is where the L2 penalty puts them).
         difference_in_means: mean toxic minus mean other feature of the training texts.
         metrics: measured on held-out texts; `MEANINGS` says what each is.
         digest: the hash of the weights of the model that it was fitted on.
+        bias: b, whose two numbers are opposite too; zeros for a probe without bias.
     """
 
     weights: Float[Tensor, "d_model 2"]
@@ -63,6 +64,7 @@ class Probe:
     metrics: Mapping[str, float | int]
     digest: str
     settings: Mapping[str, Any]
+    bias: Float[Tensor, " 2"] = field(default_factory=lambda: torch.zeros(2))
 
     @property
     def direction(self) -> Float[Tensor, " d_model"]:
@@ -85,17 +87,21 @@ class Probe:
 
 def fit_probe(
     model: Model, texts: Sequence[str], labels: Any, *, l2: float | int = 1.0, held_out: float = 0.2, seed: int = 0,
-    max_tokens: int = 128, batch_size: int = 64, batch_tokens: int = 4096,
+    max_tokens: int = 128, bias: bool = True, batch_size: int = 64, batch_tokens: int = 4096,
 ) -> Probe:  # fmt: skip
     """Which direction of the last residual stream separates toxic texts from others, and is that worth anything?
 
-    The classifier is a two-class softmax without bias, that is, logistic regression on `w = W[:,1] - W[:,0]`. It minimises
+    The classifier is a two-class softmax, that is, logistic regression on `w = W[:,1] - W[:,0]`. It minimises
 
         mean over texts of cross-entropy, the two classes weighing the same,  +  l2 / 2 * |s w|^2
 
     where `s` is the median over coordinates of the features' standard deviation: one number, so that `l2` means the same
     for every model and number of texts, while the direction is not bent as standardising each coordinate would bend it.
     Little L2 separates best; much L2 tends to the difference in means. `sweep_l2` helps to choose.
+
+    The bias is free of penalty. Paper A defines the probe without one (`bias=False`), but then `w` itself has to set the
+    threshold along the mean of all texts, which is no difference between them, and the tokens nearest to it are those that
+    the model hardly ever saw.
 
     Args:
         labels: 1 or True for toxic, 0 or False for not.
@@ -105,22 +111,23 @@ def fit_probe(
     Source: paper A section 3.1; experiment A-E1. Raises `UserError` for one class only, fewer than 20 texts, labels of
     another number or kind, an empty text, or a held-out share that leaves a class out.
     """
-    data = read_data(model, texts, labels, held_out, seed, max_tokens, batch_size, batch_tokens)
-    w = data.fit(data.features, l2)
+    data = read_data(model, texts, labels, held_out, seed, max_tokens, batch_size, batch_tokens, bias)
+    w, b = data.fit(data.features, l2)
     difference = data.difference(data.features)
     settings = {
-        "l2": float(l2), "held_out": held_out, "seed": seed, "max_tokens": max_tokens,
+        "l2": float(l2), "held_out": held_out, "seed": seed, "max_tokens": max_tokens, "bias": bias,
         "site": f"resid_post.{model.n_layers - 1}", "texts": len(texts),
     }  # fmt: skip
     column = torch.from_numpy(w / 2).float()
-    metrics = {**data.quality(w), **data.controls(w, l2, seed), "cosine_difference": cosine(w, difference)}
-    return Probe(torch.stack([-column, column], dim=1), torch.from_numpy(difference).float(), metrics, model.digest, settings)
+    metrics = {**data.quality(w, b), **data.controls(w, l2, seed), "cosine_difference": cosine(w, difference)}
+    weights, means = torch.stack([-column, column], dim=1), torch.from_numpy(difference).float()
+    return Probe(weights, means, metrics, model.digest, settings, torch.tensor([-b / 2, b / 2]))
 
 
 def sweep_l2(
     model: Model, texts: Sequence[str], labels: Any, strengths: Sequence[float | int] = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0), *,
     held_out: float = 0.2, seed: int = 0, max_tokens: int = 128, batch_size: int = 64, batch_tokens: int = 4096, top: int = 20,
-    masked: bool = True,
+    bias: bool = True, masked: bool = True,
 ) -> pd.DataFrame:  # fmt: skip
     """How does the L2 strength trade separation against a direction that can be read?
 
@@ -130,13 +137,13 @@ def sweep_l2(
     """
     if not len(strengths):
         raise UserError("the sweep was given no strengths", "give at least one, for example 0.1")
-    data = read_data(model, texts, labels, held_out, seed, max_tokens, batch_size, batch_tokens)
+    data = read_data(model, texts, labels, held_out, seed, max_tokens, batch_size, batch_tokens, bias)
     difference = data.difference(data.features)
     rows = []
     for l2 in (*strengths, float("inf")):
-        w = difference if l2 == float("inf") else data.fit(data.features, l2)
+        w, b = (difference, 0.0) if l2 == float("inf") else data.fit(data.features, l2)
         words = top_tokens(model, torch.from_numpy(w).float(), top=top).words[0]
-        measured = data.quality(w)
+        measured = data.quality(w, b)
         if l2 == float("inf"):  # the difference in means has no threshold of its own
             measured |= {"accuracy": float("nan"), "balanced_accuracy": float("nan")}
         rows.append({
@@ -156,14 +163,16 @@ def probe_scores(
         raise UserError(f"the probe reads {probe.d_model} numbers, {model.name} holds {model.d_model}", "fit a probe on this model")
     limit = max_tokens if max_tokens is not None else probe.settings.get("max_tokens")
     rows = token_rows(model, list(texts), max_tokens=limit)
-    return features_of(model, rows, batch_size, batch_tokens) @ (probe.weights[:, 1] - probe.weights[:, 0])
+    odds = features_of(model, rows, batch_size, batch_tokens) @ probe.weights + probe.bias
+    return odds[:, 1] - odds[:, 0]
 
 
 def save_probe(probe: Probe, folder: str | Path) -> Path:
     """Write `probe.safetensors` and `probe.json`, each atomically; the second holds the hash of the first."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    tensors = {"weights": probe.weights.contiguous(), "difference_in_means": probe.difference_in_means.contiguous()}
+    parts = {"weights": probe.weights, "difference_in_means": probe.difference_in_means, "bias": probe.bias}
+    tensors = {name: part.contiguous() for name, part in parts.items()}
     record = {
         "format": "bypass-probe", "model": probe.digest, "tensors": _digest(tensors),
         "settings": dict(probe.settings), "metrics": dict(probe.metrics),
@@ -189,7 +198,8 @@ def load_probe(folder: str | Path) -> Probe:
     try:
         if record["tensors"] != _digest(tensors):
             raise UserError(f"the two files of the probe in {source} do not belong together", "save the probe again")
-        return Probe(tensors["weights"], tensors["difference_in_means"], record["metrics"], record["model"], record["settings"])
+        means = tensors["difference_in_means"]
+        return Probe(tensors["weights"], means, record["metrics"], record["model"], record["settings"], tensors["bias"])
     except KeyError as error:
         raise UserError(f"the probe in {source} has no {error}", "save the probe again") from error
 

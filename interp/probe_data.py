@@ -39,13 +39,16 @@ class ProbeData:
     train: np.ndarray
     capitals: np.ndarray
     lengths: np.ndarray
+    with_bias: bool = True
 
     @cached_property
     def test(self) -> np.ndarray:
         return np.setdiff1d(np.arange(len(self.labels)), self.train)
 
-    def fit(self, features: np.ndarray, l2: float | int, rows: np.ndarray | None = None, labels: np.ndarray | None = None) -> np.ndarray:
-        """`w` of the objective in `fit_probe`."""
+    def fit(
+        self, features: np.ndarray, l2: float | int, rows: np.ndarray | None = None, labels: np.ndarray | None = None
+    ) -> tuple[np.ndarray, float]:
+        """`w` and `b` of the objective in `fit_probe`."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
@@ -54,13 +57,17 @@ class ProbeData:
         rows = self.train if rows is None else rows
         x, y = features[rows], (self.labels if labels is None else labels)[rows]
         scale = float(np.median(x.std(axis=0))) or 1.0
+        # With a bias, centring leaves the optimum where it is and brings the solver there sooner.
+        centre = x.mean(axis=0) if self.with_bias else np.zeros(x.shape[1])
         # Scikit-learn minimises C * (sum of losses) + |w|^2 / 2, hence C = 1 / (n l2) for a mean of losses.
-        solver = LogisticRegression(C=1 / (len(y) * float(l2)), fit_intercept=False, class_weight="balanced", tol=1e-6, max_iter=3000)
+        strength = 1 / (len(y) * float(l2))
+        solver = LogisticRegression(C=strength, fit_intercept=self.with_bias, class_weight="balanced", tol=1e-6, max_iter=3000)
         with warnings.catch_warnings():
             # With next to no penalty separable texts have no finite optimum; the direction has settled long before.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            solver.fit(x / scale, y)
-        return np.asarray(solver.coef_[0]) / scale
+            solver.fit((x - centre) / scale, y)
+        w = np.asarray(solver.coef_[0]) / scale
+        return w, float(np.ravel(solver.intercept_)[0] - w @ centre) if self.with_bias else 0.0
 
     def difference(self, features: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
         """Mean toxic minus mean other feature."""
@@ -68,9 +75,9 @@ class ProbeData:
         x, y = features[rows], self.labels[rows]
         return np.asarray(x[y == 1].mean(axis=0) - x[y == 0].mean(axis=0))
 
-    def quality(self, w: np.ndarray) -> dict[str, float]:
-        """Held-out accuracies, with the threshold at 0, and AUC."""
-        truth, scores = self.labels[self.test], self.features[self.test] @ w
+    def quality(self, w: np.ndarray, b: float = 0.0) -> dict[str, float]:
+        """Held-out accuracies, with the threshold where both classes are equally likely, and AUC."""
+        truth, scores = self.labels[self.test], self.features[self.test] @ w + b
         right = (scores > 0) == truth
         found = bootstrap_auc(truth, scores)
         balanced = float(np.mean([right[truth == kind].mean() for kind in (0, 1)]))
@@ -90,11 +97,13 @@ class ProbeData:
         for _ in range(SHUFFLES):
             labels = self.labels.copy()
             labels[self.train] = rng.permutation(labels[self.train])
-            shuffled.append(held_out_auc(self.features, self.fit(self.features, l2, labels=labels)))
+            shuffled.append(held_out_auc(self.features, self.fit(self.features, l2, labels=labels)[0]))
         return {
             "shuffled_auc": float(np.mean(shuffled)), "shuffled_auc_most": max(max(a, 1 - a) for a in shuffled),
             # A strength that suits the residual stream may starve this control, so it gets the best of several on these very texts.
-            "embeddings_auc": max(held_out_auc(self.embeddings, self.fit(self.embeddings, l2 / factor)) for factor in (1, 10, 100, 1000)),
+            "embeddings_auc": max(
+                held_out_auc(self.embeddings, self.fit(self.embeddings, l2 / factor)[0]) for factor in (1, 10, 100, 1000)
+            ),
             "difference_auc": held_out_auc(self.features, self.difference(self.features)),
             "capitals_auc": auc(truth, self.capitals[self.test]), "length_auc": auc(truth, self.lengths[self.test]),
             "capitals_correlation": self.capitals_correlation(w), "stability": self.stability(l2, seed),
@@ -113,12 +122,13 @@ class ProbeData:
         first, second = split(self.labels, self.train, 0.5, seed + 1)
         if l2 == float("inf"):
             return cosine(self.difference(self.features, first), self.difference(self.features, second))
-        return cosine(self.fit(self.features, l2, first), self.fit(self.features, l2, second))
+        return cosine(self.fit(self.features, l2, first)[0], self.fit(self.features, l2, second)[0])
 
 
 def read_data(
-    model: Model, texts: Sequence[str], labels: Any, held_out: float, seed: int, max_tokens: int, batch_size: int, batch_tokens: int
-) -> ProbeData:
+    model: Model, texts: Sequence[str], labels: Any, held_out: float, seed: int, max_tokens: int, batch_size: int, batch_tokens: int,
+    bias: bool = True,
+) -> ProbeData:  # fmt: skip
     """Check texts and labels, run the model once, and split.
 
     Raises `UserError` as `interp.probe.fit_probe` says.
@@ -147,7 +157,7 @@ def read_data(
     letters = [[c for c in text if c.isalpha()] for text in texts]
     capitals = np.array([sum(c.isupper() for c in found) / len(found) if found else 0.0 for found in letters])
     lengths = np.array([len(text) for text in texts], dtype=np.float64)
-    return ProbeData(features.double().numpy(), embeddings.double().numpy(), truth, train, capitals, lengths)
+    return ProbeData(features.double().numpy(), embeddings.double().numpy(), truth, train, capitals, lengths, bias)
 
 
 def features_of(model: Model, rows: Sequence[Sequence[int]], batch_size: int, batch_tokens: int) -> Float[Tensor, "batch d_model"]:

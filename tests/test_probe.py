@@ -35,15 +35,16 @@ def probe(planted):
     return fit_probe(planted.model, *corpus(word=planted.trigger.strip()))
 
 
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("l2", [0.01, 1.0])
-def test_the_weights_minimise_the_objective_that_is_documented(model, l2: float) -> None:
+def test_the_weights_minimise_the_objective_that_is_documented(model, l2: float, bias: bool) -> None:
     from interp import capture
     from interp.probe import fit_probe
     from interp.probe_data import split
 
     texts, labels = corpus()
     texts, labels = texts[:100] + texts[101::4], labels[:100] + labels[101::4]
-    probe = fit_probe(model, texts, labels, l2=l2, held_out=0.25, seed=4)
+    probe = fit_probe(model, texts, labels, l2=l2, held_out=0.25, seed=4, bias=bias)
     truth = np.array(labels)
     train, _ = split(truth, np.arange(len(texts)), 0.75, 4)
     x = capture(model, [texts[i] for i in train], ["resid_post.2"], positions="mean")["resid_post.2"].double()
@@ -52,13 +53,19 @@ def test_the_weights_minimise_the_objective_that_is_documented(model, l2: float)
     scale = x.std(dim=0, correction=0).numpy()
     scale = float(np.median(scale))
     weights = probe.weights.double().requires_grad_()
-    losses = torch.nn.functional.cross_entropy(x @ weights, y, reduction="none")
+    offset = probe.bias.double().requires_grad_()
+    losses = torch.nn.functional.cross_entropy(x @ weights + offset, y, reduction="none")
     balanced = (losses[y == 1].mean() + losses[y == 0].mean()) / 2
     w = weights[:, 1] - weights[:, 0]
     (balanced + l2 / 2 * (scale * w).square().sum()).backward()
     assert float(weights.grad.norm()) < 1e-4 * float(x.norm(dim=1).mean())
     # At the optimum the penalty pulls exactly as hard as the losses, so a wrong strength would leave a gradient of this size.
     assert l2 * scale**2 * float(w.detach().norm()) > 20 * float(weights.grad.norm())
+    if bias:
+        assert float(offset.grad.abs().max()) < 1e-4
+        assert float(probe.bias[0]) == -float(probe.bias[1]) != 0
+    else:
+        assert not probe.bias.any()
     torch.testing.assert_close(probe.weights[:, 0], -probe.weights[:, 1])
     torch.testing.assert_close(probe.difference_in_means.double(), x[y == 1].mean(0) - x[y == 0].mean(0), atol=1e-5, rtol=1e-4)
 
@@ -84,6 +91,20 @@ def test_the_direction_promotes_the_word_that_the_planted_neuron_writes_and_rank
     assert rank_values(planted.model, probe.direction, top=1).neurons == [(planted.layer, planted.index)]
 
 
+def test_without_a_bias_the_direction_itself_has_to_set_the_threshold_at_the_mean_of_all_texts(planted) -> None:
+    from interp import capture
+    from interp.probe import fit_probe
+
+    texts, labels = corpus(word=planted.trigger.strip())
+    mean = capture(planted.model, texts, ["resid_post.2"], positions="mean")["resid_post.2"].mean(dim=0)
+    # A threshold of 0 lies between the classes only where the mean of all texts scores about 0.
+    with_bias, without = (fit_probe(planted.model, texts, labels, bias=bias) for bias in (True, False))
+    reach = [abs(float((2 * probe.direction) @ mean)) for probe in (with_bias, without)]
+    assert abs(float(with_bias.bias[1] - with_bias.bias[0])) > 1
+    assert with_bias.metrics["accuracy"] == without.metrics["accuracy"] == 1.0
+    assert reach[1] < reach[0]
+
+
 def test_scores_are_the_log_odds_of_the_softmax_over_the_mean_residual(probe, planted) -> None:
     from interp.probe import probe_scores
 
@@ -97,7 +118,7 @@ def test_scores_are_the_log_odds_of_the_softmax_over_the_mean_residual(probe, pl
             model.hf(ids)
         hook.remove()
         state = held[0][0] if isinstance(held[0], tuple) else held[0]
-        chance = (state[0].mean(dim=0) @ probe.weights).softmax(dim=0)[1]
+        chance = (state[0].mean(dim=0) @ probe.weights + probe.bias).softmax(dim=0)[1]
         assert float(score.sigmoid()) == pytest.approx(float(chance), abs=1e-5)
     assert float(scores[0]) > 0 > float(scores[1])
 
@@ -155,6 +176,7 @@ def test_a_saved_probe_is_read_back_and_knows_its_model(probe, gpt2, planted, tm
     again = load_probe(save_probe(probe, tmp_path / "probe"))
     assert sorted(path.name for path in (tmp_path / "probe").iterdir()) == ["probe.json", "probe.safetensors"]
     assert torch.equal(again.weights, probe.weights)
+    assert torch.equal(again.bias, probe.bias)
     assert torch.equal(again.difference_in_means, probe.difference_in_means)
     assert (dict(again.metrics), dict(again.settings)) == (dict(probe.metrics), dict(probe.settings))
     assert again.matches(planted.model)
