@@ -95,6 +95,7 @@ def capture(
         raise UserError("capture was given no sites", "name at least one, for example resid_post.0")
     rows = token_rows(model, texts, add_bos=add_bos, max_tokens=max_tokens)
     wanted = _per_row(positions, rows)
+    positions = positions if isinstance(positions, str) else "indices"
     kept = _units(model, names, units or {})
     transforms = transforms_of(edits, model)
     shapes = {name: _shape(model, name, rows, positions, wanted, kept) for name in names}
@@ -106,7 +107,6 @@ def capture(
         )
     mask = pad(rows, 0, "right").mask if positions == "all" and rows else None
     settings = {"texts": len(rows), "edits": [edit.to_json() for edit in edits], "add_bos": add_bos, "max_tokens": max_tokens}
-    label = positions if isinstance(positions, str) else "indices"
 
     def fill(store: Mapping[str, np.ndarray]) -> None:
         for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=batch_tokens):
@@ -123,7 +123,7 @@ def capture(
     if spill is None:
         store = {name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()}
         fill(store)
-        return Captured({name: torch.from_numpy(array) for name, array in store.items()}, label, mask, settings)
+        return Captured({name: torch.from_numpy(array) for name, array in store.items()}, positions, mask, settings)
     target = Path(spill)
     with _fresh(target) as temporary:
         mapped = {
@@ -133,7 +133,7 @@ def capture(
         fill(mapped)
         for array in mapped.values():
             array.flush()
-        _finish(temporary, target, Captured({name: torch.empty(0) for name in names}, label, mask, settings))
+        _finish(temporary, target, Captured({name: torch.empty(0) for name in names}, positions, mask, settings))
     return load_captured(target)
 
 
@@ -192,7 +192,7 @@ def _units(model: Model, names: Sequence[str], units: Mapping[str, Sequence[int]
 def _shape(model: Model, name: str, rows: list, positions: Any, wanted: Any, kept: Mapping[str, Tensor]) -> tuple[int, ...]:
     width = len(kept[name]) if name in kept else model.width(name.split(".")[0])
     tail = (model.n_heads, width // model.n_heads) if name.startswith("head_out") and name not in kept else (width,)
-    if isinstance(positions, str) and positions in {"last", "mean"}:
+    if positions in {"last", "mean"}:
         return (len(rows), *tail)
     return (len(rows), len(wanted[0]) if wanted else max((len(row) for row in rows), default=0), *tail)
 

@@ -142,7 +142,8 @@ class Edit:
         if unread:
             raise UserError(f"an edit of op {op!r} has no use for {', '.join(unread)}", "remove it, or choose another op")
         if op == "scale_keys":
-            return cls.scale_keys(neurons, strength, where)
+            pairs = [tuple(pair) if isinstance(pair, list) else pair for pair in neurons] if isinstance(neurons, list) else neurons
+            return cls.scale_keys(pairs, strength, where)
         if not isinstance(site, str):
             raise UserError(f"the edit's site is {site!r}", "name one, for example resid_post.5")
         if op in {"add", "project_out", "patch"} and values is None:

@@ -90,10 +90,9 @@ def _rows_of(model: Any, texts: Sequence[Any]) -> list[list[int]]:
             return [[operator.index(token) for token in row] for row in texts]
         except TypeError:
             pass
-    wrong = next((text for text in texts if not isinstance(text, str)), None)
-    if wrong is not None:
-        raise UserError(f"a text is of type {type(wrong).__name__}, not a string", "give a list of strings, or of rows of token ids")
     for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserError(f"text {number} is of type {type(text).__name__}, not a string", "give strings, or rows of token ids")
         try:
             str(text).encode()
         except UnicodeEncodeError as error:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -193,6 +194,12 @@ def pair(gpt2_folder: Path, tuned_folder: Path) -> ModelPair:
 def fresh_gpt2(gpt2_folder: Path) -> Model:
     """The tiny GPT-2 loaded anew, for a test that changes its weights."""
     return load_model(gpt2_folder)
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Switch the checker of annotations off, for tests of what a user meets who gives a value of the wrong type."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @dataclass(frozen=True)
