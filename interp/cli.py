@@ -1,0 +1,154 @@
+"""The one command line. It reads a command's libraries only when that command is called, so that help comes at once.
+
+Commands live in `interp/commands`, one file per concern; those of `training` and `app`, which this package must not
+import, are mounted here by name. Every way in which a command can fail ends here too: bad input is one line on stderr
+and exit code 2, a fault of ours one line and exit code 1, or a traceback where BYPASS_DEBUG is set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from interp.errors import UserError
+
+DEBUG = "BYPASS_DEBUG"
+COMMANDS = {
+    "report": "report", "evaluate": "evaluate", "generate": "generate", "sweep": "sweep", "vectors": "vectors", "lens": "lens",
+    "score": "score", "convert": "convert", "doctor": "doctor",
+}  # fmt: skip
+# What a path of the user's can be guilty of; a full disk is not among them.
+BAD_PATHS = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EROFS,
+)
+LONGEST = 600
+
+
+class Commands(TyperGroup):
+    """The commands with one way out for everything that goes wrong."""
+
+    def main(self, args: Any = None, *positional: Any, standalone_mode: bool = True, **named: Any) -> Any:
+        given = list(sys.argv[1:] if args is None else args) or ["--help"]
+        if not standalone_mode:
+            return super().main(given, *positional, standalone_mode=False, **named)
+        sys.exit(guarded(lambda: super(Commands, self).main(given, *positional, standalone_mode=False, **named)))
+
+
+def guarded(call: Callable[[], Any]) -> int:
+    """Run a command and turn how it ends into an exit code and at most one line on stderr."""
+    try:
+        found = call()
+        sys.stdout.flush()
+        return found if isinstance(found, int) else 0
+    except BrokenPipeError:
+        # The reader of stdout has gone (`bypass lens ... | head`); what is left in the buffer must not fail again at exit.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return _say("interrupted", 130)
+    except typer.Abort:
+        return _say("aborted", 1)
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "bypass"
+        return _say(f"{error.format_message().strip().rstrip('.')}. To mend it: see {command} --help.", error.exit_code)
+    except UserError as error:
+        return _say(str(error), 2)
+    except Exception as error:
+        if os.environ.get(DEBUG, "0") not in ("", "0"):
+            raise
+        if isinstance(error, OSError) and error.errno in BAD_PATHS and error.filename is not None:
+            return _say(f"{error.filename}: {error.strerror}. To mend it: check the path.", 2)
+        return _say(f"{type(error).__name__}: {error} (a fault of bypass; {DEBUG}=1 shows where)", 1)
+
+
+def _say(text: str, code: int) -> int:
+    line = "".join(letter if letter.isprintable() else " " for letter in f"bypass: {text}")
+    line = " ".join(line.encode("utf-8", "backslashreplace").decode().split())
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
+    sys.stderr.write(line + "\n")
+    return code
+
+
+app = typer.Typer(
+    name="bypass", cls=Commands, add_completion=False, context_settings={"help_option_names": ["-h", "--help"]},
+    help="What does preference tuning change inside a language model, and what does it leave behind?",
+)  # fmt: skip
+for _module, _command in COMMANDS.items():
+    app.command(_command)(getattr(import_module(f"interp.commands.{_module}"), _command))
+
+
+@app.command()
+def train(
+    stage: Annotated[str, typer.Argument(help="corpus, tokenizer, pretrain, scorer, probe, pairs, dpo, bundle, or all")],
+    recipe: Annotated[str, typer.Argument(help="a TOML file, or the name of a recipe that ships")],
+) -> None:
+    """Run one stage of the training chain, or all of them in turn."""
+    from training.cli import run_stage
+
+    run_stage(stage, recipe)
+
+
+def _launchable() -> bool:
+    try:
+        return find_spec("app.launch") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+if _launchable():
+
+    @app.command("app")
+    def start(
+        port: Annotated[int, typer.Option(min=1, max=65535, help="where the browser finds it")] = 8501,
+        host: Annotated[str, typer.Option(help="the address that it listens on")] = "localhost",
+        browser: Annotated[bool, typer.Option(help="open a browser window")] = True,
+        demo: Annotated[bool, typer.Option(help="for visitors: nothing can be loaded or saved")] = False,
+    ) -> None:
+        """Open the workbench in a browser."""
+        from app.launch import launch
+
+        raise typer.Exit(launch(port=port, host=host, browser=browser, demo=demo))
+
+
+def quiet() -> None:
+    """Keep libraries from writing to stderr, which belongs to the one line and the progress bar."""
+    if os.environ.get(DEBUG, "0") in ("", "0"):
+        warnings.filterwarnings("ignore")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def main() -> None:
+    """The entry point of the command `bypass`."""
+    quiet()
+    for stream in (sys.stdout, sys.stderr):
+        # Some terminals cannot show every letter: an escape is better than no answer.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""What the commands share: their common options, which model a name means, and how tables and JSON are printed.
+
+JSON for machines holds raw words and full precision; whatever is printed for people is masked, and shows control
+characters as escapes, because a model may generate any of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from interp.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from interp.edits import Edit
+    from interp.generate import Sampling
+    from interp.models import Model, ModelPair
+
+MODEL_HELP = "base, tuned, a folder or a hub id"
+Pair = Annotated[
+    tuple[str, str] | None, typer.Option("--pair", metavar="BASE TUNED", help="folders or hub ids in place of the bundled pair")
+]
+Edits = Annotated[
+    list[str] | None,
+    typer.Option("--edit", metavar="EDIT", help="scale_keys:5.770,4.12:10 · subtract:resid_post.5:probe:20 · a JSON file; can be repeated"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON for machines, with raw words")]
+ShowWords = Annotated[bool, typer.Option("--show-words", help="do not mask profanity")]
+ScorerName = Annotated[str, typer.Option("--scorer", help="bundled, lexicon, or a folder that bypass convert --detoxify wrote")]
+Prompts = Annotated[Path | None, typer.Option("--prompts", help="one a line, or jsonl with `prompt` [default: those that ship]")]
+NewTokens = Annotated[int, typer.Option("--new-tokens", "--max-new-tokens", help="tokens to generate for each prompt")]
+PromptTokens = Annotated[int | None, typer.Option("--max-prompt-tokens", help="keep only the first ones of longer prompts")]
+Temperature = Annotated[float, typer.Option(help="0 is greedy decoding")]
+TopK = Annotated[int | None, typer.Option(help="sample from the k likeliest tokens")]
+TopP = Annotated[float | None, typer.Option(help="sample from the likeliest tokens of this total probability")]
+Seed = Annotated[int, typer.Option(help="of everything that is random")]
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Which models the words `base` and `tuned` mean: those of `--pair`, or those that ship."""
+
+    pair: tuple[str, str] | None = None
+
+    def source(self, name: str) -> str:
+        """The folder or hub id that a name on the command line stands for."""
+        from interp.models import BUNDLED
+
+        if name not in ("base", "tuned"):
+            return name
+        if self.pair is not None:
+            return self.pair[name == "tuned"]
+        if not (BUNDLED / name / "config.json").is_file():
+            raise UserError("no pair ships with this checkout", "name one with --pair BASE TUNED, or name a folder or a hub id")
+        return str(BUNDLED / name)
+
+    def load(self, name: str) -> Model:
+        """One model; raises `UserError` where it cannot be loaded rightly."""
+        from interp.models import load_model
+
+        hush()
+        base = self.source("base") if name == "tuned" else None
+        return load_model(self.source(name), base=base, name=name if name in ("base", "tuned") else None)
+
+    def both(self) -> ModelPair:
+        """The pair, checked to be comparable."""
+        from interp.models import ModelPair
+
+        hush()
+        name = None if self.pair else "bundled pair"
+        return ModelPair.load(self.source("base"), self.source("tuned"), name=name)
+
+    def named(self, name: str) -> dict[str, Model]:
+        """`both` gives both sides, any other name one model under that name."""
+        if name == "both":
+            return self.both().sides
+        model = self.load(name)
+        return {model.name: model}
+
+    def edits(self, texts: Sequence[str] | None, name: str, model: Model) -> list[Edit]:
+        """The edits of `--edit`, checked to fit the model; for a side of the pair, `probe` means the base's probe."""
+        from interp.edit_text import parse_edits
+
+        base = None if name != "tuned" else lambda: self.load("base")
+        return parse_edits(texts or (), model, base)
+
+
+def sampling(temperature: float, top_k: int | None, top_p: float | None, seed: int) -> Sampling:
+    from interp.generate import Sampling
+
+    return Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+
+
+def prompts_from(path: Path | None) -> list[str]:
+    """The prompts of the user's file, or the challenge prompts that ship."""
+    from interp.texts import challenge_prompts, read_prompts
+
+    return challenge_prompts() if path is None else read_prompts(path)
+
+
+def hush() -> None:
+    """Silence libraries that were imported before the environment could tell them."""
+    if os.environ.get("BYPASS_DEBUG", "0") in ("", "0"):
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
+def check_file(path: Path | None) -> None:
+    """Raise `UserError` for a file that could not be written once the work is done."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError(f"{path} is a folder", "name a file")
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent}", "make it, or name another file")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"the folder {path.parent} cannot be written to", "name another")
+
+
+def numbers(text: str, what: str) -> list[float]:
+    """A list such as `0,1,2.5`; raises `UserError` for anything that is not a finite number."""
+    found = []
+    for part in text.split(","):
+        try:
+            value = float(part)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise UserError(
+                f"{part.strip()!r} is not a usable number in {what} {text!r}", "write finite numbers with commas between, such as 0,1,2.5"
+            )
+        found.append(value)
+    return found
+
+
+def print_json(value: Any) -> None:
+    """JSON that every reader accepts: no NaN, no infinity."""
+    from interp.results import plain
+
+    sys.stdout.write(json.dumps(plain(value), ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+
+
+def shown(text: str, show_words: bool = False) -> str:
+    """A text as a person may see it: masked, on one line, control characters as escapes."""
+    from interp.lexicon import mask
+
+    found = text if show_words else mask(text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in found)
+
+
+def print_line(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str = "", show_words: bool = False) -> None:
+    """A table of texts (left) and numbers (right, three digits), on stdout."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from interp.results import is_number
+
+    cells = [list(row) for row in rows]
+    table = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold")
+    for place, name in enumerate(columns):
+        numeric = bool(cells) and all(row[place] is None or is_number(row[place]) for row in cells)
+        widest = max((len(word) for word in name.split()), default=0)
+        table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold", min_width=widest)
+    for row in cells:
+        table.add_row(*(Text(_cell(cell, name, show_words)) for name, cell in zip(columns, row, strict=True)))
+    Console(file=sys.stdout).print(table)
+
+
+def _cell(cell: Any, column: str, show_words: bool) -> str:
+    from interp.results import is_number, show_number
+
+    if isinstance(cell, tuple):  # lines of one cell
+        return "\n".join(_cell(line, column, show_words) for line in cell)
+    return show_number(cell, column) if cell is None or is_number(cell) else shown(str(cell), show_words)
+
+
+@contextmanager
+def progress(total: int | None = None, title: str = "") -> Iterator[tuple[Progress, Any]]:
+    """A bar on stderr with the time gone and left; nothing at all where stderr is not a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(file=sys.stderr)
+    counted = (
+        [BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()] if total else [TimeElapsedColumn()]
+    )
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        *counted,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        yield bar, bar.add_task(title, total=total)

@@ -1,0 +1,70 @@
+"""`bypass evaluate`: how toxic one model's continuations are, and what perplexity, F1 and distinct-2 say of the price."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from interp.commands import common
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help=common.MODEL_HELP)],
+    prompts: common.Prompts = None,
+    edit: common.Edits = None,
+    pair: common.Pair = None,
+    scorer: common.ScorerName = "bundled",
+    new_tokens: common.NewTokens = 20,
+    max_prompt_tokens: common.PromptTokens = None,
+    temperature: common.Temperature = 0.0,
+    top_k: common.TopK = None,
+    top_p: common.TopP = None,
+    seed: common.Seed = 0,
+    csv: Annotated[Path | None, typer.Option("--csv", help="write every continuation and its scores here, unmasked")] = None,
+    as_json: common.AsJson = False,
+) -> None:
+    """Toxicity of continuations (mean, share above 0.5) with perplexity, F1 and distinct-2."""
+    common.check_file(csv)
+    from interp import metrics
+    from interp.results import write_together
+    from interp.toxicity import load_scorer
+
+    sampling = common.sampling(temperature, top_k, top_p, seed)
+    held = common.prompts_from(prompts)
+    with common.progress(None, "loading") as (bar, task):
+        sides = common.Sides(pair)
+        loaded = sides.load(model)
+        edits = sides.edits(edit, model, loaded)
+        judge = load_scorer(scorer)
+        bar.update(task, description=f"{len(held)} prompts")
+        found = metrics.evaluate(
+            loaded, held, judge, edits=edits, max_new_tokens=new_tokens, max_prompt_tokens=max_prompt_tokens, sampling=sampling
+        )
+    if csv is not None:
+        write_together({csv.name: found.to_frame().to_csv(index=False)}, csv.parent)
+    record = found.to_json()
+    if as_json:
+        common.print_json(record)
+        return
+    common.print_table(
+        ("measure", "value", "95 % interval"), _rows(found, record), title=f"{loaded.name}: {record['n']} prompts, scorer {judge.name}"
+    )
+
+
+def _rows(found: Any, record: dict[str, Any]) -> list[tuple[str, Any, str]]:
+    from interp.results import show_number
+    from interp.stats import bootstrap_mean
+
+    def span(low: float, high: float) -> str:
+        return f"{show_number(low)} to {show_number(high)}"
+
+    toxicity, f1, loss = record["toxicity"], bootstrap_mean(found.f1), found.perplexity.interval
+    return [
+        ("mean toxicity (0 to 1)", toxicity["mean"], span(*toxicity["interval"])),
+        ("share above 0.5", toxicity["share_above_half"], ""),
+        ("perplexity of passages", record["perplexity"], span(loss.low, loss.high)),
+        ("F1 of continued passages", record["f1"], span(f1.low, f1.high)),
+        ("distinct-2", record["distinct_2"], ""),
+    ]

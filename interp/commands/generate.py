@@ -1,0 +1,54 @@
+"""`bypass generate`: the text of both sides, or of one model with and without edits, next to one another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from interp.commands import common
+from interp.errors import UserError
+
+
+def generate(
+    model: Annotated[str, typer.Argument(help=f"both, {common.MODEL_HELP}")],
+    prompt: Annotated[list[str] | None, typer.Argument(help="what the model continues", show_default=False)] = None,
+    edit: common.Edits = None,
+    pair: common.Pair = None,
+    prompts: Annotated[Path | None, typer.Option("--prompts", help="a file of prompts in place of PROMPT")] = None,
+    new_tokens: common.NewTokens = 20,
+    max_prompt_tokens: common.PromptTokens = None,
+    temperature: common.Temperature = 0.0,
+    top_k: common.TopK = None,
+    top_p: common.TopP = None,
+    seed: common.Seed = 0,
+    show_words: common.ShowWords = False,
+    as_json: common.AsJson = False,
+) -> None:
+    """Continue prompts. With --edit, every text is shown without and with the edits; `both` shows both sides."""
+    if bool(prompt) == (prompts is not None):
+        raise UserError(
+            "generate needs prompts, from the command line or from a file", "write bypass generate MODEL PROMPT, or --prompts FILE"
+        )
+    from interp import generate as continue_
+
+    sampling = common.sampling(temperature, top_k, top_p, seed)
+    held = list(prompt) if prompt else common.prompts_from(prompts)
+    columns: dict[str, list[str]] = {}
+    with common.progress(None, "loading") as (bar, task):
+        sides = common.Sides(pair)
+        for name, loaded in sides.named(model).items():
+            edits = sides.edits(edit, name, loaded)
+            for label, applied in ((name, []), (f"{name} + edit", edits)):
+                if applied or label == name:
+                    bar.update(task, description=label)
+                    columns[label] = continue_(
+                        loaded, held, max_new_tokens=new_tokens, edits=applied, sampling=sampling, max_prompt_tokens=max_prompt_tokens
+                    )
+    if as_json:
+        common.print_json([{"prompt": text, **{label: column[row] for label, column in columns.items()}} for row, text in enumerate(held)])
+        return
+    for row, text in enumerate(held):
+        lines = [(label, column[row]) for label, column in columns.items()]
+        common.print_table(("", "continuation"), lines, title=common.shown(text, show_words), show_words=show_words)

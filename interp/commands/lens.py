@@ -1,0 +1,90 @@
+"""`bypass lens`: what a model would say next if it ended after each half layer, on both sides of the pair."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from interp.commands import common
+from interp.errors import UserError
+
+if TYPE_CHECKING:
+    from interp.models import Model
+
+
+def lens(
+    prompt: Annotated[str, typer.Argument(help="the text whose next token is read")],
+    model: Annotated[str, typer.Option("--model", help=f"both, {common.MODEL_HELP}")] = "both",
+    token: Annotated[
+        str | None, typer.Option(metavar="WORD", help="follow the probability of this word in place of the top tokens")
+    ] = None,
+    top: Annotated[int, typer.Option(help="tokens per half layer")] = 5,
+    edit: common.Edits = None,
+    pair: common.Pair = None,
+    show_words: common.ShowWords = False,
+    as_json: common.AsJson = False,
+) -> None:
+    """The logit lens at every half layer: the likeliest tokens, or the probability of one word."""
+    rows: list[dict[str, Any]] = []
+    with common.progress(None, "loading") as (bar, task):
+        sides = common.Sides(pair)
+        for name, loaded in sides.named(model).items():
+            bar.update(task, description=name)
+            edits = sides.edits(edit, name, loaded)
+            rows += _word(loaded, name, prompt, token, edits) if token is not None else _tops(loaded, name, prompt, top, edits)
+    if as_json:
+        common.print_json(rows)
+        return
+    names = list(dict.fromkeys(row["side"] for row in rows))
+    points = list(dict.fromkeys(row["label"] for row in rows))
+    title = common.shown(prompt if token is None else f"{prompt} → {rows[0]['token']}", show_words)
+    if token is None:
+        cells = [[label, *(_joined(rows, label, name) for name in names)] for label in points]
+        common.print_table(["after", *names], cells, title=title, show_words=show_words)
+        return
+    found = {(row["label"], row["side"]): row for row in rows}
+    cells = [[label, *(found[label, name][key] for name in names for key in ("probability", "rank"))] for label in points]
+    common.print_table(
+        ["after", *(f"{name} {key}" for name in names for key in ("probability", "rank"))], cells, title=title, show_words=show_words
+    )
+
+
+def _tops(model: Model, name: str, prompt: str, top: int, edits: list[Any]) -> list[dict[str, Any]]:
+    from interp.lens import lens_table
+
+    frame = lens_table(model, prompt, top, edits=edits, masked=False)
+    return [{"side": name, **row} for row in frame.drop(columns=["point", "id"]).to_dict(orient="records")]
+
+
+def _word(model: Model, name: str, prompt: str, word: str, edits: list[Any]) -> list[dict[str, Any]]:
+    from interp.lens import logit_lens
+
+    token = token_of(model, word)
+    found = logit_lens(model, [prompt], [token], edits=edits)
+    points = zip(found.labels, found.steps, found.probabilities[0].tolist(), found.ranks[0].tolist(), strict=True)
+    text = model.tokenizer.decode([token])
+    return [{"side": name, "label": label, "step": step, "token": text, "probability": p, "rank": rank} for label, step, p, rank in points]
+
+
+def token_of(model: Model, word: str) -> int:
+    """The one token that a word is, with a space before it unless only the bare word is one token."""
+    if not word.strip():
+        raise UserError("the word to follow is empty", "give a word, such as --token river")
+    spellings = [word] if word[0].isspace() else [f" {word}", word]
+    for spelling in spellings:
+        ids = model.tokenizer(spelling, add_special_tokens=False)["input_ids"]
+        if len(ids) == 1:
+            return int(ids[0])
+    pieces = len(model.tokenizer(spellings[0], add_special_tokens=False)["input_ids"])
+    raise UserError(
+        f"{common.shown(word)!r} is {pieces} tokens for {model.name}, and the lens follows one", "give a commoner or shorter word"
+    )
+
+
+def _joined(rows: list[dict[str, Any]], label: str, name: str) -> str:
+    return " · ".join(
+        f"{row['token'].strip() or repr(row['token'])} {row['probability']:.0%}"
+        for row in rows
+        if row["label"] == label and row["side"] == name
+    )

@@ -1,0 +1,73 @@
+"""`bypass report`: every experiment with its nulls, as a page, as JSON and as one CSV per table."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from interp.commands import common
+from interp.errors import UserError
+
+
+def report(
+    out: Annotated[Path, typer.Option("--out", help="the folder that the report is written to")] = Path("report"),
+    pair: common.Pair = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="ID", help="this experiment or claim, such as A-E12; can be repeated")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="fewer prompts and controls: wider intervals")] = False,
+    seed: common.Seed = 0,
+    prompts: common.Prompts = None,
+    scorer: common.ScorerName = "bundled",
+    show_words: common.ShowWords = False,
+    as_json: common.AsJson = False,
+) -> None:
+    """Run every experiment on the pair and write the report: index.html, report.json and one CSV per table.
+
+    Results are kept in OUT/results: an interrupted report continues, a repeated one computes only what changed.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file", "give a folder for the report")
+    from interp.edit_text import probe_for
+    from interp.experiments import find_experiments
+    from interp.experiments.run import make_context, run_report
+    from interp.terminal import print_summary
+
+    find_experiments(only)
+    held = None if prompts is None else common.prompts_from(prompts)
+    with common.progress(1, "loading the pair") as (bar, task):
+        sides = common.Sides(pair).both()
+        bar.update(task, description="the probe")
+        context = make_context(sides, quick=quick, seed=seed, prompts=held, scorer=scorer, probe=probe_for(sides.base, seed=seed))
+
+        def tell(phrase: str, done: int, total: int) -> None:
+            bar.update(task, description=phrase, completed=done, total=total)
+
+        ran = run_report(
+            context, out, only=only, show_words=show_words, command=_command(pair, quick, seed, prompts, scorer), progress=tell
+        )
+    if as_json:
+        found = [
+            {"id": r.id, "claim": r.claim, "verdict": r.verdict, "statistic": r.statistic, "null": r.null, "seconds": r.seconds}
+            for r in ran.results
+        ]
+        common.print_json({"page": str(ran.page), "json": str(out / "report.json"), "experiments": found, "skipped": ran.skipped})
+        return
+    print_summary(ran.results, show_words=show_words)
+    for name, why in ran.skipped.items():
+        common.print_line(f"left out: {name}: {common.shown(why, show_words)}")
+    common.print_line(f"\nThe report is {ran.page}")
+
+
+def _command(pair: tuple[str, str] | None, quick: bool, seed: int, prompts: Path | None, scorer: str) -> str:
+    """What a reader types to get the same numbers again."""
+    words = ["bypass", "report"]
+    words += ["--pair", *pair] if pair else []
+    words += ["--quick"] if quick else []
+    words += ["--seed", str(seed)] if seed else []
+    words += ["--prompts", str(prompts)] if prompts else []
+    words += ["--scorer", scorer] if scorer != "bundled" else []
+    return shlex.join(words)

@@ -1,0 +1,116 @@
+"""`bypass vectors`: rank value vectors by a direction, search them for a word, or explain one neuron, across the pair."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from interp.commands import common
+from interp.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from interp.models import Model
+
+WORDS = 8
+
+
+def vectors(
+    model: Annotated[str | None, typer.Option("--model", help=f"{common.MODEL_HELP} [default: both sides, ranked on the base]")] = None,
+    like: Annotated[
+        str | None, typer.Option(help="probe (the default), difference, value:5.770, or a JSON list of numbers in a file")
+    ] = None,
+    search: Annotated[str | None, typer.Option(metavar="WORD", help="which neurons write this word?")] = None,
+    neuron: Annotated[str | None, typer.Option(metavar="L.I", help="what does this neuron write, and did tuning change it?")] = None,
+    top: Annotated[int, typer.Option(help="how many")] = 16,
+    pair: common.Pair = None,
+    show_words: common.ShowWords = False,
+    as_json: common.AsJson = False,
+) -> None:
+    """Rank, search and explain value vectors."""
+    if sum(option is not None for option in (like, search, neuron)) > 1:
+        raise UserError("--like, --search and --neuron ask different questions", "give one of them")
+    if top < 1:
+        raise UserError(f"the top {top} were asked for", "ask for at least 1")
+    masked = not (show_words or as_json)
+    with common.progress(None, "loading") as (bar, task):
+        sides = common.Sides(pair)
+        models = sides.named(model or ("both" if model is None else model))
+        bar.update(task, description="reading value vectors")
+        if neuron is not None:
+            frame = _explain(models, neuron, masked)
+        elif search is not None:
+            frame = _search(models, search, top, masked)
+        else:
+            frame = _rank(models, like or "probe", top, masked, sides if "tuned" in models and len(models) == 1 else None)
+    if as_json:
+        common.print_json(frame.to_dict(orient="records"))
+    elif frame.empty:
+        common.print_line(f"no value vector has {common.shown(str(search), show_words)!r} among its top tokens")
+    else:
+        title = neuron or (f"value vectors that write {search!r}" if search else f"value vectors nearest to {like or 'probe'}")
+        common.print_table(
+            [str(c).replace("_", " ") for c in frame.columns],
+            frame.itertuples(index=False),
+            title=common.shown(title, show_words),
+            show_words=show_words,
+        )
+
+
+def _rank(models: dict[str, Model], like: str, top: int, masked: bool, sides: common.Sides | None) -> pd.DataFrame:
+    """The value vectors of the first model nearest to a direction; with a pair, how far tuning turned each."""
+    import torch
+
+    from interp.edit_text import parse_vector
+    from interp.lexicon import mask
+    from interp.neurons import rank_values, top_tokens, values_at
+
+    first = next(iter(models.values()))
+    direction = torch.tensor(parse_vector(like, first, None if sides is None else lambda: sides.load("base")))
+    ranking = rank_values(first, direction, top=top)
+    values = values_at(first, ranking.neurons)
+    frame = ranking.to_frame()
+    if len(models) > 1:
+        tuned = values_at(models["tuned"], ranking.neurons)
+        frame["cosine_with_tuned"] = torch.nn.functional.cosine_similarity(values.double(), tuned.double(), dim=1).tolist()
+    words = top_tokens(first, values, top=WORDS).words
+    frame["tokens"] = [" | ".join(mask(word.strip()) if masked else word.strip() for word in row) for row in words]
+    return frame
+
+
+def _search(models: dict[str, Model], word: str, top: int, masked: bool) -> pd.DataFrame:
+    """Neurons of each side that have the word among their top tokens."""
+    import pandas as pd
+
+    from interp.vocabulary import build_index, search
+
+    frames = []
+    for name, loaded in models.items():
+        frame = search(build_index(loaded, cache=cache_folder()), word, limit=top, masked=masked)
+        frame.insert(0, "side", name)
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def _explain(models: dict[str, Model], neuron: str, masked: bool) -> pd.DataFrame:
+    from interp.edit_text import parse_neuron
+    from interp.models import ModelPair
+    from interp.neurons import explain_neuron
+
+    layer, index = parse_neuron(neuron)
+    subject: Any = ModelPair(models["base"], models["tuned"]) if len(models) > 1 else next(iter(models.values()))
+    return explain_neuron(subject, layer, index, masked=masked)
+
+
+def cache_folder() -> Path | None:
+    """Where indexes are kept between calls, or None where nothing can be kept."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bypass"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
