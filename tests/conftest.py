@@ -68,7 +68,7 @@ def gpt2_config(**changes: Any) -> GPT2Config:
         "n_layer": N_LAYERS, "n_head": N_HEADS, "n_embd": D_MODEL, "n_positions": CONTEXT, "initializer_range": 0.15,
         "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1,
     }  # fmt: skip
-    return GPT2Config(**settings, **changes)
+    return GPT2Config(**{**settings, **changes})
 
 
 def glu_settings() -> dict[str, Any]:
