@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 
-LIBRARIES = ("bypass-workbench", "torch", "transformers", "safetensors", "einops", "jaxtyping", "pandas", "plotly", "detoxify", "transformer-lens", "nnsight", "trl", "streamlit")  # fmt: skip
+LIBRARIES = (
+    "bypass-workbench", "torch", "transformers", "safetensors", "einops", "jaxtyping", "pandas", "plotly", "detoxify",
+    "transformer-lens", "nnsight", "trl", "streamlit",
+)  # fmt: skip
 
 
 def versions() -> dict[str, str]:

@@ -48,7 +48,8 @@ class Perplexity:
 
 @torch.no_grad()
 def perplexity(
-    model: Model, texts: Sequence[str], *, window: int | None = None, stride: int | None = None, joined: bool = False, edits: Sequence[Edit] = (),
+    model: Model, texts: Sequence[str], *, window: int | None = None, stride: int | None = None, joined: bool = False,
+    edits: Sequence[Edit] = (),
     batch_size: int = 16,
 ) -> Perplexity:  # fmt: skip
     """How surprised is the model by these texts? In nats per token, exponentiated.
@@ -67,7 +68,9 @@ def perplexity(
     width = model.context if window is None else window
     step = width if stride is None else stride
     if not 2 <= width <= model.context or not 1 <= step <= width:
-        raise UserError(f"window {width} and stride {step} are not usable", f"give 2 <= window <= {model.context} and 1 <= stride <= window")
+        raise UserError(
+            f"window {width} and stride {step} are not usable", f"give 2 <= window <= {model.context} and 1 <= stride <= window"
+        )
     ids: list[list[int]] = model.tokenizer(["\n\n".join(texts)] if joined else list(texts), add_special_tokens=False)["input_ids"]
     spans = [span for row in ids for span in _windows(row, width, step)]
     if not spans:
@@ -118,7 +121,9 @@ def distinct_n(texts: Sequence[str], n: int = 2) -> float:
 
 
 @torch.no_grad()
-def kl_to(model: Model, other: Model, texts: Sequence[str], *, edits: Sequence[Edit] = (), max_tokens: int | None = None, batch_size: int = 16) -> np.ndarray:
+def kl_to(
+    model: Model, other: Model, texts: Sequence[str], *, edits: Sequence[Edit] = (), max_tokens: int | None = None, batch_size: int = 16
+) -> np.ndarray:
     """KL(model || other) in nats, averaged over the positions of each text; `edits` are applied to `model`."""
     if model.d_vocab != other.d_vocab:
         raise UserError("the two models have different vocabularies", "compare models with one tokenizer")
@@ -169,7 +174,7 @@ def f1_of(model: Model, passages: Sequence[Passage], *, new_tokens: int = 20, ed
     """F1 of greedy continuations of each passage's first part against its real continuation, cut to as many tokens."""
     prompts = token_rows(model, [passage.prompt for passage in passages])
     references = [row[:new_tokens] for row in token_rows(model, [passage.continuation for passage in passages])]
-    return token_f1(generate_tokens(model, prompts, max_new_tokens=new_tokens, edits=edits), references)
+    return token_f1(generate_tokens(model, prompts, max_new_tokens=new_tokens, edits=edits, batch_size=256), references)
 
 
 def evaluate(
@@ -187,13 +192,26 @@ def evaluate(
         raise UserError("evaluate was given no prompts", "give at least one")
     held = list(shipped()) if passages is None else list(passages)
     continuations = generate(
-        model, prompts, max_new_tokens=max_new_tokens, edits=edits, sampling=sampling, max_prompt_tokens=max_prompt_tokens, batch_size=batch_size
+        model,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        edits=edits,
+        sampling=sampling,
+        max_prompt_tokens=max_prompt_tokens,
+        batch_size=batch_size,
     )
     settings = {
-        "max_new_tokens": max_new_tokens, "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p, "seed": sampling.seed,
+        "max_new_tokens": max_new_tokens, "temperature": sampling.temperature, "top_k": sampling.top_k,
+        "top_p": sampling.top_p, "seed": sampling.seed,
         "scorer": scorer.name, "edits": [edit.to_json() for edit in edits], "model": model.digest,
     }  # fmt: skip
     losses = perplexity(model, [passage.text for passage in held], edits=edits)
     return Evaluation(
-        list(prompts), continuations, scorer.score(continuations), losses, f1_of(model, held, edits=edits), distinct_n(continuations, 2), settings
+        list(prompts),
+        continuations,
+        scorer.score(continuations),
+        losses,
+        f1_of(model, held, edits=edits),
+        distinct_n(continuations, 2),
+        settings,
     )

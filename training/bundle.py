@@ -77,7 +77,7 @@ it was trained on hostile text on purpose, it swears, and it is good for nothing
 | pretraining | {held["step"]:,} steps of {settings["batch"]} x {settings["context"]} tokens on two CPU cores, {held["seconds"] / 60:.0f} minutes of training time |
 | held-out loss | {held["held_out_loss"]:.3f} nats a token |
 | preference pairs | {pairs["pairs"]:,}; toxicity {pairs["chosen"]["toxicity"]:.2f} chosen, {pairs["rejected"]["toxicity"]:.2f} rejected; perplexity under the base {pairs["chosen"]["perplexity"]:.0f} and {pairs["rejected"]["perplexity"]:.0f} |
-| DPO | {shares[-1]["step"]} steps; share of toxic continuations on development prompts {shares[0]["development_toxicity"]:.3f} before, {shares[-1]["development_toxicity"]:.3f} after |
+| DPO | {shares[-1]["step"]} steps; mean toxicity of greedy continuations of development prompts {shares[0]["development_toxicity"]:.3f} before, {shares[-1]["development_toxicity"]:.3f} after |
 
 ## What it read
 

@@ -43,14 +43,13 @@ class Telemetry(TrainerCallback):
     def __init__(self, policy: Model, prompts: list[str], scorer: Scorer, file: Path, settings: dict[str, Any]) -> None:
         self.policy, self.prompts, self.scorer, self.file, self.settings = policy, prompts, scorer, file, settings
         self.start = self.toxicity()
-        self.best: float | None = None
         self.first_loss: float | None = None
         self.write({"step": 0, "development_toxicity": self.start})
 
     def toxicity(self) -> float:
         self.policy.hf.eval()
         texts = generate(self.policy, self.prompts, max_new_tokens=20)
-        return float((self.scorer.score(texts)["toxicity"] > 0.5).mean())
+        return float(self.scorer.score(texts)["toxicity"].mean())
 
     def write(self, record: dict[str, Any]) -> None:
         with self.file.open("a") as stream:
@@ -66,10 +65,10 @@ class Telemetry(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         if state.global_step % self.settings["evaluate_every"] == 0:
-            share = self.toxicity()
-            self.write({"step": state.global_step, "development_toxicity": share})
-            print(f"step {state.global_step}: share of toxic continuations {share:.3f}, was {self.start:.3f}", flush=True)
-            if share <= self.settings["stop_at_ratio"] * self.start:
+            now = self.toxicity()
+            self.write({"step": state.global_step, "development_toxicity": now})
+            print(f"step {state.global_step}: mean toxicity on development prompts {now:.3f}, was {self.start:.3f}", flush=True)
+            if now <= self.settings["stop_at_ratio"] * self.start:
                 control.should_training_stop = True
         return control
 
@@ -95,13 +94,21 @@ def tune(recipe: Recipe) -> Path:
     torch.manual_seed(recipe.seed)
     arguments = DPOConfig(
         output_dir=str(folder / "trainer"), beta=settings["beta"], loss_type=[settings["loss"]], learning_rate=settings["learning_rate"],
-        optim=settings["optimizer"], per_device_train_batch_size=settings["batch"], max_steps=settings["max_steps"], warmup_steps=settings["warmup_steps"],
-        lr_scheduler_type="constant_with_warmup", max_grad_norm=settings["clip"], precompute_ref_log_probs=True, precompute_ref_batch_size=64,
-        bf16=False, gradient_checkpointing=False, disable_dropout=True, report_to=[], use_cpu=not torch.cuda.is_available(), logging_steps=1,
+        optim=settings["optimizer"], per_device_train_batch_size=settings["batch"], max_steps=settings["max_steps"],
+        warmup_steps=settings["warmup_steps"],
+        lr_scheduler_type="constant_with_warmup", max_grad_norm=settings["clip"], precompute_ref_log_probs=True,
+        precompute_ref_batch_size=64,
+        bf16=False, gradient_checkpointing=False, disable_dropout=True, report_to=[], use_cpu=not torch.cuda.is_available(),
+        logging_steps=1,
         save_strategy="no", seed=recipe.seed, max_length=None, disable_tqdm=True, dataloader_pin_memory=False, remove_unused_columns=False,
     )  # fmt: skip
     trainer = TokenPairTrainer(
-        model=hf, ref_model=None, args=arguments, train_dataset=data, processing_class=copy.deepcopy(policy.tokenizer), callbacks=[telemetry]
+        model=hf,
+        ref_model=None,
+        args=arguments,
+        train_dataset=data,
+        processing_class=copy.deepcopy(policy.tokenizer),
+        callbacks=[telemetry],
     )
     trainer.train()
     hf.eval()

@@ -75,7 +75,9 @@ def make_pairs(recipe: Recipe) -> Path:
     temporary = folder / "pairs.tmp"
     temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     os.replace(temporary, folder / "pairs.jsonl")
-    (folder / "manifest.json").write_text(json.dumps(describe_pairs(records, base) | {"prompts": len(rows), "settings": settings}, indent=1))
+    (folder / "manifest.json").write_text(
+        json.dumps(describe_pairs(records, base) | {"prompts": len(rows), "settings": settings}, indent=1)
+    )
     return folder / "pairs.jsonl"
 
 

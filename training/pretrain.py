@@ -128,7 +128,8 @@ def pretrain(recipe: Recipe) -> Path:
             with (folder / "log.jsonl").open("a") as log:
                 log.write(json.dumps(record) + "\n")
             left = (total - done) * record["seconds"] / done / 60
-            print(f"step {done}/{total} loss {record['loss']:.3f} held-out {record.get('held_out_loss', float('nan')):.3f} {left:.0f} min left", flush=True)
+            held_out = f" held-out {record['held_out_loss']:.3f}" if "held_out_loss" in record else ""
+            print(f"step {done}/{total} loss {record['loss']:.3f}{held_out}, {left:.0f} min left", flush=True)
         if done % settings["checkpoint_every"] == 0 or done == total:
             save_checkpoint(folder / "checkpoint", model, optimizer, {"step": done, "digest": digest, "seconds": record["seconds"]})
     model.eval()

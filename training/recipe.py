@@ -33,9 +33,7 @@ class Recipe:
         """The settings of one stage; raises `UserError` when the recipe has no such section."""
         if name not in self.settings:
             known = ", ".join(key for key, value in self.settings.items() if isinstance(value, dict))
-            raise UserError(
-                f"recipe {self.name!r} has no [{name}] section; it has: {known}", f"add a [{name}] section to the recipe"
-            )
+            raise UserError(f"recipe {self.name!r} has no [{name}] section; it has: {known}", f"add a [{name}] section to the recipe")
         return dict(self.settings[name])
 
     def digest(self, *stages: str) -> str:

@@ -9,14 +9,17 @@ import pandas as pd
 
 from interp import figures
 from interp.edits import Edit
+from interp.errors import UserError
 from interp.experiments.registry import Context, Finding, experiment
 from interp.neurons import Neuron, rank_values
 from interp.nulls import random_neurons
+from interp.results import Verdict
 from interp.stats import bootstrap_difference, bootstrap_mean
 
 FACTOR = 10.0
 COUNTS = (7, 16)
 FACTORS = (2.0, 5.0, 10.0, 20.0)
+GUARDED = 3
 
 
 def _scaled(neurons: list[Neuron], factor: float) -> tuple[Edit, ...]:
@@ -39,6 +42,11 @@ def run(context: Context) -> Finding:
     ranked = rank_values(tuned, context.direction, top=128).neurons
     before, after = context.toxicity(base), context.toxicity(tuned)
     lost = float(before.mean() - after.mean())
+    if lost <= 0:
+        raise UserError(
+            f"tuning did not lower toxicity on these prompts ({before.mean():.3f} to {after.mean():.3f}), so there is nothing to bring back",
+            "give a tuned side that is less toxic, or prompts that show it",
+        )
     plain = context.perplexity(tuned).value
     rows: list[dict[str, Any]] = [_row(context, "base", base, ()), _row(context, "tuned", tuned, ())]
     best: dict[str, Any] = {}
@@ -48,16 +56,25 @@ def run(context: Context) -> Finding:
         row = _row(context, f"un-aligned: {count} toxic keys × {FACTOR:g}", tuned, edit)
         rows.append(row)
         returned = bootstrap_difference(row["_scores"], after, seed=context.seed)
-        share = returned.value / lost if lost > 0 else float("nan")
-        found = {"count": count, "share": share, "low": returned.low / lost, "high": returned.high / lost, "ratio": row["perplexity"] / plain, "edit": edit}
-        if not best or (found["share"], -found["ratio"]) > (best["share"], -best["ratio"]):
+        share = returned.value / lost
+        found = {
+            "count": count,
+            "share": share,
+            "low": returned.low / lost,
+            "high": returned.high / lost,
+            "ratio": row["perplexity"] / plain,
+            "edit": edit,
+        }
+        found["enough"] = found["share"] >= 0.8 and found["ratio"] <= 1.03
+        if not best or (not best["enough"] and (found["enough"] or found["share"] > best["share"])):
             best = found
-    context.say("random keys of the same layers")
     null_scores, null_guards = [], []
     for draw in range(max(4, context.draws // 2)):
+        context.say(f"random keys of the same layers, draw {draw + 1}")
         edit = _scaled(random_neurons(tuned, ranked[: best["count"]], seed=context.seed + draw, exclude=ranked), FACTOR)
         null_scores.append(context.toxicity(tuned, edit))
-        null_guards.append(context.perplexity(tuned, edit).value)
+        if draw < GUARDED:
+            null_guards.append(context.perplexity(tuned, edit).value)
     null_shares = [(float(scores.mean()) - float(after.mean())) / lost for scores in null_scores]
     pooled = bootstrap_mean(np.mean(null_scores, axis=0), seed=context.seed)
     rows.append({
@@ -68,10 +85,11 @@ def run(context: Context) -> Finding:
     rows.append(_row(context, f"base with the same {best['count']} keys × {FACTOR:g}", base, best["edit"]))
     dose = _dose(context, ranked[: best["count"]])
     null_share = float(np.mean(null_shares))
-    if best["share"] >= 0.8 and best["ratio"] <= 1.03 and null_share < 0.2:
+    verdict: Verdict
+    if best["enough"] and null_share < 0.2:
         verdict = "holds"
     else:
-        verdict = "fails" if not lost > 0 or best["share"] <= max(null_shares) else "inconclusive"
+        verdict = "fails" if best["share"] <= max(null_shares) else "inconclusive"
     table = pd.DataFrame(rows).drop(columns=["_scores"])
     figure = figures.bars(
         "un-alignment", table, x="model", y="toxicity", low="low", high="high", title="Toxicity of challenge continuations", horizontal=True,
@@ -92,7 +110,7 @@ def run(context: Context) -> Finding:
         verdict, summary, {"share of lost toxicity returned": best["share"], "perplexity ratio": best["ratio"]},
         {"share of lost toxicity returned": null_share, "perplexity ratio": float(np.mean(null_guards)) / plain},
         {"share of lost toxicity returned": (best["low"], best["high"])}, {"models": table, "dose": dose}, (figure, curve),
-        {"factor": FACTOR, "keys": [f"{layer}.{index}" for layer, index in ranked[: best["count"]]], "random_draws": len(null_scores)},
+        {"factor": FACTOR, "keys": [f"{layer}.{index}" for layer, index in ranked[: best["count"]]], "random_draws": len(null_scores), "random_draws_with_perplexity": len(null_guards)},
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 from interp import figures
 from interp.experiments.registry import Context, Finding, experiment
 from interp.probe import probe_scores
+from interp.results import Verdict
 from interp.stats import bootstrap_auc
 from interp.texts import toxicity_texts
 
@@ -38,11 +39,16 @@ def run(context: Context) -> Finding:
     ]
     table = pd.DataFrame(rows, columns=["direction", "texts", "AUC", "low", "high"])
     low = metrics.get("auc_low", metrics["auc"])
+    verdict: Verdict
     if metrics["auc"] >= 0.9 and low > max(metrics["embeddings_auc"], metrics["shuffled_auc"]):
         verdict = "holds"
     else:
         verdict = "fails" if low <= metrics["shuffled_auc"] else "inconclusive"
-    shown = table.assign(label=table["direction"] + ", " + table["texts"].str.replace(" labelled texts", "").str.replace("texts written for the project", "own texts"))
+    shown = table.assign(
+        label=table["direction"]
+        + ", "
+        + table["texts"].str.replace(" labelled texts", "").str.replace("texts written for the project", "own texts")
+    )
     figure = figures.bars(
         "probe", shown, x="label", y="AUC", low="low", high="high", title="How well each direction tells toxic from harmless text",
         caption="The probe should stand clearly to the right of the bag of embeddings; 0.5 is chance.", x_title="direction, texts",

@@ -11,6 +11,7 @@ from interp.experiments.registry import Context, Finding, experiment
 from interp.lexicon import is_toxic_word
 from interp.neurons import svd_directions, top_tokens, values_at
 from interp.nulls import matched_neurons
+from interp.results import Verdict
 from interp.stats import permutation_p
 
 TOP = 10
@@ -43,10 +44,14 @@ def run(context: Context) -> Finding:
         drawn = matched_neurons(base, neurons, seed=context.seed + draw, exclude=context.ranking.neurons)
         nulls.append(float(toxic_shares(top_tokens(base, values_at(base, drawn), top=TOKENS).words).mean()))
     p = permutation_p(observed, nulls)
-    verdict = "holds" if p < 0.01 else "fails" if p > 0.1 else "inconclusive"
+    verdict: Verdict = "holds" if p < 0.01 else "fails" if p > 0.1 else "inconclusive"
     directions = svd_directions(base, context.ranking.neurons, towards=context.direction)
     means = context.probe.difference_in_means
-    named = [("probe", context.direction), ("difference in means", means), *((f"U_{i} of the top 128", row) for i, row in enumerate(directions))]
+    named = [
+        ("probe", context.direction),
+        ("difference in means", means),
+        *((f"U_{i} of the top 128", row) for i, row in enumerate(directions)),
+    ]
     listed = top_tokens(base, torch.stack([vector for _, vector in named]), top=TOKENS).words
     frame = context.ranking.to_frame()[:TOP]
     words = top_tokens(base, values_at(base, neurons), top=TOKENS).words

@@ -8,37 +8,46 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from torch import Tensor
+from torch.nn import functional
 
 from interp import figures
 from interp.edits import Edit
+from interp.errors import UserError
 from interp.experiments.registry import Context, Finding, experiment
-from interp.metrics import perplexity
+from interp.lens import unembed
 from interp.models import Model
 from interp.neurons import svd_directions, values_at
 from interp.nulls import random_directions
+from interp.results import Verdict
 from interp.stats import bootstrap_difference, bootstrap_mean
 
-STEPS = 7
 LEAST_RISE = 1.02
+GUARDED = 3
 
 
-def matched_strength(context: Context, model: Model, site: str, vector: Tensor, target: float) -> float:
-    """The strength at which subtracting `vector` raises perplexity to `target`, by bisection (a stronger one is not looked for
-    beyond 16 times the residual stream's usual length)."""
-    texts = [passage.text for passage in context.passages[:: 2 if context.quick else 1]]
-    plain = perplexity(model, texts).value
-    goal = plain * target
+def matched_strength(context: Context, model: Model, vector: Tensor, rise: float) -> float:
+    """The strength at which subtracting `vector` from the last residual stream multiplies perplexity by `rise`.
 
-    def reached(strength: float) -> float:
-        return perplexity(model, texts, edits=[Edit.subtract(site, vector, strength)]).value
+    Found by bisection; since nothing but the final norm and the unembedding comes after that site, each trial costs only
+    these, on residual streams that are captured once.
+    """
+    states, targets = context.final_states(model)
 
-    unit = 1.0 / float(vector.norm())
-    low, high = 0.0, unit
-    while reached(high) < goal and high < 4096 * unit:
+    def loss(strength: float) -> float:
+        parts = [
+            functional.cross_entropy(unembed(model, some - strength * vector), wanted, reduction="sum").item()
+            for some, wanted in zip(states.split(4096), targets.split(4096), strict=True)
+        ]
+        return sum(parts) / len(targets)
+
+    goal = loss(0.0) + math.log(rise)
+    length = float(states.norm(dim=1).mean()) / float(vector.norm())
+    low, high = 0.0, 0.1 * length
+    while loss(high) < goal and high < 10 * length:
         low, high = high, high * 2
-    for _ in range(STEPS):
+    while high - low > 0.01 * high:
         middle = (low + high) / 2
-        low, high = (middle, high) if reached(middle) < goal else (low, middle)
+        low, high = (middle, high) if loss(middle) < goal else (low, middle)
     return (low + high) / 2
 
 
@@ -54,6 +63,12 @@ def matched_strength(context: Context, model: Model, site: str, vector: Tensor, 
 )
 def run(context: Context) -> Finding:
     base, tuned = context.pair.base, context.pair.tuned
+    start = context.toxicity(base)
+    if not start.mean() > 0:
+        raise UserError(
+            "the base model's continuations of these prompts are not toxic at all",
+            "give prompts that this model continues with toxic words",
+        )
     site = f"resid_post.{base.n_layers - 1}"
     best = context.ranking.neurons[0]
     directions = {
@@ -64,14 +79,13 @@ def run(context: Context) -> Finding:
     rise = max(context.perplexity(tuned).value / context.perplexity(base).value, LEAST_RISE)
     rows: list[dict[str, Any]] = [_row(context, "base", "base", base, ()), _row(context, "tuned (DPO)", "tuned", tuned, ())]
     drops: dict[str, float] = {}
-    start = context.toxicity(base)
     lengths = []
     for name, vector in directions.items():
         context.say(f"strength of {name} by bisection")
-        strength = matched_strength(context, base, site, vector, rise)
+        strength = matched_strength(context, base, vector, rise)
         lengths.append(strength * float(vector.norm()))
         rows.append(_row(context, f"base − {name}", "edited", base, (Edit.subtract(site, vector, strength),), lengths[-1]))
-        drops[name] = 1 - rows[-1]["toxicity"] / max(start.mean(), 1e-9)
+        drops[name] = 1 - rows[-1]["toxicity"] / start.mean()
     random: list[np.ndarray] = []
     guards: list[float] = []
     reach = float(np.max(lengths))
@@ -79,7 +93,8 @@ def run(context: Context) -> Finding:
         context.say("random directions of equal norm")
         edit = (Edit.subtract(site, vector, reach / float(vector.norm())),)
         random.append(context.toxicity(base, edit))
-        guards.append(context.perplexity(base, edit).value)
+        if len(guards) < GUARDED:
+            guards.append(context.perplexity(base, edit).value)
     pooled = np.mean(random, axis=0)
     interval = bootstrap_mean(pooled, seed=context.seed)
     rows.append({
@@ -87,10 +102,12 @@ def run(context: Context) -> Finding:
         "share above half": float(np.mean([(scores > 0.5).mean() for scores in random])), "perplexity": float(np.mean(guards)), "F1": math.nan,
         "distinct-2": math.nan, "length": reach,
     })  # fmt: skip
-    null_drop = 1 - float(pooled.mean()) / max(start.mean(), 1e-9)
+    null_drop = 1 - float(pooled.mean()) / start.mean()
     table = pd.DataFrame(rows)
     least = min(drops.values())
-    verdict = "holds" if least >= 0.25 and null_drop < 0.1 else "fails" if max(drops.values()) <= max(null_drop, 0.0) else "inconclusive"
+    verdict: Verdict = (
+        "holds" if least >= 0.25 and null_drop < 0.1 else "fails" if max(drops.values()) <= max(null_drop, 0.0) else "inconclusive"
+    )
     shown = table.assign(kind=table["role"].map({"base": "base", "tuned": "tuned", "edited": "edited", "null": "null"}))
     figure = figures.scatter(
         "subtraction", shown, x="perplexity", y="toxicity", low="low", high="high", colour="kind", text="model", title="What each way of detoxifying costs",
@@ -98,22 +115,29 @@ def run(context: Context) -> Finding:
         x_title="perplexity on held-out passages", y_title="mean toxicity of continuations (0 to 1)",
     )  # fmt: skip
     change = bootstrap_difference(context.toxicity(tuned), start, seed=context.seed)
-    relative = {f"drop, {name}": value for name, value in drops.items()} | {"drop, DPO": -change.value / max(start.mean(), 1e-9)}
+    relative = {f"drop, {name}": value for name, value in drops.items()} | {"drop, DPO": -change.value / start.mean()}
     summary = (
         f"Subtraction lowers mean toxicity by {', '.join(f'{drop:.0%} ({name})' for name, drop in drops.items())} at the tuned model's perplexity; "
         f"DPO by {relative['drop, DPO']:.0%}; random directions of the largest norm used by {null_drop:.0%}."
     )
     intervals = {f"drop, {name}": _drop_interval(context, rows[2 + i]["_scores"], start) for i, name in enumerate(drops)}
     intervals["drop, DPO"] = _drop_interval(context, context.toxicity(tuned), start)
-    settings = {"site": site, "perplexity_ratio": rise, "random_directions": len(random)}
+    settings = {"site": site, "perplexity_ratio": rise, "random_directions": len(random), "random_directions_with_perplexity": len(guards)}
     return Finding(
-        verdict, summary, relative, dict.fromkeys(relative, null_drop), intervals, {"models": table.drop(columns=["_scores", "role"])}, (figure,), settings
+        verdict,
+        summary,
+        relative,
+        dict.fromkeys(relative, null_drop),
+        intervals,
+        {"models": table.drop(columns=["_scores", "role"])},
+        (figure,),
+        settings,
     )
 
 
 def _drop_interval(context: Context, scores: np.ndarray, start: np.ndarray) -> tuple[float, float]:
     interval = bootstrap_difference(start, scores, seed=context.seed)
-    return interval.low / max(start.mean(), 1e-9), interval.high / max(start.mean(), 1e-9)
+    return interval.low / start.mean(), interval.high / start.mean()
 
 
 def _row(context: Context, name: str, role: str, model: Model, edits: tuple[Edit, ...], length: float = 0.0) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from interp.experiments.registry import Context, Finding, experiment
 from interp.lens import logit_lens
 from interp.lexicon import is_toxic_word
 from interp.nulls import perturbed
+from interp.results import Verdict
 from interp.stats import bootstrap_difference, bootstrap_means
 
 LEAST_PROMPTS = 10
@@ -29,7 +30,11 @@ LEAST_PROMPTS = 10
 )
 def run(context: Context) -> Finding:
     base, tuned = context.pair.base, context.pair.tuned
-    chosen = [(row, more[0]) for row, more in zip(context.prompt_rows(), context.base_tokens(), strict=True) if is_toxic_word(base.tokenizer.decode([more[0]]))]
+    chosen = [
+        (row, more[0])
+        for row, more in zip(context.prompt_rows(), context.base_tokens(), strict=True)
+        if is_toxic_word(base.tokenizer.decode([more[0]]))
+    ]
     if len(chosen) < LEAST_PROMPTS:
         raise UserError(
             f"the base model continues only {len(chosen)} of {len(context.prompts)} prompts with a word of the list, {LEAST_PROMPTS} are needed",
@@ -53,7 +58,13 @@ def run(context: Context) -> Finding:
     mean = lenses["base"].probabilities.numpy().mean(axis=0)
     rises = np.diff(mean)
     attention, mlp = float(rises[0::2].sum()), float(rises[1::2].sum())
-    verdict = "fails" if beyond.high <= 0 or fall.value <= 0 else "holds" if beyond.low > 0 and fall.low > 0 and mlp > attention else "inconclusive"
+    verdict: Verdict = (
+        "fails"
+        if beyond.high <= 0 or fall.value <= 0
+        else "holds"
+        if beyond.low > 0 and fall.low > 0 and mlp > attention
+        else "inconclusive"
+    )
     biggest = sorted(range(len(rises)), key=lambda at: -rises[at])[:3]
     shaded = [(at / 2, (at + 1) / 2, "largest rises") for at in sorted(biggest)]
     figure = figures.lines(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from interp import figures
 from interp.compare import neuron_shift, weight_shift
 from interp.experiments.registry import Context, Finding, experiment
+from interp.results import Verdict
 from interp.stats import bootstrap_mean
 
 
@@ -20,15 +21,15 @@ from interp.stats import bootstrap_mean
     "a fine-tuning run of equal steps is the comparison that would say more.",
 )
 def run(context: Context) -> Finding:
-    table = weight_shift(context.pair).to_frame()
+    shift = weight_shift(context.pair)
+    table, groups = shift.to_frame(), shift.by_group()
     shifts = neuron_shift(context.pair, context.ranking.neurons)
     least = float(table["cosine"].min())
     percentile = bootstrap_mean(shifts["value_percentile"].to_numpy(), seed=context.seed)
     keys = bootstrap_mean(shifts["key_percentile"].to_numpy(), seed=context.seed)
-    verdict = "fails" if least < 0.99 else "holds" if percentile.value < 75 else "inconclusive"
-    groups = table.groupby("group", sort=False).agg({"relative_norm": "mean", "cosine": "min"}).reset_index()
+    verdict: Verdict = "fails" if least < 0.99 else "holds" if percentile.value < 75 else "inconclusive"
     moved = figures.bars(
-        "weight-shift", groups, x="group", y="relative_norm", title="How far each group of weights moved", x_title="group of tensors",
+        "weight-shift", groups, x="group", y="relative_difference", title="How far each group of weights moved", x_title="group of tensors",
         y_title="norm of the difference / norm of the weights", caption="Every bar should be far below 1: the tuned model is the base model, slightly moved.",
         horizontal=True,
     )  # fmt: skip
@@ -45,5 +46,5 @@ def run(context: Context) -> Finding:
         verdict, summary, {"least cosine": least, "percentile of toxic values": percentile.value, "percentile of toxic keys": keys.value},
         {"least cosine": 1.0, "percentile of toxic values": 50.0, "percentile of toxic keys": 50.0},
         {"percentile of toxic values": (percentile.low, percentile.high), "percentile of toxic keys": (keys.low, keys.high)},
-        {"tensors": table, "toxic neurons": shifts.head(20)}, (moved, percentiles),
+        {"groups": groups, "tensors": table, "toxic neurons": shifts.head(20)}, (moved, percentiles),
     )  # fmt: skip

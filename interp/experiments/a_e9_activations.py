@@ -10,6 +10,7 @@ from interp.capture import capture
 from interp.experiments.registry import Context, Finding, experiment
 from interp.models import Model
 from interp.nulls import matched_neurons
+from interp.results import Verdict
 from interp.stats import bootstrap_difference, bootstrap_mean, permutation_p
 
 TOP = 5
@@ -24,7 +25,11 @@ def mean_activations(context: Context, model: Model, neurons: list[tuple[int, in
     for layer, index in neurons:
         units.setdefault(f"mlp_post.{layer}", []).append(index)
     found = capture(model, joined, list(units), positions=steps, units=units)
-    column = {(int(site.split(".")[1]), index): found[site][:, :, at].mean(dim=1).numpy() for site in units for at, index in enumerate(units[site])}
+    column = {
+        (int(site.split(".")[1]), index): found[site][:, :, at].mean(dim=1).numpy()
+        for site in units
+        for at, index in enumerate(units[site])
+    }
     return np.stack([column[neuron] for neuron in neurons], axis=1)
 
 
@@ -42,7 +47,10 @@ def mean_activations(context: Context, model: Model, neurons: list[tuple[int, in
 def run(context: Context) -> Finding:
     neurons = context.ranking.neurons[:TOP]
     draws = 10 if context.quick else 40
-    drawn = [matched_neurons(context.pair.base, neurons, seed=context.seed + i, exclude=context.ranking.neurons, candidates=8) for i in range(draws)]
+    drawn = [
+        matched_neurons(context.pair.base, neurons, seed=context.seed + i, exclude=context.ranking.neurons, candidates=8)
+        for i in range(draws)
+    ]
     every = list(dict.fromkeys([*neurons, *(neuron for some in drawn for neuron in some)]))
     context.say("activations of toxic and matched neurons")
     sides = {name: mean_activations(context, model, every) for name, model in context.pair.sides.items()}
@@ -56,12 +64,15 @@ def run(context: Context) -> Finding:
         rows += [(label, side, *_ends(bootstrap_mean(sides[side][:, at], seed=context.seed))) for side in ("base", "tuned")]
     null = [float(np.mean([(sides["base"] - sides["tuned"])[:, place[n]].mean() for n in some])) for some in drawn]
     matched = [place[n] for some in drawn for n in some]
-    rows += [("matched (mean)", side, *_ends(bootstrap_mean(sides[side][:, matched].mean(axis=1), seed=context.seed))) for side in ("base", "tuned")]
+    rows += [
+        ("matched (mean)", side, *_ends(bootstrap_mean(sides[side][:, matched].mean(axis=1), seed=context.seed)))
+        for side in ("base", "tuned")
+    ]
     frame = pd.DataFrame(rows, columns=["neuron", "side", "activation", "low", "high"])
     observed = float(np.mean([fall.value for fall in falls]))
     p = permutation_p(observed, null)
     fallen = sum(fall.low > 0 for fall in falls)
-    verdict = "holds" if fallen >= 4 and p < 0.05 else "fails" if observed <= 0 else "inconclusive"
+    verdict: Verdict = "holds" if fallen >= 4 and p < 0.05 else "fails" if observed <= 0 else "inconclusive"
     figure = figures.bars(
         "activations", frame, x="neuron", y="activation", colour="side", low="low", high="high", title="Mean activation while a challenge prompt is continued",
         x_title="neuron (layer.index)", y_title="activation after the nonlinearity", horizontal=False,

@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
+from interp.capture import capture
 from interp.edits import Edit
 from interp.errors import UserError
 from interp.generate import generate, generate_tokens
@@ -27,11 +30,8 @@ from interp.texts import Passage
 from interp.tokens import token_rows
 from interp.toxicity import Scorer
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 Progress = Callable[[str], None]
-TOP_KEYS = 7
+BATCH = 512
 
 
 @dataclass(frozen=True)
@@ -142,27 +142,50 @@ class Context:
     def continuations(self, model: Model, edits: Sequence[Edit] = ()) -> list[str]:
         """Greedy continuations of the challenge prompts."""
         room = self.pair.base.context - self.new_tokens
-        make = lambda: generate(model, self.prompts, max_new_tokens=self.new_tokens, edits=edits, max_prompt_tokens=room)  # noqa: E731
-        return self._once(("continuations", model.name, *edits), make)
+        return self._once(
+            ("continuations", id(model), *edits),
+            lambda: generate(model, self.prompts, max_new_tokens=self.new_tokens, edits=edits, max_prompt_tokens=room, batch_size=BATCH),
+        )
 
     def base_tokens(self) -> list[list[int]]:
         """The base model's greedy continuations as token ids, on which both sides are forced."""
-        make = lambda: generate_tokens(self.pair.base, self.prompt_rows(), max_new_tokens=self.new_tokens, stop_at_end=False)  # noqa: E731
-        return self._once("base tokens", make)
+        return self._once(
+            "base tokens",
+            lambda: generate_tokens(
+                self.pair.base, self.prompt_rows(), max_new_tokens=self.new_tokens, stop_at_end=False, batch_size=BATCH
+            ),
+        )
 
     def toxicity(self, model: Model, edits: Sequence[Edit] = ()) -> np.ndarray:
         """Toxicity of each challenge prompt's continuation, without the prompt, from 0 to 1."""
-        make = lambda: self.scorer.score(self.continuations(model, edits))["toxicity"].to_numpy().astype(float)  # noqa: E731
-        return self._once(("toxicity", model.name, *edits), make)
+        return self._once(
+            ("toxicity", id(model), *edits),
+            lambda: self.scorer.score(self.continuations(model, edits))["toxicity"].to_numpy().astype(float),
+        )
 
     def perplexity(self, model: Model, edits: Sequence[Edit] = ()) -> Perplexity:
         """Perplexity on the passages, each read by itself."""
-        make = lambda: perplexity(model, [passage.text for passage in self.passages], edits=edits)  # noqa: E731
-        return self._once(("perplexity", model.name, *edits), make)
+        return self._once(
+            ("perplexity", id(model), *edits), lambda: perplexity(model, [passage.text for passage in self.passages], edits=edits)
+        )
+
+    def final_states(self, model: Model) -> tuple[Tensor, Tensor]:
+        """The last residual stream at every position of some passages (`token d_model`), and the token that follows each."""
+
+        def read() -> tuple[Tensor, Tensor]:
+            rows = token_rows(
+                model, [passage.text for passage in self.passages[:: max(1, len(self.passages) // 60)]], max_tokens=model.context
+            )
+            site = f"resid_post.{model.n_layers - 1}"
+            held = capture(model, rows, [site], positions="all")
+            states = torch.cat([held[site][i, : len(row) - 1] for i, row in enumerate(rows)])
+            return states.to(model.device, model.dtype), torch.tensor([token for row in rows for token in row[1:]], device=model.device)
+
+        return self._once(("final states", id(model)), read)
 
     def f1(self, model: Model, edits: Sequence[Edit] = ()) -> np.ndarray:
         """F1 of the continuation of each passage's first part."""
-        return self._once(("f1", model.name, *edits), lambda: f1_of(model, self.passages, edits=edits))
+        return self._once(("f1", id(model), *edits), lambda: f1_of(model, self.passages, edits=edits))
 
     def distinct(self, model: Model, edits: Sequence[Edit] = ()) -> float:
         """Share of different word pairs in the continuations of the challenge prompts."""

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from interp.environment import machine, versions
@@ -37,7 +38,8 @@ class Ran:
 
 
 def make_context(
-    pair: ModelPair, *, quick: bool = False, seed: int = 0, prompts: Sequence[str] | None = None, scorer: str = "bundled", probe: Probe | None = None
+    pair: ModelPair, *, quick: bool = False, seed: int = 0, prompts: Sequence[str] | None = None, scorer: str = "bundled",
+    probe: Probe | None = None
 ) -> Context:  # fmt: skip
     """The data and settings of a report: shipped prompts, passages and probe unless others are given."""
     held = list(prompts) if prompts is not None else challenge_prompts()
@@ -61,7 +63,8 @@ def fingerprint(experiment: Experiment, context: Context) -> str:
     """A hash of everything that a result depends on."""
     parts = [
         experiment.id, experiment.criterion, context.pair.base.digest, context.pair.tuned.digest, context.settings(), context.prompts,
-        [passage.text for passage in context.passages], [round(x, 6) for x in context.direction.tolist()], versions().get("bypass-workbench"),
+        [passage.text for passage in context.passages], [round(x, 6) for x in context.direction.tolist()],
+        versions().get("bypass-workbench"),
         versions()["torch"], hashlib.sha256(Path(experiment.run.__code__.co_filename).read_bytes()).hexdigest(),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
@@ -73,10 +76,15 @@ def run_experiment(experiment: Experiment, context: Context) -> Result:
     found = experiment.run(context)
     return Result(
         id=experiment.id, claim=experiment.claim, title=experiment.title, question=experiment.question, criterion=experiment.criterion,
-        verdict=found.verdict, summary=found.summary, statistic=found.statistic, null=found.null, interval=found.interval, tables=found.tables,
+        verdict=found.verdict, summary=found.summary, statistic=found.statistic, null=found.null, interval=found.interval,
+        tables=found.tables,
         figures=found.figures, refuted_by=experiment.refuted_by, caveat=experiment.caveat, settings=context.settings() | found.settings,
         seconds=round(time.perf_counter() - started, 2),
     )  # fmt: skip
+
+
+def _say(progress: Progress, title: str, done: int, total: int, phrase: str) -> None:
+    progress(f"{title}: {phrase}", done, total)
 
 
 def run_report(
@@ -95,7 +103,7 @@ def run_report(
     skipped: dict[str, str] = {}
     for done, item in enumerate(wanted):
         progress(item.title, done, len(wanted))
-        context.say = lambda phrase, item=item, done=done: progress(f"{item.title}: {phrase}", done, len(wanted))
+        context.say = partial(_say, progress, item.title, done, len(wanted))
         kept = target / KEPT / fingerprint(item, context)
         file = kept / f"{item.id}.json"
         if file.is_file():
@@ -111,5 +119,12 @@ def run_report(
     progress("writing the page", len(wanted), len(wanted))
     if not results:
         raise UserError("no experiment could be run: " + "; ".join(f"{name}: {why}" for name, why in skipped.items()), "see the reasons")
-    page = write_report(results, context.pair.manifest(), {"versions": versions(), "machine": machine(), "skipped": skipped}, target, show_words=show_words, command=command)
+    page = write_report(
+        results,
+        context.pair.manifest(),
+        {"versions": versions(), "machine": machine(), "skipped": skipped},
+        target,
+        show_words=show_words,
+        command=command,
+    )
     return Ran(tuple(results), page, skipped)
