@@ -77,7 +77,7 @@ def test_mean_activations_equal_those_of_one_prompt_at_a_time(context: Context) 
         seen: dict[int, torch.Tensor] = {}
         handles = [
             base.hf.get_submodule(f"{base.architecture.blocks}.{layer}.mlp.c_proj").register_forward_pre_hook(
-                lambda module, args, layer=layer: seen.__setitem__(layer, args[0][0])
+                lambda module, args, layer=layer, seen=seen: seen.__setitem__(layer, args[0][0])
             )
             for layer in (0, 1)
         ]

@@ -74,7 +74,8 @@ def test_passages_join_to_60_to_110_words_and_break_after_15_to_25() -> None:
         assert passage.text == passage.prompt + passage.continuation
         assert 60 <= len(passage.text.split()) <= 110, passage.text
         assert 15 <= len(passage.prompt.split()) <= 25, passage.prompt
-        assert passage.continuation[0] == " " and passage.continuation[1] != " ", passage.prompt
+        assert passage.continuation[0] == " ", passage.prompt
+        assert passage.continuation[1] != " ", passage.prompt
         assert passage.text[-1] in ".!?", passage.text
 
 
@@ -184,7 +185,8 @@ def test_a_missing_file_and_a_folder_are_refused(read: Reader, tmp_path: Path) -
 def test_bytes_that_are_no_text_are_refused_with_their_line(read: Reader, raw: bytes, words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words) as caught:
         read(write(tmp_path / "raw.txt", raw))
-    assert "raw.txt" in caught.value.problem and "UTF-8" in caught.value.mend
+    assert "raw.txt" in caught.value.problem
+    assert "UTF-8" in caught.value.mend
 
 
 @pytest.mark.parametrize(
@@ -214,7 +216,8 @@ def test_a_faulty_json_line_is_refused_with_file_line_and_mend(read: Reader, lin
     file = write(tmp_path / "rows.jsonl", '{"prompt": "fine", "text": "fine"}\n\n' + line + "\n")
     with pytest.raises(UserError, match=words) as caught:
         read(file)
-    assert str(file) in caught.value.problem and caught.value.mend
+    assert str(file) in caught.value.problem
+    assert caught.value.mend
 
 
 @pytest.mark.parametrize(
@@ -231,4 +234,5 @@ def test_a_faulty_csv_is_refused_with_file_line_and_mend(content: str, words: st
     file = write(tmp_path / "rows.csv", content)
     with pytest.raises(UserError, match=words) as caught:
         read_texts(file)
-    assert str(file) in caught.value.problem and caught.value.mend
+    assert str(file) in caught.value.problem
+    assert caught.value.mend

@@ -85,11 +85,7 @@ def run(context: Context) -> Finding:
     rows.append(_row(context, f"base with the same {best['count']} keys × {FACTOR:g}", base, best["edit"]))
     dose = _dose(context, ranked[: best["count"]])
     null_share = float(np.mean(null_shares))
-    verdict: Verdict
-    if best["enough"] and null_share < 0.2:
-        verdict = "holds"
-    else:
-        verdict = "fails" if best["share"] <= max(null_shares) else "inconclusive"
+    verdict: Verdict = "holds" if best["enough"] and null_share < 0.2 else "fails" if best["share"] <= max(null_shares) else "inconclusive"
     table = pd.DataFrame(rows).drop(columns=["_scores"])
     figure = figures.bars(
         "un-alignment", table, x="model", y="toxicity", low="low", high="high", title="Toxicity of challenge continuations", horizontal=True,
