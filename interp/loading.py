@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
@@ -24,13 +25,17 @@ if TYPE_CHECKING:
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "vocab.txt")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+# What transformers is seen to raise for a config.json that is wrong, besides the errors of reading a file.
+LOADING_FAULTS = (
+    OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ArithmeticError, SafetensorError, StrictDataclassError,
+)  # fmt: skip
 # What a configuration says about the forward without leaving a trace in the shapes of the weights.
 FORWARD_SETTINGS = (
     "num_attention_heads", "num_key_value_heads", "head_dim", "layer_norm_epsilon", "rms_norm_eps", "activation_function", "hidden_act",
     "hidden_activation", "rope_parameters", "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "sliding_window", "use_sliding_window",
     "layer_types", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping",
 )  # fmt: skip
-IGNORED_TENSORS = ("attn.bias", "attn.masked_bias", "rotary_emb.inv_freq")
+IGNORED_TENSORS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
 
 @dataclass(frozen=True)
@@ -164,7 +169,7 @@ def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
             checkpoint.source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True,
             local_files_only=checkpoint.folder is not None,
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, TypeError) as error:
+    except LOADING_FAULTS as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if checkpoint.folder is None:
             raise UserError(

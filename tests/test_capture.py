@@ -83,10 +83,10 @@ def test_units_keep_the_chosen_indices_of_the_last_axis(model: Model, positions:
 
 
 @pytest.mark.parametrize("positions", ["last", "mean", "all", [0, 1]], ids=str)
-@pytest.mark.parametrize("limits", [{"batch_size": 1}, {"batch_size": 2}, {"batch_tokens": 1}, {"batch_tokens": 20}], ids=str)
+@pytest.mark.parametrize("limits", [{"batch_size": 2}, {"batch_tokens": 1}], ids=str)
 def test_the_size_of_batches_changes_nothing(model: Model, positions: Any, limits: dict[str, int]) -> None:
     edits = [Edit.scale_keys([(0, 3), (1, 8)], 4.0, "from_last")]
-    whole, parts = (capture(model, ALL * 3, SITES, positions=positions, edits=edits, **some) for some in ({}, limits))
+    whole, parts = (capture(model, ALL * 2, SITES, positions=positions, edits=edits, **some) for some in ({}, limits))
     for site in SITES:
         close(parts[site], whole[site])
 
