@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -45,11 +46,11 @@ LONGEST = 600
 class Commands(TyperGroup):
     """The commands with one way out for everything that goes wrong."""
 
-    def main(self, args: Any = None, *positional: Any, standalone_mode: bool = True, **named: Any) -> Any:
+    def main(self, args: Any = None, prog_name: str | None = None, *, standalone_mode: bool = True, **named: Any) -> Any:  # type: ignore[override]
         given = list(sys.argv[1:] if args is None else args) or ["--help"]
         if not standalone_mode:
-            return super().main(given, *positional, standalone_mode=False, **named)
-        sys.exit(guarded(lambda: super(Commands, self).main(given, *positional, standalone_mode=False, **named)))
+            return super().main(given, prog_name, standalone_mode=False, **named)
+        sys.exit(guarded(lambda: super(Commands, self).main(given, prog_name, standalone_mode=False, **named)))
 
 
 def guarded(call: Callable[[], Any]) -> int:
@@ -110,10 +111,9 @@ def train(
 
 
 def _launchable() -> bool:
-    try:
-        return find_spec("app.launch") is not None
-    except ModuleNotFoundError:
-        return False
+    """Whether the app is installed; looking for `app.launch` itself would import `app`."""
+    found = find_spec("app")
+    return found is not None and any(Path(place, "launch.py").is_file() for place in found.submodule_search_locations or ())
 
 
 if _launchable():

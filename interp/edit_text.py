@@ -32,6 +32,7 @@ FORMS = {
     "scale": "scale:mlp_post.5:770:0", "set": "set:mlp_post.5:all:0", "project_out": "project_out:resid_post.5:probe",
 }  # fmt: skip
 BaseOf = Callable[[], "Model"]
+PROBE_TOKENS = 128
 _FITTED: dict[tuple[str, int], Probe] = {}
 
 
@@ -105,7 +106,9 @@ def probe_for(model: Model, base: BaseOf | None = None, seed: int = 0) -> Probe:
 def _fitted(model: Model, seed: int) -> Probe:
     if (model.digest, seed) not in _FITTED:
         texts = toxicity_texts()
-        _FITTED[model.digest, seed] = fit_probe(model, [item.text for item in texts], [int(item.toxic) for item in texts], seed=seed)
+        labels = [int(item.toxic) for item in texts]
+        found = fit_probe(model, [item.text for item in texts], labels, seed=seed, max_tokens=min(PROBE_TOKENS, model.context))
+        _FITTED[model.digest, seed] = found
     return _FITTED[model.digest, seed]
 
 

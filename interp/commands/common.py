@@ -130,6 +130,15 @@ def check_file(path: Path | None) -> None:
         raise UserError(f"the folder {path.parent} cannot be written to", "name another")
 
 
+def check_folder(path: Path) -> None:
+    """Raise `UserError` for a folder that could not be made, or not be written to."""
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise UserError(f"{there} is a file", "give a folder that exists or can be made")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"the folder {there} cannot be written to", "name another")
+
+
 def numbers(text: str, what: str) -> list[float]:
     """A list such as `0,1,2.5`; raises `UserError` for anything that is not a finite number."""
     found = []
@@ -175,7 +184,14 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title:
     from interp.results import is_number
 
     cells = [list(row) for row in rows]
-    table = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold")
+    table = Table(
+        title=Text(title) if title else None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        title_style="bold",
+    )
     for place, name in enumerate(columns):
         numeric = bool(cells) and all(row[place] is None or is_number(row[place]) for row in cells)
         widest = max((len(word) for word in name.split()), default=0)

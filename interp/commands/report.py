@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from interp.commands import common
-from interp.errors import UserError
 
 
 def report(
@@ -29,8 +28,7 @@ def report(
 
     Results are kept in OUT/results: an interrupted report continues, a repeated one computes only what changed.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file", "give a folder for the report")
+    common.check_folder(out)
     from interp.edit_text import probe_for
     from interp.experiments import find_experiments
     from interp.experiments.run import make_context, run_report

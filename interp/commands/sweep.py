@@ -96,7 +96,7 @@ def _for_people(rows: list[dict[str, float]]) -> tuple[tuple[str, ...], list[lis
     from interp.results import show_number
 
     def cell(row: dict[str, float], name: str) -> tuple[str, str]:
-        return show_number(row[name]), f"{show_number(row[f'{name}_low'])} to {show_number(row[f'{name}_high'])}"
+        return show_number(row[name]), f"{show_number(row[f'{name}_low'])}–{show_number(row[f'{name}_high'])}"
 
     columns = ("strength", "toxicity", "share above 0.5", "perplexity", "F1", "distinct-2", "KL (nats)")
     names = ("toxicity", "share_above_half", "perplexity", "f1", "distinct_2", "kl")
