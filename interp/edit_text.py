@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 from interp.edits import NAMED_POSITIONS, Edit, load_edits, transforms_of
 from interp.errors import UserError
 from interp.neurons import rank_values, values_at
-from interp.probe import BUNDLED_PROBE, Probe, bundled_probe, fit_probe
-from interp.texts import toxicity_texts
+from interp.probe import probe_for
 
 if TYPE_CHECKING:
     from interp.models import Model
@@ -32,8 +31,6 @@ FORMS = {
     "scale": "scale:mlp_post.5:770:0", "set": "set:mlp_post.5:all:0", "project_out": "project_out:resid_post.5:probe",
 }  # fmt: skip
 BaseOf = Callable[[], "Model"]
-PROBE_TOKENS = 128
-_FITTED: dict[tuple[str, int], Probe] = {}
 
 
 def parse_edit(text: str, model: Model, base: BaseOf | None = None) -> list[Edit]:
@@ -67,7 +64,7 @@ def parse_edits(texts: Sequence[str], model: Model, base: BaseOf | None = None) 
 def parse_vector(text: str, model: Model, base: BaseOf | None = None) -> list[float]:
     """The numbers that `probe`, `difference`, `value.5.770` (or `value:5.770`) or the path of a JSON list stand for."""
     if text in ("probe", "difference"):
-        probe = probe_for(model, base)
+        probe = probe_for(model if base is None else base())
         return (probe.direction if text == "probe" else probe.difference_in_means).tolist()
     if text.startswith(("value.", "value:")):
         return values_at(model, [parse_neuron(text[len("value.") :])])[0].float().tolist()
@@ -91,25 +88,6 @@ def parse_neuron(text: str) -> tuple[int, int]:
     if not (dot and layer.isdecimal() and index.isdecimal() and len(text) < 20):
         raise UserError(f"{text.strip()!r} is not a neuron", "write LAYER.INDEX, such as 5.770, counting from 0")
     return int(layer), int(index)
-
-
-def probe_for(model: Model, base: BaseOf | None = None, seed: int = 0) -> Probe:
-    """The probe that ships, where it was fitted on this model (or on its base); otherwise one fitted on it here and now."""
-    origin = model if base is None else base()
-    if (BUNDLED_PROBE / "probe.json").is_file():
-        shipped = bundled_probe()
-        if shipped.matches(origin):
-            return shipped
-    return _fitted(origin, seed)
-
-
-def _fitted(model: Model, seed: int) -> Probe:
-    if (model.digest, seed) not in _FITTED:
-        texts = toxicity_texts()
-        labels = [int(item.toxic) for item in texts]
-        found = fit_probe(model, [item.text for item in texts], labels, seed=seed, max_tokens=min(PROBE_TOKENS, model.context))
-        _FITTED[model.digest, seed] = found
-    return _FITTED[model.digest, seed]
 
 
 def _from_fields(op: str, fields: list[str], text: str, model: Model, base: BaseOf | None) -> Edit:
@@ -173,4 +151,4 @@ def _neurons(text: str, model: Model, base: BaseOf | None) -> list[tuple[int, in
     count = text[len("top:") :].strip()
     if not count.isdecimal() or not 0 < int(count) <= model.n_layers * model.d_mlp:
         raise UserError(f"{text!r} names no neurons", f"write top:N with N from 1 to {model.n_layers * model.d_mlp}")
-    return rank_values(model, probe_for(model, base).direction, top=int(count)).neurons
+    return rank_values(model, probe_for(model if base is None else base()).direction, top=int(count)).neurons

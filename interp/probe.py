@@ -25,6 +25,7 @@ from interp.errors import UserError
 from interp.lexicon import is_toxic_word, mask
 from interp.loading import check_safetensors, read_json
 from interp.probe_data import SHUFFLES, cosine, features_of, read_data
+from interp.texts import toxicity_texts
 from interp.tokens import token_rows
 from interp.vocabulary import top_tokens
 
@@ -45,6 +46,8 @@ MEANINGS = {
     "cosine_difference": "cosine of probe and difference in means",
     "share_toxic": "share of toxic texts", "train": "texts trained on", "held_out": "texts measured on",
 }  # fmt: skip
+
+_FITTED: dict[tuple[str, int], Probe] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,6 +212,20 @@ def bundled_probe() -> Probe:
     if not (BUNDLED_PROBE / "probe.json").is_file():
         raise UserError("no probe ships with this checkout", "make one: bypass train probe, or interp.probe.fit_probe")
     return load_probe(BUNDLED_PROBE)
+
+
+def probe_for(model: Model, *, seed: int = 0) -> Probe:
+    """The probe that ships, where it was fitted on this very model; otherwise one fitted on the labelled texts that ship."""
+    if (BUNDLED_PROBE / "probe.json").is_file():
+        shipped = bundled_probe()
+        if shipped.matches(model):
+            return shipped
+    if (model.digest, seed) not in _FITTED:
+        texts = toxicity_texts()
+        labels = [int(item.toxic) for item in texts]
+        found = fit_probe(model, [item.text for item in texts], labels, seed=seed, max_tokens=min(FITTED_TOKENS, model.context))
+        _FITTED[model.digest, seed] = found
+    return _FITTED[model.digest, seed]
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -272,7 +272,7 @@ def test_a_file_of_edits_is_read_in_order(gpt2: Model, tmp_path: Path) -> None:
 
 
 def test_top_names_the_value_vectors_nearest_to_the_probe_of_the_base(sides: tuple[str, str]) -> None:
-    from interp.edit_text import probe_for
+    from interp.probe import probe_for
 
     base, tuned = (load_model(folder) for folder in sides)
     (edit,) = parse_edit("scale_keys:top:6:10", tuned, lambda: base)

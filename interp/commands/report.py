@@ -29,7 +29,6 @@ def report(
     Results are kept in OUT/results: an interrupted report continues, a repeated one computes only what changed.
     """
     common.check_folder(out)
-    from interp.edit_text import probe_for
     from interp.experiments import find_experiments
     from interp.experiments.run import make_context, run_report
     from interp.terminal import print_summary
@@ -39,7 +38,7 @@ def report(
     with common.progress(1, "loading the pair") as (bar, task):
         sides = common.Sides(pair).both()
         bar.update(task, description="the probe")
-        context = make_context(sides, quick=quick, seed=seed, prompts=held, scorer=scorer, probe=probe_for(sides.base, seed=seed))
+        context = make_context(sides, quick=quick, seed=seed, prompts=held, scorer=scorer)
 
         def tell(phrase: str, done: int, total: int) -> None:
             bar.update(task, description=phrase, completed=done, total=total)

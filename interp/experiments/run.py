@@ -18,10 +18,10 @@ from interp.environment import machine, versions
 from interp.errors import UserError
 from interp.experiments.registry import Context, Experiment, find_experiments
 from interp.models import ModelPair
-from interp.probe import Probe, bundled_probe, fit_probe
+from interp.probe import Probe, probe_for
 from interp.report import write_report
 from interp.results import Result, load_result, save_result
-from interp.texts import challenge_prompts, passages, toxicity_texts
+from interp.texts import challenge_prompts, passages
 from interp.toxicity import load_scorer
 
 KEPT = "results"
@@ -44,19 +44,10 @@ def make_context(
     """The data and settings of a report: shipped prompts, passages and probe unless others are given."""
     held = list(prompts) if prompts is not None else challenge_prompts()
     texts = passages()
-    found = probe if probe is not None else find_probe(pair, seed)
+    found = probe if probe is not None else probe_for(pair.base, seed=seed)
     if quick:
         held, texts = held[:: max(1, len(held) // 100)], texts[::3]
     return Context(pair, found, load_scorer(scorer), list(held), list(texts), seed=seed, draws=6 if quick else 20, quick=quick)
-
-
-def find_probe(pair: ModelPair, seed: int) -> Probe:
-    """The probe that ships, where it was fitted on this base model; otherwise one fitted on the labelled texts that ship."""
-    shipped = bundled_probe()
-    if shipped.matches(pair.base):
-        return shipped
-    texts = toxicity_texts()
-    return fit_probe(pair.base, [item.text for item in texts], [int(item.toxic) for item in texts], seed=seed)
 
 
 def fingerprint(experiment: Experiment, context: Context) -> str:
