@@ -1,0 +1,107 @@
+"""Starting the app as its own process.
+
+Streamlit's server dies at its start where nnsight was imported before it in the same process, so the command line never
+becomes the server: it starts one, hands signals on, and waits. Settings are passed as flags rather than read from a
+`.streamlit` folder, so that they hold wherever the command is called from.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from interp.errors import UserError
+
+MAIN = Path(__file__).with_name("main.py")
+DEMO = "BYPASS_DEMO"
+GRACE = 10.0
+SETTINGS = {
+    "server.fileWatcherType": "none", "server.runOnSave": "false", "server.maxUploadSize": "5", "browser.gatherUsageStats": "false",
+    "client.toolbarMode": "minimal", "client.showErrorDetails": "none", "client.showErrorLinks": "false",
+    "theme.primaryColor": "#2f7fd1", "theme.baseRadius": "0.45rem",
+    "theme.font": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif",
+}  # fmt: skip
+
+
+def launch(port: int = 8501, host: str = "localhost", browser: bool = True, demo: bool = False) -> int:
+    """Serve the app until it is stopped (Ctrl-C, or a request to terminate); gives the exit code of the server.
+
+    Args:
+        host: the address that it listens on; anything but `localhost` lets other machines in.
+        browser: open a window.
+        demo: for visitors: limits on the length of prompts and continuations.
+
+    Raises:
+        UserError: Streamlit is not installed, the port is taken, or the host is no address of this machine.
+    """
+    if find_spec("streamlit") is None:
+        raise UserError("the browser app needs streamlit, which is not installed", "run `pip install bypass-workbench[app]`, or `make app`")
+    check_port(host, port)
+    process = subprocess.Popen(command(port, host, browser), env=environment(demo))
+    if threading.current_thread() is not threading.main_thread():
+        return process.wait()
+    stopped: list[float] = []
+
+    def hand_on(number: int, frame: Any) -> None:
+        # A terminal's Ctrl-C reaches the server as well; a second SIGINT would make it drop its sessions, SIGTERM does not.
+        stopped.append(time.monotonic())
+        if process.poll() is None:
+            process.terminate()
+
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while True:
+            try:
+                code = process.wait(timeout=1.0)
+            except subprocess.TimeoutExpired:
+                if stopped and time.monotonic() - stopped[0] > GRACE:
+                    process.kill()
+                continue
+            return 0 if stopped else code
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def command(port: int, host: str, browser: bool) -> list[str]:
+    """What is run: Streamlit on the app's entry, with every setting as a flag."""
+    settings = SETTINGS | {"server.port": str(port), "server.address": host, "server.headless": "false" if browser else "true"}
+    return [sys.executable, "-m", "streamlit", "run", str(MAIN), *(f"--{name}={value}" for name, value in settings.items())]
+
+
+def environment(demo: bool) -> dict[str, str]:
+    """The environment of the server: this package can be imported whether or not it is installed."""
+    paths = [str(MAIN.parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    return quiet | os.environ | {"PYTHONPATH": os.pathsep.join(paths), DEMO: "1" if demo else "0"}
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise `UserError` where nothing could listen at this address, before anything is started."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError, OverflowError) as error:
+        raise UserError(f"{host}:{port} is no address ({error})", "use --host localhost, or an address of this machine") from error
+    for family, kind, protocol, _, address in found:
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind(address)
+            except PermissionError as error:
+                raise UserError(f"port {port} may not be used by this user", "choose one above 1023 with --port") from error
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    raise UserError(f"port {port} is taken", f"stop what uses it, or choose another: --port {port + 1}") from error
+                if family == socket.AF_INET:
+                    raise UserError(
+                        f"cannot listen on {host}: {error.strerror}", "use --host localhost, or an address of this machine"
+                    ) from error

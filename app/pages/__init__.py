@@ -1,0 +1,1 @@
+"""One page, one file; Streamlit runs them as scripts."""
