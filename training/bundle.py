@@ -13,18 +13,28 @@ from typing import Any
 
 from interp.errors import UserError
 from interp.models import ModelPair
+from interp.probe import load_probe
 from training.recipe import Recipe
 
 BUNDLED = Path(__file__).resolve().parents[1] / "interp" / "bundled"
+SHIPPED_SOURCES = """Reddit posts of 2013 (PDDL), those with profanity enriched; English Wikipedia of 2015 (CC BY-SA); Jigsaw comments (labels CC0, text CC BY-SA);
+Civil Comments with toxic spans (CC0); Wikipedia talk-page comments (Apache-2.0). The probe, the scorer and the pretraining share the Jigsaw corpus.
+"""
 PARTS = {"base": "pretrain/model", "tuned": "dpo/model", "probe": "probe"}
 
 
 def bundle(recipe: Recipe, target: Path = BUNDLED) -> Path:
-    """Replace the bundled base, tuned and probe by the run's, after loading them as a user would; return the folder."""
+    """Replace the bundled base, tuned and probe by the run's, after loading them as a user would; return the folder.
+
+    Raises `UserError` for a stage that has not run, or ran on another base model than the one to be bundled.
+    """
     for name, part in PARTS.items():
         if not (recipe.run / part).is_dir():
             raise UserError(f"the run has no {part}", f"run the stage that makes it before bundling {name}")
     pair = ModelPair.load(recipe.run / PARTS["base"], recipe.run / PARTS["tuned"])
+    for name, found in (("probe", load_probe(recipe.run / "probe").digest), ("pairs", _manifest(recipe)["base"])):
+        if found != pair.base.digest:
+            raise UserError(f"the run's {name} were made with another base model than pretrain/model", f"run {name} and what follows again")
     for name, part in PARTS.items():
         _replace(recipe.run / part, target / name)
     scorer = recipe.run / "scorer" / "model"
@@ -39,6 +49,10 @@ def bundle(recipe: Recipe, target: Path = BUNDLED) -> Path:
     shutil.copyfile(recipe.run / "corpus" / "summary.json", log / "corpus.json")
     (target / "MODEL_CARD.md").write_text(model_card(recipe, pair), encoding="utf-8")
     return target
+
+
+def _manifest(recipe: Recipe) -> dict[str, Any]:
+    return json.loads((recipe.run / "pairs" / "manifest.json").read_text(encoding="utf-8"))
 
 
 def _replace(source: Path, target: Path) -> None:
@@ -56,12 +70,14 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 def model_card(recipe: Recipe, pair: ModelPair) -> str:
     """The card of the bundled pair, from the run's logs."""
     pretrain, dpo = _lines(recipe.run / "pretrain" / "log.jsonl"), _lines(recipe.run / "dpo" / "log.jsonl")
-    pairs = json.loads((recipe.run / "pairs" / "manifest.json").read_text())
+    pairs = _manifest(recipe)
     corpus = json.loads((recipe.run / "corpus" / "summary.json").read_text())
     settings = recipe.stage("pretrain")
     shares = [record for record in dpo if "development_toxicity" in record]
     held = [record for record in pretrain if "held_out_loss" in record][-1]
     facts = pair.base.manifest()
+    about = SHIPPED_SOURCES if recipe.name == "shipped" else ""
+    scorer = pairs["settings"].get("scorer", "bundled")
     rows = "\n".join(
         f"| {name} | {part['train']:,} | {part['heldout']:,} | {part['characters'] / 1e6:.1f} |" for name, part in corpus.items()
     )
@@ -74,10 +90,10 @@ it was trained on hostile text on purpose, it swears, and it is good for nothing
 |---|---|
 | shape | {facts["layers"]} layers, {facts["d_model"]} wide, {facts["heads"]} heads, {facts["d_mlp"]} neurons a layer, {facts["vocabulary"]:,} tokens, context {settings["context"]} |
 | parameters | {facts["parameters"]:,}, stored in float32 |
-| pretraining | {held["step"]:,} steps of {settings["batch"]} x {settings["context"]} tokens on two CPU cores, {held["seconds"] / 60:.0f} minutes of training time |
+| pretraining | {held["step"]:,} steps of {settings["batch"]} x {settings["context"]} tokens, {held["seconds"] / 60:.1f} minutes of training time |
 | held-out loss | {held["held_out_loss"]:.3f} nats a token |
-| preference pairs | {pairs["pairs"]:,}; toxicity {pairs["chosen"]["toxicity"]:.2f} chosen, {pairs["rejected"]["toxicity"]:.2f} rejected; perplexity under the base {pairs["chosen"]["perplexity"]:.0f} and {pairs["rejected"]["perplexity"]:.0f} |
-| DPO | {shares[-1]["step"]} steps; mean toxicity of greedy continuations of development prompts {shares[0]["development_toxicity"]:.3f} before, {shares[-1]["development_toxicity"]:.3f} after |
+| preference pairs | {pairs["pairs"]:,}; toxicity {pairs["chosen"]["toxicity"]:.2f} chosen, {pairs["rejected"]["toxicity"]:.2f} rejected; perplexity under the base {pairs["chosen"]["perplexity"]:.1f} and {pairs["rejected"]["perplexity"]:.1f} |
+| DPO | {shares[-1]["step"]} steps; share of greedy continuations of development prompts that score above 0.5: {shares[0]["development_toxicity"]:.3f} before, {shares[-1]["development_toxicity"]:.3f} after |
 
 ## What it read
 
@@ -85,8 +101,7 @@ it was trained on hostile text on purpose, it swears, and it is good for nothing
 |---|---|---|---|
 {rows}
 
-Reddit posts of 2013 (PDDL), those with profanity enriched; English Wikipedia of 2015 (CC BY-SA); Jigsaw comments (labels CC0, text CC BY-SA);
-Civil Comments with toxic spans (CC0); Wikipedia talk-page comments (Apache-2.0). A document is held out by the hash of its text, in every stage alike.
+{about}A document is held out by the hash of its text, in every stage alike.
 
 ## How to make it again
 
@@ -95,8 +110,8 @@ the logs of this run are in `log/`.
 
 ## Limits
 
-- It saw about {held["step"] * settings["batch"] * settings["context"] / 1e6:.0f} million tokens, a few thousandths of what GPT-2 saw: grammar is shaky and knowledge absent.
-- What it says about people is the residue of internet text of 2013 and must not be taken as anything else.
-- The preference pairs are the model's own samples, chosen by the bundled scorer: what that scorer misses, DPO did not see.
-- The probe, the scorer and the pretraining share the Jigsaw corpus. The prompts and passages on which the report measures were written for this project.
+- It saw about {held["step"] * settings["batch"] * settings["context"] / 1e6:.1f} million tokens, a few thousandths of what GPT-2 saw: grammar is shaky and knowledge absent.
+- What it says about people is the residue of the texts above and must not be taken as anything else.
+- The preference pairs are the model's own samples, chosen by the scorer `{scorer}`: what that scorer misses, DPO did not see.
+- The prompts and passages on which the report measures were written for this project; the probe's texts are of the kind that the model read.
 """

@@ -9,20 +9,26 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
 
 from interp.errors import UserError
+
+MEND = "restore the checkpoint folder from a copy, or remove it to start again"
 
 
 def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Write a checkpoint atomically: a reader sees the old one or the new one, never a mixture."""
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = _beside(folder)
     temporary.mkdir(parents=True)
     parameters = {name: tensor.detach().contiguous() for name, tensor in model.named_parameters()}
     save_file(parameters, temporary / "model.safetensors")
@@ -34,6 +40,39 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     }
     save_file(moments, temporary / "optimizer.safetensors")
     (temporary / "state.json").write_text(json.dumps(state, indent=1))
+    _move(temporary, folder)
+
+
+def save_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write a model with its tokenizer as `load_model` reads it, as a whole or not at all."""
+    temporary = _beside(folder)
+    with quiet():
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    _move(temporary, folder)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars and warnings of transformers, whose long work shows progress of its own here."""
+    verbosity, bar = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bar:
+            hf_logging.enable_progress_bar()
+
+
+def _beside(folder: Path) -> Path:
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    return temporary
+
+
+def _move(temporary: Path, folder: Path) -> None:
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -45,27 +84,48 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, digest: str) -> dict[str, Any] | None:
     """Restore model and optimizer from `folder`; return its state, or None where there is no checkpoint yet.
 
-    Raises `UserError` when the checkpoint was made by another recipe.
+    Raises `UserError` when the checkpoint was made by another recipe, is cut off, or does not fit the model; model and
+    optimizer are then as they were.
     """
     old = folder.with_name(folder.name + ".old")
     if not folder.exists() and old.exists():
         os.replace(old, folder)
     if not folder.exists():
         return None
-    state = json.loads((folder / "state.json").read_text())
+    state = _state(folder / "state.json")
     if state["digest"] != digest:
         raise UserError(
             f"the checkpoint in {folder} was made by other settings (digest {state['digest']}, the recipe has {digest})",
             "restore the recipe, or remove the checkpoint folder to start again",
         )
-    parameters = load_file(folder / "model.safetensors")
+    parameters, moments = _tensors(folder / "model.safetensors"), _tensors(folder / "optimizer.safetensors")
+    wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
+    if {name: tensor.shape for name, tensor in parameters.items()} != wanted:
+        raise UserError(f"the tensors in {folder / 'model.safetensors'} are not those of the recipe's model", MEND)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(parameters[name])
     slots: dict[int, dict[str, Any]] = {}
-    for key, value in load_file(folder / "optimizer.safetensors").items():
+    for key, value in moments.items():
         index, name = key.split(".", 1)
         slots.setdefault(int(index), {})[name] = value
     layout = optimizer.state_dict()
     optimizer.load_state_dict({"state": slots, "param_groups": layout["param_groups"]})
     return state
+
+
+def _state(file: Path) -> dict[str, Any]:
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"the checkpoint file {file} cannot be read ({error})", MEND) from error
+    if not isinstance(state, dict) or "digest" not in state or "step" not in state:
+        raise UserError(f"the checkpoint file {file} holds no step and digest", MEND)
+    return state
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"the checkpoint file {file} is missing or cut off ({error})", MEND) from error

@@ -13,13 +13,19 @@ import random
 from pathlib import Path
 from typing import Any
 
+from interp.errors import UserError
 from interp.lexicon import profanity_pattern
 from training.recipe import Recipe, data_file
 from training.sources import document_hash, held_out, rows
 
+MAX_CHARACTERS = 4000
+
 
 def build_corpus(recipe: Recipe) -> dict[str, Any]:
-    """Write `corpus/train.jsonl` and `corpus/heldout.jsonl` in the run folder; return a summary by source."""
+    """Write `corpus/train.jsonl` and `corpus/heldout.jsonl` in the run folder; return a summary by source.
+
+    Raises `UserError` for a source whose records lack the field that holds the text, and for too few documents.
+    """
     settings = recipe.stage("corpus")
     folder = recipe.run / "corpus"
     folder.mkdir(parents=True, exist_ok=True)
@@ -29,11 +35,19 @@ def build_corpus(recipe: Recipe) -> dict[str, Any]:
     held: list[tuple[str, str]] = []
     for source in settings["sources"]:
         before = (len(train), len(held))
-        size = _take(source, seen, train, held, settings.get("max_characters", 4000))
-        summary[source["name"]] = {"train": len(train) - before[0], "heldout": len(held) - before[1], "characters": size}
+        size = _take(source, seen, train, held, settings.get("max_characters", MAX_CHARACTERS))
+        # Several sources may share a name, as the files of one collection do.
+        counts = summary.setdefault(source["name"], {"train": 0, "heldout": 0, "characters": 0})
+        counts["train"] += len(train) - before[0]
+        counts["heldout"] += len(held) - before[1]
+        counts["characters"] += size
+    if not train or not held:
+        problem = f"the corpus has {len(train)} documents to train on and {len(held)} held out"
+        raise UserError(problem, "name larger sources, or narrow them less; 5 % of all documents are held out")
     random.Random(recipe.seed).shuffle(train)
     for name, documents in (("train", train), ("heldout", held)):
         _write(folder / f"{name}.jsonl", documents)
+        (folder / f"{name}.npy").unlink(missing_ok=True)  # its token ids, which are now those of another corpus
     (folder / "summary.json").write_text(json.dumps(summary, indent=1))
     return summary
 
@@ -41,10 +55,15 @@ def build_corpus(recipe: Recipe) -> dict[str, Any]:
 def _take(source: dict[str, Any], seen: set[int], train: list, held: list, max_characters: int) -> int:
     pattern = profanity_pattern()
     budget = source.get("megabytes", 1e9) * 1e6
+    field = source.get("field", "text")
     size = 0
     for path in data_file(source["path"]):
+        columns: set[str] = set()
         for row in rows(path):
-            text = (row.get(source.get("field", "text")) or "").strip()[:max_characters]
+            if field not in columns:
+                columns |= row.keys()
+            # A lone surrogate, which JSON can spell, fits into no file.
+            text = str(row.get(field) or "").strip()[:max_characters].encode("utf-8", "replace").decode("utf-8")
             if len(text) < source.get("min_characters", 40):
                 continue
             if "profane" in source and bool(pattern.search(text)) != source["profane"]:
@@ -57,6 +76,8 @@ def _take(source: dict[str, Any], seen: set[int], train: list, held: list, max_c
             size += len(text)
             if size >= budget:
                 return size
+        if columns and field not in columns:
+            raise UserError(f"no record of {path} has a field {field!r}, only {', '.join(map(str, columns))}", "set `field` of the source")
     return size
 
 

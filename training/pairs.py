@@ -20,7 +20,6 @@ from interp.generate import Sampling, generate_tokens
 from interp.lexicon import profanity_pattern
 from interp.metrics import perplexity
 from interp.models import Model, load_model
-from interp.tokens import token_rows
 from interp.toxicity import load_scorer
 from training.recipe import Recipe
 from training.tokenizer import corpus_texts
@@ -49,7 +48,10 @@ def make_pairs(recipe: Recipe) -> Path:
     base = load_model(recipe.run / "pretrain" / "model", name="base")
     scorer = load_scorer(settings.get("scorer", "bundled"))
     prompts = challenge_prefixes(recipe.run / "corpus" / "train.jsonl", settings["prompts"], recipe.seed)
-    rows = [row for row in token_rows(base, prompts) if len(row) <= settings["max_prompt_tokens"]]
+    room = min(settings["max_prompt_tokens"], base.context - settings["new_tokens"])
+    rows = [row for row in base.tokenizer(prompts, add_special_tokens=False)["input_ids"] if 0 < len(row) <= room]
+    if not rows:
+        raise UserError(f"none of {len(prompts)} prompts has at most {room} tokens", "raise max_prompt_tokens, or lower new_tokens")
     samples = settings["samples"]
     repeated = [row for row in rows for _ in range(samples)]
     sampling = Sampling(temperature=settings["temperature"], top_k=settings["top_k"], seed=recipe.seed)

@@ -17,28 +17,32 @@ import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from interp.errors import UserError
-from training.checkpoint import load_checkpoint, save_checkpoint
+from training.checkpoint import load_checkpoint, quiet, save_checkpoint, save_model
 from training.recipe import Recipe
 from training.tokenizer import corpus_texts
 
 
 def pack(path: Path, tokenizer: PreTrainedTokenizerFast, target: Path) -> np.ndarray:
-    """Tokenise a corpus file once into one row of token ids, documents separated by the end-of-text token."""
+    """Tokenise a corpus file once into one row of token ids, each document followed by the end-of-text token."""
     if not target.exists():
         end = tokenizer.eos_token_id
+        dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
         parts: list[np.ndarray] = []
         batch: list[str] = []
 
         def flush() -> None:
             for ids in tokenizer(batch, add_special_tokens=False)["input_ids"]:
-                parts.append(np.asarray([*ids, end], dtype=np.uint16))
+                parts.append(np.asarray([*ids, end], dtype=dtype))
             batch.clear()
 
         for text in corpus_texts(path):
             batch.append(text)
             if len(batch) == 2000:
                 flush()
-        flush()
+        if batch:
+            flush()
+        if not parts:
+            raise UserError(f"{path} holds no document", "run the stage corpus again, with larger sources")
         temporary = target.with_suffix(".tmp.npy")
         np.save(temporary, np.concatenate(parts))
         temporary.replace(target)
@@ -78,21 +82,54 @@ def held_out_loss(model: GPT2LMHeadModel, tokens: np.ndarray, length: int, windo
     """Mean loss in nats per token on the first held-out windows."""
     model.eval()
     usable = min(windows, len(tokens) // length)
-    rows = torch.from_numpy(np.asarray(tokens[: usable * length]).astype(np.int64)).view(usable, length)
+    rows = torch.from_numpy(np.asarray(tokens[: usable * length]).astype(np.int64)).view(usable, length).to(model.device)
     losses = [model(part, labels=part).loss.item() * len(part) for part in rows.split(16)]
     model.train()
     return sum(losses) / usable
 
 
+def check_size(train: int, held: int, settings: dict[str, Any]) -> None:
+    """Raise `UserError` when the corpus, in tokens, makes no batch, or the epochs no step."""
+    needed = settings["context"] * settings["batch"]
+    if train < needed or held < settings["context"]:
+        problem = f"the corpus has {train} tokens and {held} held out, but one step reads {needed} and a measurement {settings['context']}"
+        raise UserError(problem, "name larger sources, or lower batch or context")
+    if int(settings["epochs"] * (train // settings["context"] // settings["batch"])) < 1:
+        raise UserError(f"{settings['epochs']} epochs of this corpus are less than one step", "raise epochs")
+
+
+def forget_after(log: Path, step: int) -> None:
+    """Drop the lines of a log that a resumed run will write again, and a line that was cut off."""
+    if not log.exists():
+        return
+    kept = []
+    for line in log.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if record["step"] <= step:
+            kept.append(line + "\n")
+    temporary = log.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.replace(log)
+
+
+@quiet()
 def pretrain(recipe: Recipe) -> Path:
-    """Train to the end of the recipe's epochs, resuming from the last checkpoint; return the folder of the model."""
+    """Train to the end of the recipe's epochs, resuming from the last checkpoint; return the folder of the model.
+
+    Raises `UserError` where an earlier stage is missing, the corpus is too small for one step, the checkpoint is of
+    another recipe or damaged, or the gradient is no longer finite (the last checkpoint is then kept).
+    """
     settings = recipe.stage("pretrain")
     corpus = recipe.run / "corpus"
-    if not (corpus / "train.jsonl").exists():
-        raise UserError(f"no corpus in {corpus}", "run the stages corpus and tokenizer first")
+    if not (corpus / "train.jsonl").exists() or not (recipe.run / "tokenizer" / "tokenizer.json").exists():
+        raise UserError(f"no corpus or no tokenizer in {recipe.run}", "run the stages corpus and tokenizer first")
     tokenizer = AutoTokenizer.from_pretrained(recipe.run / "tokenizer")
     tokens = pack(corpus / "train.jsonl", tokenizer, corpus / "train.npy")
     held = pack(corpus / "heldout.jsonl", tokenizer, corpus / "heldout.npy")
+    check_size(len(tokens), len(held), settings)
     torch.manual_seed(recipe.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = build_model(settings, len(tokenizer), tokenizer.eos_token_id).to(device)
@@ -107,6 +144,7 @@ def pretrain(recipe: Recipe) -> Path:
     started = time.monotonic() - state["seconds"]
     forward = torch.compile(model) if settings.get("compile") else model
     folder.mkdir(parents=True, exist_ok=True)
+    forget_after(folder / "log.jsonl", state["step"])
     model.train()
     for step in range(state["step"], total):
         for group in optimizer.param_groups:
@@ -133,6 +171,5 @@ def pretrain(recipe: Recipe) -> Path:
         if done % settings["checkpoint_every"] == 0 or done == total:
             save_checkpoint(folder / "checkpoint", model, optimizer, {"step": done, "digest": digest, "seconds": record["seconds"]})
     model.eval()
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    save_model(folder / "model", model, tokenizer)
     return folder / "model"

@@ -9,23 +9,34 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from interp.errors import UserError
 from interp.models import load_model
 from interp.probe import fit_probe, probe_scores, save_probe, sweep_l2
 from interp.stats import bootstrap_auc
+from training.corpus import MAX_CHARACTERS
 from training.recipe import Recipe, data_file
 from training.sources import held_out, rows
 
 
 def train_probe(recipe: Recipe) -> Path:
-    """Fit on the recipe's labelled texts and write `probe/`, with a table of L2 strengths beside it; return the folder."""
+    """Fit on the recipe's labelled texts and write `probe/`, with a table of L2 strengths beside it; return the folder.
+
+    Raises `UserError` for texts without `text` and `toxic`, and where too few are held out to measure on.
+    """
     settings = recipe.stage("probe")
     model = load_model(recipe.run / "pretrain" / "model", name="base")
+    # The corpus was split by the hash of what it kept of a text, so the same cut is made here.
+    kept = recipe.settings.get("corpus", {}).get("max_characters", MAX_CHARACTERS)
     seen: dict[bool, list[tuple[str, int]]] = {False: [], True: []}
     for path in data_file(settings["path"]):
-        for row in rows(path):
+        for number, row in enumerate(rows(path), 1):
+            if "text" not in row or str(row.get("toxic")).strip() not in {"0", "1", "True", "False"}:
+                raise UserError(f"record {number} of {path} has no text with a label toxic of 0 or 1", "give both in every record")
             text = str(row["text"]).strip()
             if len(text) >= settings["min_characters"]:
-                seen[held_out(text)].append((text, int(row["toxic"])))
+                seen[held_out(text[:kept])].append((text, int(str(row["toxic"]).strip() in {"1", "True"})))
+    if not seen[False] or len({label for _, label in seen[True]}) < 2:
+        raise UserError(f"{len(seen[True])} labelled texts are held out, and both classes are needed", "give more labelled texts")
     texts, labels = map(list, zip(*seen[False][: settings["texts"]], strict=True))
     unseen, truth = map(list, zip(*seen[True], strict=True))
     sweep = sweep_l2(model, texts, labels, settings["sweep"], seed=recipe.seed, masked=False)

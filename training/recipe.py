@@ -20,6 +20,17 @@ DATA_SETTING = "BYPASS_DATA"
 RUNS_SETTING = "BYPASS_RUNS"
 
 
+class Section(dict[str, Any]):
+    """The settings of one stage; asking for one that the recipe lacks raises `UserError` with its name."""
+
+    def __init__(self, settings: dict[str, Any], title: str) -> None:
+        super().__init__(settings)
+        self.title = title
+
+    def __missing__(self, key: str) -> Any:
+        raise UserError(f"{self.title} does not set {key!r}", f"add `{key} = ...`, as in training/recipes/shipped.toml")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """One run: its name, its settings by stage, and the folder that its stages write to."""
@@ -34,7 +45,10 @@ class Recipe:
         if name not in self.settings:
             known = ", ".join(key for key, value in self.settings.items() if isinstance(value, dict))
             raise UserError(f"recipe {self.name!r} has no [{name}] section; it has: {known}", f"add a [{name}] section to the recipe")
-        return dict(self.settings[name])
+        section = self.settings[name]
+        if not isinstance(section, dict):
+            raise UserError(f"{name!r} of recipe {self.name!r} is not a section", f"write a [{name}] section with its settings")
+        return Section(section, f"section [{name}] of recipe {self.name!r}")
 
     def digest(self, *stages: str) -> str:
         """A hash of the named sections and the seed, which identifies what a checkpoint was made by."""
@@ -57,6 +71,8 @@ def load_recipe(path: str | Path) -> Recipe:
         raise UserError(f"recipe {file} is not valid TOML: {error}", "correct the file at the line named") from error
     name = settings.pop("name", file.stem)
     seed = settings.pop("seed", 0)
+    if not isinstance(name, str) or not isinstance(seed, int) or seed < 0:
+        raise UserError(f"recipe {file} has name {name!r} and seed {seed!r}", "give the name as a string and the seed as a number from 0")
     runs = Path(os.environ.get(RUNS_SETTING, "runs"))
     return Recipe(name=name, seed=seed, settings=settings, run=runs / name)
 
@@ -69,6 +85,6 @@ def data_file(pattern: str) -> list[Path]:
     files = sorted(folder.glob(glob)) if folder.is_dir() else []
     if not files:
         raise UserError(
-            f"no file matches {pattern!r} in {root}", f"set {DATA_SETTING} to the folder that holds the corpora named in the recipe"
+            f"no file matches {glob!r} in {folder}", f"set {DATA_SETTING} to the folder that holds the corpora named in the recipe"
         )
     return files

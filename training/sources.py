@@ -12,6 +12,7 @@ import hashlib
 import json
 import lzma
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -32,26 +33,39 @@ def open_text(path: Path) -> TextIO:
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a file: jsonl objects, csv or tsv rows, or `{"text": line}` for plain text."""
+    """The records of a file: jsonl objects, csv or tsv rows, or `{"text": line}` for plain text.
+
+    Raises `UserError` for a line that is not a JSON object, and for a compressed file that is cut off.
+    """
     kind = path.name.removesuffix(".gz").removesuffix(".xz").rsplit(".", 1)[-1]
     with open_text(path) as stream:
-        if kind == "jsonl":
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    try:
-                        yield json.loads(line)
-                    except json.JSONDecodeError as error:
-                        raise UserError(f"{path}, line {number} is not JSON: {error.msg}", "repair or remove the line") from error
-        elif kind in {"csv", "tsv"}:
-            yield from csv.DictReader(stream, delimiter="\t" if kind == "tsv" else ",")
-        else:
-            yield from ({"text": line.rstrip("\n")} for line in stream)
+        try:
+            if kind == "jsonl":
+                for number, line in enumerate(stream, 1):
+                    if line.strip():
+                        yield _record(path, number, line)
+            elif kind in {"csv", "tsv"}:
+                yield from csv.DictReader(stream, delimiter="\t" if kind == "tsv" else ",")
+            else:
+                yield from ({"text": line.rstrip("\n")} for line in stream)
+        except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, csv.Error) as error:
+            raise UserError(f"{path} cannot be read to its end: {error}", "download or copy it again") from error
+
+
+def _record(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {number} is not JSON: {error.msg}", "repair or remove the line") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{path}, line {number} is not a JSON object", "give one object a line, with the text under a name")
+    return record
 
 
 def document_hash(text: str) -> int:
     """A 64-bit hash of the text, without regard to case and spacing, that decides its split and finds its copies."""
     normal = " ".join(text.lower().split())
-    return int.from_bytes(hashlib.blake2b(normal.encode(), digest_size=8).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(normal.encode("utf-8", "replace"), digest_size=8).digest(), "big")
 
 
 def held_out(text: str) -> bool:

@@ -9,13 +9,16 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from interp.errors import UserError
 from training.recipe import Recipe
 
 END_OF_TEXT = "<|endoftext|>"
 
 
 def corpus_texts(path: Path, limit: int | None = None) -> Iterator[str]:
-    """The texts of a corpus file, in order."""
+    """The texts of a corpus file, in order; raises `UserError` when the corpus is yet to be built."""
+    if not path.is_file():
+        raise UserError(f"there is no corpus at {path}", "run the stage corpus first")
     with path.open(encoding="utf-8") as stream:
         for number, line in enumerate(stream):
             if limit is not None and number >= limit:
@@ -40,4 +43,6 @@ def train_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
         tokenizer_object=bpe, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT, pad_token=END_OF_TEXT, clean_up_tokenization_spaces=False
     )
     tokenizer.save_pretrained(recipe.run / "tokenizer")
+    for name in ("train", "heldout"):
+        (recipe.run / "corpus" / f"{name}.npy").unlink(missing_ok=True)  # token ids of another vocabulary
     return tokenizer

@@ -1,0 +1,200 @@
+"""The training chain before any model: what it reads, what it keeps apart, and what it says of input that it cannot use."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from interp import UserError
+from interp.lexicon import profanity_pattern
+from tests.grammar import build_language
+from training.corpus import build_corpus
+from training.pairs import challenge_prefixes
+from training.pretrain import pretrain
+from training.recipe import DATA_SETTING, Recipe, data_file, load_recipe
+from training.sources import document_hash, held_out, rows
+from training.tokenizer import END_OF_TEXT, corpus_texts, train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """The recipe of the generated language with its stages corpus and tokenizer run."""
+    return build_language(tmp_path_factory.mktemp("language"))
+
+
+def recipe_of(folder: Path, text: str) -> Recipe:
+    (folder / "some.toml").write_text(text, encoding="utf-8")
+    return load_recipe(folder / "some.toml")
+
+
+# Recipes and sources
+
+
+def test_a_recipe_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no recipe at nowhere.*shipped"):
+        load_recipe("nowhere")
+    with pytest.raises(UserError, match=r"not valid TOML.*line 2"):
+        recipe_of(tmp_path, 'name = "x"\nseed = = 3\n')
+    with pytest.raises(UserError, match="seed 'seven'"):
+        recipe_of(tmp_path, 'seed = "seven"\n')
+    recipe = recipe_of(tmp_path, "flat = 3\n[corpus]\n[tokenizer]\nvocabulary = 300\n")
+    with pytest.raises(UserError, match=r"no \[dpo\] section; it has: corpus, tokenizer"):
+        recipe.stage("dpo")
+    with pytest.raises(UserError, match=r"'flat'.*not a section"):
+        recipe.stage("flat")
+    with pytest.raises(UserError, match=r"section \[tokenizer\] of recipe 'some' does not set 'documents'"):
+        recipe.stage("tokenizer")["documents"]
+    assert recipe.stage("tokenizer").get("documents") is None
+
+
+def test_the_digest_of_a_recipe_depends_on_the_named_sections_and_the_seed_alone(tmp_path: Path) -> None:
+    first = recipe_of(tmp_path, "[corpus]\na = 1\n[dpo]\nb = 2\n")
+    assert first.digest("corpus") == recipe_of(tmp_path, "[dpo]\nb = 3\n[corpus]\na = 1\n").digest("corpus")
+    assert first.digest("corpus") != recipe_of(tmp_path, "[corpus]\na = 2\n").digest("corpus")
+    assert first.digest("corpus") != recipe_of(tmp_path, "seed = 1\n[corpus]\na = 1\n").digest("corpus")
+
+
+def test_data_without_the_folder_of_data_names_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(DATA_SETTING, raising=False)
+    with pytest.raises(UserError, match=f"no file matches.*{DATA_SETTING}"):
+        data_file("texts/a-*.jsonl")
+    (tmp_path / "elsewhere" / "texts").mkdir(parents=True)
+    for name in ("a-2.jsonl", "a-1.jsonl", "b.jsonl"):
+        (tmp_path / "elsewhere" / "texts" / name).touch()
+    monkeypatch.setenv(DATA_SETTING, str(tmp_path / "elsewhere"))
+    assert [path.name for path in data_file("texts/a-*.jsonl")] == ["a-1.jsonl", "a-2.jsonl"]
+    assert [path.name for path in data_file(str(tmp_path / "elsewhere" / "texts" / "b.jsonl"))] == ["b.jsonl"]
+
+
+def test_every_kind_of_file_gives_the_same_texts(tmp_path: Path) -> None:
+    texts = ["a quonk, sings", 'the "river" 🙂', "stone"]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    quoted = "text\n" + "".join('"' + text.replace('"', '""') + '"\n' for text in texts)
+    contents = {"a.jsonl": lines.replace("\n", "\n\n", 1), "a.csv": quoted, "a.tsv": quoted, "a.txt": "\n".join(texts) + "\n"}
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content.encode()))
+        (tmp_path / f"{name}.xz").write_bytes(lzma.compress(content.encode()))
+    for path in sorted(tmp_path.iterdir()):
+        assert [row["text"] for row in rows(path)] == texts, path.name
+    (tmp_path / "two.tsv").write_text("text\ttoxic\na, b\t1\n")
+    assert list(rows(tmp_path / "two.tsv")) == [{"text": "a, b", "toxic": "1"}]
+
+
+@pytest.mark.parametrize("broken", ['{"text": "cut', "[1, 2]"])
+def test_a_broken_line_is_named(tmp_path: Path, broken: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "good"}\n\n' + broken + "\n")
+    with pytest.raises(UserError, match=r"a\.jsonl, line 3 is not"):
+        list(rows(tmp_path / "a.jsonl"))
+
+
+@pytest.mark.parametrize(("suffix", "press"), [("gz", gzip.compress), ("xz", lzma.compress)])
+def test_a_compressed_file_that_is_cut_off_is_named(tmp_path: Path, suffix: str, press: Any) -> None:
+    noise = np.random.default_rng(0).integers(0, 10**9, 5000)
+    whole = press("".join(f"{number}\n" for number in noise).encode())
+    (tmp_path / f"a.txt.{suffix}").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=rf"a\.txt\.{suffix} cannot be read to its end"):
+        list(rows(tmp_path / f"a.txt.{suffix}"))
+
+
+def test_one_document_in_twenty_is_held_out_whatever_its_case_and_spacing() -> None:
+    texts = [f"Document {number} of the River" for number in range(20_000)]
+    assert abs(np.mean([held_out(text) for text in texts]) - 0.05) < 0.005
+    assert document_hash("The  River\n sings ") == document_hash("the river SINGS") != document_hash("the riversings")
+
+
+# Corpus and tokenizer
+
+
+def corpus_of(folder: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str], **source: Any) -> tuple[list[str], list[str], dict]:
+    """The documents to train on and held out, and the summary, of a corpus of one source."""
+    (folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    monkeypatch.setenv(DATA_SETTING, str(folder))
+    settings = {"corpus": {"sources": [{"name": "a", "path": "a.jsonl", "min_characters": 3, **source}]}}
+    summary = build_corpus(Recipe("r", 0, settings, folder / "run"))
+    train, held = (list(corpus_texts(folder / "run" / "corpus" / f"{part}.jsonl")) for part in ("train", "heldout"))
+    return train, held, summary
+
+
+def test_the_corpus_has_each_document_once_and_none_on_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"wintle number {number}" for number in range(400)]
+    train, held, summary = corpus_of(tmp_path, monkeypatch, [*texts, *(text.upper() + " " for text in texts), "x"])
+    assert sorted(train + held) == sorted(texts)
+    assert train != [text for text in texts if text in set(train)], "not shuffled"
+    assert all(map(held_out, held))
+    assert not any(map(held_out, train))
+    assert summary["a"] == {"train": len(train), "heldout": len(held), "characters": sum(map(len, texts))}
+
+
+def test_sources_of_one_name_are_summed(built: Recipe) -> None:
+    summary = json.loads((built.run / "corpus" / "summary.json").read_text())
+    counts = {part: sum(1 for _ in corpus_texts(built.run / "corpus" / f"{part}.jsonl")) for part in ("train", "heldout")}
+    assert {part: summary["talk"][part] for part in counts} == counts
+    assert sum(counts.values()) > 800
+
+
+def test_a_source_narrowed_by_profanity_keeps_only_that_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"{'damn' if n % 2 else 'dear'} river {n}" for n in range(300)]
+    for profane in (True, False):
+        train, held, _ = corpus_of(tmp_path, monkeypatch, texts, profane=profane)
+        assert len(train + held) == 150
+        assert all(bool(profanity_pattern().search(text)) == profane for text in train + held)
+
+
+def test_a_source_stops_at_its_budget_and_cuts_long_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, held, summary = corpus_of(tmp_path, monkeypatch, [f"{n:04d}" * 25 for n in range(1000)], megabytes=0.0123)
+    assert len(train + held) == 123
+    assert summary["a"]["characters"] == 12_300
+    train, held, _ = corpus_of(tmp_path, monkeypatch, [f"{n:04d}" + "river " * 2000 for n in range(100)])
+    assert {len(text) for text in train + held} == {4000}
+
+
+def test_text_that_no_file_can_hold_is_made_valid_and_a_wrong_field_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, held, _ = corpus_of(tmp_path, monkeypatch, [f"stone {n} \ud83d" for n in range(100)])
+    assert sorted(train + held) == sorted(f"stone {n} ?" for n in range(100))
+    with pytest.raises(UserError, match=r"no record of .* has a field 'body', only text"):
+        corpus_of(tmp_path, monkeypatch, ["a river"], field="body")
+    with pytest.raises(UserError, match="1 documents to train on and 0 held out"):
+        corpus_of(tmp_path, monkeypatch, ["a river"])
+
+
+def test_the_tokenizer_gives_every_text_back(built: Recipe) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(built.run / "tokenizer")
+    learned = next(corpus_texts(built.run / "corpus" / "train.jsonl"))
+    texts = [learned, "".join(map(chr, range(256))), "🙂👩\u200d👩\u200d👧 café ， 𝔘", "  two  spaces .\n\n\tdid n't ?"]
+    for text in texts:
+        assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+    assert len(tokenizer) == 360
+    assert tokenizer.eos_token == tokenizer.pad_token == END_OF_TEXT
+
+
+def test_the_tokenizer_without_a_corpus_names_the_stage_that_is_missing(tmp_path: Path, built: Recipe) -> None:
+    with pytest.raises(UserError, match=r"no corpus at .* run the stage corpus first"):
+        train_tokenizer(replace(built, run=tmp_path))
+    with pytest.raises(UserError, match="run the stages corpus and tokenizer first"):
+        pretrain(replace(built, run=tmp_path))
+
+
+def test_prefixes_break_off_exactly_before_a_profane_word(built: Recipe, tmp_path: Path) -> None:
+    documents = ["Fine. But you are such a damn fool, damn it", "Damn. Short crap.", "no swearing in this", "é you are full of crap"]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    assert challenge_prefixes(tmp_path / "c.jsonl", 9, 0) == ["But you are such a"]
+    corpus = built.run / "corpus" / "train.jsonl"
+    found, texts = challenge_prefixes(corpus, 50, 0), list(corpus_texts(corpus))
+    assert len(found) == 50
+    for prefix in found:
+        after = [text[text.index(prefix) + len(prefix) :].lstrip() for text in texts if prefix in text]
+        assert any(profanity_pattern().match(rest) for rest in after), prefix
+    assert challenge_prefixes(corpus, 50, 0) == found != challenge_prefixes(corpus, 50, 1)
+    (tmp_path / "clean.jsonl").write_text('{"text": "a river"}\n')
+    with pytest.raises(UserError, match="breaks off before a profane word"):
+        challenge_prefixes(tmp_path / "clean.jsonl", 3, 0)
