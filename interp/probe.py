@@ -47,6 +47,7 @@ MEANINGS = {
     "share_toxic": "share of toxic texts", "train": "texts trained on", "held_out": "texts measured on",
 }  # fmt: skip
 
+FITTED_TOKENS = 128
 _FITTED: dict[tuple[str, int], Probe] = {}
 
 

@@ -37,6 +37,8 @@ def run(context: Context) -> Finding:
         ("null: share of capitals alone", "held-out labelled texts", metrics["capitals_auc"], None, None),
         ("null: length alone", "held-out labelled texts", metrics["length_auc"], None, None),
     ]
+    if "unseen_auc" in metrics:
+        rows.insert(1, ("probe", "documents no stage has seen", metrics["unseen_auc"], metrics["unseen_low"], metrics["unseen_high"]))
     table = pd.DataFrame(rows, columns=["direction", "texts", "AUC", "low", "high"])
     low = metrics.get("auc_low", metrics["auc"])
     verdict: Verdict
