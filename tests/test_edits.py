@@ -168,7 +168,7 @@ BAD: list[tuple[Any, str]] = [
     ({"op": "scale_keys", "neurons": []}, "no neurons"),
     ({"op": "scale_keys"}, "has neurons None"),
     ({"op": "scale_keys", "neurons": [5, 7]}, r"has neurons \[5, 7\]"),
-    ({"op": "scale_keys", "neurons": [[1, 2, 3]]}, r"has neurons \[\[1, 2, 3\]\]"),
+    ({"op": "scale_keys", "neurons": [[1, 2, 3]]}, r"has neurons \[\(1, 2, 3\)\]"),
     ({"op": "scale_keys", "neurons": {"1": 2}}, "has neurons"),
     ({"op": "scale_keys", "neurons": [[0, -1]]}, "neuron '-1' is not a whole number"),
     ({"op": "scale_keys", "neurons": [[0.5, 1]]}, "layer '0.5' is not a whole number"),
