@@ -72,14 +72,15 @@ def perplexity(
             f"window {width} and stride {step} are not usable", f"give 2 <= window <= {model.context} and 1 <= stride <= window"
         )
     ids: list[list[int]] = model.tokenizer(["\n\n".join(texts)] if joined else list(texts), add_special_tokens=False)["input_ids"]
-    spans = [span for row in ids for span in _windows(row, width, step)]
+    owners = [(number, span) for number, row in enumerate(ids) for span in _windows(row, width, step)]
+    spans = [span for _, span in owners]
     if not spans:
         raise UserError("the texts hold no token to predict", "give texts of at least two tokens")
     transforms = transforms_of(edits, model)
     losses, counts = np.zeros(len(spans)), np.array([len(row) - skip for row, skip in spans], dtype=float)
     for group in batches([len(row) for row, _ in spans], batch_size=batch_size, batch_tokens=8192):
         tokens = pad([spans[i][0] for i in group], model.tokenizer.pad_token_id or 0, "right").to(model.device)
-        with working(model, Work(transforms), tokens.lengths):
+        with working(model, Work(transforms, rows=tuple(owners[i][0] for i in group)), tokens.lengths):
             logits = model.hf(**tokens.inputs(), use_cache=False).logits[:, :-1].float()
         nll = functional.cross_entropy(logits.flatten(0, 1), tokens.ids[:, 1:].flatten(), reduction="none").view(len(group), -1)
         first = torch.tensor([spans[i][1] - 1 for i in group], device=nll.device).unsqueeze(1)
@@ -132,7 +133,7 @@ def kl_to(
     found = np.zeros(len(rows))
     for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=8192):
         tokens: Tokens = pad([rows[i] for i in group], model.tokenizer.pad_token_id or 0, "right").to(model.device)
-        with working(model, Work(transforms), tokens.lengths):
+        with working(model, Work(transforms, rows=tuple(group)), tokens.lengths):
             mine = model.hf(**tokens.inputs(), use_cache=False).logits.float().log_softmax(dim=-1)
         theirs = other.hf(**tokens.inputs(), use_cache=False).logits.float().log_softmax(dim=-1)
         each = (mine.exp() * (mine - theirs)).sum(dim=-1) * tokens.mask

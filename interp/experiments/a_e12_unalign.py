@@ -66,7 +66,8 @@ def run(context: Context) -> Finding:
             "edit": edit,
         }
         found["enough"] = found["share"] >= 0.8 and found["ratio"] <= 1.03
-        if not best or (not best["enough"] and (found["enough"] or found["share"] > best["share"])):
+        # Of the counts that bring enough back the one that costs least is reported; otherwise the one that brings most.
+        if not best or _order(found) > _order(best):
             best = found
     null_scores, null_guards = [], []
     for draw in range(max(4, context.draws // 2)):
@@ -108,6 +109,11 @@ def run(context: Context) -> Finding:
         {"share of lost toxicity returned": (best["low"], best["high"])}, {"models": table, "dose": dose}, (figure, curve),
         {"factor": FACTOR, "keys": [f"{layer}.{index}" for layer, index in ranked[: best["count"]]], "random_draws": len(null_scores), "random_draws_with_perplexity": len(null_guards)},
     )  # fmt: skip
+
+
+def _order(found: dict[str, Any]) -> tuple[bool, float]:
+    back = found["share"] >= 0.8
+    return back, -found["ratio"] if back else found["share"]
 
 
 def _dose(context: Context, neurons: list[Neuron]) -> pd.DataFrame:
