@@ -27,7 +27,7 @@ GRACE = 10.0
 SETTINGS = {
     "server.fileWatcherType": "none", "server.runOnSave": "false", "server.maxUploadSize": "5", "browser.gatherUsageStats": "false",
     "client.toolbarMode": "minimal", "client.showErrorDetails": "none", "client.showErrorLinks": "false",
-    "theme.primaryColor": "#2f7fd1", "theme.baseRadius": "0.45rem",
+    "theme.light.primaryColor": "#2f7fd1", "theme.dark.primaryColor": "#2f7fd1", "theme.paddingTop": "3rem", "theme.baseRadius": "0.45rem",
     "theme.font": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif",
 }  # fmt: skip
 

@@ -21,9 +21,8 @@ from interp.commands.common import Sides
 from interp.figure_style import COLOURS
 from interp.lexicon import mask
 from interp.neurons import Neuron, rank_values
-from interp.probe import bundled_probe, fit_probe
+from interp.probe import probe_for
 from interp.results import Figure
-from interp.texts import toxicity_texts
 from interp.toxicity import Scorer, load_scorer
 
 PAIR, REPORT, DEMO = "BYPASS_PAIR", "BYPASS_REPORT", "BYPASS_DEMO"
@@ -59,15 +58,7 @@ def load_pair(source: tuple[str, str] | None) -> ModelPair:
 def toxic_neurons(source: tuple[str, str] | None) -> list[Neuron]:
     """The tuned model's neurons whose value vectors point most along the probe, which ships or is fitted now."""
     pair = load_pair(source)
-    try:
-        probe = bundled_probe()
-    except UserError:
-        probe = None
-    if probe is None or not probe.matches(pair.base):
-        texts = toxicity_texts()
-        probe = fit_probe(
-            pair.base, [item.text for item in texts], [int(item.toxic) for item in texts], max_tokens=min(128, pair.base.context)
-        )
+    probe = probe_for(pair.base)
     return rank_values(pair.tuned, probe.direction, top=MOST_KEYS).neurons
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -20,8 +22,8 @@ pytest.importorskip("streamlit", reason="the app needs the extra `app`")
 
 from streamlit.testing.v1 import AppTest
 
+from app import answers, state
 from app import launch as launcher
-from app import state
 from interp import Edit, ModelPair, UserError, generate
 from interp import figures as drawn
 from interp.lexicon import mask
@@ -172,6 +174,14 @@ def test_a_damaged_report_is_one_message(served: Path) -> None:
     at = opened("report.py")
     assert not at.exception
     assert len(at.error) == 1
+
+
+def test_what_is_cached_can_be_pickled_and_pages_define_no_class() -> None:
+    """The server pickles what it caches; a class of a page, which is run as a script, cannot be. AppTest would not notice."""
+    side = answers.Side("base", "about", "text", 0.5, pd.DataFrame({"token": ["a"], "probability": [1.0], "id": [0]}))
+    assert pickle.loads(pickle.dumps(side)).continuation == "text"
+    for page in sorted((ROOT / "app" / "pages").glob("*.py")):
+        assert not [node for node in ast.walk(ast.parse(page.read_text("utf-8"))) if isinstance(node, ast.ClassDef)], page.name
 
 
 def free_port() -> int:

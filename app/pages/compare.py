@@ -6,20 +6,15 @@ what tuning avoids is still there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from app import state
-from interp import Edit, Model, generate
+from app.answers import Question, Side, answer, lens_lines
 from interp.figures import lines
-from interp.lens import lens_table, logit_lens
 from interp.texts import challenge_prompts, neutral_prompts
-from interp.tokens import token_rows
 
-TOP = 5
 OWN = "My own text"
 TITLES = {"base": "Base", "tuned": "Tuned", "un-aligned": "Tuned, keys scaled"}
 STYLE = """<style>
@@ -28,7 +23,7 @@ STYLE = """<style>
 .card .about {margin: 0 0 .8rem; font-size: .82rem; opacity: .72}
 .card .text {white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.55; min-height: 6.2em; margin: 0 0 .9rem}
 .card .given {opacity: .62}
-.card .new {font-weight: 550; box-shadow: inset 0 -.42em 0 color-mix(in srgb, var(--hue) 20%, transparent)}
+.card .new {font-weight: 500; box-shadow: inset 0 -.42em 0 color-mix(in srgb, var(--hue) 20%, transparent)}
 .card .score {font-size: 1.9rem; font-weight: 600; line-height: 1.1; font-variant-numeric: tabular-nums}
 .card .unit {font-size: .82rem; opacity: .72; margin-bottom: .9rem}
 .card table {width: 100%; border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums}
@@ -39,27 +34,6 @@ STYLE = """<style>
 .card td.bar span {display: block; height: .62rem; border-radius: 2px; background: var(--hue); opacity: .78}
 .card td.number {text-align: right; padding-left: .6rem; width: 3.6em}
 </style>"""
-
-
-@dataclass(frozen=True)
-class Question:
-    """What the form asks for."""
-
-    prompt: str
-    keys: int
-    factor: float
-    new_tokens: int
-
-
-@dataclass(frozen=True)
-class Side:
-    """What one column shows; words are raw here and masked when they are laid out."""
-
-    role: str
-    about: str
-    continuation: str
-    toxicity: float
-    next_tokens: pd.DataFrame
 
 
 def ask() -> Question:
@@ -89,37 +63,6 @@ def ask() -> Question:
         new = new_column.number_input("New tokens", 1, most, 20, key="new", help="The likeliest token is taken each time.")
         st.form_submit_button("Compare", type="primary", key="compare")
     return Question(own or ("" if chosen == OWN else str(chosen)), int(keys), float(factor), int(new))
-
-
-@st.cache_data(show_spinner="Asking the models …", max_entries=200)
-def answer(source: tuple[str, str] | None, question: Question) -> list[Side]:
-    """The three columns: greedy continuation, its toxicity, and what the model says next."""
-    pair = state.load_pair(source)
-    edits = [Edit.scale_keys(state.toxic_neurons(source)[: question.keys], question.factor)] if question.keys else []
-    scaled = f"{question.keys} toxic key{'s' * (question.keys != 1)} × {question.factor:g}" if edits else "no key is scaled"
-    columns: list[tuple[str, str, Model, list[Edit]]] = [
-        ("base", "before preference tuning", pair.base, []), ("tuned", "after preference tuning", pair.tuned, []),
-        ("un-aligned", scaled, pair.tuned, edits),
-    ]  # fmt: skip
-    texts = [generate(model, [question.prompt], max_new_tokens=question.new_tokens, edits=held)[0] for _, _, model, held in columns]
-    # The scorer reads the continuation alone, as the report's experiments do.
-    scores = state.scorer().score(texts)["toxicity"].tolist()
-    found = []
-    for (role, about, model, held), text, score in zip(columns, texts, scores, strict=True):
-        table = lens_table(model, question.prompt, TOP, edits=held, masked=False)
-        last = table[table["point"] == table["point"].max()]
-        found.append(Side(role, about, text, score, last[["token", "probability", "id"]].reset_index(drop=True)))
-    return found
-
-
-@st.cache_data(show_spinner=False, max_entries=400)
-def lens_lines(source: tuple[str, str] | None, prompt: str, token: int) -> pd.DataFrame:
-    """The probability of one token after every half layer of both models: columns model, point, probability."""
-    pair, frames = state.load_pair(source), []
-    for name, model in pair.sides.items():
-        lens = logit_lens(model, token_rows(model, [prompt]), [token])
-        frames.append(pd.DataFrame({"model": name, "point": lens.labels, "probability": lens.probabilities[0].tolist()}))
-    return pd.concat(frames, ignore_index=True)
 
 
 def card(prompt: str, side: Side, words: bool) -> str:
