@@ -1,0 +1,71 @@
+"""`results.json` and the Markdown table that is generated from it, so that neither can say what the other does not."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+RESULTS, TABLE = "results.json", "RESULTS.md"
+HEAD = """# Benchmarks
+
+Generated from `results.json` by `make bench` (`python -m benchmarks --large` adds the larger shape); do not edit. Each row does the same
+work twice, in turn (A B A B) in one process, after a warm-up. The ratio is the other way's median time divided by ours: above 1 we are
+faster, and 0.95 is an overhead of 5 %. In brackets, the least and the largest ratio of a turn. Memory is the growth of the resident set at
+its peak. The difference is the largest absolute one between the two results.
+"""
+COLUMNS = ("case", "ours", "the straightforward way", "ours, ms", "theirs, ms", "ratio", "ours, MiB", "theirs, MiB", "difference", "equal")
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """The whole of `RESULTS.md` for what `results.json` holds."""
+    parts = [HEAD]
+    for name, run in record["shapes"].items():
+        machine = run["environment"]["machine"]
+        versions = run["environment"]["versions"]
+        used = ", ".join(
+            f"{library} {versions[library]}" for library in ("torch", "transformers", "transformer-lens") if library in versions
+        )
+        device = machine.get("accelerator") or "CPU"
+        parts.append(f"## {name[:1].upper()}{name[1:]}\n")
+        parts.append(
+            f"{run['weights'].capitalize()}; {machine['cores']} cores, {machine['torch_threads']} torch threads, {device}; {used}.\n"
+        )
+        rows = [_row(row) for row in run["cases"]]
+        aligned = ["---"] * 3 + ["--:"] * 6 + ["---"]
+        parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in (COLUMNS, aligned, *rows)) + "\n")
+    return "\n".join(parts)
+
+
+def _row(row: dict[str, Any]) -> list[str]:
+    return [
+        row["name"], row["ours_label"], row["theirs_label"], f"{1000 * row['ours_seconds']:.3g}", f"{1000 * row['theirs_seconds']:.3g}",
+        f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})", _mib(row["ours_mib"]), _mib(row["theirs_mib"]),
+        _gap(row["difference"]), "yes" if row["equal"] else "no",
+    ]  # fmt: skip
+
+
+def _gap(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1e}" if value else "0"
+
+
+def _mib(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def read(folder: Path = FOLDER) -> dict[str, Any]:
+    """What was measured before, or an empty record."""
+    file = folder / RESULTS
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"shapes": {}}
+
+
+def write(record: dict[str, Any], folder: Path = FOLDER) -> None:
+    """Write both files, each as a whole."""
+    texts = {RESULTS: json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n", TABLE: markdown(record)}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (folder / f"{name}.tmp").write_text(text, encoding="utf-8")
+    for name in texts:
+        os.replace(folder / f"{name}.tmp", folder / name)
