@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,20 +157,31 @@ def read_json(file: Path) -> dict[str, Any]:
     return record
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars and warnings of transformers, whose long work shows progress of its own here."""
+    verbosity, bar = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bar:
+            hf_logging.enable_progress_bar()
+
+
 def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     """Load strictly in the given dtype; raises `UserError` for missing, foreign, mismatched or non-finite tensors."""
     if checkpoint.adapter_base is not None:
         return _read_adapter(checkpoint, dtype)
-    verbosity = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()
-    bar = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(checkpoint.source, local_files_only=checkpoint.folder is not None)
-        hf, report = AutoModelForCausalLM.from_pretrained(
-            checkpoint.source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True,
-            local_files_only=checkpoint.folder is not None,
-        )  # fmt: skip
+        with quiet():
+            config = AutoConfig.from_pretrained(checkpoint.source, local_files_only=checkpoint.folder is not None)
+            hf, report = AutoModelForCausalLM.from_pretrained(
+                checkpoint.source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True,
+                local_files_only=checkpoint.folder is not None,
+            )  # fmt: skip
     except LOADING_FAULTS as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if checkpoint.folder is None:
@@ -177,10 +190,6 @@ def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
                 "check the id and the network, or download the model and give its folder",
             ) from error
         raise UserError(f"{checkpoint.source} could not be loaded ({first})", "check config.json against the weights") from error
-    finally:
-        hf_logging.set_verbosity(verbosity)
-        if bar:
-            hf_logging.enable_progress_bar()
     _check_report(checkpoint, report)
     broken = [name for name, tensor in hf.state_dict().items() if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]
     if broken:

@@ -20,15 +20,16 @@ def print_summary(results: Sequence[Result], console: Console | None = None, *, 
     console = console or Console()
     show = (lambda text: text) if show_words else mask
     table = Table(width=min(WIDTH, console.width), box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("claim", no_wrap=True)
-    table.add_column("", ratio=1, overflow="ellipsis", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("claim", ratio=5)
     table.add_column("verdict", no_wrap=True)
-    table.add_column("effect", overflow="ellipsis", no_wrap=True, max_width=30)
+    table.add_column("effect", justify="right", no_wrap=True)
     table.add_column("null", justify="right", no_wrap=True)
+    table.add_column("measured as", ratio=4)
     for result in results:
         word, style = STYLES[result.verdict]
         key = next(iter(result.statistic), None)
-        effect = "–" if key is None else f"{show_number(result.statistic[key], key)} {key.replace('_', ' ')}"
-        null = "–" if key is None else show_number(result.null.get(key), key)
-        table.add_row(Text(show(result.claim)), Text(show(result.title)), Text(word, style), Text(show(effect)), Text(null))
+        effect, null = ("–", "–") if key is None else (show_number(result.statistic[key], key), show_number(result.null.get(key), key))
+        name = "" if key is None else key.replace("_", " ")
+        table.add_row(Text(result.id), Text(show(result.title)), Text(word, style), Text(effect), Text(null), Text(show(name)))
     console.print(table)

@@ -268,14 +268,17 @@ def _read_model(folder: Path, architecture: str | None) -> tuple[Any, Any]:
     import transformers
     from safetensors import SafetensorError
 
+    from interp.loading import quiet
+
     mend = "copy the folder again, or convert the model again"
     if architecture not in ARCHITECTURES:
         raise UserError(f"the scorer in {folder} has the architecture {architecture}", f"use one of {', '.join(ARCHITECTURES)}")
     try:
-        model, report = getattr(transformers, architecture).from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True, local_files_only=True
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        with quiet():
+            model, report = getattr(transformers, architecture).from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True, local_files_only=True
+            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"the scorer in {folder} cannot be read: {error}", mend) from error
     wrong = [key for kind in ("missing_keys", "mismatched_keys", "unexpected_keys") for key in report.get(kind, ())]

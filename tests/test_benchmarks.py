@@ -97,11 +97,17 @@ def test_turns_alternate_and_the_ratio_is_that_of_the_medians() -> None:
     assert order == ["A", "B"] * 4
     assert (found.ours_seconds, found.theirs_seconds, found.ratio) == (2.0, 40.0, 20.0)
     assert (found.ratio_low, found.ratio_high) == (10.0, 20.0)
-    assert (found.difference, found.equal) == (0.25, False)
+    assert (found.difference, found.equal) == (0.2, False)
+
+
+def test_a_difference_is_absolute_below_one_and_a_share_above() -> None:
+    assert largest_difference(torch.tensor([0.5, 0.25]), torch.tensor([0.5, 0.125])) == 0.125
+    assert largest_difference(torch.tensor([8.0, 100.0]), torch.tensor([0.0, 100.0])) == 0.08
 
 
 def test_results_that_cannot_be_compared_are_not_equal() -> None:
     assert largest_difference(torch.zeros(2), torch.zeros(3)) == float("inf")
+    assert largest_difference(torch.zeros(0), torch.zeros(0)) == float("inf")
     assert largest_difference(torch.tensor([float("nan")]), torch.zeros(1)) == float("inf")
     case = Case("x", lambda: torch.zeros(2), lambda: torch.zeros(3), "a", "b", largest_difference, memory=False)
     record = measure(case, 1).to_json()

@@ -102,7 +102,7 @@ def test_a_random_change_has_the_norm_of_the_tuning_in_every_tensor(pair: ModelP
 def test_a_pair_of_twice_the_same_model_has_moved_no_weight_and_no_neuron(context: Context) -> None:
     same = replace(context, pair=ModelPair(context.pair.base, context.pair.base))
     found = weights(same)
-    assert found.statistic["least cosine"] == pytest.approx(1.0, abs=1e-6)
+    assert found.statistic["largest 1 − cosine of a tensor"] == pytest.approx(0.0, abs=1e-6)
     assert found.statistic["percentile of toxic values"] == pytest.approx(50.0)
     assert found.verdict == "holds"
 

@@ -264,5 +264,5 @@ def test_the_terminal_shows_claim_verdict_effect_and_null_in_a_hundred_columns()
     shown = console.export_text()
     assert all(len(line.rstrip()) <= 100 for line in shown.splitlines())
     assert WORD not in shown
-    for part in ("A-C9", "✓ holds", "✗ fails", "0.447 toxicity", "0.212", "Keys sh*t"):
+    for part in ("A-E12", "✓ holds", "✗ fails", "0.447", "toxicity", "0.212", "Keys sh*t"):
         assert part in shown

@@ -25,9 +25,10 @@ from trl import DPOConfig, DPOTrainer
 
 from interp.errors import UserError
 from interp.generate import generate
+from interp.loading import quiet
 from interp.models import Model, load_model
 from interp.toxicity import Scorer, load_scorer
-from training.checkpoint import quiet, save_model
+from training.checkpoint import save_model
 from training.pairs import challenge_prefixes
 from training.recipe import Recipe
 

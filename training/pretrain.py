@@ -17,7 +17,8 @@ import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from interp.errors import UserError
-from training.checkpoint import load_checkpoint, quiet, save_checkpoint, save_model
+from interp.loading import quiet
+from training.checkpoint import load_checkpoint, save_checkpoint, save_model
 from training.recipe import Recipe
 from training.tokenizer import corpus_texts
 

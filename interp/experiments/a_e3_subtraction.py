@@ -115,13 +115,17 @@ def run(context: Context) -> Finding:
         x_title="perplexity on held-out passages", y_title="mean toxicity of continuations (0 to 1)",
     )  # fmt: skip
     change = bootstrap_difference(context.toxicity(tuned), start, seed=context.seed)
-    relative = {f"drop, {name}": value for name, value in drops.items()} | {"drop, DPO": -change.value / start.mean()}
+    relative = {f"share of toxicity removed, {name}": value for name, value in drops.items()} | {
+        "share of toxicity removed, DPO": -change.value / start.mean()
+    }
     summary = (
         f"Subtraction lowers mean toxicity by {', '.join(f'{drop:.0%} ({name})' for name, drop in drops.items())} at the tuned model's perplexity; "
-        f"DPO by {relative['drop, DPO']:.0%}; random directions of the largest norm used by {null_drop:.0%}."
+        f"DPO by {relative['share of toxicity removed, DPO']:.0%}; random directions of the largest norm used by {null_drop:.0%}."
     )
-    intervals = {f"drop, {name}": _drop_interval(context, rows[2 + i]["_scores"], start) for i, name in enumerate(drops)}
-    intervals["drop, DPO"] = _drop_interval(context, context.toxicity(tuned), start)
+    intervals = {
+        f"share of toxicity removed, {name}": _drop_interval(context, rows[2 + i]["_scores"], start) for i, name in enumerate(drops)
+    }
+    intervals["share of toxicity removed, DPO"] = _drop_interval(context, context.toxicity(tuned), start)
     settings = {"site": site, "perplexity_ratio": rise, "random_directions": len(random), "random_directions_with_perplexity": len(guards)}
     return Finding(
         verdict,

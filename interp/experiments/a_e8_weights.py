@@ -43,8 +43,8 @@ def run(context: Context) -> Finding:
         f"(keys {keys.value:.0f} %), chance is 50 %."
     )
     return Finding(
-        verdict, summary, {"least cosine": least, "percentile of toxic values": percentile.value, "percentile of toxic keys": keys.value},
-        {"least cosine": 1.0, "percentile of toxic values": 50.0, "percentile of toxic keys": 50.0},
+        verdict, summary, {"largest 1 − cosine of a tensor": 1 - least, "percentile of toxic values": percentile.value, "percentile of toxic keys": keys.value},
+        {"percentile of toxic values": 50.0, "percentile of toxic keys": 50.0},
         {"percentile of toxic values": (percentile.low, percentile.high), "percentile of toxic keys": (keys.low, keys.high)},
         {"groups": groups, "tensors": table, "toxic neurons": shifts.head(20)}, (moved, percentiles),
     )  # fmt: skip
