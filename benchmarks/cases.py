@@ -129,12 +129,13 @@ def lens(model: Model, ids: Tensor) -> Case:
             with torch.no_grad():
                 plain(ids, use_cache=False)
                 kept = residuals[:]
-                probabilities = [head(body.ln_f(residual)).softmax(dim=-1) for residual in kept]
+                wanted = torch.tensor(tokens)[:, None, None].expand(*ids.shape, 1)
+                # Only the token's probability is kept of each point: a user with little memory would do the same.
+                probabilities = [head(body.ln_f(residual)).softmax(dim=-1).gather(2, wanted)[..., 0] for residual in kept]
         finally:
             for hook in hooks:
                 hook.remove()
-        wanted = torch.tensor(tokens).unsqueeze(1)
-        return torch.cat([probability[:, -1].gather(1, wanted) for probability in probabilities], dim=1)
+        return torch.stack([probability[:, -1] for probability in probabilities], dim=1)
 
     return Case(
         "logit lens", lambda: logit_lens(model, rows, tokens).probabilities, everywhere, "logit_lens, last position",
