@@ -14,7 +14,7 @@ HEAD = """# Benchmarks
 Generated from `results.json` by `make bench` (`python -m benchmarks --large` adds the larger shape); do not edit. Each row does the same
 work twice, in turn (A B A B) in one process, after a warm-up. The ratio is the other way's median time divided by ours: above 1 we are
 faster, and 0.95 is an overhead of 5 %. In brackets, the least and the largest ratio of a turn. Memory is the growth of the resident set at
-its peak. The difference is the largest between the two results, as a share of the other result's largest magnitude where that is above 1.
+its peak. The difference is the largest between the two results, relative to the other result's largest magnitude where that exceeds 1.
 """
 COLUMNS = ("case", "ours", "the straightforward way", "ours, ms", "theirs, ms", "ratio", "ours, MiB", "theirs, MiB", "difference", "equal")
 

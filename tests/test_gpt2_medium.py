@@ -78,10 +78,16 @@ print(json.dumps({
 def test_gpt2_medium_goes_through_the_core_in_under_8_gb(tmp_path: Path) -> None:
     script = tmp_path / "medium.py"
     script.write_text(SCRIPT, encoding="utf-8")
+    root = Path(__file__).parents[1]
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path)],
-        capture_output=True, text=True, timeout=1200, cwd=Path(__file__).parents[1], env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["shape"] == [24, 1024, 4096, 50257]
