@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange, reduce
 from jaxtyping import Bool
 from torch import Tensor
 
@@ -226,8 +227,8 @@ def _keep(store: np.ndarray, group: list[int], value: Tensor, tokens: Tokens, po
     elif positions == "last":
         part = value[:, -1]
     elif positions == "mean":
-        mask = tokens.mask.unsqueeze(-1)
-        part = torch.where(mask, value, 0).sum(dim=1) / mask.sum(dim=1)
+        real = torch.where(rearrange(tokens.mask, "batch pos -> batch pos 1"), value, 0)
+        part = reduce(real, "batch pos d -> batch d", "sum") / rearrange(tokens.lengths, "batch -> batch 1")
     else:
         part = torch.where(tokens.mask.unsqueeze(-1), value, 0)
     # Heads have an axis of their own in the store; a selection of units, and every other site, has not.

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -260,7 +261,7 @@ def _compile_keys(edit: Edit, model: Model) -> list[tuple[str, Transform]]:
 
 def _rows(x: Tensor) -> Tensor:
     """Heads side by side, so that a direction over `head d_head` meets one flat axis."""
-    return x.flatten(2) if x.dim() == 4 else x
+    return rearrange(x, "batch pos head d_head -> batch pos (head d_head)") if x.dim() == 4 else x
 
 
 def _as(vector: Tensor, x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
@@ -209,11 +210,11 @@ def _input_hook(key: int, owner: int, site: str, heads: int | None, shared: bool
             return None
         name = None if args else next(iter(kwargs))
         value = args[0] if name is None else kwargs[name]
-        seen = value.unflatten(-1, (heads, -1)) if heads else value
+        seen = rearrange(value, "batch pos (head d_head) -> batch pos head d_head", head=heads) if heads else value
         new = _apply(seen, site, work)
         if new is seen:
             return None
-        new = new.flatten(-2) if heads else new
+        new = rearrange(new, "batch pos head d_head -> batch pos (head d_head)") if heads else new
         if shared:
             value.copy_(new)
             return None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from einops import rearrange
 from torch.nn import functional
 
 from interp.edits import Edit, transforms_of
@@ -82,7 +83,12 @@ def perplexity(
         tokens = pad([spans[i][0] for i in group], model.tokenizer.pad_token_id or 0, "right").to(model.device)
         with working(model, Work(transforms, rows=tuple(owners[i][0] for i in group)), tokens.lengths):
             logits = model.hf(**tokens.inputs(), use_cache=False).logits[:, :-1].float()
-        nll = functional.cross_entropy(logits.flatten(0, 1), tokens.ids[:, 1:].flatten(), reduction="none").view(len(group), -1)
+        flat = functional.cross_entropy(
+            rearrange(logits, "batch pos vocab -> (batch pos) vocab"),
+            rearrange(tokens.ids[:, 1:], "batch pos -> (batch pos)"),
+            reduction="none",
+        )
+        nll = rearrange(flat, "(batch pos) -> batch pos", batch=len(group))
         first = torch.tensor([spans[i][1] - 1 for i in group], device=nll.device).unsqueeze(1)
         wanted = tokens.mask[:, 1:] & (torch.arange(nll.shape[1], device=nll.device) >= first)
         losses[group] = (nll.double() * wanted).sum(dim=1).cpu().numpy()

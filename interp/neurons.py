@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
@@ -66,7 +67,10 @@ def rank_values(model: Model, direction: Float[Tensor, " d_model"], *, top: int 
     for layer in range(model.n_layers):
         values = model.value_vectors(layer).float()
         norms.append(values.norm(dim=1).cpu())
-        cosines.append((values @ unit.to(values.device)).cpu() / norms[-1].clamp(min=torch.finfo(torch.float32).tiny))
+        cosines.append(
+            einsum(values, unit.to(values.device), "neuron d_model, d_model -> neuron").cpu()
+            / norms[-1].clamp(min=torch.finfo(torch.float32).tiny)
+        )
     flat, sizes = torch.cat(cosines), torch.cat(norms)
     order = flat.argsort(descending=largest, stable=True)[:top]
     return Ranking([(int(i) // model.d_mlp, int(i) % model.d_mlp) for i in order], flat[order], sizes[order])
