@@ -108,12 +108,20 @@ def run(context: Context) -> Finding:
     verdict: Verdict = (
         "holds" if least >= 0.25 and null_drop < 0.1 else "fails" if max(drops.values()) <= max(null_drop, 0.0) else "inconclusive"
     )
-    shown = table.assign(kind=table["role"].map({"base": "base", "tuned": "tuned", "edited": "edited", "null": "null"}))
-    figure = figures.scatter(
-        "subtraction", shown, x="perplexity", y="toxicity", low="low", high="high", colour="kind", text="model", title="What each way of detoxifying costs",
-        caption="Lower is less toxic, left is better language. Toxic directions should lie as low as the tuned model; the random direction should stay at the base's height.",
-        x_title="perplexity on held-out passages", y_title="mean toxicity of continuations (0 to 1)",
-    )  # fmt: skip
+    labels = table["model"] + table["perplexity"].map(lambda value: f" (perplexity {value:.1f})")
+    figure = figures.bars(
+        "subtraction",
+        table.assign(model=labels),
+        x="model",
+        y="toxicity",
+        low="low",
+        high="high",
+        title="Toxicity of challenge continuations, at what perplexity",
+        caption="Toxic directions should reach down to the tuned model's bar at the same perplexity; the random direction should stay at the base's.",
+        x_title="model",
+        y_title="mean toxicity (0 to 1)",
+        horizontal=True,
+    )
     change = bootstrap_difference(context.toxicity(tuned), start, seed=context.seed)
     relative = {f"share of toxicity removed, {name}": value for name, value in drops.items()} | {
         "share of toxicity removed, DPO": -change.value / start.mean()
