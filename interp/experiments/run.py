@@ -50,13 +50,23 @@ def make_context(
     return Context(pair, found, load_scorer(scorer), list(held), list(texts), seed=seed, draws=6 if quick else 20, quick=quick)
 
 
+def source_digest(experiment: Experiment) -> str:
+    """A hash of this package's code and of the experiment's own file, wherever that is."""
+    package = Path(__file__).resolve().parents[1]
+    files = {*package.rglob("*.py"), Path(experiment.run.__code__.co_filename).resolve()}
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 def fingerprint(experiment: Experiment, context: Context) -> str:
     """A hash of everything that a result depends on."""
     parts = [
         experiment.id, experiment.criterion, context.pair.base.digest, context.pair.tuned.digest, context.settings(), context.prompts,
         [passage.text for passage in context.passages], [round(x, 6) for x in context.direction.tolist()],
         versions().get("bypass-workbench"),
-        versions()["torch"], hashlib.sha256(Path(experiment.run.__code__.co_filename).read_bytes()).hexdigest(),
+        versions()["torch"], source_digest(experiment),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
