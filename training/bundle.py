@@ -1,6 +1,6 @@
 """Stage `bundle`: copies what a run made into the package, with the model card that says what it is.
 
-Every figure in the card is read from the run's own logs and from the report's results; nothing is typed in by hand.
+Every figure in the card is read from the run's own logs.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ it was trained on hostile text on purpose, it swears, and it is good for nothing
 |---|---|---|---|
 {rows}
 
-{about}A document is held out by the hash of its text, in every stage alike.
+{about}A document is held out by the hash of its text; the scorer hashes whole texts, the other stages what the corpus kept of them.
 
 ## How to make it again
 
@@ -110,7 +110,7 @@ the logs of this run are in `log/`.
 
 ## Limits
 
-- It saw about {held["step"] * settings["batch"] * settings["context"] / 1e6:.1f} million tokens, a few thousandths of what GPT-2 saw: grammar is shaky and knowledge absent.
+- It saw about {held["step"] * settings["batch"] * settings["context"] / 1e6:.1f} million tokens: grammar is shaky and knowledge absent.
 - What it says about people is the residue of the texts above and must not be taken as anything else.
 - The preference pairs are the model's own samples, chosen by the scorer `{scorer}`: what that scorer misses, DPO did not see.
 - The prompts and passages on which the report measures were written for this project; the probe's texts are of the kind that the model read.

@@ -35,7 +35,7 @@ def _scaled(neurons: list[Neuron], factor: float) -> tuple[Edit, ...]:
     "while random keys of the same layers return less than 20 %; fails if it returns no more than the random keys do; otherwise inconclusive.",
     refuted_by="Random keys of the same layers that return as much, or a rise that the base model shows as well (amplification, not un-alignment).",
     caveat="The keys are ranked by the probe on the tuned model's own value vectors, as the paper's code does; biases are not scaled. "
-    "A factor of ten is far outside what training does to a key.",
+    "A factor of ten is far outside what training does to a key. Two counts of keys are tried on the same prompts, which the interval does not account for.",
 )
 def run(context: Context) -> Finding:
     base, tuned = context.pair.base, context.pair.tuned
@@ -66,8 +66,8 @@ def run(context: Context) -> Finding:
             "edit": edit,
         }
         found["enough"] = found["share"] >= 0.8 and found["ratio"] <= 1.03
-        # Of the counts that bring enough back the one that costs least is reported; otherwise the one that brings most.
-        if not best or _order(found) > _order(best):
+        # The paper's count is the headline; the larger one takes its place only where it alone meets the criterion.
+        if not best or (found["enough"] and not best["enough"]):
             best = found
     null_scores, null_guards = [], []
     for draw in range(max(4, context.draws // 2)):
@@ -109,11 +109,6 @@ def run(context: Context) -> Finding:
         {"share of lost toxicity returned": (best["low"], best["high"])}, {"models": table, "dose": dose}, (figure, curve),
         {"factor": FACTOR, "keys": [f"{layer}.{index}" for layer, index in ranked[: best["count"]]], "random_draws": len(null_scores), "random_draws_with_perplexity": len(null_guards)},
     )  # fmt: skip
-
-
-def _order(found: dict[str, Any]) -> tuple[bool, float]:
-    back = found["share"] >= 0.8
-    return back, -found["ratio"] if back else found["share"]
 
 
 def _dose(context: Context, neurons: list[Neuron]) -> pd.DataFrame:

@@ -41,8 +41,9 @@ def run(context: Context) -> Finding:
         rows.insert(1, ("probe", "documents no stage has seen", metrics["unseen_auc"], metrics["unseen_low"], metrics["unseen_high"]))
     table = pd.DataFrame(rows, columns=["direction", "texts", "AUC", "low", "high"])
     low = metrics.get("auc_low", metrics["auc"])
+    # The L2 strength was chosen on the held-out texts, so the threshold is judged on documents that no stage has seen, where there are any.
     verdict: Verdict
-    if metrics["auc"] >= 0.9 and low > max(metrics["embeddings_auc"], metrics["shuffled_auc"]):
+    if metrics.get("unseen_auc", metrics["auc"]) >= 0.9 and low > max(metrics["embeddings_auc"], metrics["shuffled_auc"]):
         verdict = "holds"
     else:
         verdict = "fails" if low <= metrics["shuffled_auc"] else "inconclusive"
@@ -60,6 +61,8 @@ def run(context: Context) -> Finding:
         f"AUC {metrics['auc']:.3f} on held-out texts (balanced accuracy {metrics['balanced_accuracy']:.3f}), a bag of embeddings {metrics['embeddings_auc']:.3f}, "
         f"shuffled labels {metrics['shuffled_auc']:.3f}. Probes fitted on two halves have cosine {metrics['stability']:.2f}."
     )
+    if "unseen_auc" in metrics:
+        summary += f" The L2 strength was picked on these held-out texts; on documents that no stage has seen the AUC is {metrics['unseen_auc']:.3f}."
     return Finding(
         verdict, summary, {"AUC": metrics["auc"], "AUC on own texts": written.value}, {"AUC": metrics["embeddings_auc"], "AUC on own texts": 0.5},
         {"AUC": (low, metrics.get("auc_high", metrics["auc"])), "AUC on own texts": (written.low, written.high)}, {"directions": table},

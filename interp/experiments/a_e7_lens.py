@@ -26,7 +26,7 @@ LEAST_PROMPTS = 10
     "and the MLP steps raise it more than the attention steps in the base model; fails if it does not fall more than under random changes; otherwise inconclusive.",
     refuted_by="A random change of the weights of equal norm that lowers the word as much: the prompts are chosen by what the base model says, "
     "so any change moves them away from it.",
-    caveat="The lens reads intermediate states with the last layer's unembedding, which early layers are not made for; low values there do not show absence.",
+    caveat="The lens reads intermediate states with the last layer's unembedding, which early layers are not made for; low values there do not show absence. The random change is a single draw.",
 )
 def run(context: Context) -> Finding:
     base, tuned = context.pair.base, context.pair.tuned
