@@ -1,7 +1,8 @@
 """A recipe is one TOML file that says how a run is made; this module reads it and finds its data and run folders.
 
 Corpora are never part of the repository. Paths in a recipe are relative to the folder named by the setting
-`BYPASS_DATA`, so the same recipe runs on any machine that has the files.
+`BYPASS_DATA`, so the same recipe runs on any machine that has the files. A control run is a recipe that `extends`
+another and changes a few settings: every stage that the change cannot reach is read from the other recipe's run.
 """
 
 from __future__ import annotations
@@ -18,6 +19,19 @@ from interp.errors import UserError
 
 DATA_SETTING = "BYPASS_DATA"
 RUNS_SETTING = "BYPASS_RUNS"
+SHIPPED = Path(__file__).parent / "recipes"
+# The stages in order, each with those whose output it reads: what a changed setting can reach.
+READS: dict[str, tuple[str, ...]] = {
+    "corpus": (),
+    "tokenizer": ("corpus",),
+    "pretrain": ("corpus", "tokenizer"),
+    "continue": ("tokenizer", "pretrain"),
+    "scorer": (),
+    "probe": ("pretrain", "continue"),
+    "pairs": ("corpus", "pretrain", "continue", "scorer", "probe"),
+    "dpo": ("corpus", "pretrain", "continue", "scorer", "pairs"),
+    "bundle": ("corpus", "pretrain", "continue", "scorer", "probe", "pairs", "dpo"),
+}
 
 
 class Section(dict[str, Any]):
@@ -33,12 +47,13 @@ class Section(dict[str, Any]):
 
 @dataclass(frozen=True)
 class Recipe:
-    """One run: its name, its settings by stage, and the folder that its stages write to."""
+    """One run: its name, its settings by stage, the folder that its stages write to, and the recipe that it extends."""
 
     name: str
     seed: int
     settings: dict[str, Any]
     run: Path
+    parent: Recipe | None = None
 
     def stage(self, name: str) -> dict[str, Any]:
         """The settings of one stage; raises `UserError` when the recipe has no such section."""
@@ -55,26 +70,96 @@ class Recipe:
         chosen = {"seed": self.seed, **{name: self.settings.get(name) for name in stages}}
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
 
+    def owner(self, stage: str) -> Recipe:
+        """The recipe whose run holds a stage: this one, or the extended one where no change reaches the stage or what it reads."""
+        if self.parent is None or self.seed != self.parent.seed:
+            return self
+        changed = any(self.settings.get(name) != self.parent.settings.get(name) for name in lineage(stage))
+        return self if changed else self.parent.owner(stage)
+
+    def folder(self, stage: str) -> Path:
+        """The folder in which a stage's output lies, in this recipe's run or in that of a recipe that it extends.
+
+        Raises `UserError` where the stage belongs to an extended recipe whose run does not have it.
+        """
+        owner = self.owner(stage)
+        folder = owner.run / stage
+        if owner is not self and not folder.is_dir():
+            raise UserError(
+                f"recipe {self.name!r} takes the stage {stage} from the run of {owner.name!r}, where it has not run (no {folder})",
+                f"run `bypass train {stage} {owner.name}` first",
+            )
+        return folder
+
+
+def lineage(stage: str) -> tuple[str, ...]:
+    """A stage and every stage that it reads from, directly or not, in order."""
+    if stage not in READS:
+        raise UserError(f"there is no stage {stage!r}", f"use one of {', '.join(READS)}")
+    found = {stage}
+    for name in reversed(READS):
+        if name in found:
+            found.update(READS[name])
+    return tuple(name for name in READS if name in found)
+
+
+def base_folder(recipe: Recipe) -> Path:
+    """The folder of the base model, on which probe, pairs and DPO work: `continue` where the recipe has it, or `pretrain`."""
+    return recipe.folder("continue" if "continue" in recipe.settings else "pretrain") / "model"
+
 
 def load_recipe(path: str | Path) -> Recipe:
-    """Read a recipe from a TOML file, or by the bare name of one that ships in `training/recipes`."""
-    file = Path(path)
-    shipped = Path(__file__).parent / "recipes" / f"{path}.toml"
-    if not file.is_file() and shipped.is_file():
-        file = shipped
-    if not file.is_file():
-        names = ", ".join(sorted(p.stem for p in shipped.parent.glob("*.toml")))
-        raise UserError(f"no recipe at {path!s}", f"give a TOML file or one of the recipes that ship: {names}")
+    """Read a recipe from a TOML file, or by the bare name of one that ships in `training/recipes`.
+
+    Raises `UserError` for a file that is missing, no TOML or wrongly typed, and for `extends` that leads nowhere or in a circle.
+    """
+    return _read(_find(path, Path(), "no recipe at"), ())
+
+
+def _find(path: str | Path, beside: Path, problem: str) -> Path:
+    for file in (beside / path, beside / f"{path}.toml", SHIPPED / f"{path}.toml"):
+        if file.is_file():
+            return file
+    names = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.toml")))
+    raise UserError(f"{problem} {path!s}", f"give a TOML file or one of the recipes that ship: {names}")
+
+
+def _read(file: Path, below: tuple[Path, ...]) -> Recipe:
+    if file.resolve() in below:
+        raise UserError(f"recipe {file} extends itself, through {' and '.join(p.name for p in below)}", "remove one `extends`")
     try:
         settings = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"recipe {file} is not valid TOML: {error}", "correct the file at the line named") from error
+    extends = settings.pop("extends", None)
+    if extends is not None and not isinstance(extends, str):
+        raise UserError(
+            f"recipe {file} extends {extends!r}", "give the name of a recipe that ships, or the path of a TOML file, as a string"
+        )
+    parent = None
+    if extends is not None:
+        parent = _read(_find(extends, file.parent, f"recipe {file} extends a recipe that is not there:"), (*below, file.resolve()))
     name = settings.pop("name", file.stem)
-    seed = settings.pop("seed", 0)
+    seed = settings.pop("seed", parent.seed if parent else 0)
     if not isinstance(name, str) or not isinstance(seed, int) or seed < 0:
         raise UserError(f"recipe {file} has name {name!r} and seed {seed!r}", "give the name as a string and the seed as a number from 0")
-    runs = Path(os.environ.get(RUNS_SETTING, "runs"))
-    return Recipe(name=name, seed=seed, settings=settings, run=runs / name)
+    if parent is not None:
+        _own_name(file, name, parent)
+        settings = _merged(parent.settings, settings)
+    return Recipe(name=name, seed=seed, settings=settings, run=Path(os.environ.get(RUNS_SETTING, "runs")) / name, parent=parent)
+
+
+def _own_name(file: Path, name: str, parent: Recipe | None) -> None:
+    while parent is not None:
+        if parent.name == name:
+            raise UserError(f"recipe {file} has the name {name!r} of a recipe that it extends", "give it a `name` of its own")
+        parent = parent.parent
+
+
+def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Each section of `old` updated key by key from `new`; what is no section is replaced."""
+    both = {key: old[key] | new[key] for key in old.keys() & new.keys() if isinstance(old[key], dict) and isinstance(new[key], dict)}
+    return {**old, **new, **both}
 
 
 def data_file(pattern: str) -> list[Path]:
