@@ -1,0 +1,197 @@
+"""Writing the log of a run in the schema of `interp.telemetry`, and showing the run while it goes.
+
+A training loop uses one object for both, so that what is seen is what is written:
+
+    with Monitor(folder / "log.jsonl", "pretrain", total=steps, resumed=state["step"], seconds=state["seconds"]) as monitor:
+        for step in range(state["step"] + 1, steps + 1):
+            ...
+            monitor.show(step, loss=loss)                                # the screen alone, cheap enough for every step
+            monitor.write(step, loss=loss, gradient_norm=norms)          # a line of the log, and the screen
+            monitor.write(step, bits_per_byte=bits, report=True)         # and a line of plain text where there is no terminal
+            save_checkpoint(..., {"step": step, "seconds": monitor.seconds, ...})      # after `write`, never before it
+
+- `resumed` is the step of the checkpoint that the run goes on from, 0 without one. Lines of later steps are dropped from the
+  log, since they will be written again; at 0 the log begins anew.
+- Each line is flushed when it is written, so that a killed run loses at most half a line, which the reader leaves out.
+- Entering writes the event "started" or "resumed"; leaving writes "finished", or "stopped" with the reason: the one given to
+  `monitor.stop(step, reason)`, or the error that is on its way out.
+- `parameter_groups`, `group_norms` give the norms by group under the schema's names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from torch import Tensor, nn
+
+from interp.errors import UserError
+from interp.results import plain, show_number
+from interp.telemetry import FIELDS
+
+# The first match names the group of a parameter, in the names of GPT-2 and of Llama-like models alike.
+GROUPS = (
+    ("norm", ("ln_", "layernorm", "layer_norm", ".norm", "norm.")),
+    ("attention", ("attn", "attention")),
+    ("mlp", ("mlp", "feed_forward", "intermediate", ".output.dense")),
+    ("embedding", ("wte", "wpe", "embed", "lm_head")),
+)
+
+
+class TelemetryLog:
+    """A log that is appended to, line by line, each flushed."""
+
+    def __init__(self, file: Path, resumed: int = 0) -> None:
+        self.file = file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if resumed:
+            forget_after(file, resumed)
+        else:
+            file.unlink(missing_ok=True)
+
+    def write(self, step: int, **fields: Any) -> None:
+        """Append one line. Raises `ValueError` for a field that the schema does not have."""
+        unknown = fields.keys() - FIELDS.keys()
+        if unknown:
+            raise ValueError(f"the schema of interp.telemetry has no field {', '.join(sorted(unknown))}")
+        line = json.dumps({"step": step, **{name: plain(value) for name, value in fields.items()}}, allow_nan=False)
+        with self.file.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+
+
+def forget_after(file: Path, step: int) -> None:
+    """Drop the lines of a log that a resumed run will write again, and a line that was cut off."""
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            if line.strip() and json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, file)
+
+
+class Monitor:
+    """The log and the screen of one run; see the module's docstring for how a loop uses it."""
+
+    def __init__(
+        self, file: Path, title: str, total: int, *, resumed: int = 0, seconds: float = 0.0, console: Console | None = None
+    ) -> None:
+        self.log = TelemetryLog(file, resumed)
+        self.title, self.total, self.resumed, self.step = title, total, resumed, resumed
+        self.console = console or Console()
+        self.numbers: dict[str, Any] = {}
+        self.reason: str | None = None
+        self._before, self._start = seconds, time.monotonic()
+        self._bar: Progress | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the run so far, over all sittings."""
+        return round(self._before + time.monotonic() - self._start, 1)
+
+    @property
+    def seconds_left(self) -> float:
+        """Time that the steps to come will take at the pace of this sitting; NaN before the first."""
+        done = self.step - self.resumed
+        return (self.total - self.step) * (time.monotonic() - self._start) / done if done else float("nan")
+
+    def __enter__(self) -> Self:
+        self.log.write(self.resumed, event="resumed" if self.resumed else "started", seconds=self.seconds)
+        if self.console.is_terminal:
+            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}")
+            self._bar = Progress(*columns, TextColumn("{task.fields[numbers]}"), console=self.console, transient=True)
+            self._bar.add_task(self.title, total=self.total, completed=self.resumed, left="", numbers="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if error is not None:
+            reason = error.problem if isinstance(error, UserError) else f"{type(error).__name__} {error}".strip()
+            self.log.write(self.step, event="stopped", reason=reason, seconds=self.seconds)
+        elif self.reason is not None:
+            self.log.write(self.step, event="stopped", reason=self.reason, seconds=self.seconds)
+        else:
+            self.log.write(self.step, event="finished", seconds=self.seconds)
+
+    def stop(self, step: int, reason: str) -> None:
+        """Note that the loop ends here before its last step, and why."""
+        self.step, self.reason = step, reason
+        self.say(f"stopped at step {step}: {reason}")
+
+    def show(self, step: int, **fields: Any) -> None:
+        """Update the screen: the bar, the time left, and the latest of each number."""
+        self.step = max(step, self.step)
+        self.numbers |= {name: value for name, value in fields.items() if isinstance(value, int | float) and name != "seconds"}
+        if self._bar is not None:
+            task = self._bar.tasks[0].id
+            self._bar.update(task, completed=step, left=_time(self.seconds_left), numbers=_words(self.numbers))
+
+    def write(self, step: int, *, report: bool = False, **fields: Any) -> None:
+        """Write a line of the log with the seconds so far, and show it; with `report` also where there is no terminal."""
+        self.log.write(step, seconds=self.seconds, **fields)
+        self.show(step, **fields)
+        if report:
+            self.say(f"step {step}/{self.total} {_words(self.numbers)}, {_time(self.seconds_left)}")
+
+    def say(self, line: str) -> None:
+        """A line of text, above the bar where there is one."""
+        if self._bar is not None:
+            self._bar.console.print(line, markup=False, highlight=False)
+        else:
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _words(numbers: Mapping[str, Any]) -> str:
+    return " ".join(f"{name.replace('_', ' ')} {show_number(value, name)}" for name, value in numbers.items())
+
+
+def _time(seconds: float) -> str:
+    if seconds != seconds:
+        return "time left unknown"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min left" if hours else f"{minutes} min {rest:02d} s left"
+
+
+def parameter_group(name: str) -> str:
+    """The group of a parameter by its name: norm, attention, mlp, embedding or other."""
+    return next((group for group, marks in GROUPS if any(mark in name.lower() for mark in marks)), "other")
+
+
+def parameter_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    """The trainable parameters of a model by group, each with its name."""
+    found: dict[str, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            found.setdefault(parameter_group(name), []).append((name, parameter))
+    return found
+
+
+def group_norms(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, float]:
+    """2-norms of named tensors by parameter group, and of `all` of them; NaN or infinite where a tensor is."""
+    squares: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        square = tensor.detach().double().square().sum().cpu()
+        for group in ("all", parameter_group(name)):
+            squares[group] = squares.get(group, torch.zeros((), dtype=torch.float64)) + square
+    return {group: float(square.sqrt()) for group, square in squares.items()}
+
+
+def gradient_norms(model: nn.Module) -> dict[str, float]:
+    """2-norm of the gradient by parameter group; parameters without one count as zero."""
+    return group_norms((name, p.grad) for name, p in model.named_parameters() if p.grad is not None)
