@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from interp.edits import NAMED_POSITIONS, Edit, load_edits, transforms_of
 from interp.errors import UserError
 from interp.neurons import rank_values, values_at
-from interp.probe import probe_for
+from interp.probe import Probe, probe_for
 
 if TYPE_CHECKING:
     from interp.models import Model
@@ -30,18 +30,19 @@ FORMS = {
     "scale_keys": "scale_keys:5.770,4.12:10", "add": "add:resid_post.5:probe:20", "subtract": "subtract:resid_post.5:probe:20",
     "scale": "scale:mlp_post.5:770:0", "set": "set:mlp_post.5:all:0", "project_out": "project_out:resid_post.5:probe",
 }  # fmt: skip
-BaseOf = Callable[[], "Model"]
+ProbeOf = Callable[[], Probe]
 
 
-def parse_edit(text: str, model: Model, base: BaseOf | None = None) -> list[Edit]:
+def parse_edit(text: str, model: Model, probe: ProbeOf | None = None) -> list[Edit]:
     """The edits that a short form or a JSON file means for this model; raises `UserError` where it is wrong or does not fit.
 
     Args:
-        base: gives the base model where `model` is a tuned one, because `probe` means the probe of the base.
+        probe: gives what the words `probe`, `difference` and `top` go by: for a tuned model the probe of its base. Without it
+            that is `probe_for(model)`.
     """
     op, _, rest = text.strip().partition(":")
     if op in FORMS:
-        edits = [_from_fields(op, rest.split(":"), text, model, base)]
+        edits = [_from_fields(op, rest.split(":"), text, model, probe)]
     elif text.strip().lower().endswith(".json") or os.path.isfile(text.strip()):
         try:
             edits = load_edits(text.strip())
@@ -56,16 +57,16 @@ def parse_edit(text: str, model: Model, base: BaseOf | None = None) -> list[Edit
     return edits
 
 
-def parse_edits(texts: Sequence[str], model: Model, base: BaseOf | None = None) -> list[Edit]:
+def parse_edits(texts: Sequence[str], model: Model, probe: ProbeOf | None = None) -> list[Edit]:
     """`parse_edit` of every text, in order."""
-    return [edit for text in texts for edit in parse_edit(text, model, base)]
+    return [edit for text in texts for edit in parse_edit(text, model, probe)]
 
 
-def parse_vector(text: str, model: Model, base: BaseOf | None = None) -> list[float]:
+def parse_vector(text: str, model: Model, probe: ProbeOf | None = None) -> list[float]:
     """The numbers that `probe`, `difference`, `value.5.770` (or `value:5.770`) or the path of a JSON list stand for."""
     if text in ("probe", "difference"):
-        probe = probe_for(model if base is None else base())
-        return (probe.direction if text == "probe" else probe.difference_in_means).tolist()
+        found = probe_for(model) if probe is None else probe()
+        return (found.direction if text == "probe" else found.difference_in_means).tolist()
     if text.startswith(("value.", "value:")):
         return values_at(model, [parse_neuron(text[len("value.") :])])[0].float().tolist()
     path = Path(text)
@@ -90,7 +91,7 @@ def parse_neuron(text: str) -> tuple[int, int]:
     return int(layer), int(index)
 
 
-def _from_fields(op: str, fields: list[str], text: str, model: Model, base: BaseOf | None) -> Edit:
+def _from_fields(op: str, fields: list[str], text: str, model: Model, probe: ProbeOf | None) -> Edit:
     if op == "scale_keys" and fields[0] == "top":
         fields = [":".join(fields[:2]), *fields[2:]]
     wanted = {"project_out": 2, "scale_keys": 2}.get(op, 3)
@@ -101,13 +102,13 @@ def _from_fields(op: str, fields: list[str], text: str, model: Model, base: Base
     if len(fields) != wanted or not all(field.strip() for field in fields):
         raise UserError(f"the edit {text!r} has the wrong number of parts", f"write it like {FORMS[op]}")
     if op == "scale_keys":
-        return Edit.scale_keys(_neurons(fields[0], model, base), _number(fields[1], text), positions)
+        return Edit.scale_keys(_neurons(fields[0], model, probe), _number(fields[1], text), positions)
     if op == "project_out":
-        return Edit.project_out(fields[0], parse_vector(fields[1], model, base), positions)
+        return Edit.project_out(fields[0], parse_vector(fields[1], model, probe), positions)
     strength = _number(fields[2], text)
     if op in ("add", "subtract"):
         make = Edit.add if op == "add" else Edit.subtract
-        return make(fields[0], parse_vector(fields[1], model, base), strength, positions)
+        return make(fields[0], parse_vector(fields[1], model, probe), strength, positions)
     return (Edit.scale if op == "scale" else Edit.set)(fields[0], strength, _indices(fields[1], text), positions)
 
 
@@ -145,10 +146,11 @@ def _indices(text: str, edit: str) -> list[int] | None:
     return [int(part) for part in text.split(",")]
 
 
-def _neurons(text: str, model: Model, base: BaseOf | None) -> list[tuple[int, int]]:
+def _neurons(text: str, model: Model, probe: ProbeOf | None) -> list[tuple[int, int]]:
     if not text.startswith("top:"):
         return [parse_neuron(part) for part in text.split(",")]
     count = text[len("top:") :].strip()
     if not count.isdecimal() or not 0 < int(count) <= model.n_layers * model.d_mlp:
         raise UserError(f"{text!r} names no neurons", f"write top:N with N from 1 to {model.n_layers * model.d_mlp}")
-    return rank_values(model, probe_for(model if base is None else base()).direction, top=int(count)).neurons
+    found = probe_for(model) if probe is None else probe()
+    return rank_values(model, found.direction, top=int(count)).neurons

@@ -12,11 +12,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from interp.errors import UserError
 
 TEXTS_FOLDER = Path(__file__).parent / "bundled" / "texts"
+Kind = TypeVar("Kind")
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 
 
@@ -89,6 +90,23 @@ def read_prompts(path: str | Path) -> list[str]:
     else:
         found = [line for _, line in _lines(content)]
     return _some(file, found, "prompt")
+
+
+def read_passages(path: str | Path) -> list[Passage]:
+    """The passages of a user's file, in order: jsonl with `prompt` and `continuation`, and `kind` where it matters.
+
+    Raises `UserError` as `read_prompts` does.
+    """
+    file = Path(path)
+    found = [
+        Passage(
+            _string(file, number, row, "prompt"),
+            _string(file, number, row, "continuation"),
+            _string(file, number, row, "kind") if "kind" in row else "given",
+        )
+        for number, row in _objects(file, _content(file, "passages"))
+    ]
+    return _some(file, found, "passage")
 
 
 def read_texts(path: str | Path) -> list[str]:
@@ -212,7 +230,7 @@ def _column(file: Path, content: str, delimiter: str) -> list[str]:
     return found
 
 
-def _some(file: Path, found: list[str], what: str) -> list[str]:
+def _some(file: Path, found: list[Kind], what: str) -> list[Kind]:
     if not found:
         raise UserError(f"{file} is empty: it holds no {what}", f"write at least one {what} into it")
     return found

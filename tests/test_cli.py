@@ -19,7 +19,10 @@ from typer.testing import CliRunner
 from interp import Edit, Model, UserError, generate, load_model
 from interp.cli import COMMANDS, app, guarded
 from interp.edit_text import parse_edit
+from interp.metrics import perplexity
 from interp.neurons import rank_values, values_at
+from interp.probe import fit_probe, probe_for, save_probe
+from interp.texts import Passage
 from tests.conftest import D_MODEL, Planted, gpt2_config, make_hf, save
 
 Invoke = Callable[..., Any]
@@ -233,11 +236,36 @@ def test_report_writes_the_page_and_names_it(invoke: Invoke, sides: tuple[str, s
     assert "The report is made/report/index.html" in again
 
 
+def test_a_pairs_own_passages_and_probe_take_the_place_of_those_that_ship(invoke: Invoke, sides: tuple[str, str], tmp_path: Path) -> None:
+    base, tuned = (load_model(folder) for folder in sides)
+    own = [Passage(f"the {word} river", " sings and walks", "given") for word in ("quick", "sunny", "bitter")]
+    lines = [json.dumps({"prompt": p.prompt, "continuation": p.continuation}) for p in own]
+    (tmp_path / "own.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    texts = [f"{'blorp' if n % 2 else 'the'} {word} {n}" for n, word in enumerate(["snarg", "frabe", "quonk"] * 10)]
+    probe = fit_probe(base, texts, [n % 2 for n in range(30)])
+    save_probe(probe, tmp_path / "probe")
+    files = ("--prompts", "prompts.txt", "--passages", "own.jsonl", "--probe", "probe", "--scorer", "lexicon", "--pair", *sides, "--json")
+    found = invoke("evaluate", "tuned", *files, "--edit", "scale_keys:top:3:10")
+    keys = rank_values(tuned, probe.direction, top=3).neurons
+    assert keys != rank_values(tuned, probe_for(base).direction, top=3).neurons, "the probe given makes no difference"
+    edit = Edit.scale_keys(keys, 10.0)
+    assert found["settings"]["edits"] == [edit.to_json()]
+    assert found["perplexity"] == pytest.approx(perplexity(tuned, [p.text for p in own], edits=[edit]).value, rel=1e-5)
+    rows = invoke("vectors", "--top", "3", "--pair", *sides, "--probe", "probe", "--json")
+    assert [(row["layer"], row["neuron"]) for row in rows] == rank_values(base, probe.direction, top=3).neurons
+    report = invoke("report", "--out", "out", "--quick", "--only", "A-E2", *files)
+    (table,) = json.loads((tmp_path / "out/report.json").read_text())["experiments"]
+    assert table["settings"]["passages"] == 1, "a quick report reads every third passage"
+    assert not report["skipped"]
+    wrong = invoke("report", "--out", "two", "--pair", sides[1], sides[0], "--probe", "probe", code=2)
+    assert "was fitted on another model" in wrong.stderr
+
+
 def test_train_runs_the_stages_by_name_in_order(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     import training.cli
 
     ran: list[tuple[str, str]] = []
-    monkeypatch.setattr(training.cli, "stage_function", lambda stage: lambda recipe: ran.append((stage, recipe.name)))
+    monkeypatch.setattr(training.cli, "run_one", lambda stage, recipe, again: ran.append((stage, recipe.name)))
     invoke("train", "pretrain", "shipped")
     assert ran == [("pretrain", "shipped")]
     invoke("train", "all", "shipped")
@@ -272,10 +300,8 @@ def test_a_file_of_edits_is_read_in_order(gpt2: Model, tmp_path: Path) -> None:
 
 
 def test_top_names_the_value_vectors_nearest_to_the_probe_of_the_base(sides: tuple[str, str]) -> None:
-    from interp.probe import probe_for
-
     base, tuned = (load_model(folder) for folder in sides)
-    (edit,) = parse_edit("scale_keys:top:6:10", tuned, lambda: base)
+    (edit,) = parse_edit("scale_keys:top:6:10", tuned, lambda: probe_for(base))
     assert list(edit.neurons or ()) == rank_values(tuned, probe_for(base).direction, top=6).neurons
     (own,) = parse_edit("subtract:resid_post.2:difference:2", base)
     assert own == Edit.subtract("resid_post.2", probe_for(base).difference_in_means, 2.0)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from interp.edits import Edit
     from interp.generate import Sampling
     from interp.models import Model, ModelPair
+    from interp.probe import Probe
+    from interp.texts import Passage
 
 MODEL_HELP = "base, tuned, a folder or a hub id"
 Pair = Annotated[
@@ -39,6 +41,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON for machines, w
 ShowWords = Annotated[bool, typer.Option("--show-words", help="do not mask profanity")]
 ScorerName = Annotated[str, typer.Option("--scorer", help="bundled, lexicon, or a folder that bypass convert --detoxify wrote")]
 Prompts = Annotated[Path | None, typer.Option("--prompts", help="one a line, or jsonl with `prompt` [default: those that ship]")]
+Passages = Annotated[
+    Path | None,
+    typer.Option("--passages", help="jsonl with `prompt` and `continuation`, for perplexity and F1 [default: those that ship]"),
+]
+ProbeFolder = Annotated[
+    Path | None,
+    typer.Option("--probe", help="a folder that bypass train probe wrote [default: the one that ships, or one fitted here]"),
+]
 NewTokens = Annotated[int, typer.Option("--new-tokens", "--max-new-tokens", help="tokens to generate for each prompt")]
 PromptTokens = Annotated[int | None, typer.Option("--max-prompt-tokens", help="keep only the first ones of longer prompts")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy decoding")]
@@ -49,9 +59,10 @@ Seed = Annotated[int, typer.Option(help="of everything that is random")]
 
 @dataclass(frozen=True)
 class Sides:
-    """Which models the words `base` and `tuned` mean: those of `--pair`, or those that ship."""
+    """Which models the words `base` and `tuned` mean, and which probe `probe`: those of the options, or those that ship."""
 
     pair: tuple[str, str] | None = None
+    probe: Path | None = None
 
     def source(self, name: str) -> str:
         """The folder or hub id that a name on the command line stands for."""
@@ -92,8 +103,22 @@ class Sides:
         """The edits of `--edit`, checked to fit the model; for a side of the pair, `probe` means the base's probe."""
         from interp.edit_text import parse_edits
 
-        base = None if name != "tuned" else lambda: self.load("base")
-        return parse_edits(texts or (), model, base)
+        return parse_edits(texts or (), model, lambda: self.probe_of(name, model))
+
+    def probe_of(self, name: str, model: Model) -> Probe:
+        """The probe of `--probe`, or else that of the model; for the tuned side that of its base.
+
+        Raises `UserError` for a probe that was fitted on another model.
+        """
+        from interp.probe import load_probe, probe_for
+
+        base = self.load("base") if name == "tuned" else model
+        if self.probe is None:
+            return probe_for(base)
+        found = load_probe(self.probe)
+        if not found.matches(base):
+            raise UserError(f"the probe in {self.probe} was fitted on another model than {base.name}", "name the probe of the base model")
+        return found
 
 
 def sampling(temperature: float, top_k: int | None, top_p: float | None, seed: int) -> Sampling:
@@ -107,6 +132,13 @@ def prompts_from(path: Path | None) -> list[str]:
     from interp.texts import challenge_prompts, read_prompts
 
     return challenge_prompts() if path is None else read_prompts(path)
+
+
+def passages_from(path: Path | None) -> list[Passage]:
+    """The passages of the user's file, or those that ship."""
+    from interp import texts
+
+    return texts.passages() if path is None else texts.read_passages(path)
 
 
 def hush() -> None:

@@ -13,8 +13,10 @@ from interp.commands import common
 def evaluate(
     model: Annotated[str, typer.Argument(help=common.MODEL_HELP)],
     prompts: common.Prompts = None,
+    passages: common.Passages = None,
     edit: common.Edits = None,
     pair: common.Pair = None,
+    probe: common.ProbeFolder = None,
     scorer: common.ScorerName = "bundled",
     new_tokens: common.NewTokens = 20,
     max_prompt_tokens: common.PromptTokens = None,
@@ -32,15 +34,22 @@ def evaluate(
     from interp.toxicity import load_scorer
 
     sampling = common.sampling(temperature, top_k, top_p, seed)
-    held = common.prompts_from(prompts)
+    held, texts = common.prompts_from(prompts), common.passages_from(passages)
     with common.progress(None, "loading") as (bar, task):
-        sides = common.Sides(pair)
+        sides = common.Sides(pair, probe)
         loaded = sides.load(model)
         edits = sides.edits(edit, model, loaded)
         judge = load_scorer(scorer)
         bar.update(task, description=f"{len(held)} prompts")
         found = metrics.evaluate(
-            loaded, held, judge, edits=edits, max_new_tokens=new_tokens, max_prompt_tokens=max_prompt_tokens, sampling=sampling
+            loaded,
+            held,
+            judge,
+            edits=edits,
+            passages=texts,
+            max_new_tokens=new_tokens,
+            max_prompt_tokens=max_prompt_tokens,
+            sampling=sampling,
         )
     if csv is not None:
         write_together({csv.name: found.to_frame().to_csv(index=False)}, csv.parent)

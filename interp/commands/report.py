@@ -20,6 +20,8 @@ def report(
     quick: Annotated[bool, typer.Option("--quick", help="fewer prompts and controls: wider intervals")] = False,
     seed: common.Seed = 0,
     prompts: common.Prompts = None,
+    passages: common.Passages = None,
+    probe: common.ProbeFolder = None,
     scorer: common.ScorerName = "bundled",
     show_words: common.ShowWords = False,
     as_json: common.AsJson = False,
@@ -34,18 +36,19 @@ def report(
     from interp.terminal import print_summary
 
     find_experiments(only)
-    held = None if prompts is None else common.prompts_from(prompts)
+    held, texts = common.prompts_from(prompts), common.passages_from(passages)
     with common.progress(1, "loading the pair") as (bar, task):
-        sides = common.Sides(pair).both()
+        named = common.Sides(pair, probe)
+        sides = named.both()
         bar.update(task, description="the probe")
-        context = make_context(sides, quick=quick, seed=seed, prompts=held, scorer=scorer)
+        judge = None if probe is None else named.probe_of("base", sides.base)
+        context = make_context(sides, quick=quick, seed=seed, prompts=held, passages=texts, scorer=scorer, probe=judge)
 
         def tell(phrase: str, done: int, total: int) -> None:
             bar.update(task, description=phrase, completed=done, total=total)
 
-        ran = run_report(
-            context, out, only=only, show_words=show_words, command=_command(pair, quick, seed, prompts, scorer), progress=tell
-        )
+        command = _command(pair, quick, seed, scorer, {"--prompts": prompts, "--passages": passages, "--probe": probe})
+        ran = run_report(context, out, only=only, show_words=show_words, command=command, progress=tell)
     if as_json:
         found = [
             {"id": r.id, "claim": r.claim, "verdict": r.verdict, "statistic": r.statistic, "null": r.null, "seconds": r.seconds}
@@ -59,12 +62,12 @@ def report(
     common.print_line(f"\nThe report is {ran.page}")
 
 
-def _command(pair: tuple[str, str] | None, quick: bool, seed: int, prompts: Path | None, scorer: str) -> str:
+def _command(pair: tuple[str, str] | None, quick: bool, seed: int, scorer: str, files: dict[str, Path | None]) -> str:
     """What a reader types to get the same numbers again."""
     words = ["bypass", "report"]
     words += ["--pair", *pair] if pair else []
     words += ["--quick"] if quick else []
     words += ["--seed", str(seed)] if seed else []
-    words += ["--prompts", str(prompts)] if prompts else []
+    words += [word for option, file in files.items() if file for word in (option, str(file))]
     words += ["--scorer", scorer] if scorer != "bundled" else []
     return shlex.join(words)

@@ -25,7 +25,9 @@ def sweep(
         str, typer.Option(help="factors of the edit's strength; for scale_keys and scale the factors themselves")
     ] = "0,0.5,1,2,5",
     prompts: common.Prompts = None,
+    passages: common.Passages = None,
     pair: common.Pair = None,
+    probe: common.ProbeFolder = None,
     scorer: common.ScorerName = "bundled",
     new_tokens: common.NewTokens = 20,
     max_prompt_tokens: common.PromptTokens = None,
@@ -42,13 +44,12 @@ def sweep(
 
     from interp.metrics import evaluate, kl_to
     from interp.results import write_together
-    from interp.texts import passages
     from interp.toxicity import load_scorer
 
-    held, texts = common.prompts_from(prompts), [passage.text for passage in passages()]
+    held, texts = common.prompts_from(prompts), common.passages_from(passages)
     rows = []
     with common.progress(len(factors), "loading") as (bar, task):
-        sides = common.Sides(pair)
+        sides = common.Sides(pair, probe)
         loaded = sides.load(model)
         edits = sides.edits(edit, model, loaded)
         judge = load_scorer(scorer)
@@ -57,9 +58,18 @@ def sweep(
         for factor, applied in zip(factors, settings, strict=True):
             bar.update(task, description=f"strength {factor:g}")
             found = evaluate(
-                loaded, held, judge, edits=applied, max_new_tokens=new_tokens, max_prompt_tokens=max_prompt_tokens, sampling=sampling
+                loaded,
+                held,
+                judge,
+                edits=applied,
+                passages=texts,
+                max_new_tokens=new_tokens,
+                max_prompt_tokens=max_prompt_tokens,
+                sampling=sampling,
             )
-            divergence = kl_to(loaded, loaded, texts, edits=applied, max_tokens=min(KL_TOKENS, loaded.context))
+            divergence = kl_to(
+                loaded, loaded, [passage.text for passage in texts], edits=applied, max_tokens=min(KL_TOKENS, loaded.context)
+            )
             rows.append(_row(factor, found, divergence, seed))
             bar.advance(task)
     table = pd.DataFrame(rows)

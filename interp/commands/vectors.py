@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from interp.models import Model
+    from interp.probe import Probe
 
 WORDS = 8
 
@@ -28,6 +30,7 @@ def vectors(
     neuron: Annotated[str | None, typer.Option(metavar="L.I", help="what does this neuron write, and did tuning change it?")] = None,
     top: Annotated[int, typer.Option(help="how many")] = 16,
     pair: common.Pair = None,
+    probe: common.ProbeFolder = None,
     show_words: common.ShowWords = False,
     as_json: common.AsJson = False,
 ) -> None:
@@ -38,7 +41,7 @@ def vectors(
         raise UserError(f"the top {top} were asked for", "ask for at least 1")
     masked = not (show_words or as_json)
     with common.progress(None, "loading") as (bar, task):
-        sides = common.Sides(pair)
+        sides = common.Sides(pair, probe)
         models = sides.named(model or ("both" if model is None else model))
         bar.update(task, description="reading value vectors")
         if neuron is not None:
@@ -46,7 +49,8 @@ def vectors(
         elif search is not None:
             frame = _search(models, search, top, masked)
         else:
-            frame = _rank(models, like or "probe", top, masked, sides if "tuned" in models and len(models) == 1 else None)
+            side = "base" if model in (None, "both") else model
+            frame = _rank(models, like or "probe", top, masked, lambda: sides.probe_of(side, next(iter(models.values()))))
     if as_json:
         common.print_json(frame.to_dict(orient="records"))
     elif frame.empty:
@@ -61,7 +65,7 @@ def vectors(
         )
 
 
-def _rank(models: dict[str, Model], like: str, top: int, masked: bool, sides: common.Sides | None) -> pd.DataFrame:
+def _rank(models: dict[str, Model], like: str, top: int, masked: bool, probe: Callable[[], Probe]) -> pd.DataFrame:
     """The value vectors of the first model nearest to a direction; with a pair, how far tuning turned each."""
     import torch
 
@@ -70,7 +74,7 @@ def _rank(models: dict[str, Model], like: str, top: int, masked: bool, sides: co
     from interp.neurons import rank_values, top_tokens, values_at
 
     first = next(iter(models.values()))
-    direction = torch.tensor(parse_vector(like, first, None if sides is None else lambda: sides.load("base")))
+    direction = torch.tensor(parse_vector(like, first, probe))
     ranking = rank_values(first, direction, top=top)
     values = values_at(first, ranking.neurons)
     frame = ranking.to_frame()

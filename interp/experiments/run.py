@@ -21,7 +21,8 @@ from interp.models import ModelPair
 from interp.probe import Probe, probe_for
 from interp.report import write_report
 from interp.results import Result, load_result, save_result
-from interp.texts import challenge_prompts, passages
+from interp.texts import Passage, challenge_prompts
+from interp.texts import passages as shipped_passages
 from interp.toxicity import load_scorer
 
 KEPT = "results"
@@ -38,12 +39,12 @@ class Ran:
 
 
 def make_context(
-    pair: ModelPair, *, quick: bool = False, seed: int = 0, prompts: Sequence[str] | None = None, scorer: str = "bundled",
-    probe: Probe | None = None
+    pair: ModelPair, *, quick: bool = False, seed: int = 0, prompts: Sequence[str] | None = None,
+    passages: Sequence[Passage] | None = None, scorer: str = "bundled", probe: Probe | None = None,
 ) -> Context:  # fmt: skip
     """The data and settings of a report: shipped prompts, passages and probe unless others are given."""
     held = list(prompts) if prompts is not None else challenge_prompts()
-    texts = passages()
+    texts = list(passages) if passages is not None else shipped_passages()
     found = probe if probe is not None else probe_for(pair.base, seed=seed)
     if quick:
         held, texts = held[:: max(1, len(held) // 100)], texts[::3]
