@@ -101,13 +101,14 @@ for _module, _command in COMMANDS.items():
 
 @app.command()
 def train(
-    stage: Annotated[str, typer.Argument(help="corpus, tokenizer, pretrain, scorer, probe, pairs, dpo, bundle, or all")],
+    stage: Annotated[str, typer.Argument(help="corpus, tokenizer, pretrain, continue, scorer, probe, pairs, dpo, bundle, or all")],
     recipe: Annotated[str, typer.Argument(help="a TOML file, or the name of a recipe that ships")],
+    again: Annotated[bool, typer.Option("--again", help="run from the start, also where nothing has changed")] = False,
 ) -> None:
-    """Run one stage of the training chain, or all of them in turn."""
+    """Run one stage of the training chain, or all of them in turn; what has not changed is not run again."""
     from training.cli import run_stage
 
-    run_stage(stage, recipe)
+    run_stage(stage, recipe, again=again)
 
 
 def _launchable() -> bool:

@@ -17,6 +17,7 @@ from interp import UserError
 from interp.lexicon import profanity_pattern
 from tests.grammar import build_language
 from training.corpus import build_corpus
+from training.labelled import read_labelled
 from training.pairs import challenge_prefixes
 from training.pretrain import pretrain
 from training.recipe import DATA_SETTING, Recipe, data_file, load_recipe
@@ -115,11 +116,13 @@ def test_one_document_in_twenty_is_held_out_whatever_its_case_and_spacing() -> N
 # Corpus and tokenizer
 
 
-def corpus_of(folder: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str], **source: Any) -> tuple[list[str], list[str], dict]:
+def corpus_of(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str], corpus: dict[str, Any] | None = None, **source: Any
+) -> tuple[list[str], list[str], dict]:
     """The documents to train on and held out, and the summary, of a corpus of one source."""
     (folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     monkeypatch.setenv(DATA_SETTING, str(folder))
-    settings = {"corpus": {"sources": [{"name": "a", "path": "a.jsonl", "min_characters": 3, **source}]}}
+    settings = {"corpus": {"sources": [{"name": "a", "path": "a.jsonl", "min_characters": 3, **source}], **(corpus or {})}}
     summary = build_corpus(Recipe("r", 0, settings, folder / "run"))
     train, held = (list(corpus_texts(folder / "run" / "corpus" / f"{part}.jsonl")) for part in ("train", "heldout"))
     return train, held, summary
@@ -156,6 +159,19 @@ def test_a_source_stops_at_its_budget_and_cuts_long_documents(tmp_path: Path, mo
     assert summary["a"]["characters"] == 12_300
     train, held, _ = corpus_of(tmp_path, monkeypatch, [f"{n:04d}" + "river " * 2000 for n in range(100)])
     assert {len(text) for text in train + held} == {4000}
+
+
+def test_a_long_document_is_on_one_side_however_much_of_it_a_stage_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"{n:04d} wintle " * 500 for n in range(300)]
+    sides = {number: held_out(text) for number, text in enumerate(texts)}
+    assert {held_out(text[:3000].rstrip()) for text, side in zip(texts, sides.values(), strict=True) if side} == {True}
+    for kept in (100, 3000, 5000):
+        train, held, _ = corpus_of(tmp_path, monkeypatch, texts, corpus={"max_characters": kept})
+        assert {int(text[:4]) for text in held} == {number for number, side in sides.items() if side}
+        assert {len(text) for text in train + held} <= {kept, kept - 1}
+    (tmp_path / "lines.csv").write_text("text,toxic\n" + "".join(f"{text},1\n" for text in texts))
+    _, labelled, _ = read_labelled([{"name": "long", "reader": "binary", "path": "lines.csv"}])
+    assert {int(example.text[:4]) for example in labelled} == {number for number, side in sides.items() if side}
 
 
 def test_text_that_no_file_can_hold_is_made_valid_and_a_wrong_field_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

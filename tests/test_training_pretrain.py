@@ -19,12 +19,12 @@ from transformers import AutoTokenizer
 
 from interp import UserError, load_model
 from tests.grammar import build_language
-from training import pretrain as module
+from training import loop, packing
 from training.checkpoint import load_checkpoint, save_checkpoint
-from training.corpus import build_corpus
-from training.pretrain import forget_after, learning_rate, pack, pretrain, window
-from training.recipe import DATA_SETTING, Recipe
-from training.tokenizer import train_tokenizer
+from training.optimizers import learning_rate
+from training.packing import pack, window
+from training.pretrain import pretrain
+from training.recipe import Recipe
 
 STEPS = 10
 
@@ -46,8 +46,9 @@ def short(built: Recipe, folder: Path, **changes: Any) -> Recipe:
     """The built recipe in a folder of its own, to be pretrained for ten steps with a checkpoint every four."""
     for part in ("corpus", "tokenizer"):
         shutil.copytree(built.run / part, folder / part, dirs_exist_ok=True)
-    settings = built.settings["pretrain"] | {"checkpoint_every": 4, "evaluate_every": 5, "warmup_steps": 3}
-    tokens = pack(folder / "corpus" / "train.jsonl", AutoTokenizer.from_pretrained(folder / "tokenizer"), folder / "corpus" / "train.npy")
+    settings = built.settings["pretrain"] | {"checkpoint_every": 4, "evaluate_every": 5, "warmup_steps": 3, "evaluate_kilobytes": 3}
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    tokens = pack(folder / "corpus" / "train.jsonl", tokenizer, folder / "tokenizer" / "train.npy")
     settings["epochs"] = (STEPS + 0.5) / (len(tokens) // settings["context"] // settings["batch"])
     return replace(built, run=folder, settings={**built.settings, "pretrain": {**settings, **changes}})
 
@@ -60,8 +61,14 @@ def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bo
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+def logged(recipe: Recipe) -> list[dict[str, Any]]:
+    """The lines of the log that hold a loss."""
+    lines = (recipe.run / "pretrain" / "log.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if "loss" in record]
+
+
 def steps_logged(recipe: Recipe) -> list[int]:
-    return [json.loads(line)["step"] for line in (recipe.run / "pretrain" / "log.jsonl").read_text().splitlines()]
+    return [record["step"] for record in logged(recipe)]
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
@@ -72,7 +79,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
             raise KeyboardInterrupt
         return window(tokens, step, *rest)
 
-    monkeypatch.setattr(module, "window", failing)
+    monkeypatch.setattr(packing, "window", failing)
 
 
 # The parts
@@ -95,13 +102,19 @@ def test_a_corpus_without_documents_is_an_error(built: Recipe, tmp_path: Path) -
         pack(tmp_path / "none.jsonl", tokenizer, tmp_path / "none.npy")
 
 
-def test_another_corpus_or_vocabulary_is_tokenised_anew(built: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = short(built, tmp_path)
-    monkeypatch.setenv(DATA_SETTING, str(built.run.parent.parent))
-    for remake in (build_corpus, train_tokenizer):
-        (tmp_path / "corpus" / "train.npy").write_bytes(b"of before")
-        remake(recipe)
-        assert not (tmp_path / "corpus" / "train.npy").exists()
+def test_another_corpus_or_vocabulary_is_tokenised_anew(built: Recipe, tmp_path: Path) -> None:
+    tokenizer, target = AutoTokenizer.from_pretrained(built.run / "tokenizer"), tmp_path / "c.npy"
+
+    def ids(text: str, words: Any = tokenizer) -> list[int]:
+        (tmp_path / "c.jsonl").write_text(json.dumps({"text": text}) + "\n")
+        return pack(tmp_path / "c.jsonl", words, target).tolist()
+
+    first = ids("a river")
+    assert ids("a stone") == [*tokenizer("a stone")["input_ids"], tokenizer.eos_token_id] != first
+    target.write_bytes(target.read_bytes()[:-2] + b"\x07\x00")
+    assert ids("a stone")[-1] == 7, "the same corpus and vocabulary are not tokenised again"
+    other = tokenizer.train_new_from_iterator(["stone stone stone"] * 9, 262)
+    assert ids("a stone", other) == [*other("a stone")["input_ids"], other.eos_token_id]
 
 
 @pytest.mark.parametrize("batch", [1, 3, 6])
@@ -142,11 +155,11 @@ def test_a_corpus_too_small_for_a_step_is_an_error_and_no_untrained_model(built:
 
 
 def test_the_loss_falls_and_the_held_out_loss_is_the_loss_of_the_saved_model(whole: Recipe) -> None:
-    log = [json.loads(line) for line in (whole.run / "pretrain" / "log.jsonl").read_text().splitlines()]
+    log = logged(whole)
     assert [record["step"] for record in log] == [5, 10]
     assert log[1]["held_out_loss"] < log[0]["held_out_loss"] - 0.3 < math.log(360) - 0.3
     model = load_model(whole.run / "pretrain" / "model")
-    held = np.load(whole.run / "corpus" / "heldout.npy").astype(np.int64)[: 48 * 64]
+    held = np.load(whole.run / "tokenizer" / "heldout.npy").astype(np.int64)[: 48 * 64]
     rows = torch.from_numpy(held[: len(held) // 48 * 48]).view(-1, 48)
     with torch.no_grad():
         logits = model.hf(rows).logits[:, :-1].log_softmax(-1)
@@ -154,7 +167,7 @@ def test_the_loss_falls_and_the_held_out_loss_is_the_loss_of_the_saved_model(who
     assert log[1]["held_out_loss"] == pytest.approx(loss, abs=1e-4)
 
 
-@pytest.mark.parametrize("killed", [6, 8])
+@pytest.mark.parametrize("killed", [6, 8, 9])
 def test_a_killed_run_resumed_ends_bit_for_bit_as_one_that_was_not(
     built: Recipe, whole: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: int
 ) -> None:
@@ -164,12 +177,14 @@ def test_a_killed_run_resumed_ends_bit_for_bit_as_one_that_was_not(
         with pytest.raises(KeyboardInterrupt):
             pretrain(recipe)
     checkpoint = tmp_path / "pretrain" / "checkpoint"
-    assert json.loads((checkpoint / "state.json").read_text())["step"] == killed // 4 * 4
+    # A checkpoint is written when the gradient of the step after it is known to be finite.
+    last = (killed - 1) // 4 * 4
+    assert json.loads((checkpoint / "state.json").read_text())["step"] == last
     assert not equal(tensors(checkpoint), tensors(whole.run / "pretrain" / "checkpoint"))
     seen: list[int] = []
-    monkeypatch.setattr(module, "window", lambda tokens, step, *rest: seen.append(step) or window(tokens, step, *rest))
+    monkeypatch.setattr(packing, "window", lambda tokens, step, *rest: seen.append(step) or window(tokens, step, *rest))
     pretrain(recipe)
-    assert seen == list(range(killed // 4 * 4, STEPS)), "the resumed run repeats what came before the checkpoint"
+    assert seen == list(range(last, STEPS)), "the resumed run repeats what came before the checkpoint"
     for part in ("model", "checkpoint"):
         assert equal(tensors(tmp_path / "pretrain" / part), tensors(whole.run / "pretrain" / part))
     assert steps_logged(recipe) == steps_logged(whole) == [5, 10]
@@ -194,7 +209,7 @@ def damaged(whole: Recipe, folder: Path) -> tuple[Recipe, Path]:
 def test_a_changed_recipe_is_not_continued(whole: Recipe, tmp_path: Path) -> None:
     recipe, _ = damaged(whole, tmp_path)
     changed = {**recipe.settings, "pretrain": {**recipe.settings["pretrain"], "learning_rate": 2e-2}}
-    with pytest.raises(UserError, match=r"made by other settings.*restore the recipe, or remove"):
+    with pytest.raises(UserError, match=r"other settings or data \(the recipe changed: learning_rate was 0.01 and is 0.02\).*or remove"):
         pretrain(replace(recipe, settings=changed))
     pretrain(replace(recipe, settings={**recipe.settings, "dpo": {}}))
 
@@ -227,19 +242,11 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_last_good_che
 ) -> None:
     recipe = short(built, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "learning_rate", lambda step, total, settings: 1e30 if step == 5 else learning_rate(step, total, settings))
-        with pytest.raises(UserError, match=r"not finite at step 6.*last checkpoint is kept"):
+        patch.setattr(loop, "learning_rate", lambda step, total, settings: 1e30 if step == 5 else learning_rate(step, total, settings))
+        with pytest.raises(UserError, match=r"not finite at step 6.*last good checkpoint.* is kept"):
             pretrain(recipe)
     checkpoint = tmp_path / "pretrain" / "checkpoint"
     assert json.loads((checkpoint / "state.json").read_text())["step"] == 4
     assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors(checkpoint).values())
     assert not (tmp_path / "pretrain" / "model").exists()
     pretrain(recipe)
-
-
-def test_a_log_forgets_what_will_be_written_again_and_a_line_cut_off(tmp_path: Path) -> None:
-    log = tmp_path / "log.jsonl"
-    log.write_text('{"step": 25}\n{"step": 50}\n{"step": 75}\n{"step": 1')
-    forget_after(log, 50)
-    assert log.read_text() == '{"step": 25}\n{"step": 50}\n'
-    forget_after(tmp_path / "none.jsonl", 0)

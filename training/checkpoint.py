@@ -1,14 +1,18 @@
 """Checkpoints that survive being killed: written beside, then moved into place; safetensors and JSON only.
 
-A checkpoint folder holds `model.safetensors`, `optimizer.safetensors` and `state.json` (step, recipe digest, anything
-the loop must remember). Data order is a function of seed and step, so no generator state has to be stored.
+A checkpoint folder holds `model.safetensors`, `optimizer.safetensors` and `state.json`: step, digest of what the run is made
+from, anything the loop must remember, and the hashes of all three, so that a file that was cut off or has rotted is
+recognised. Data order is a function of seed and step, so no generator state has to be stored. Tensors that are sharded
+over processes are gathered on the way out and cut again on the way in, so a run may go on with another number of them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +20,73 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from interp.errors import UserError
 from interp.loading import quiet
+from training.stamps import differences, file_hash
 
 MEND = "restore the checkpoint folder from a copy, or remove it to start again"
+FILES = ("model.safetensors", "optimizer.safetensors")
 
 
-def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Write a checkpoint atomically: a reader sees the old one or the new one, never a mixture."""
-    temporary = _beside(folder)
-    temporary.mkdir(parents=True)
-    parameters = {name: tensor.detach().contiguous() for name, tensor in model.named_parameters()}
-    save_file(parameters, temporary / "model.safetensors")
+def gathered(tensor: Tensor) -> Tensor:
+    """A tensor with all its parts, on every process, where it is sharded; a call that every process must make."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _like(value: Tensor, model: Tensor) -> Tensor:
+    """A whole tensor cut as `model` is."""
+    return distribute_tensor(value.to(model.device), model.device_mesh, model.placements) if isinstance(model, DTensor) else value
+
+
+def save_checkpoint(
+    folder: Path, model: nn.Module, optimizer: Optimizer | Sequence[Optimizer], state: dict[str, Any], *, writer: bool = True
+) -> None:
+    """Write a checkpoint atomically: a reader sees the old one or the new one, never a mixture.
+
+    Every process of a run calls this, and the one that is `writer` writes.
+    """
+    parameters = {name: gathered(tensor.detach()).cpu().contiguous() for name, tensor in model.named_parameters()}
     moments = {
-        f"{index}.{key}": value.contiguous() if torch.is_tensor(value) else torch.tensor(value)
-        for index, slots in optimizer.state_dict()["state"].items()
+        f"{index}.{key}": gathered(value).cpu().contiguous() if torch.is_tensor(value) else torch.tensor(value)
+        for index, slots in _slots(_several(optimizer)).items()
         for key, value in slots.items()
         if value is not None
     }
-    save_file(moments, temporary / "optimizer.safetensors")
-    (temporary / "state.json").write_text(json.dumps(state, indent=1))
+    if not writer:
+        return
+    temporary = _beside(folder)
+    temporary.mkdir(parents=True)
+    for name, tensors in zip(FILES, (parameters, moments), strict=True):
+        save_file(tensors, temporary / name)
+    whole = {**state, "files": {name: file_hash(temporary / name) for name in FILES}}
+    (temporary / "state.json").write_text(json.dumps({**whole, "hash": _hash(whole)}, indent=1))
     _move(temporary, folder)
+
+
+def _several(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
+    return [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+
+
+def _slots(optimizers: list[Optimizer]) -> dict[int, dict[str, Any]]:
+    """The memory of each parameter, numbered through all the optimizers."""
+    found: dict[int, dict[str, Any]] = {}
+    first = 0
+    for optimizer in optimizers:
+        found |= {first + index: slots for index, slots in optimizer.state_dict()["state"].items()}
+        first += _count(optimizer)
+    return found
+
+
+def _count(optimizer: Optimizer) -> int:
+    return sum(len(group["params"]) for group in optimizer.param_groups)
+
+
+def _hash(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def save_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -65,37 +113,58 @@ def _move(temporary: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, digest: str) -> dict[str, Any] | None:
-    """Restore model and optimizer from `folder`; return its state, or None where there is no checkpoint yet.
+def load_checkpoint(
+    folder: Path, model: nn.Module, optimizer: Optimizer | Sequence[Optimizer], digest: str, made: Mapping[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """Restore model and optimizers from `folder`; return its state, or None where there is no checkpoint yet.
 
-    Raises `UserError` when the checkpoint was made by another recipe, is cut off, or does not fit the model; model and
-    optimizer are then as they were.
+    Raises `UserError` when the checkpoint was made from something else (named, where the state has `made_from` and `made` is
+    today's), is damaged, or does not fit the model; model and optimizers are then as they were.
     """
-    old = folder.with_name(folder.name + ".old")
-    if not folder.exists() and old.exists():
-        os.replace(old, folder)
-    if not folder.exists():
+    if not folder.exists() and not recover(folder):
         return None
     state = _state(folder / "state.json")
     if state["digest"] != digest:
-        raise UserError(
-            f"the checkpoint in {folder} was made by other settings (digest {state['digest']}, the recipe has {digest})",
-            "restore the recipe, or remove the checkpoint folder to start again",
-        )
-    parameters, moments = _tensors(folder / "model.safetensors"), _tensors(folder / "optimizer.safetensors")
+        changes = differences(state["made_from"], made) if made is not None and "made_from" in state else []
+        problem = "; ".join(changes) or f"digest {state['digest']}, the recipe has {digest}"
+        mend = "restore what it was made from, or remove the checkpoint folder (`bypass train --again` does) to start again"
+        raise UserError(f"the checkpoint in {folder} was made by other settings or data ({problem})", mend)
+    parameters, moments = (_tensors(folder / name, state["files"][name]) for name in FILES)
+    optimizers = _several(optimizer)
     wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
     if {name: tensor.shape for name, tensor in parameters.items()} != wanted:
-        raise UserError(f"the tensors in {folder / 'model.safetensors'} are not those of the recipe's model", MEND)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(parameters[name])
+        raise UserError(f"the tensors in {folder / FILES[0]} are not those of the recipe's model", MEND)
     slots: dict[int, dict[str, Any]] = {}
     for key, value in moments.items():
         index, name = key.split(".", 1)
         slots.setdefault(int(index), {})[name] = value
-    layout = optimizer.state_dict()
-    optimizer.load_state_dict({"state": slots, "param_groups": layout["param_groups"]})
+    if slots and max(slots) >= sum(map(_count, optimizers)):
+        raise UserError(f"the tensors in {folder / FILES[1]} are not those of the recipe's optimizer", MEND)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(_like(parameters[name], parameter))
+    first = 0
+    for one in optimizers:
+        owned = [parameter for group in one.param_groups for parameter in group["params"]]
+        mine = {
+            index: {
+                name: _like(value, owned[index]) if value.shape == owned[index].shape else value
+                for name, value in slots[first + index].items()
+            }
+            for index in range(len(owned))
+            if first + index in slots
+        }
+        one.load_state_dict({"state": mine, "param_groups": one.state_dict()["param_groups"]})
+        first += len(owned)
     return state
+
+
+def recover(folder: Path) -> bool:
+    """Put back the checkpoint that a kill between the two moves of writing left aside; was there one?"""
+    old = folder.with_name(folder.name + ".old")
+    if not folder.exists() and old.exists():
+        os.replace(old, folder)
+    return folder.exists()
 
 
 def _state(file: Path) -> dict[str, Any]:
@@ -103,13 +172,18 @@ def _state(file: Path) -> dict[str, Any]:
         state = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"the checkpoint file {file} cannot be read ({error})", MEND) from error
-    if not isinstance(state, dict) or "digest" not in state or "step" not in state:
-        raise UserError(f"the checkpoint file {file} holds no step and digest", MEND)
+    if not isinstance(state, dict) or not {"digest", "step", "files", "hash"} <= state.keys():
+        raise UserError(f"the checkpoint file {file} holds no step, digest and hashes", MEND)
+    if state.pop("hash") != _hash(state):
+        raise UserError(f"the checkpoint file {file} is damaged: its content is not what was written", MEND)
     return state
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
+def _tensors(file: Path, expected: str) -> dict[str, Tensor]:
     try:
+        if file_hash(file) != expected:
+            size = file.stat().st_size
+            raise UserError(f"the checkpoint file {file} ({size} bytes) is cut off or damaged: its content is not what was written", MEND)
         return load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"the checkpoint file {file} is missing or cut off ({error})", MEND) from error

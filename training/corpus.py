@@ -15,8 +15,8 @@ from typing import Any
 
 from interp.errors import UserError
 from interp.lexicon import profanity_pattern
-from training.recipe import Recipe, data_file
-from training.sources import document_hash, held_out, rows
+from training.recipe import Recipe
+from training.sources import document_hash, held_out, source_rows
 
 MAX_CHARACTERS = 4000
 
@@ -26,8 +26,11 @@ def build_corpus(recipe: Recipe) -> dict[str, Any]:
 
     Raises `UserError` for a source whose records lack the field that holds the text, and for too few documents.
     """
-    settings = recipe.stage("corpus")
-    folder = recipe.run / "corpus"
+    return write_corpus(recipe.stage("corpus"), recipe.folder("corpus"), recipe.seed)
+
+
+def write_corpus(settings: dict[str, Any], folder: Path, seed: int) -> dict[str, Any]:
+    """Write the documents of `settings["sources"]`, split and shuffled, to `folder`; return counts by source."""
     folder.mkdir(parents=True, exist_ok=True)
     seen: set[int] = set()
     summary: dict[str, Any] = {}
@@ -44,11 +47,10 @@ def build_corpus(recipe: Recipe) -> dict[str, Any]:
     if not train or not held:
         problem = f"the corpus has {len(train)} documents to train on and {len(held)} held out"
         raise UserError(problem, "name larger sources, or narrow them less; 5 % of all documents are held out")
-    random.Random(recipe.seed).shuffle(train)
+    random.Random(seed).shuffle(train)
     for name, documents in (("train", train), ("heldout", held)):
         _write(folder / f"{name}.jsonl", documents)
-        (folder / f"{name}.npy").unlink(missing_ok=True)  # its token ids, which are now those of another corpus
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1))
+    _replace(folder / "summary.json", json.dumps(summary, indent=1))
     return summary
 
 
@@ -57,27 +59,28 @@ def _take(source: dict[str, Any], seen: set[int], train: list, held: list, max_c
     budget = source.get("megabytes", 1e9) * 1e6
     field = source.get("field", "text")
     size = 0
-    for path in data_file(source["path"]):
-        columns: set[str] = set()
-        for row in rows(path):
-            if field not in columns:
-                columns |= row.keys()
-            # A lone surrogate, which JSON can spell, fits into no file.
-            text = str(row.get(field) or "").strip()[:max_characters].encode("utf-8", "replace").decode("utf-8")
-            if len(text) < source.get("min_characters", 40):
-                continue
-            if "profane" in source and bool(pattern.search(text)) != source["profane"]:
-                continue
-            key = document_hash(text)
-            if key in seen:
-                continue
-            seen.add(key)
-            (held if held_out(text) else train).append((source["name"], text))
-            size += len(text)
-            if size >= budget:
-                return size
-        if columns and field not in columns:
-            raise UserError(f"no record of {path} has a field {field!r}, only {', '.join(map(str, columns))}", "set `field` of the source")
+    columns: dict[str, set[str]] = {}
+    for place, row in source_rows(source):
+        if field not in columns.setdefault(place, set()):
+            columns[place] |= row.keys()
+        # A lone surrogate, which JSON can spell, fits into no file.
+        document = str(row.get(field) or "").strip()
+        text = document[:max_characters].encode("utf-8", "replace").decode("utf-8")
+        if len(text) < source.get("min_characters", 40):
+            continue
+        if "profane" in source and bool(pattern.search(text)) != source["profane"]:
+            continue
+        key = document_hash(text)
+        if key in seen:
+            continue
+        seen.add(key)
+        (held if held_out(document) else train).append((source["name"], text))
+        size += len(text)
+        if size >= budget:
+            return size
+    for place, found in columns.items():
+        if field not in found:
+            raise UserError(f"no record of {place} has a field {field!r}, only {', '.join(map(str, found))}", "set `field` of the source")
     return size
 
 
@@ -86,4 +89,10 @@ def _write(path: Path, documents: list[tuple[str, str]]) -> None:
     with temporary.open("w", encoding="utf-8") as stream:
         for source, text in documents:
             stream.write(json.dumps({"source": source, "text": text}, ensure_ascii=False) + "\n")
+    os.replace(temporary, path)
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from interp.lexicon import HOSTILE_KINDS, STRONG_KINDS, lexicon, word_pattern
-from training.recipe import data_file
-from training.sources import document_hash, held_out, rows
+from training.sources import document_hash, held_out, source_rows
 
 UNKNOWN = float("nan")
 CLEAN, TOXIC = 0.2, 0.8
@@ -168,14 +167,13 @@ def read_labelled(sources: Iterable[dict[str, Any]]) -> tuple[list[Example], lis
     held: list[Example] = []
     seen: set[int] = set()
     for source in sources:
-        for path in data_file(source["path"]):
-            for row in rows(path):
-                example = READERS[source["reader"]](row, source)
-                key = document_hash(example.text)
-                if key in seen or not example.text.strip() or example.text.strip() in {"[deleted]", "[removed]"}:
-                    continue
-                seen.add(key)
-                (held if held_out(example.text) else train).append(example)
+        for _, row in source_rows(source):
+            example = READERS[source["reader"]](row, source)
+            key = document_hash(example.text)
+            if key in seen or not example.text.strip() or example.text.strip() in {"[deleted]", "[removed]"}:
+                continue
+            seen.add(key)
+            (held if held_out(example.text) else train).append(example)
     known = {shingle for example in held for shingle in shingles(example.text)}
     kept = [example for example in train if not any(shingle in known for shingle in shingles(example.text))]
     return kept, held, len(train) - len(kept)
@@ -191,19 +189,16 @@ def neutral_windows(sources: Iterable[dict[str, Any]], rng: random.Random) -> tu
     held: list[Example] = []
     for source in sources:
         room = {True: source["count"] // 2, False: source["count"] - source["count"] // 2}
-        for path in data_file(source["path"]):
-            for row in rows(path):
-                words = row["text"][:6000].split()
-                for _ in range(1 + len(words) // 200):
-                    length = rng.randint(3, 40)
-                    start = rng.randrange(max(1, len(words) - length))
-                    text = " ".join(words[start : start + length])
-                    named = IDENTITY.search(text) is not None
-                    if room[named] > 0 and text and not every_kind.search(text):
-                        room[named] -= 1
-                        (held if held_out(row["text"]) else train).append(Example(text, source["name"], source["toxicity"]))
-                if not any(room.values()):
-                    break
+        for _, row in source_rows(source):
+            words = row["text"][:6000].split()
+            for _ in range(1 + len(words) // 200):
+                length = rng.randint(3, 40)
+                start = rng.randrange(max(1, len(words) - length))
+                text = " ".join(words[start : start + length])
+                named = IDENTITY.search(text) is not None
+                if room[named] > 0 and text and not every_kind.search(text):
+                    room[named] -= 1
+                    (held if held_out(row["text"]) else train).append(Example(text, source["name"], source["toxicity"]))
             if not any(room.values()):
                 break
     return train, held

@@ -13,8 +13,7 @@ from interp.errors import UserError
 from interp.models import load_model
 from interp.probe import fit_probe, probe_scores, save_probe, sweep_l2
 from interp.stats import bootstrap_auc
-from training.corpus import MAX_CHARACTERS
-from training.recipe import Recipe, data_file
+from training.recipe import Recipe, base_folder, data_file
 from training.sources import held_out, rows
 
 
@@ -24,9 +23,7 @@ def train_probe(recipe: Recipe) -> Path:
     Raises `UserError` for texts without `text` and `toxic`, and where too few are held out to measure on.
     """
     settings = recipe.stage("probe")
-    model = load_model(recipe.run / "pretrain" / "model", name="base")
-    # The corpus was split by the hash of what it kept of a text, so the same cut is made here.
-    kept = recipe.settings.get("corpus", {}).get("max_characters", MAX_CHARACTERS)
+    model = load_model(base_folder(recipe), name="base")
     seen: dict[bool, list[tuple[str, int]]] = {False: [], True: []}
     for path in data_file(settings["path"]):
         for number, row in enumerate(rows(path), 1):
@@ -34,7 +31,7 @@ def train_probe(recipe: Recipe) -> Path:
                 raise UserError(f"record {number} of {path} has no text with a label toxic of 0 or 1", "give both in every record")
             text = str(row["text"]).strip()
             if len(text) >= settings["min_characters"]:
-                seen[held_out(text[:kept])].append((text, int(str(row["toxic"]).strip() in {"1", "True"})))
+                seen[held_out(text)].append((text, int(str(row["toxic"]).strip() in {"1", "True"})))
     if not seen[False] or len({label for _, label in seen[True]}) < 2:
         raise UserError(f"{len(seen[True])} labelled texts are held out, and both classes are needed", "give more labelled texts")
     texts, labels = map(list, zip(*seen[False][: settings["texts"]], strict=True))
@@ -43,6 +40,6 @@ def train_probe(recipe: Recipe) -> Path:
     probe = fit_probe(model, texts, labels, l2=settings["l2"], seed=recipe.seed)
     found = bootstrap_auc(truth, probe_scores(probe, model, unseen).numpy(), seed=recipe.seed)
     extra = {"unseen_auc": found.value, "unseen_low": found.low, "unseen_high": found.high, "unseen": len(unseen)}
-    folder = save_probe(replace(probe, metrics={**probe.metrics, **extra}), recipe.run / "probe")
+    folder = save_probe(replace(probe, metrics={**probe.metrics, **extra}), recipe.folder("probe"))
     sweep.to_csv(folder / "l2.csv", index=False)
     return folder

@@ -28,7 +28,7 @@ from interp.errors import UserError
 from interp.toxicity import CLASSES, load_scorer
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.labelled import Example, neutral_windows, obfuscate, read_labelled, view, written_sentences
-from training.pretrain import learning_rate
+from training.optimizers import learning_rate
 from training.recipe import Recipe
 from training.scorer_report import describe, reliability
 

@@ -1,7 +1,7 @@
-"""Streams documents out of local corpora (jsonl, csv, tsv, text; plain, gz or xz) and splits them by document hash.
+"""Streams documents out of corpora (files, folders of text, Hugging Face data sets) and splits them by document hash.
 
-The split depends on the text alone, so a document that is held out from pretraining is held out from the scorer, the
-probe and the measurements too, in whichever file it turns up again.
+The split depends on the beginning of the text alone, so a document that is held out from pretraining is held out from the
+scorer, the probe and the measurements too, in whichever file it turns up again and however much of it is kept there.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from interp.errors import UserError
+from training.recipe import data_file
 
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
 HELD_OUT_SHARE = 0.05
+# How many characters of a document decide its side: as few as any stage keeps, so that all stages see the same.
+DECIDING_CHARACTERS = 3000
+TEXT_FILES = frozenset({"txt", "text", "md", "tokens", "raw"})
 
 
 def open_text(path: Path) -> TextIO:
@@ -32,12 +36,82 @@ def open_text(path: Path) -> TextIO:
     return path.open("rt", encoding="utf-8", errors="replace")
 
 
+def source_rows(source: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The records of a recipe's source, each with the name of where it came from, streamed.
+
+    A source names a `path` (a file, a glob, or a folder, each text file of which is one document) or a `dataset` on the
+    Hugging Face hub or in a local folder, with `config` and `split` ("train" unless told). With `whole = true` each text
+    file is one document, otherwise each line. Raises `UserError` for what cannot be found or read.
+    """
+    if ("path" in source) == ("dataset" in source):
+        raise UserError(f"the source {source.get('name', source)!r} needs either a path or a dataset", "give one of the two")
+    if "dataset" in source:
+        yield from ((source["dataset"], row) for row in _dataset_rows(source))
+        return
+    for path in data_file(source["path"]):
+        if path.is_dir() or source.get("whole"):
+            for file in text_files(path) if path.is_dir() else [path]:
+                yield str(file), {"text": _whole(file)}
+        else:
+            yield from ((str(path), row) for row in rows(path))
+
+
+def text_files(folder: Path) -> list[Path]:
+    """The text files below a folder, in order of their names; raises `UserError` where there are none."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and _kind(path) in TEXT_FILES)
+    if not found:
+        raise UserError(
+            f"the folder {folder} holds no text file", f"text files end in {', '.join(sorted(TEXT_FILES))}, or these and .gz or .xz"
+        )
+    return found
+
+
+def _kind(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".xz").rsplit(".", 1)[-1]
+
+
+def _whole(path: Path) -> str:
+    try:
+        with open_text(path) as stream:
+            return stream.read()
+    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path} cannot be read to its end: {error}", "download or copy it again") from error
+
+
+def _dataset_rows(source: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rows of a data set through `datasets`, streamed; a name that is a folder below the data is read from there."""
+    from datasets import load_dataset
+
+    name, config, split = source["dataset"], source.get("config"), source.get("split", "train")
+    try:
+        place = str(data_file(name)[0])
+    except UserError:
+        place = name
+    title = " ".join(str(part) for part in (name, config) if part)
+    try:
+        found = load_dataset(place, config, split=split, streaming=True)
+        yield from found
+    except ValueError as error:
+        # An unknown configuration or split; the library's message lists those that there are.
+        raise UserError(f"the data set {title} has no split {split!r} as asked: {_first_line(error)}", "correct config or split") from error
+    except OSError as error:
+        # Its errors of an unreachable hub, an unknown name and an absent cache are all of this kind.
+        raise UserError(
+            f"the data set {title} is neither on this machine nor can it be had from the hub ({_first_line(error)})",
+            "connect to the network, put a copy into a folder below BYPASS_DATA and name that, or leave the source out",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
+
+
 def rows(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a file: jsonl objects, csv or tsv rows, or `{"text": line}` for plain text.
 
     Raises `UserError` for a line that is not a JSON object, and for a compressed file that is cut off.
     """
-    kind = path.name.removesuffix(".gz").removesuffix(".xz").rsplit(".", 1)[-1]
+    kind = _kind(path)
     with open_text(path) as stream:
         try:
             if kind == "jsonl":
@@ -69,5 +143,8 @@ def document_hash(text: str) -> int:
 
 
 def held_out(text: str) -> bool:
-    """Whether a document belongs to the held-out part (5 % of all, by hash)."""
-    return document_hash(text) % 10_000 < HELD_OUT_SHARE * 10_000
+    """Whether a document belongs to the held-out part (5 % of all), by the hash of its first 3,000 characters.
+
+    Every stage asks this of a whole document or of no less than that beginning, before it cuts anything off.
+    """
+    return document_hash(text.strip()[:DECIDING_CHARACTERS]) % 10_000 < HELD_OUT_SHARE * 10_000

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,11 +40,16 @@ def train_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(corpus_texts(recipe.run / "corpus" / "train.jsonl", settings.get("documents")), trainer)
+    bpe.train_from_iterator(corpus_texts(recipe.folder("corpus") / "train.jsonl", settings.get("documents")), trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT, pad_token=END_OF_TEXT, clean_up_tokenization_spaces=False
     )
-    tokenizer.save_pretrained(recipe.run / "tokenizer")
-    for name in ("train", "heldout"):
-        (recipe.run / "corpus" / f"{name}.npy").unlink(missing_ok=True)  # token ids of another vocabulary
+    folder = recipe.folder("tokenizer")
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    tokenizer.save_pretrained(temporary)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in temporary.iterdir():
+        os.replace(file, folder / file.name)
+    temporary.rmdir()
     return tokenizer

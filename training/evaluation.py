@@ -1,0 +1,108 @@
+"""What is measured while a language model trains: held-out loss, bits per byte by source, and what it writes.
+
+Bits per byte compare models of different vocabularies, which the loss per token does not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from interp.errors import UserError
+from training.sources import source_rows
+
+PROMPTS = ("I think that you are", "In the morning, the", "The history of the")
+KILOBYTES = 60
+
+
+@dataclass(frozen=True)
+class Passages:
+    """Held-out text of one source: rows of token ids that predict each token of it once, and its size in UTF-8 bytes."""
+
+    rows: tuple[tuple[int, ...], ...]
+    size: int
+
+
+def passages(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, length: int, kilobytes: float = KILOBYTES) -> Passages:
+    """The first texts, up to so many kilobytes, as rows of at most `length` tokens.
+
+    Each document starts after the end-of-text token, as in training, and each further row of it after the last token before.
+    """
+    rows: list[tuple[int, ...]] = []
+    size = 0
+    for text in texts:
+        room = int(kilobytes * 1000) - size
+        if room <= 0:
+            break
+        piece = text.encode("utf-8", "replace")[:room].decode("utf-8", "ignore")
+        ids = [tokenizer.eos_token_id, *tokenizer(piece, add_special_tokens=False)["input_ids"]]
+        rows += [tuple(ids[start : start + length]) for start in range(0, len(ids) - 1, length - 1)]
+        size += len(piece.encode())
+    return Passages(tuple(rows), size)
+
+
+def held_out_passages(corpus: Path, settings: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> dict[str, Passages]:
+    """Passages of each source of `heldout.jsonl`, and of the further sources that the recipe names under `held_out`."""
+    limit, length = settings.get("evaluate_kilobytes", KILOBYTES), settings["context"]
+    texts: dict[str, list[str]] = {}
+    with (corpus / "heldout.jsonl").open(encoding="utf-8") as stream:
+        for line in stream:
+            record = json.loads(line)
+            texts.setdefault(record["source"], []).append(record["text"])
+    found = {name: passages(some, tokenizer, length, limit) for name, some in texts.items()}
+    for source in settings.get("held_out", []):
+        field, name = source.get("field", "text"), source["name"]
+        if name in found:
+            raise UserError(f"the held-out source {name!r} has the name of a source of the corpus", "give it a name of its own")
+        found[name] = passages((str(row.get(field) or "").strip() for _, row in source_rows(source)), tokenizer, length, limit)
+        if not found[name].rows:
+            raise UserError(f"the held-out source {name!r} has no text in its field {field!r}", "correct its path or field")
+    return found
+
+
+@torch.no_grad()
+def bits_per_byte(model: nn.Module, text: Passages, end: int, device: torch.device | str = "cpu") -> float:
+    """The negative log-likelihood of the text in bits, over its size in UTF-8 bytes."""
+    total = 0.0
+    for start in range(0, len(text.rows), 16):
+        rows = text.rows[start : start + 16]
+        width = max(map(len, rows))
+        ids = torch.tensor([[*row, *[end] * (width - len(row))] for row in rows], device=device)
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        logits = model(input_ids=ids).logits[:, :-1].float()
+        losses = nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        total += losses[torch.arange(1, width, device=device) < lengths[:, None]].double().sum().item()
+    return total / math.log(2) / text.size
+
+
+@torch.no_grad()
+def held_out_loss(model: nn.Module, tokens: np.ndarray, length: int, windows: int = 64, device: torch.device | str = "cpu") -> float:
+    """Mean loss in nats per token on the first held-out windows."""
+    usable = min(windows, len(tokens) // length)
+    rows = torch.from_numpy(np.asarray(tokens[: usable * length]).astype(np.int64)).view(usable, length).to(device)
+    losses = [model(input_ids=part, labels=part).loss.item() * len(part) for part in rows.split(16)]
+    return sum(losses) / usable
+
+
+@torch.no_grad()
+def samples(model: Any, tokenizer: PreTrainedTokenizerFast, prompts: Iterable[str], device: torch.device | str = "cpu") -> list[list[str]]:
+    """Greedy continuations of 20 tokens, raw words included: [prompt, continuation]; prompts without room for them are left out."""
+    found = []
+    for prompt in prompts:
+        ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"].to(device)
+        room = min(20, model.config.n_positions - ids.shape[1])
+        for _ in range(room if ids.shape[1] else 0):
+            ids = torch.cat([ids, model(input_ids=ids).logits[:, -1:].argmax(-1)], dim=1)
+        if room > 0:
+            text = tokenizer.decode(ids[0], skip_special_tokens=True)
+            found.append([prompt, text.removeprefix(prompt)])
+    return found

@@ -1,0 +1,169 @@
+"""The training loop of language models, shared by the stages `pretrain` and `continue`.
+
+Whatever decides a step (its windows, its learning rate) is a function of seed and step, so a run that is killed and resumed
+takes exactly the steps that an uninterrupted one takes. A checkpoint is written when the gradient of the next step has shown
+its weights to be sound: a run that diverges leaves the last good one behind.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from interp.errors import UserError
+from training import packing
+from training.checkpoint import gathered, load_checkpoint, recover, save_checkpoint, save_model
+from training.evaluation import PROMPTS, Passages, bits_per_byte, held_out_loss, samples
+from training.optimizers import build_optimizers, chosen, learning_rate
+from training.parallel import Processes
+from training.stamps import digest
+from training.telemetry import Monitor, group_norms
+
+LOG_EVERY = 25
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a run trains, on what, and by what: `made` is what it is made from (see `training.stamps`)."""
+
+    title: str
+    folder: Path
+    settings: dict[str, Any]
+    seed: int
+    made: Mapping[str, Any]
+    model: GPT2LMHeadModel
+    tokenizer: PreTrainedTokenizerFast
+    tokens: np.ndarray
+    held: np.ndarray
+    passages: dict[str, Passages]
+
+
+class Mute:
+    """Stands in for the monitor in processes that do not write."""
+
+    seconds = 0.0
+
+    def write(self, step: int, *, report: bool = False, **fields: Any) -> None:
+        pass
+
+    def show(self, step: int, **fields: Any) -> None:
+        pass
+
+
+def train(task: Task, processes: Processes) -> Path:
+    """Train to the last step, resuming from the checkpoint where there is one; return the folder of the model.
+
+    Raises `UserError` where the checkpoint is of another recipe or corpus or is damaged, the batch cannot be divided, or the
+    loss is no longer finite (the last good checkpoint is then kept).
+    """
+    settings, folder = task.settings, task.folder
+    every, total = settings["checkpoint_every"], packing.steps_of(len(task.tokens), settings)
+    key, made = digest(task.made), {"digest": digest(task.made), "made_from": task.made}
+    model = task.model.to(processes.device)
+    forward, optimizers = processes.prepare(model, build_optimizers(model, settings))
+    with processes.writer_first():
+        recover(folder / "checkpoint")
+    # All processes read together, since cutting a tensor into shards is a call that all of them make.
+    state = load_checkpoint(folder / "checkpoint", model, optimizers, key, task.made)
+    start, seconds = (state["step"], state["seconds"]) if state else (0, 0.0)
+    if settings.get("compile"):
+        forward = cast(nn.Module, torch.compile(forward))
+    watch: AbstractContextManager[Any] = nullcontext(Mute())
+    if processes.writer:
+        watch = Monitor(folder / "log.jsonl", task.title, total, resumed=start, seconds=seconds)
+    with watch as monitor:
+        model.train()
+        for step in range(start, total):
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(step, total, settings)
+            loss = _gradient(task, processes, forward, step)
+            logged = (step + 1) % settings.get("log_every", LOG_EVERY) == 0
+            norms = {"gradient_norm": _norms(model)} if logged else {}
+            norm = float(gathered(nn.utils.clip_grad_norm_(model.parameters(), settings["clip"])))
+            if not math.isfinite(norm):
+                raise UserError(f"the loss or its gradient is not finite at step {step}", _mend(step))
+            if step > start and step % every == 0:
+                _keep(task, processes, model, optimizers, {"step": step, **made, "seconds": monitor.seconds})
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            done = step + 1
+            measured = done % settings["evaluate_every"] == 0 or done == total
+            if logged or measured:
+                rate, tokens = learning_rate(step, total, settings), done * settings["batch"] * settings["context"]
+                record = {"loss": processes.mean(loss), "learning_rate": rate, "tokens": tokens, **norms}
+                if measured:
+                    record |= _measure(task, processes, model)
+                    if not math.isfinite(record["held_out_loss"]):
+                        raise UserError(f"the held-out loss is not finite after step {step}", _mend(step))
+                monitor.write(done, report=measured, **record)
+            else:
+                monitor.show(done)
+        if total > start:
+            _keep(task, processes, model, optimizers, {"step": total, **made, "seconds": monitor.seconds})
+    _finish(task, processes, model)
+    return folder / "model"
+
+
+def _mend(step: int) -> str:
+    return f"lower learning_rate or clip, or lengthen warmup_steps; the last good checkpoint, of a step before {step}, is kept"
+
+
+def _gradient(task: Task, processes: Processes, forward: nn.Module, step: int) -> torch.Tensor:
+    """Accumulate the gradient of a step; return the mean loss over this process's share of the batch."""
+    parts = processes.share(packing.window(task.tokens, step, task.settings, task.seed), task.settings.get("accumulate", 1))
+    mixed = chosen(task.settings, "precision") == "bf16"
+    total = torch.zeros((), device=processes.device)
+    for number, ids in enumerate(parts):
+        with processes.quietly(forward, last=number == len(parts) - 1):
+            with torch.autocast(processes.device.type, dtype=torch.bfloat16, enabled=mixed):
+                loss = forward(input_ids=ids, labels=ids).loss / len(parts)
+            loss.backward()
+        total += loss.detach()
+    return total
+
+
+def _norms(model: nn.Module) -> dict[str, float]:
+    return group_norms((name, gathered(p.grad)) for name, p in model.named_parameters() if p.grad is not None)
+
+
+def _measure(task: Task, processes: Processes, model: GPT2LMHeadModel) -> dict[str, Any]:
+    """Every process measures alike, since the weights of a sharded model come from all of them."""
+    model.eval()
+    device, end = processes.device, task.tokenizer.eos_token_id
+    found = {
+        "held_out_loss": held_out_loss(model, task.held, task.settings["context"], device=device),
+        "bits_per_byte": {name: bits_per_byte(model, text, end, device) for name, text in task.passages.items()},
+        "samples": samples(model, task.tokenizer, task.settings.get("sample_prompts", PROMPTS), device),
+    }
+    model.train()
+    return found
+
+
+def _keep(task: Task, processes: Processes, model: nn.Module, optimizers: list[Optimizer], state: dict[str, Any]) -> None:
+    save_checkpoint(task.folder / "checkpoint", model, optimizers, state, writer=processes.writer)
+    processes.wait()
+
+
+def _finish(task: Task, processes: Processes, model: GPT2LMHeadModel) -> None:
+    model.eval()
+    if processes.sharded:
+        whole = {name: gathered(parameter.detach()).cpu() for name, parameter in model.named_parameters()}
+        model = GPT2LMHeadModel(task.model.config)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(whole[name])
+    if processes.writer:
+        save_model(task.folder / "model", model, task.tokenizer)
+    processes.wait()

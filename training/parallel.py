@@ -1,0 +1,95 @@
+"""One process or several: the few things that a training loop must know of it, over `accelerate`.
+
+A run alone on a machine never touches `accelerate`. Started by `accelerate launch`, each process trains on its share of every
+batch, so the number of processes changes the time that a run takes and not what it makes. One process writes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from interp.errors import UserError
+
+
+def process_count() -> int:
+    """How many processes the launcher started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_writer() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class Processes:
+    """The processes of a run, of which this is one."""
+
+    def __init__(self) -> None:
+        self.count, self.rank = process_count(), int(os.environ.get("RANK", "0"))
+        self.accelerator: Any = None
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.count > 1:
+            from accelerate import Accelerator
+
+            self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
+            self.device = self.accelerator.device
+
+    @property
+    def writer(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the model's weights are divided over the processes (FSDP)."""
+        return self.accelerator is not None and self.accelerator.distributed_type.value == "FSDP"
+
+    def prepare(self, model: nn.Module, optimizers: list[Optimizer]) -> tuple[nn.Module, list[Optimizer]]:
+        """What the loop calls forward, and the optimizers over its weights; a sharded model is cut in place."""
+        if self.accelerator is None:
+            return model, optimizers
+        if not self.sharded:
+            return self.accelerator.prepare(model), optimizers
+        if not self.accelerator.is_fsdp2:
+            raise UserError(
+                "the launcher's configuration asks for FSDP version 1", "set fsdp_version: 2, as in training/recipes/accelerate/fsdp.yaml"
+            )
+        if len(optimizers) > 1:
+            raise UserError("Muon needs whole matrices, and FSDP divides them", "set optimizer to adamw, or launch with data-parallel.yaml")
+        prepared, *wrapped = self.accelerator.prepare(model, *optimizers)
+        return prepared, [one.optimizer for one in wrapped]
+
+    def share(self, batch: Tensor, parts: int) -> list[Tensor]:
+        """This process's rows of a batch, in as many parts as gradients are accumulated over; raises where they do not divide."""
+        if len(batch) % (self.count * parts):
+            problem = f"a batch of {len(batch)} cannot be divided over {self.count} processes and {parts} accumulated parts"
+            raise UserError(problem, "change batch, accumulate, or the number of processes")
+        return list(batch[self.rank :: self.count].to(self.device).chunk(parts))
+
+    def quietly(self, forward: nn.Module, last: bool) -> AbstractContextManager[Any]:
+        """Keep gradients to this process until the last part of a batch."""
+        return nullcontext() if self.accelerator is None or last else self.accelerator.no_sync(forward)
+
+    def mean(self, value: Tensor) -> float:
+        """The mean of a number over the processes."""
+        return value.item() if self.accelerator is None else self.accelerator.reduce(value, reduction="mean").item()
+
+    @contextmanager
+    def writer_first(self) -> Iterator[None]:
+        """The writer goes through this block while the others wait."""
+        if self.accelerator is None:
+            yield
+        else:
+            with self.accelerator.main_process_first():
+                yield
+
+    def wait(self) -> None:
+        """Go on when all processes are here."""
+        if self.accelerator is not None:
+            self.accelerator.wait_for_everyone()

@@ -1,0 +1,177 @@
+"""What a stage was made from, by content: its settings, the seed, the files it names and the output of the stages it reads.
+
+A stage leaves this as `stamp.json` beside its output, and a checkpoint carries it, so that a later run can tell whether
+nothing changed, and if something did, what: the recipe, a corpus file, an earlier stage, or the output itself. Files are
+compared by hash, not by date; a table of (size, time, hash) keeps 400 MB of corpora from being read each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from interp.errors import UserError
+from training.recipe import DATA_SETTING, READS, Recipe, data_file
+from training.sources import text_files
+
+STAMP = "stamp.json"
+TABLE = "hashes.json"
+# What a stage gives to those after it, and by what it is known.
+OUTPUTS: dict[str, tuple[str, ...]] = {
+    "corpus": ("train.jsonl", "heldout.jsonl"),
+    "tokenizer": ("tokenizer.json",),
+    "pretrain": ("model",),
+    "continue": ("model",),
+    "scorer": ("model",),
+    "probe": ("probe.json", "probe.safetensors"),
+    "pairs": ("pairs.jsonl",),
+    "dpo": ("model",),
+}
+# Settings that say how a run is watched and how fast it goes, not what it makes.
+WATCHING = frozenset({"evaluate_every", "checkpoint_every", "log_every", "held_out", "evaluate_kilobytes", "sample_prompts"})
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's content, always read."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def known_hash(path: Path, table: Path) -> str:
+    """SHA-256 of a file, out of the table where the file has the size and time that it had when it was hashed last."""
+    path, facts = path.resolve(), path.stat()
+    found = _table(table)
+    known = found.get(str(path))
+    if known is not None and known[:2] == [facts.st_size, facts.st_mtime_ns]:
+        return known[2]
+    value = file_hash(path)
+    # Read again: another process may have added its own rows meanwhile.
+    write_json(table, {**_table(table), str(path): [facts.st_size, facts.st_mtime_ns, value]})
+    return value
+
+
+def _table(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write atomically, by a name that no other process uses."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    os.replace(temporary, file)
+
+
+def made_from(recipe: Recipe, stage: str) -> dict[str, Any]:
+    """What a stage is made from, as it is now.
+
+    `seed`, `settings` (of its section, without what only watches the run), `files` (hash by path, of every `path` in its
+    section) and `stages` (hash by "stage/file", None where an earlier stage has not run). Raises `UserError` for a missing file.
+    """
+    section = recipe.settings.get(stage, {})
+    settings = {key: value for key, value in section.items() if key not in WATCHING}
+    table = recipe.run.parent / TABLE
+    files = {_name(file): known_hash(file, table) for pattern in sorted(set(_paths(settings))) for file in _files(pattern)}
+    stages: dict[str, str | None] = {}
+    for name in READS[stage]:
+        if name in recipe.settings:
+            stages |= {f"{name}/{part}": value for part, value in contents(recipe.folder(name), OUTPUTS[name], table).items()}
+    return {"seed": recipe.seed, "settings": settings, "files": files, "stages": stages}
+
+
+def _paths(settings: Any) -> Iterator[str]:
+    if isinstance(settings, Mapping):
+        for key, value in settings.items():
+            if key == "path" and isinstance(value, str):
+                yield value
+            else:
+                yield from _paths(value)
+    elif isinstance(settings, list):
+        for value in settings:
+            yield from _paths(value)
+
+
+def _files(pattern: str) -> Iterator[Path]:
+    for path in data_file(pattern):
+        yield from text_files(path) if path.is_dir() else [path]
+
+
+def _name(file: Path) -> str:
+    root = Path(os.environ.get(DATA_SETTING, "."))
+    return file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
+
+
+def contents(folder: Path, parts: tuple[str, ...], table: Path) -> dict[str, str | None]:
+    """The hash of each part of a stage's output, a folder's of all its files together; None where it is missing."""
+    found: dict[str, str | None] = {}
+    for part in parts:
+        place = folder / part
+        if place.is_dir():
+            files = sorted(file for file in place.rglob("*") if file.is_file())
+            lines = [f"{file.relative_to(place).as_posix()} {known_hash(file, table)}\n" for file in files]
+            found[part] = hashlib.sha256("".join(lines).encode()).hexdigest()
+        else:
+            found[part] = known_hash(place, table) if place.is_file() else None
+    return found
+
+
+def digest(made: Mapping[str, Any]) -> str:
+    """One short hash of what something is made from."""
+    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What changed between two values of `made_from`, each in a few words."""
+    found = []
+    if before["seed"] != now["seed"]:
+        found.append(f"the seed was {before['seed']} and is {now['seed']}")
+    for key in sorted(before["settings"].keys() | now["settings"].keys()):
+        old, new = (made["settings"].get(key, "not set") for made in (before, now))
+        if old != new:
+            found.append(f"the recipe changed: {key} was {_short(old)} and is {_short(new)}")
+    for kind, title in (("files", "the corpus changed: the file"), ("stages", "an earlier stage was made anew:")):
+        for name in sorted(before[kind].keys() | now[kind].keys()):
+            if name not in now[kind]:
+                found.append(f"{title} {name} is no longer read")
+            elif name not in before[kind]:
+                found.append(f"{title} {name} was not read before")
+            elif before[kind][name] != now[kind][name]:
+                found.append(f"{title} {name} is another")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = value if value == "not set" else json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:18]}...{text[-18:]}"
+
+
+def write_stamp(recipe: Recipe, stage: str, made: Mapping[str, Any]) -> None:
+    """Record what a finished stage was made from, and its output."""
+    folder = recipe.folder(stage)
+    output = contents(folder, OUTPUTS[stage], recipe.run.parent / TABLE)
+    missing = [part for part, value in output.items() if value is None]
+    if missing:
+        raise UserError(f"the stage {stage} left no {missing[0]} in {folder}", "run it again")
+    write_json(folder / STAMP, {"made_from": made, "output": output})
+
+
+def why_again(recipe: Recipe, stage: str, made: Mapping[str, Any]) -> list[str]:
+    """Why a stage has to run: nothing where its stamp is that of today's inputs and its output is as it left it."""
+    folder = recipe.folder(stage)
+    try:
+        stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
+        changes = differences(stamp["made_from"], json.loads(json.dumps(made)))
+        output = stamp["output"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ["it has not been finished before"]
+    now = contents(folder, tuple(output), recipe.run.parent / TABLE)
+    changes += [f"its output {part} is {'missing' if now[part] is None else 'damaged'}" for part in output if now[part] != output[part]]
+    return changes
