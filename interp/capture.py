@@ -12,7 +12,7 @@ import json
 import operator
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,11 @@ class Captured(Mapping[str, Tensor]):
             return _finish(temporary, target, self)
 
 
+# One forward of a batch with the work done on the way: `(model, tokens, names, work, last_only=...)` gives the named sites, each
+# `batch pos ...`, or its last position alone.
+Forward = Callable[..., dict[str, Tensor]]
+
+
 class _Done(Exception):
     """Raised by the last wanted site of a forward, so that the rest of the model is not computed."""
 
@@ -77,6 +82,7 @@ def capture(
     model: Model, texts: Sequence[str] | Sequence[Sequence[int]], sites: Sequence[str], *, positions: Any = "last",
     units: Mapping[str, Sequence[int]] | None = None, edits: Sequence[Edit] = (), add_bos: bool = False, max_tokens: int | None = None,
     batch_size: int = 64, batch_tokens: int = 4096, spill: str | Path | None = None, memory_limit: int = MEMORY_LIMIT,
+    forward: Forward | None = None,
 ) -> Captured:  # fmt: skip
     """What does the model hold at these sites, for these texts?
 
@@ -87,6 +93,7 @@ def capture(
         edits: applied during the forward; what is captured is what the rest of the model reads.
         spill: a folder for results larger than memory; tensors are then memory-mapped.
         memory_limit: bytes; a larger result that is not spilled is refused before anything is computed.
+        forward: what runs a batch, in place of this project's own hooks (see `interp.adapters.run`).
 
     Raises:
         UserError: no sites, an unknown site, positions beyond a text, or a result beyond the memory limit.
@@ -115,7 +122,7 @@ def capture(
                 model.device
             )
             work = Work(transforms, rows=tuple(group))
-            found = _forward(model, tokens, names, work, last_only=positions == "last")
+            found = (forward or _forward)(model, tokens, names, work, last_only=positions == "last")
             for name, value in found.items():
                 _keep(
                     store[name], group, value.flatten(2), tokens, positions, [wanted[i] for i in group] if wanted else None, kept.get(name)

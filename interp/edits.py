@@ -203,6 +203,8 @@ def transforms_of(edits: Sequence[Edit], model: Model) -> dict[str, tuple[Transf
         if not isinstance(edit, Edit):
             raise UserError(f"{edit!r} is not an Edit", "make one with Edit.add, Edit.scale_keys and so on")
         for site, transform in _compile(edit, model):
+            # Engines that cannot run our functions (a server) read from it what is to be done.
+            transform.edit = edit  # type: ignore[attr-defined]
             found.setdefault(site, []).append(transform)
     return {site: tuple(parts) for site, parts in found.items()}
 

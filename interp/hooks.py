@@ -94,6 +94,11 @@ def working(model: Model, work: Work, prompt_lengths: Int[Tensor, " batch"] | No
         _WORK.reset(token)
 
 
+def active(model: Model) -> Work:
+    """The work that the current context wants done at this model's sites, for engines that do it by other means."""
+    return _WORK.get().get(id(model.hf), Work())
+
+
 @contextlib.contextmanager
 def editing(model: Model, edits: Sequence[Edit], *, prompt_lengths: Sequence[int] | None = None) -> Iterator[None]:
     """Apply edits to every forward and generate call of this model in this context, and in no other thread.

@@ -7,6 +7,7 @@ Weights are read raw (no folding, no centring) and by meaning: `value_vectors(la
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -155,10 +156,30 @@ class Model:
         return weights_digest(self.hf)
 
     def plain_copy(self) -> PreTrainedModel:
-        """The same weights in a new Hugging Face model without hooks (a deep copy would share this model's edits)."""
-        copy = type(self.hf)(self.hf.config)
+        """The same weights in a new Hugging Face model without hooks (a deep copy would share this model's edits).
+
+        Raises `UserError` where some weights are not in memory (`device_map` with offloading).
+        """
+        if any(parameter.is_meta for parameter in self.hf.parameters()):
+            raise UserError(
+                f"some weights of {self.name} are offloaded, so it cannot be copied", "load it on one device, without device_map"
+            )
+        # With a configuration of its own: who is given the copy may switch its attention to another implementation.
+        copy = type(self.hf)(deepcopy(self.hf.config))
         copy.load_state_dict(self.hf.state_dict())
         return copy.to(self.device, self.dtype).eval()
+
+    def to_transformer_lens(self) -> Any:
+        """A TransformerLens `TransformerBridge` on a copy of the weights, raw; see `interp.adapters` for the names of sites."""
+        from interp.adapters.transformer_lens import to_transformer_lens
+
+        return to_transformer_lens(self)
+
+    def to_nnsight(self) -> Any:
+        """An nnsight `TransformersModel` on a copy of the weights; see `interp.adapters` for where the sites are in it."""
+        from interp.adapters.nnsight import to_nnsight
+
+        return to_nnsight(self)
 
     def manifest(self) -> dict[str, Any]:
         """Where the model came from and what exactly it is."""

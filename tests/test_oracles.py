@@ -1,9 +1,11 @@
-"""What the sites and edits mean, held against raw Hugging Face, TransformerLens, nnsight and forwards written out by hand."""
+"""What the sites and edits mean, held against raw Hugging Face and forwards written out by hand.
+
+TransformerLens and nnsight are the referees in `test_adapters`.
+"""
 
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,48 +86,6 @@ def test_a_head_is_a_slice_of_what_enters_the_output_projection(any_model: Model
     assert heads.shape == (1, expected.shape[1], any_model.n_heads, width)
     for head in range(any_model.n_heads):
         assert torch.equal(heads[:, :, head], expected[..., head * width : (head + 1) * width])
-
-
-def test_transformer_lens_reads_the_same(model: Model, tmp_path: Path) -> None:
-    bridge_class = pytest.importorskip("transformer_lens").TransformerBridge
-    assert model.checkpoint is not None
-    hf = AutoModelForCausalLM.from_pretrained(model.checkpoint.source, dtype=torch.float32)
-    bridge = bridge_class.boot_transformers("tiny", hf_model=hf, tokenizer=copy.deepcopy(model.tokenizer), device="cpu")
-    names = ["resid_pre", "attn_out", "resid_mid", "mlp_post", "mlp_out", "resid_post"]
-    with torch.no_grad():
-        logits, cache = bridge.run_with_cache(ids_of(model))
-    acts = capture(model, [TEXT], [*(f"{name}.{layer}" for name in names for layer in range(model.n_layers)), "logits"], positions="all")
-    for site in acts:
-        name, _, layer = site.partition(".")
-        theirs = logits if site == "logits" else cache[name, int(layer)]
-        torch.testing.assert_close(acts[site], theirs, atol=1e-5, rtol=0, msg=lambda text, site=site: f"{site}: {text}")
-    for layer in range(model.n_layers):
-        torch.testing.assert_close(model.value_vectors(layer), bridge.blocks[layer].mlp.W_out, atol=0, rtol=0)
-
-
-@torch.no_grad()
-def test_nnsight_reads_the_same(model: Model) -> None:
-    nnsight = pytest.importorskip("nnsight")
-    assert model.checkpoint is not None
-    hf = AutoModelForCausalLM.from_pretrained(model.checkpoint.source, dtype=torch.float32)
-    lens = nnsight.TransformersModel(hf, tokenizer=copy.deepcopy(model.tokenizer))
-    is_gpt2 = model.family == "gelu"
-    blocks = lens.transformer.h if is_gpt2 else lens.model.layers
-    with lens.trace(ids_of(model)):
-        pre, mid, post, mlp = (nnsight.save([]) for _ in range(4))
-        for block in blocks:
-            pre.append(block.input.clone())
-            mid.append((block.ln_2 if is_gpt2 else block.post_attention_layernorm).input.clone())
-            mlp.append((block.mlp.c_proj if is_gpt2 else block.mlp.down_proj).input.clone())
-            post.append(block.output.clone())
-        logits = nnsight.save(lens.output.logits)
-    theirs = {"logits": logits}
-    for layer in range(model.n_layers):
-        for name, values in {"resid_pre": pre, "resid_mid": mid, "mlp_post": mlp, "resid_post": post}.items():
-            theirs[f"{name}.{layer}"] = values[layer]
-    acts = capture(model, [TEXT], list(theirs), positions="all")
-    for site, value in theirs.items():
-        torch.testing.assert_close(acts[site], value, atol=1e-5, rtol=0, msg=lambda text, site=site: f"{site}: {text}")
 
 
 def test_value_vectors_weighted_by_activations_make_the_mlps_output(any_model: Model) -> None:

@@ -1,0 +1,10 @@
+"""The same sites and the same edits through TransformerLens and nnsight, for their users and as referees of our own hooks.
+
+Both libraries change what they are given (TransformerLens rewrites the module tree, nnsight wraps every module), and
+neither may be shared between threads. So an adapter always works on a copy of the weights, and never on the model itself.
+"""
+
+from interp.adapters.run import ENGINES, Engine, run
+from interp.adapters.sites import hook_name, module_name, site_of_hook, site_of_module
+
+__all__ = ["ENGINES", "Engine", "hook_name", "module_name", "run", "site_of_hook", "site_of_module"]

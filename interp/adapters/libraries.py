@@ -1,0 +1,35 @@
+"""Importing the two libraries without what they do to a process on the side.
+
+TransformerLens silences the warnings of transformers, which tell of weights that are missing, for everything that comes
+after it. nnsight gives every object a `save`, after which anyio, and with it Streamlit, can no longer be imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import warnings
+from importlib import import_module
+from types import ModuleType
+
+from transformers.utils import logging
+
+from interp.errors import UserError
+
+# Building a model patches torch's initialisers for a while, and nnsight is not made for threads: one at a time.
+LOCK = threading.RLock()
+
+
+def library(name: str) -> ModuleType:
+    """The module `transformer_lens` or `nnsight`; raises `UserError` where it is not installed."""
+    with LOCK:
+        verbosity = logging.get_verbosity()
+        with contextlib.suppress(ImportError):
+            import_module("anyio._backends._asyncio")
+        try:
+            with warnings.catch_warnings():
+                return import_module(name)
+        except ImportError as error:
+            raise UserError(f"the library {name} cannot be imported ({error})", "pip install 'bypass-workbench[lens]'") from error
+        finally:
+            logging.set_verbosity(verbosity)

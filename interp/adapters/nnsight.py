@@ -1,0 +1,186 @@
+"""A model as an nnsight model, and our capture and edits inside one of its traces, here or on NDIF's servers.
+
+Modules are visited in the order in which they run, as nnsight demands. The body of the trace holds nothing but tensors and
+torch: what an edit does to a batch of known positions is worked out before, so that the same body runs on a server that has
+never heard of us. Such a server holds hub models only and may be slow or gone: everything is checked before it is asked, and
+the wait has an end.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import torch
+from torch import Tensor
+
+from interp.adapters.libraries import LOCK, library
+from interp.adapters.sites import in_order, tap_of
+from interp.capture import Forward
+from interp.edits import Edit, selected
+from interp.errors import UserError
+from interp.hooks import Frame, Transform, Work, active
+from interp.models import Model
+from interp.sites import Site
+from interp.tokens import Tokens
+
+Remote = bool | Literal["dry"]
+CONNECT_SECONDS = 5.0
+POLL_SECONDS = 1.0
+
+
+def to_nnsight(model: Model) -> Any:
+    """An nnsight `TransformersModel` on a copy of this model's weights.
+
+    Where our sites are in it is told by `interp.adapters.module_name`. It must not be used by several threads at once.
+    Raises `UserError` where the library is missing or the weights are not all in memory.
+    """
+    nnsight = library("nnsight")
+    with LOCK:
+        return nnsight.TransformersModel(model.plain_copy(), tokenizer=copy.deepcopy(model.tokenizer), task="text-generation")
+
+
+def sight_forward(model: Model, *, remote: Remote = False, seconds: float = 600.0) -> Forward:
+    """The forward of an nnsight model made from this one, for `capture`; `remote` runs it on NDIF, or `dry` as if it did."""
+    lens = _on_ndif(model) if remote is True else to_nnsight(model)
+
+    def forward(model: Model, tokens: Tokens, names: Sequence[str], work: Work, *, last_only: bool) -> dict[str, Tensor]:
+        work = active(model).plus(work)
+        frame = Frame(tokens.positions, tokens.mask, tokens.lengths, work.rows)
+        steps = []
+        for site in in_order(model, {*names, *work.transforms}):
+            tap = tap_of(model, site)
+            seen = frame.last(1) if last_only and site.name == "logits" else frame
+            changes = [_change(transform, seen, model, site) for transform in work.transforms.get(str(site), ())]
+            steps.append((str(site), tap.path, tap.side, tap.shared, str(site) in names, changes))
+        inputs = {**tokens.inputs(), "use_cache": False, "logits_to_keep": 1 if last_only else 0}
+        with LOCK, torch.no_grad():
+            if remote is True:
+                return _ask(lens, inputs, steps, last_only, seconds)
+            return _trace(lens, inputs, steps, last_only, {"remote": "local"} if remote else {})[0]
+
+    return forward
+
+
+def _change(transform: Transform, frame: Frame, model: Model, site: Site) -> tuple[str, Tensor, Tensor]:
+    """What an edit does at one site to a batch whose positions are known, as two tensors and one of three words.
+
+    `affine`: factor and offset; `replace`: which and by what; `project`: where (0 or 1) and the unit direction. The numbers
+    are read off the edit's own function, so that which rows and positions it means is decided in one place.
+    """
+    edit: Edit = transform.edit  # type: ignore[attr-defined]
+    empty = torch.zeros(*frame.positions.shape, model.width(site.name), dtype=model.dtype, device=frame.positions.device)
+    if edit.op in ("set", "patch"):
+        new = transform(empty + torch.nan, frame)
+        return "replace", ~new.isnan(), new.nan_to_num()
+    if edit.op == "add":
+        return "affine", torch.ones_like(empty[0, 0]), transform(empty, frame)
+    if edit.op == "scale":
+        return "affine", transform(empty + 1, frame), torch.zeros_like(empty[0, 0])
+    where = selected(edit.positions, frame).unsqueeze(-1)
+    if edit.op == "scale_keys":
+        scaled = torch.zeros(model.d_mlp, dtype=torch.bool, device=where.device)
+        scaled[[index for layer, index in edit.neurons if layer == site.layer]] = True  # type: ignore[misc,union-attr]
+        return "affine", torch.where(where & scaled, edit.strength, 1.0).to(model.dtype), transform(empty, frame)
+    unit = torch.nn.functional.normalize(edit.values.double(), dim=0, eps=0)  # type: ignore[union-attr]
+    return "project", where.to(model.dtype), unit.to(where.device, model.dtype)
+
+
+def _trace(lens: Any, inputs: dict[str, Any], steps: list[tuple], last_only: bool, where: dict[str, Any]) -> tuple[dict[str, Tensor], Any]:
+    """One trace that visits every step; the values found, unless they stay on a server, and the tracer."""
+    nnsight = library("nnsight")
+    modules = [lens.get(path) if path else lens for _, path, *_ in steps]
+    found: dict[str, Tensor] = {}
+    with lens.trace(**inputs, **where) as tracer:
+        found = nnsight.save({})
+        for module, (site, path, side, shared, wanted, changes) in zip(modules, steps, strict=True):
+            whole = module.input if side == "input" else module.output
+            value = whole.logits if not path else whole[0] if isinstance(whole, tuple) else whole
+            new = value
+            for word, first, second in changes:
+                if word == "affine":
+                    new = new * first + second
+                elif word == "replace":
+                    new = torch.where(first, second, new)
+                else:
+                    new = new - first * (new @ second).unsqueeze(-1) * second
+            if wanted:
+                found[site] = (new[:, -1:] if last_only else new).clone()
+            if changes:
+                if shared or not path:
+                    # In place, where a skip connection holds the same tensor.
+                    value.copy_(new)
+                elif side == "input":
+                    module.input = new
+                else:
+                    module.output = (new, *whole[1:]) if isinstance(whole, tuple) else new
+    return found, tracer
+
+
+def _ask(
+    lens: Any, inputs: dict[str, Any], steps: list[tuple], last_only: bool, seconds: float
+) -> dict[str, Tensor]:  # fmt: skip
+    """The same trace on NDIF: sent, then asked for until it is there or the time is over."""
+    end = time.monotonic() + seconds
+    try:
+        _, tracer = _trace(lens, inputs, steps, last_only, {"remote": True, "blocking": False})
+        while (result := tracer.backend()) is None:
+            if time.monotonic() > end:
+                raise UserError(f"NDIF did not answer within {seconds:g} seconds", "try again later, give more seconds, or run it here")
+            time.sleep(min(POLL_SECONDS, max(0.0, end - time.monotonic())))
+    except UserError:
+        raise
+    except Exception as error:  # nnsight passes on what httpx, websocket and the server raise
+        raise UserError(
+            f"NDIF refused or lost the request ({_first_line(error)})", "check the API key and https://nnsight.net/status"
+        ) from error
+    return {site: value.to(inputs["input_ids"].device) for site, value in result["found"].items()}
+
+
+def _on_ndif(model: Model) -> Any:
+    """The weightless nnsight model that names this hub model to NDIF; raises `UserError` where NDIF cannot run it."""
+    source = None if model.checkpoint is None else model.checkpoint.source
+    if model.checkpoint is None or model.checkpoint.folder is not None or model.checkpoint.adapter_base is not None:
+        raise UserError(
+            f"{model.name} is a private checkpoint ({source or 'made in memory'}), and NDIF runs models of the hub only",
+            "leave remote out to run it here, or load a model by its hub id",
+        )
+    nnsight = library("nnsight")
+    from nnsight.schema.config import CONFIG
+
+    if not CONFIG.API.APIKEY and os.environ.get("NDIF_API_KEY"):
+        CONFIG.API.APIKEY = os.environ["NDIF_API_KEY"]
+    if not CONFIG.API.APIKEY:
+        raise UserError("there is no API key for NDIF", "get one at https://login.ndif.us and set NDIF_API_KEY")
+    _check_reachable(CONFIG.API.HOST)
+    deployments = nnsight.status(raw=True).get("deployments")
+    if not isinstance(deployments, dict):
+        raise UserError(f"NDIF at {CONFIG.API.HOST} does not tell what it runs", "try again later, or leave remote out to run it here")
+    running = sorted({str(entry.get("repo_id")) for entry in deployments.values() if entry.get("application_state") == "RUNNING"})
+    if str(source).lower() not in {name.lower() for name in running}:
+        there = f"use one of {', '.join(running)}" if running else "nothing is up now"
+        raise UserError(f"NDIF does not run {source} now", f"leave remote out to run it here; {there}")
+    try:
+        with LOCK:
+            return nnsight.TransformersModel(source, task="text-generation", attn_implementation=model.hf.config._attn_implementation)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the hub does not give the configuration of {source} ({_first_line(error)})", "check the network") from error
+
+
+def _check_reachable(host: str) -> None:
+    address = urlsplit(host)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UserError(f"NDIF at {host} cannot be reached ({error})", "check the network, or leave remote out to run it here") from error
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__

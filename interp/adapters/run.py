@@ -1,0 +1,58 @@
+"""`run`: one capture under one list of edits, through any of three engines, with one kind of answer.
+
+What a position is, how texts are padded and batched, and what an edit does to a tensor is decided once, in `capture` and
+`edits`. An engine only brings tensors from the inside of a forward and puts them back; where two engines disagree, one of
+them does that wrongly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+from interp.capture import Captured, capture
+from interp.edits import Edit
+from interp.errors import UserError
+from interp.models import Model
+
+Engine = Literal["hooks", "transformer_lens", "nnsight"]
+ENGINES: tuple[Engine, ...] = get_args(Engine)
+
+
+def run(
+    model: Model, prompts: Sequence[str] | Sequence[Sequence[int]], *, sites: Sequence[str], edits: Sequence[Edit] = (),
+    engine: str = "hooks", positions: Any = "last", units: Mapping[str, Sequence[int]] | None = None, add_bos: bool = False,
+    max_tokens: int | None = None, batch_size: int = 64, remote: bool | str = False, seconds: float = 600.0,
+) -> Captured:  # fmt: skip
+    """What does the model hold at these sites, under these edits, as this engine sees it?
+
+    Args:
+        prompts, sites, edits, positions, units, add_bos, max_tokens, batch_size: as in `capture`.
+        engine: `hooks` (this project's own, on the model itself), `transformer_lens` or `nnsight`; these two make a copy of
+            the weights at every call, which takes the memory of a second model and about a second.
+        remote: with `nnsight`, True runs the model of that hub id on NDIF, whatever was done to the weights here; `dry` only
+            packs the request as for the server and runs it here.
+        seconds: how long an answer of NDIF is waited for, per batch.
+
+    Raises:
+        UserError: as `capture`; a library that is missing; an architecture that it does not know; and for `remote`, a
+            private or local checkpoint, no API key, no network, a model that NDIF does not run, or no answer in time.
+    """
+    if engine not in ENGINES:
+        raise UserError(f"there is no engine {engine!r}", f"use one of {', '.join(ENGINES)}")
+    if remote not in (False, True, "dry"):
+        raise UserError(f"remote is {remote!r}", "give True, False or 'dry'")
+    if remote and engine != "nnsight":
+        raise UserError(f"the engine {engine} cannot run on NDIF", "use engine='nnsight' with remote")
+    settings: dict[str, Any] = {
+        "positions": positions, "units": units, "edits": edits, "add_bos": add_bos, "max_tokens": max_tokens, "batch_size": batch_size,
+    }  # fmt: skip
+    if engine == "transformer_lens":
+        from interp.adapters.transformer_lens import lens_forward
+
+        settings["forward"] = lens_forward(model)
+    elif engine == "nnsight":
+        from interp.adapters.nnsight import sight_forward
+
+        settings["forward"] = sight_forward(model, remote=remote, seconds=seconds)  # type: ignore[arg-type]
+    return capture(model, prompts, sites, **settings)

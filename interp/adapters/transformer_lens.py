@@ -1,0 +1,98 @@
+"""A model as a TransformerLens bridge, and our capture and edits through its hooks.
+
+The bridge takes its model apart, so it gets a copy of the weights. They stay raw: compatibility mode, which folds the
+norms and centres the value vectors, is never switched on. One trap of the bridge decides how edits are made here: what a
+hook returns at `hook_resid_mid` reaches the MLP but not the skip connection, so that site is edited in place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from interp.adapters.libraries import LOCK, library
+from interp.adapters.sites import HOOKS, hook_name, in_order
+from interp.capture import Forward
+from interp.errors import UserError
+from interp.hooks import Frame, Work, active
+from interp.models import Model
+from interp.tokens import Tokens
+
+
+def to_transformer_lens(model: Model) -> Any:
+    """A `TransformerBridge` on a copy of this model's weights, raw: no folding, no centring.
+
+    Hook names of our sites are given by `interp.adapters.hook_name`. Give it token ids, or `prepend_bos=False`: the bridge
+    adds a BOS token to texts by default. It must not be used by several threads at once.
+
+    Raises `UserError` where the library is missing, does not know the architecture, or the weights are not all in memory.
+    """
+    lens = library("transformer_lens")
+    with LOCK, warnings.catch_warnings():
+        verbosity = logging.get_verbosity()
+        try:
+            bridge = lens.TransformerBridge.boot_transformers(
+                model.name, hf_model=model.plain_copy(), tokenizer=copy.deepcopy(model.tokenizer), device=str(model.device),
+                dtype=model.dtype,
+            )  # fmt: skip
+        except ValueError as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"TransformerLens cannot wrap {model.name} ({str(error)[:120]})", "use the engine hooks or nnsight") from error
+        finally:
+            logging.set_verbosity(verbosity)
+    return bridge.eval()
+
+
+def lens_forward(model: Model) -> Forward:
+    """The forward of a bridge made from this model, for `capture`."""
+    bridge = to_transformer_lens(model)
+
+    @torch.no_grad()
+    def forward(model: Model, tokens: Tokens, names: Sequence[str], work: Work, *, last_only: bool) -> dict[str, Tensor]:
+        work = active(model).plus(work)
+        frame = Frame(tokens.positions, tokens.mask, tokens.lengths, work.rows)
+        found: dict[str, Tensor] = {}
+
+        def at(site: str, value: Tensor) -> Tensor:
+            for transform in work.transforms.get(site, ()):
+                value = transform(value, frame.last(value.shape[1]))
+            if site in names:
+                found[site] = (value[:, -1:] if last_only else value).clone()
+            return value
+
+        sites = in_order(model, {*names, *work.transforms})
+        with contextlib.ExitStack() as stack:
+            hooks = []
+            for site in sites:
+                if HOOKS[site.name] is None:
+                    # The gate after its nonlinearity has no hook point, but the module that computes it is still there.
+                    gate = bridge.blocks[site.layer].mlp.original_component.act_fn
+                    handle = gate.register_forward_hook(lambda module, args, out, name=str(site): at(name, out))
+                    stack.callback(handle.remove)
+                elif site.name != "logits":
+                    hooks.append((hook_name(site), _hook(str(site), at, in_place=site.name == "resid_mid")))
+            logits = bridge.run_with_hooks(
+                tokens.ids, attention_mask=tokens.mask.long(), position_ids=tokens.positions, fwd_hooks=hooks, return_type="logits"
+            )
+        # Some models cap the logits after the unembedding, so the site is what the model returns.
+        if any(site.name == "logits" for site in sites):
+            at("logits", logits[:, -1:] if last_only else logits)
+        return found
+
+    return forward
+
+
+def _hook(site: str, at: Any, *, in_place: bool) -> Any:
+    def hook(value: Tensor, hook: Any) -> Tensor:
+        new = at(site, value)
+        return value.copy_(new) if in_place and new is not value else new
+
+    return hook

@@ -1,0 +1,266 @@
+"""TransformerLens and nnsight as referees: every site and every edit gives the same numbers through all three engines."""
+
+from __future__ import annotations
+
+import importlib.abc
+import sys
+import threading
+from typing import Any
+
+import pytest
+import torch
+from conftest import TEXTS, glu_settings, make_hf
+from torch import Tensor
+from transformers import Gemma2Config, Gemma3TextConfig
+
+from interp import Captured, Edit, Model, UserError, capture, editing
+from interp.adapters import ENGINES, hook_name, module_name, run, site_of_hook, site_of_module
+from interp.capture import Forward
+from interp.hooks import Work
+from interp.tokens import pad, token_rows
+
+pytest.importorskip("transformer_lens", reason="needs the extra `lens`")
+pytest.importorskip("nnsight", reason="needs the extra `lens`")
+pytestmark = pytest.mark.oracle
+
+OTHERS = [engine for engine in ENGINES if engine != "hooks"]
+ALL = list(TEXTS)
+
+
+def close(got: Captured, expected: Captured) -> None:
+    assert list(got) == list(expected)
+    assert (got.positions, got.settings) == (expected.positions, expected.settings)
+    for site in expected:
+        torch.testing.assert_close(got[site], expected[site], atol=1e-5, rtol=1e-5, msg=lambda text, site=site: f"{site}: {text}")
+
+
+def vector(width: int, seed: int = 1) -> Tensor:
+    return torch.randn(width, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("engine", OTHERS)
+@pytest.mark.parametrize("positions", ["last", "all"])
+def test_every_site_of_ragged_prompts_is_the_same_through_every_engine(any_model: Model, engine: str, positions: str) -> None:
+    close(
+        run(any_model, ALL, sites=any_model.sites(), engine=engine, positions=positions),
+        capture(any_model, ALL, any_model.sites(), positions=positions),
+    )
+
+
+def edits_of(model: Model) -> dict[str, list[Edit]]:
+    """Every op, every kind of positions, every kind of site; last, all of them at once."""
+    d, heads, mlp, vocabulary = model.d_model, model.d_attention, model.d_mlp, model.d_vocab
+    rows = torch.randn(len(ALL), 2, d, generator=torch.Generator().manual_seed(4))
+    found = {
+        "add": [Edit.add("resid_post.0", vector(d), 2.0)],
+        "add to what is shared with the skip connection": [Edit.add("resid_mid.1", vector(d))],
+        "subtract": [Edit.subtract("resid_pre.2", vector(d), 1.5, "from_last")],
+        "scale": [Edit.scale("attn_out.1", 3.0, [0, 5], "prompt")],
+        "scale a neuron": [Edit.scale("mlp_post.1", -2.0, [3, 9])],
+        "scale keys": [Edit.scale_keys([(0, 3), (2, 40), (0, 7)], 8.0)],
+        "set": [Edit.set("mlp_pre.2", 0.5, [1, 2], [0, 2])],
+        "set heads": [Edit.set("head_out.1", 0.0, list(range(heads // 4)))],
+        "project out": [Edit.project_out("mlp_out.0", vector(d))],
+        "project out of heads": [Edit.project_out("head_out.0", vector(heads))],
+        "patch": [Edit.patch("resid_post.1", rows, [0, 1])],
+        "patch one vector": [Edit.patch("mlp_post.0", vector(mlp), "from_last")],
+        "patch positions": [Edit.patch("resid_mid.0", rows[0])],
+        "after the final norm": [Edit.add("ln_final", vector(d), 0.5)],
+        "logits": [Edit.set("logits", -3.0, [1, vocabulary - 1])],
+    }
+    if model.family == "glu":
+        found["open a gate"] = [Edit.set("mlp_gate.1", 1.0), Edit.add("mlp_up.1", vector(mlp), 0.3)]
+    found["everything at once"] = [edit for edits in found.values() for edit in edits]
+    return found
+
+
+@pytest.mark.parametrize("engine", OTHERS)
+def test_every_edit_does_the_same_through_every_engine(model: Model, engine: str) -> None:
+    bare = capture(model, ALL, ["logits"])["logits"]
+    sites = ["resid_mid.1", "mlp_post.2", "resid_post.2", "logits"]
+    for name, edits in edits_of(model).items():
+        expected = capture(model, ALL, sites, edits=edits)
+        assert float((expected["logits"] - bare).abs().max()) > 1e-3, f"{name} changes nothing, so it tests nothing"
+        close(run(model, ALL, sites=sites, edits=edits, engine=engine), expected)
+
+
+@pytest.mark.parametrize("engine", OTHERS)
+def test_positions_units_and_batches_mean_the_same_through_every_engine(gpt2: Model, engine: str) -> None:
+    edits = edits_of(gpt2)["everything at once"]
+    for positions in ("mean", [1, 0], [[0], [1], [2], [0], [1]]):
+        settings: dict[str, Any] = {"positions": positions, "units": {"mlp_post.2": [7, 0]}, "edits": edits, "batch_size": 2}
+        close(
+            run(gpt2, ALL, sites=["mlp_post.2", "head_out.2"], engine=engine, **settings),
+            capture(gpt2, ALL, ["mlp_post.2", "head_out.2"], **settings),
+        )
+
+
+def forwards(model: Model) -> dict[str, Forward]:
+    from interp.adapters.nnsight import sight_forward
+    from interp.adapters.transformer_lens import lens_forward
+
+    return {"transformer_lens": lens_forward(model), "nnsight": sight_forward(model)}
+
+
+def test_every_position_of_left_padded_rows_is_the_same(any_model: Model) -> None:
+    """`run` pads on the left for `last` only; the engines themselves are right at every real position."""
+    from interp.capture import _forward
+    from interp.edits import transforms_of
+
+    tokens = pad(token_rows(any_model, ALL), 0, "left")
+    edits = [Edit.add("resid_mid.1", vector(any_model.d_model), positions=[1]), Edit.scale("mlp_post.0", 2.0, positions="from_last")]
+    work = Work(transforms_of(edits, any_model), rows=tuple(range(len(ALL))))
+    expected = _forward(any_model, tokens, any_model.sites(), work, last_only=False)
+    for engine, forward in forwards(any_model).items():
+        got = forward(any_model, tokens, any_model.sites(), work, last_only=False)
+        assert set(got) == set(expected)
+        for site, value in expected.items():
+            torch.testing.assert_close(
+                got[site].flatten(2)[tokens.mask],
+                value.flatten(2)[tokens.mask],
+                atol=1e-5,
+                rtol=1e-5,
+                msg=lambda text, site=site, engine=engine: f"{engine} {site}: {text}",
+            )
+
+
+def test_a_block_of_edits_around_the_call_applies_through_every_engine(gpt2: Model) -> None:
+    plain = run(gpt2, ALL, sites=["logits"])
+    with editing(gpt2, [Edit.add("resid_mid.0", vector(gpt2.d_model))]):
+        expected = run(gpt2, ALL, sites=["logits"])
+        for engine in OTHERS:
+            close(run(gpt2, ALL, sites=["logits"], engine=engine), expected)
+    assert not torch.allclose(plain["logits"], expected["logits"])
+
+
+def test_norms_after_attention_and_capped_logits_are_where_the_engines_look(tokenizer: Any) -> None:
+    config = Gemma2Config(**glu_settings(), head_dim=16, sliding_window=4, query_pre_attn_scalar=16, final_logit_softcapping=2.0)
+    model = Model(make_hf(config, tokenizer), tokenizer, "gemma2")
+    edits = [
+        Edit.add("attn_out.0", vector(32)),
+        Edit.add("mlp_out.1", vector(32)),
+        Edit.add("resid_mid.2", vector(32)),
+        Edit.scale("logits", 2.0),
+    ]
+    expected = capture(model, ALL, model.sites(), edits=edits)
+    for engine in OTHERS:
+        close(run(model, ALL, sites=model.sites(), edits=edits, engine=engine), expected)
+
+
+def test_an_architecture_that_transformer_lens_does_not_know_is_named(tokenizer: Any) -> None:
+    config = Gemma3TextConfig(**glu_settings(), head_dim=16, sliding_window=4, query_pre_attn_scalar=16)
+    model = Model(make_hf(config, tokenizer), tokenizer, "gemma3")
+    with pytest.raises(UserError, match="TransformerLens cannot wrap gemma3"):
+        run(model, ALL, sites=["logits"], engine="transformer_lens")
+    close(run(model, ALL, sites=model.sites(), engine="nnsight"), capture(model, ALL, model.sites()))
+
+
+def test_the_model_is_untouched_by_the_adapters(fresh_gpt2: Model) -> None:
+    from interp.models import weights_digest
+
+    before, settings = fresh_gpt2.digest, fresh_gpt2.hf.config.to_dict()
+    modules = {name: type(module) for name, module in fresh_gpt2.hf.named_modules()}
+    forward_of = {name: module.forward for name, module in fresh_gpt2.hf.named_modules()}
+    ids = torch.tensor(token_rows(fresh_gpt2, [TEXTS[2]]))
+    edits = edits_of(fresh_gpt2)["scale keys"]
+    plain, edited = (capture(fresh_gpt2, [TEXTS[2]], ["logits"], positions="all", edits=e)["logits"] for e in ([], edits))
+    bridge, lens = fresh_gpt2.to_transformer_lens(), fresh_gpt2.to_nnsight()
+    for engine in OTHERS:
+        run(fresh_gpt2, ALL, sites=["logits"], edits=edits, engine=engine)
+    with torch.no_grad():
+        bridge.blocks[0].mlp.W_out.mul_(0)
+        lens.transformer.h[0].mlp.c_proj._module.weight.mul_(0)
+        assert torch.equal(fresh_gpt2.hf(ids).logits, plain)
+    assert weights_digest(fresh_gpt2.hf) == before
+    assert fresh_gpt2.hf.config.to_dict() == settings
+    assert fresh_gpt2.hf.config._attn_implementation == "sdpa"
+    assert {name: type(module) for name, module in fresh_gpt2.hf.named_modules()} == modules
+    assert all(module.forward == forward_of[name] for name, module in fresh_gpt2.hf.named_modules())
+    assert torch.equal(capture(fresh_gpt2, [TEXTS[2]], ["logits"], positions="all", edits=edits)["logits"], edited)
+
+
+def test_adapters_in_two_threads_leave_plain_forwards_and_one_another_alone(gpt2: Model) -> None:
+    ids = torch.tensor(token_rows(gpt2, [TEXTS[2]]))
+    edits = [Edit.add("resid_mid.1", 5 * vector(gpt2.d_model))]
+    with torch.no_grad():
+        plain = gpt2.hf(ids).logits
+    expected = capture(gpt2, ALL, ["logits"], edits=edits)
+    found: dict[str, list[Any]] = {engine: [] for engine in OTHERS}
+
+    def work(engine: str) -> None:
+        try:
+            for _ in range(2):
+                found[engine].append(run(gpt2, ALL, sites=["logits"], edits=edits, engine=engine))
+        except BaseException as error:  # shown by the assertion below
+            found[engine].append(error)
+
+    threads = [threading.Thread(target=work, args=(engine,)) for engine in OTHERS]
+    for thread in threads:
+        thread.start()
+    count = 0
+    with torch.no_grad():
+        while any(thread.is_alive() for thread in threads):
+            assert torch.equal(gpt2.hf(ids).logits, plain)
+            count += 1
+    for results in found.values():
+        assert len(results) == 2
+        for result in results:
+            assert isinstance(result, Captured), result
+            close(result, expected)
+    assert count > 10
+
+
+def test_names_of_sites_go_both_ways(any_model: Model) -> None:
+    for site in any_model.sites():
+        assert site_of_module(any_model, module_name(any_model, site)) == site
+        if not site.startswith("mlp_gate"):
+            assert site_of_hook(hook_name(site)) == site
+    assert hook_name("resid_mid.3") == "blocks.3.hook_resid_mid"
+    assert site_of_hook("blocks.3.ln2.hook_in") == "resid_mid.3"
+    for wrong in ("blocks.1.attn.hook_pattern", "hook_embed", "blocks.1.ln_final.hook_out", "mlp.hook_post", "blocks.x.hook_resid_mid"):
+        with pytest.raises(UserError, match="not one of our sites"):
+            site_of_hook(wrong)
+    with pytest.raises(UserError, match="no hook for mlp_gate"):
+        hook_name("mlp_gate.0")
+    with pytest.raises(UserError, match="none of the sites"):
+        site_of_module(any_model, "transformer.wte.output")
+
+
+def test_names_of_sites_are_those_that_the_libraries_know(model: Model) -> None:
+    """A user who takes the names and works in the library alone reads what we capture."""
+    import nnsight
+
+    sites = [site for site in model.sites() if not site.startswith("mlp_gate")]
+    expected = capture(model, [TEXTS[2]], sites, positions="all")
+    ids = torch.tensor(token_rows(model, [TEXTS[2]]))
+    with torch.no_grad():
+        _, cache = model.to_transformer_lens().run_with_cache(ids)
+        lens = model.to_nnsight()
+        with lens.trace(ids):
+            mid = nnsight.save(lens.get(module_name(model, "resid_mid.1").removesuffix(".input")).input.clone())
+    for site in sites:
+        torch.testing.assert_close(cache[hook_name(site)].flatten(2), expected[site].flatten(2), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(mid, expected["resid_mid.1"], atol=1e-5, rtol=1e-5)
+
+
+def test_a_bridge_has_the_raw_weights(model: Model) -> None:
+    bridge = model.to_transformer_lens()
+    for layer in range(model.n_layers):
+        assert torch.equal(model.value_vectors(layer), bridge.blocks[layer].mlp.W_out)
+
+
+class NotOnTheServer(importlib.abc.MetaPathFinder):
+    """While nnsight hides this project, it cannot be imported again, wherever it is installed."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> None:
+        if "interp" not in sys.modules and name.partition(".")[0] in ("interp", "jaxtyping"):
+            raise ModuleNotFoundError(f"{name} is not on the server")
+
+
+def test_a_request_packed_as_for_a_server_holds_all_that_it_needs(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nnsight reads the request back with this project hidden, and runs that."""
+    monkeypatch.setattr(sys, "meta_path", [NotOnTheServer(), *sys.meta_path])
+    edits = [edit for edits in edits_of(model).values() for edit in edits]
+    for positions in ("last", "all"):
+        settings: dict[str, Any] = {"sites": ["resid_mid.2", "head_out.2", "logits"], "edits": edits, "positions": positions}
+        close(run(model, ALL, engine="nnsight", remote="dry", **settings), run(model, ALL, **settings))
