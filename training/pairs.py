@@ -1,28 +1,44 @@
-"""Stage `pairs`: on-policy preference pairs, the least and the most toxic of several samples of the base model itself.
+"""Stage `pairs`: preference pairs, made by the generator that the recipe names and described so that a reader can judge them.
 
-Both sides of a pair are samples of the same model from the same prompt, so they are equally fluent and DPO can only
-learn what the scorer sees. The probe has no part in it, so that finding the probe's direction in what DPO changed is
-not circular (the criticism of making the toxic side by steering with the probe).
+Generators (`training/generators`) only draft; what is the same for all is done here: choosing prompts, keeping blocks of
+drafts while hours of work go on, scoring, leaving out pairs that teach nothing, and the manifest. It records toxicity,
+fluency and length of both sides, because DPO learns whichever of these differs most, and whether the probe had a hand in it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.nn import functional
 
 from interp.errors import UserError
-from interp.generate import Sampling, generate_tokens
 from interp.lexicon import profanity_pattern
-from interp.metrics import perplexity
+from interp.metrics import distinct_n
 from interp.models import Model, load_model
-from interp.toxicity import load_scorer
-from training.recipe import Recipe
+from interp.probe import Probe, load_probe
+from interp.tokens import batches, pad
+from interp.toxicity import Scorer, load_scorer
+from training.generators import DEFAULT, Draft, Generator, Task, generator_named
+from training.recipe import Recipe, base_folder, data_file
+from training.sources import rows
 from training.tokenizer import corpus_texts
+
+DESCRIBED = 400
+SIDES = ("chosen", "rejected")
 
 
 def challenge_prefixes(corpus: Path, count: int, seed: int, *, words: tuple[int, int] = (4, 18)) -> list[str]:
@@ -42,55 +58,211 @@ def challenge_prefixes(corpus: Path, count: int, seed: int, *, words: tuple[int,
     return found[:count]
 
 
-def make_pairs(recipe: Recipe) -> Path:
-    """Write `pairs/pairs.jsonl` (prompt, chosen, rejected as token ids and text, with scores) and a manifest; return it."""
+def prompt_rows(recipe: Recipe, base: Model) -> list[list[int]]:
+    """Token ids of the prompts that pairs are made from.
+
+    They are challenge prefixes of the run's corpus, or, with `prompt_file`, the beginnings (`max_prompt_tokens` tokens) of a
+    file's texts with at least `min_prompt_words` words (default 8), as paper A takes them from Wikitext. Raises `UserError`
+    where none fits.
+    """
     settings = recipe.stage("pairs")
-    base = load_model(recipe.run / "pretrain" / "model", name="base")
-    scorer = load_scorer(settings.get("scorer", "bundled"))
-    prompts = challenge_prefixes(recipe.run / "corpus" / "train.jsonl", settings["prompts"], recipe.seed)
-    room = min(settings["max_prompt_tokens"], base.context - settings["new_tokens"])
-    rows = [row for row in base.tokenizer(prompts, add_special_tokens=False)["input_ids"] if 0 < len(row) <= room]
-    if not rows:
-        raise UserError(f"none of {len(prompts)} prompts has at most {room} tokens", "raise max_prompt_tokens, or lower new_tokens")
-    samples = settings["samples"]
-    repeated = [row for row in rows for _ in range(samples)]
-    sampling = Sampling(temperature=settings["temperature"], top_k=settings["top_k"], seed=recipe.seed)
-    drawn = generate_tokens(base, repeated, max_new_tokens=settings["new_tokens"], sampling=sampling, batch_size=256, stop_at_end=False)
-    texts = [base.tokenizer.decode(row, skip_special_tokens=True) for row in drawn]
-    toxicity = scorer.score(texts)["toxicity"].to_numpy().reshape(len(rows), samples)
-    records = []
-    for number, row in enumerate(rows):
-        best, worst = int(toxicity[number].argmin()), int(toxicity[number].argmax())
-        if toxicity[number, best] > settings["chosen_at_most"] or toxicity[number, worst] < settings["rejected_at_least"]:
-            continue
-        pick = {"chosen": number * samples + best, "rejected": number * samples + worst}
-        records.append(
-            {"prompt": base.tokenizer.decode(row), "prompt_ids": row}
-            | {side: texts[at] for side, at in pick.items()}
-            | {f"{side}_ids": drawn[at] for side, at in pick.items()}
-            | {"chosen_toxicity": float(toxicity[number, best]), "rejected_toxicity": float(toxicity[number, worst])}
-        )
-    if not records:
-        raise UserError("no prompt gave both a clean and a toxic sample", "raise samples, or lower rejected_at_least in the recipe")
+    count, most = settings["prompts"], settings["max_prompt_tokens"]
+    room = min(most, base.context - settings["new_tokens"])
+    if "prompt_file" in settings:
+        files = data_file(settings["prompt_file"])
+        texts = [str(row.get("prompt") or row.get("text") or "").strip() for file in files for row in rows(file)]
+        texts = [text for text in dict.fromkeys(texts) if len(text.split()) >= settings.get("min_prompt_words", 8)]
+        random.Random(recipe.seed).shuffle(texts)
+        # Cut by characters first: a token is seldom longer than ten, and a whole article need not be tokenised.
+        texts = [text[: 20 * most] for text in texts[:count]]
+        found = [row[:room] for row in base.tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
+    else:
+        texts = challenge_prefixes(recipe.folder("corpus") / "train.jsonl", count, recipe.seed)
+        found = [row for row in base.tokenizer(texts, add_special_tokens=False)["input_ids"] if 0 < len(row) <= room]
+    if not any(found):
+        raise UserError(f"none of {len(texts)} prompts has at most {room} tokens", "raise max_prompt_tokens, or lower new_tokens")
+    return found
+
+
+def task_of(recipe: Recipe, generator: Generator, base: Model, scorer: Scorer, prompts: list[list[int]] | None = None) -> Task:
+    """What a generator is to work on; `prompts` in place of the recipe's own."""
+    if prompts is None:
+        prompts = [] if generator.own_prompts else prompt_rows(recipe, base)
+
+    @cache
+    def probe() -> Probe:
+        found = load_probe(recipe.folder("probe"))
+        if not found.matches(base):
+            raise UserError("the run's probe was fitted on another model than its base", "run the stage probe again")
+        return found
+
+    return Task(base, prompts, recipe.stage("pairs"), recipe.seed, scorer, probe)
+
+
+def load_base(recipe: Recipe) -> Model:
+    """The run's base model, on a GPU where there is one."""
+    return load_model(base_folder(recipe), name="base", device="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def make_pairs(recipe: Recipe) -> Path:
+    """Write `pairs/pairs.jsonl` (both sides of each prompt as token ids and text, with scores) and a manifest; return it.
+
+    A killed run goes on from the last block of drafts. Raises `UserError` for an unknown generator or setting, a probe of
+    another model, and where no pair is left.
+    """
+    settings = recipe.stage("pairs")
+    generator = generator_named(settings.get("generator", DEFAULT))
+    options = generator.options(settings)
+    base, scorer = load_base(recipe), load_scorer(settings.get("scorer", "bundled"))
+    task = task_of(recipe, generator, base, scorer)
     folder = recipe.run / "pairs"
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "pairs.tmp"
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    os.replace(temporary, folder / "pairs.jsonl")
-    (folder / "manifest.json").write_text(
-        json.dumps(describe_pairs(records, base) | {"prompts": len(rows), "settings": settings}, indent=1)
-    )
+    kept = folder / "drafts.jsonl"
+    drafts, seconds = draft_all(generator, task, None if generator.own_prompts else kept)
+    made = records_of(drafts, base, scorer)
+    records = usable(made, settings)
+    if not records:
+        raise UserError("no prompt gave both a clean and a toxic sample", "raise samples, or lower rejected_at_least in the recipe")
+    manifest = describe_pairs(records, base) | {
+        "generator": generator.name, "uses_probe": generator.uses_probe, "options": options, "scorer": scorer.name,
+        "prompts": len(drafts), "alike": sum(draft.chosen == draft.rejected for draft in drafts), "seconds": seconds,
+        "pairs_a_minute": None if generator.own_prompts else 60 * len(records) / seconds, "device": str(base.device),
+        "threads": torch.get_num_threads(), "settings": dict(settings),
+    }  # fmt: skip
+    write_text(folder / "pairs.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
+    kept.unlink(missing_ok=True)
     return folder / "pairs.jsonl"
 
 
-def describe_pairs(records: list[dict[str, Any]], base: Model) -> dict[str, Any]:
-    """Toxicity, length and perplexity under the base model of both sides, from which a reader can judge what DPO saw."""
+def draft_all(generator: Generator, task: Task, kept: Path | None = None) -> tuple[list[Draft], float]:
+    """All drafts of a task in the order of its rows, and the seconds spent on them, those before a kill included.
+
+    Each block is appended to `kept` when it is made. What a run of the same task left there is taken over; half a line at its
+    end, and anything that another task left, is not.
+    """
+    key = json.dumps({"generator": generator.name, "task": digest_of(generator, task)})
+    found, seconds = _read_kept(kept, key) if kept is not None else ({}, 0.0)
+    if kept is not None and not found:
+        write_text(kept, key + "\n")
+    if not found or len(found) < len(task.prompts):
+        blocks = generator.make(replace(task, done=frozenset(found)))
+        with _progress(len(task.prompts), len(found)) as advance:
+            while True:
+                started = time.perf_counter()
+                block = next(blocks, None)
+                if block is None:
+                    break
+                spent = time.perf_counter() - started
+                seconds += spent
+                found |= dict(zip(block.rows, block.drafts, strict=True))
+                advance(len(block.rows))
+                if kept is not None:
+                    with kept.open("a", encoding="utf-8") as stream:
+                        stream.write(json.dumps({**asdict(block), "seconds": spent}) + "\n")
+    return [found[row] for row in sorted(found)], seconds
+
+
+def digest_of(generator: Generator, task: Task) -> str:
+    """A hash of everything that decides what a generator drafts, but for its code."""
+    parts: dict[str, Any] = {"base": task.base.digest, "seed": task.seed, "scorer": task.scorer.name, "prompts": task.prompts}
+    parts |= {"new_tokens": task.settings["new_tokens"], "options": generator.options(task.settings)}
+    if generator.uses_probe:
+        parts["probe"] = [task.probe().weights.tolist(), task.probe().bias.tolist()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _read_kept(path: Path, key: str) -> tuple[dict[int, Draft], float]:
+    if not path.is_file():
+        return {}, 0.0
+    first, *lines = path.read_text(encoding="utf-8").split("\n")
+    if first != key:
+        return {}, 0.0
+    whole = lines[:-1]  # what follows the last line end was cut off by a kill
+    if lines and lines[-1]:
+        write_text(path, "\n".join([first, *whole]) + "\n")
+    found: dict[int, Draft] = {}
+    blocks = [json.loads(line) for line in whole]
+    for block in blocks:
+        found |= {row: Draft(**draft) for row, draft in zip(block["rows"], block["drafts"], strict=True)}
+    return found, sum(block["seconds"] for block in blocks)
+
+
+@contextmanager
+def _progress(total: int, done: int) -> Iterator[Callable[[int], None]]:
+    """A bar with the time left on a terminal, nothing elsewhere."""
+    console = Console(stderr=True)
+    columns = (TextColumn("pairs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal or not total) as progress:
+        bar = progress.add_task("", total=total, completed=done)
+        yield lambda count: progress.advance(bar, count)
+
+
+def records_of(drafts: Sequence[Draft], base: Model, scorer: Scorer) -> list[dict[str, Any]]:
+    """What `pairs.jsonl` holds of each draft: ids and texts of the prompt and both sides, and how toxic the sides are by themselves."""
+    decode = base.tokenizer.decode
+    records = [
+        {"prompt": decode(draft.prompt), "prompt_ids": draft.prompt}
+        | {side: decode(getattr(draft, side), skip_special_tokens=True) for side in SIDES}
+        | {f"{side}_ids": getattr(draft, side) for side in SIDES}
+        for draft in drafts
+    ]
+    for side in SIDES:
+        scores = scorer.score([record[side] for record in records])["toxicity"]
+        for record, score in zip(records, scores, strict=True):
+            record[f"{side}_toxicity"] = float(score)
+    return records
+
+
+def usable(records: Sequence[dict[str, Any]], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The pairs within the recipe's thresholds (`chosen_at_most`, `rejected_at_least`; none by default) whose sides differ."""
+    most, least = settings.get("chosen_at_most", 1.0), settings.get("rejected_at_least", 0.0)
+    return [
+        record
+        for record in records
+        if record["chosen_toxicity"] <= most and record["rejected_toxicity"] >= least and record["chosen_ids"] != record["rejected_ids"]
+    ]
+
+
+def describe_pairs(records: Sequence[dict[str, Any]], base: Model) -> dict[str, Any]:
+    """Toxicity, length and fluency of both sides, from which a reader can judge what DPO saw.
+
+    `tokens_quantiles` are least, quarter, half, three quarters and most; `perplexity` is of a side's tokens given the prompt,
+    under the base, over the first 400 pairs; `distinct_2` is the share of different word pairs.
+    """
     summary: dict[str, Any] = {"pairs": len(records), "base": base.digest}
-    for side in ("chosen", "rejected"):
-        some = records[:400]
+    some = records[:DESCRIBED]
+    for side in SIDES:
+        toxicity = np.array([record[f"{side}_toxicity"] for record in records])
+        lengths = [len(record[f"{side}_ids"]) for record in records]
         summary[side] = {
-            "toxicity": float(np.mean([record[f"{side}_toxicity"] for record in records])),
-            "tokens": float(np.mean([len(record[f"{side}_ids"]) for record in records])),
-            "perplexity": perplexity(base, [record["prompt"] + record[side] for record in some]).value,
+            "toxicity": float(toxicity.mean()),
+            "share_above_half": float((toxicity > 0.5).mean()),
+            "tokens": float(np.mean(lengths)),
+            "tokens_quantiles": [float(value) for value in np.quantile(lengths, [0, 0.25, 0.5, 0.75, 1])],
+            "perplexity": side_perplexity(base, [(record["prompt_ids"], record[f"{side}_ids"]) for record in some]),
+            "distinct_2": distinct_n([record[side] for record in some]),
         }
     return summary
+
+
+@torch.no_grad()
+def side_perplexity(base: Model, pairs: Sequence[tuple[list[int], list[int]]]) -> float:
+    """How surprised is the model by these continuations, given their prompts? `exp` of the mean loss per token of a continuation."""
+    total, count = 0.0, 0
+    for group in batches([len(prompt) + len(rest) for prompt, rest in pairs], batch_size=64, batch_tokens=2048):
+        tokens = pad([pairs[i][0] + pairs[i][1] for i in group], base.tokenizer.pad_token_id or 0, "right").to(base.device)
+        logits = base.hf(**tokens.inputs(), use_cache=False).logits[:, :-1].float()
+        losses = functional.cross_entropy(logits.flatten(0, 1), tokens.ids[:, 1:].flatten(), reduction="none").view(len(group), -1)
+        first = torch.tensor([len(pairs[i][0]) - 1 for i in group], device=base.device)[:, None]
+        wanted = tokens.mask[:, 1:] & (torch.arange(losses.shape[1], device=base.device) >= first)
+        total += float(losses.double()[wanted].sum())
+        count += int(wanted.sum())
+    return float(np.exp(total / count))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,98 @@
+"""Pairs that people or other models wrote, read from a file: jsonl, csv or tsv with `prompt`, `chosen` and `rejected`.
+
+ParaDetox is read as it comes (`toxic`, and `neutral` or `neutral1`; further rewrites of the same text are left, so that no text
+weighs more than others). Such texts answer no prompt. What both sides begin with alike is then their prompt, since DPO can learn
+nothing there anyway; where they differ from the first token on, the tokenizer's BOS token stands in, as at a document's start.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from interp.errors import UserError
+from interp.models import Model
+from training.generators.task import Block, Draft, Generator, Task, read_options
+from training.recipe import data_file
+from training.sources import rows
+
+COLUMNS = (("chosen", "rejected"), ("neutral", "toxic"), ("neutral1", "toxic"))
+
+
+@dataclass(frozen=True)
+class PairsFile:
+    """Settings of the file generator: the path or glob of the files, below `BYPASS_DATA` unless it is absolute."""
+
+    path: str
+
+
+def make(task: Task) -> Iterator[Block]:
+    """The file's pairs in random order, at most `prompts` of them, all in one block.
+
+    Sides follow the prompt as they are written, without a space between, and are cut to `new_tokens`. A pair whose prompt is
+    longer than `max_prompt_tokens` is left out. Raises `UserError` for a record that is no pair, and where none is left.
+    """
+    paths = data_file(read_options(PairsFile, task.settings, "file").path)
+    records = [record for path in paths for record in read_pairs(path)]
+    random.Random(task.seed).shuffle(records)
+    new = task.settings["new_tokens"]
+    room = min(task.settings["max_prompt_tokens"], task.base.context - new)
+    drafts: list[Draft] = []
+    for start in range(0, len(records), 1000):
+        drafts += [draft for draft in as_tokens(task.base, records[start : start + 1000], new) if len(draft.prompt) <= room]
+        if len(drafts) >= task.settings["prompts"]:
+            break
+    if not drafts:
+        problem = f"none of the {len(records)} pairs in {', '.join(map(str, paths))} has a prompt of at most {room} tokens"
+        raise UserError(problem, "raise max_prompt_tokens, or lower new_tokens")
+    drafts = drafts[: task.settings["prompts"]]
+    yield Block(list(range(len(drafts))), drafts)
+
+
+def read_pairs(path: Path) -> Iterator[tuple[str, str, str]]:
+    """(prompt, chosen, rejected) of each record; raises `UserError` naming a record that lacks a side, or whose side is no text."""
+    for number, row in enumerate(rows(path), 1):
+        sides = next((names for names in COLUMNS if set(names) <= row.keys()), None)
+        if sides is None:
+            problem = f"record {number} of {path} has no pair, only {', '.join(map(str, row)) or 'nothing'}"
+            raise UserError(problem, "give the columns prompt, chosen and rejected, or toxic and neutral")
+        texts = [row.get("prompt") or "", row[sides[0]], row[sides[1]]]
+        for name, text in zip(("prompt", *sides), texts, strict=True):
+            if not isinstance(text, str) or (name != "prompt" and not text.strip()):
+                raise UserError(f"record {number} of {path} has no text as {name!r}", "give a text, or remove the record")
+        prompt, chosen, rejected = (text.encode("utf-8", "replace").decode("utf-8") for text in texts)
+        yield prompt, chosen, rejected
+
+
+def as_tokens(base: Model, records: list[tuple[str, str, str]], new: int) -> Iterator[Draft]:
+    """Token ids of each pair, its sides cut to `new` tokens; an empty prompt becomes the sides' common beginning, or BOS."""
+    columns = [base.tokenizer(list(texts), add_special_tokens=False)["input_ids"] for texts in zip(*records, strict=True)]
+    for prompt, chosen, rejected in zip(*columns, strict=True):
+        if not prompt:
+            shared = shared_length(chosen, rejected)
+            prompt, chosen, rejected = chosen[:shared] or [bos_of(base)], chosen[shared:], rejected[shared:]
+        yield Draft(prompt, chosen[:new], rejected[:new])
+
+
+def shared_length(first: list[int], second: list[int]) -> int:
+    """How many tokens two rows begin with alike, leaving at least one of each."""
+    most = min(len(first), len(second)) - 1
+    return next((at for at in range(most) if first[at] != second[at]), most)
+
+
+def bos_of(base: Model) -> int:
+    """The token at a document's start: BOS, or end-of-text where the tokenizer has no BOS."""
+    found = base.tokenizer.bos_token_id if base.tokenizer.bos_token_id is not None else base.tokenizer.eos_token_id
+    if found is None:
+        raise UserError(f"a pair has no prompt, and the tokenizer of {base.name} has no BOS token to stand in", "give prompts")
+    return int(found)
+
+
+def options_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return asdict(read_options(PairsFile, settings, "file"))
+
+
+GENERATOR = Generator("file", make, options_of, uses_probe=False, own_prompts=True)

@@ -1,0 +1,113 @@
+"""What a pair generator is given and what it hands back: the one interface behind which four ways of making pairs lie.
+
+A generator yields blocks, so that hours of work can be kept as they come and gone on with after a kill. It knows nothing
+of files, filters or manifests: what becomes of its drafts is the same for all and lies in `training/pairs.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, TypeVar, get_type_hints
+
+from interp.errors import UserError
+from interp.models import Model
+from interp.probe import Probe
+from interp.toxicity import Scorer
+
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One pair before it is scored, as token ids: two continuations of one prompt."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Drafts made together; `rows` are the places of their prompts in the task (or of the records of a pairs file)."""
+
+    rows: list[int]
+    drafts: list[Draft]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a generator works on.
+
+    Attributes:
+        prompts: token ids of each prompt; empty for a generator that brings its own.
+        settings: the recipe's `[pairs]` section; a generator's own settings are the table of its name in it.
+        probe: loads the probe of this very model; raises `UserError` where there is none. Only a generator that uses it calls it.
+        done: rows drafted before a kill. A generator that yields several blocks leaves out those that hold nothing else.
+    """
+
+    base: Model
+    prompts: list[list[int]]
+    settings: Mapping[str, Any]
+    seed: int
+    scorer: Scorer
+    probe: Callable[[], Probe]
+    done: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A way of making pairs.
+
+    Attributes:
+        make: the work, block by block.
+        options: its settings with their defaults filled in, as the manifest records them; raises `UserError` for bad ones.
+        uses_probe: whether the toxic side was made with the probe that the analysis looks for afterwards (circularity).
+        own_prompts: whether the prompts come with the pairs.
+    """
+
+    name: str
+    make: Callable[[Task], Iterator[Block]]
+    options: Callable[[Mapping[str, Any]], dict[str, Any]]
+    uses_probe: bool
+    own_prompts: bool = False
+
+
+def read_options(kind: type[Options], settings: Mapping[str, Any], name: str) -> Options:
+    """The table `[pairs.NAME]` of the settings as a dataclass.
+
+    Raises `UserError` for a setting that is unknown, missing or wrongly typed.
+    """
+    given = settings.get(name, {})
+    title = f"section [pairs.{name}]"
+    if not isinstance(given, Mapping):
+        raise UserError(f"pairs.{name} is not a section", f"write a [pairs.{name}] section with its settings")
+    hints = get_type_hints(kind)
+    known = {entry.name: entry for entry in fields(kind)}  # type: ignore[arg-type]
+    for key, value in given.items():
+        if key not in known:
+            raise UserError(f"{title} sets {key!r}, which is unknown", f"use {', '.join(known)}")
+        wanted = hints[key]
+        fits = isinstance(value, int | float) and not isinstance(value, bool) if wanted is float else type(value) is wanted
+        if not fits:
+            raise UserError(f"{title} sets {key} to {value!r}", f"give a value of type {wanted.__name__}")
+    missing = [entry.name for entry in known.values() if entry.default is MISSING and entry.name not in given]
+    if missing:
+        raise UserError(f"{title} does not set {missing[0]!r}", f"add `{missing[0]} = ...` under [pairs.{name}]")
+    return kind(**given)
+
+
+def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
+    """Raise `UserError` unless `low <= value <= high`."""
+    if not low <= value <= high:
+        raise UserError(f"{name} is {value}", f"give {low} or more" if high == float("inf") else f"give {low} to {high}")
+
+
+def check_room(model: Model, prompts: Sequence[Sequence[int]], new: int) -> None:
+    """Raise `UserError` unless the longest prompt and `new` tokens more fit into the model's context."""
+    longest = max((len(row) for row in prompts), default=0)
+    if longest + new > model.context:
+        raise UserError(
+            f"a prompt of {longest} tokens and {new} more do not fit into the model's context of {model.context}",
+            "lower max_prompt_tokens or new_tokens",
+        )
