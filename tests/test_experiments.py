@@ -72,7 +72,7 @@ def test_the_matched_strength_reaches_the_perplexity_asked_for(context: Context)
 def test_mean_activations_equal_those_of_one_prompt_at_a_time(context: Context) -> None:
     base = context.pair.base
     neurons = [(0, 3), (1, 5), (0, 7)]
-    found = mean_activations(context, base, neurons)
+    found = mean_activations(context, base, neurons, "base")
     for number, (row, more) in enumerate(zip(context.prompt_rows(), context.base_tokens(), strict=True)):
         seen: dict[int, torch.Tensor] = {}
         handles = [
@@ -86,6 +86,21 @@ def test_mean_activations_equal_those_of_one_prompt_at_a_time(context: Context) 
             handle.remove()
         for column, (layer, index) in enumerate(neurons):
             assert found[number, column] == pytest.approx(seen[layer][len(row) - 1 :, index].mean().item(), abs=1e-6)
+
+
+def test_whose_tokens_are_read_changes_activations_only_where_the_tokens_differ(context: Context) -> None:
+    base, tuned = context.pair.base, context.pair.tuned
+    neurons = [(0, 3), (1, 5)]
+    np.testing.assert_array_equal(*(mean_activations(context, base, neurons, forcing) for forcing in ("base", "own")))
+    np.testing.assert_array_equal(*(mean_activations(context, tuned, neurons, forcing) for forcing in ("tuned", "own")))
+    differ = np.array([a != b for a, b in zip(context.greedy_tokens(base), context.greedy_tokens(tuned), strict=True)])
+    assert differ.any()
+    changed = (
+        np.abs(mean_activations(context, base, neurons, "base") - mean_activations(context, base, neurons, "tuned")).max(axis=1) > 1e-7
+    )
+    # The last token is chosen but not read.
+    read = np.array([a[:-1] != b[:-1] for a, b in zip(context.greedy_tokens(base), context.greedy_tokens(tuned), strict=True)])
+    np.testing.assert_array_equal(changed, read)
 
 
 def test_a_random_change_has_the_norm_of_the_tuning_in_every_tensor(pair: ModelPair) -> None:

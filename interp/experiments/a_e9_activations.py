@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 
 from interp import figures
-from interp.capture import capture
+from interp.activations import forced_neurons
 from interp.experiments.registry import Context, Finding, experiment
 from interp.models import Model
+from interp.neurons import Neuron
 from interp.nulls import matched_neurons
 from interp.results import Verdict
 from interp.stats import bootstrap_difference, bootstrap_mean, permutation_p
@@ -16,21 +17,13 @@ from interp.stats import bootstrap_difference, bootstrap_mean, permutation_p
 TOP = 5
 
 
-def mean_activations(context: Context, model: Model, neurons: list[tuple[int, int]]) -> np.ndarray:
-    """Each neuron's activation, averaged over the steps of the base model's continuation: `prompt neuron`."""
-    rows, forced = context.prompt_rows(), context.base_tokens()
-    joined = [row + more[:-1] for row, more in zip(rows, forced, strict=True)]
-    steps = [list(range(len(row) - 1, len(row) - 1 + context.new_tokens)) for row in rows]
-    units: dict[str, list[int]] = {}
-    for layer, index in neurons:
-        units.setdefault(f"mlp_post.{layer}", []).append(index)
-    found = capture(model, joined, list(units), positions=steps, units=units)
-    column = {
-        (int(site.split(".")[1]), index): found[site][:, :, at].mean(dim=1).numpy()
-        for site in units
-        for at, index in enumerate(units[site])
-    }
-    return np.stack([column[neuron] for neuron in neurons], axis=1)
+def mean_activations(context: Context, model: Model, neurons: list[Neuron], forcing: str) -> np.ndarray:
+    """Each neuron's activation, averaged over the steps of a continuation: `prompt neuron`.
+
+    `forcing` says whose tokens are read: `base` (the paper's text), `tuned` (the paper's released code) or each model's `own`.
+    """
+    author = {"base": context.pair.base, "tuned": context.pair.tuned, "own": model}[forcing]
+    return forced_neurons(model, context.prompt_rows(), context.greedy_tokens(author), neurons).values.mean(dim=1).numpy()
 
 
 @experiment(
@@ -41,8 +34,9 @@ def mean_activations(context: Context, model: Model, neurons: list[tuple[int, in
     criterion="Holds if at least 4 of the 5 nearest neurons fall with an interval that excludes 0 and their mean fall exceeds that of matched neurons (p < 0.05); "
     "fails if the mean does not fall; otherwise inconclusive.",
     refuted_by="No fall, or the same fall in neurons of the same layers and norms.",
-    caveat="Both models are forced on the base model's continuation, so that only the weights differ. That a neuron fires less does not show that its "
-    "silence is what lowers toxicity; the un-alignment experiment asks that.",
+    caveat="The headline forces both models on the base model's continuation, so that only the weights differ; the second table gives the other two "
+    "readings (the released code forces both on the tuned model's). That a neuron fires less does not show that its silence is what lowers toxicity; "
+    "the un-alignment experiment asks that.",
 )
 def run(context: Context) -> Finding:
     neurons = context.ranking.neurons[:TOP]
@@ -53,7 +47,7 @@ def run(context: Context) -> Finding:
     ]
     every = list(dict.fromkeys([*neurons, *(neuron for some in drawn for neuron in some)]))
     context.say("activations of toxic and matched neurons")
-    sides = {name: mean_activations(context, model, every) for name, model in context.pair.sides.items()}
+    sides = {name: mean_activations(context, model, every, "base") for name, model in context.pair.sides.items()}
     place = {neuron: at for at, neuron in enumerate(every)}
     rows, falls = [], []
     for neuron in neurons:
@@ -79,14 +73,28 @@ def run(context: Context) -> Finding:
         caption="For toxic neurons the orange bar should be shorter than the blue one; for matched neurons both should be alike.",
     )  # fmt: skip
     pooled = bootstrap_mean((sides["base"] - sides["tuned"])[:, [place[n] for n in neurons]].mean(axis=1), seed=context.seed)
+    readings = _readings(context, neurons, drawn[0])
+    same = (readings[readings["neurons"] == "toxic"]["fall"] > 0).all()
     summary = (
         f"{fallen} of {TOP} toxic neurons are less active after tuning; the mean fall is {observed:.4f} (matched neurons {np.mean(null):.4f}, p = {p:.3f}), "
-        f"from a mean of {sides['base'][:, [place[n] for n in neurons]].mean():.3f}."
+        f"from a mean of {sides['base'][:, [place[n] for n in neurons]].mean():.3f}. "
+        + ("The mean falls whosever tokens are read." if same else "The sign of the mean depends on whose tokens are read (second table).")
     )
     return Finding(
         verdict, summary, {"mean fall": observed, "neurons that fell": fallen}, {"mean fall": float(np.mean(null))},
-        {"mean fall": (pooled.low, pooled.high)}, {"activations": frame}, (figure,), {"forcing": "base", "matched_draws": draws},
+        {"mean fall": (pooled.low, pooled.high)}, {"activations": frame, "whose tokens are read": readings}, (figure,), {"forcing": "base", "matched_draws": draws},
     )  # fmt: skip
+
+
+def _readings(context: Context, neurons: list[Neuron], matched: list[Neuron]) -> pd.DataFrame:
+    """The mean fall of the toxic neurons, and of one draw of matched ones, under each reading of the paper's figure."""
+    rows = []
+    for forcing in ("base", "tuned", "own"):
+        for name, some in (("toxic", neurons), ("matched (null, one draw)", matched)):
+            base, tuned = (mean_activations(context, model, some, forcing).mean(axis=1) for model in context.pair.sides.values())
+            fall = bootstrap_difference(base, tuned, seed=context.seed)
+            rows.append((forcing, name, float(base.mean()), float(tuned.mean()), fall.value, fall.low, fall.high))
+    return pd.DataFrame(rows, columns=["tokens of", "neurons", "base", "tuned", "fall", "low", "high"])
 
 
 def _ends(interval: object) -> tuple[float, float, float]:

@@ -147,14 +147,16 @@ class Context:
             lambda: generate(model, self.prompts, max_new_tokens=self.new_tokens, edits=edits, max_prompt_tokens=room, batch_size=BATCH),
         )
 
-    def base_tokens(self) -> list[list[int]]:
-        """The base model's greedy continuations as token ids, on which both sides are forced."""
+    def greedy_tokens(self, model: Model) -> list[list[int]]:
+        """A model's greedy continuations as token ids, all of `new_tokens`, on which both sides can be forced."""
         return self._once(
-            "base tokens",
-            lambda: generate_tokens(
-                self.pair.base, self.prompt_rows(), max_new_tokens=self.new_tokens, stop_at_end=False, batch_size=BATCH
-            ),
+            ("greedy tokens", id(model)),
+            lambda: generate_tokens(model, self.prompt_rows(), max_new_tokens=self.new_tokens, stop_at_end=False, batch_size=BATCH),
         )
+
+    def base_tokens(self) -> list[list[int]]:
+        """The base model's greedy continuations, on which both sides are forced."""
+        return self.greedy_tokens(self.pair.base)
 
     def toxicity(self, model: Model, edits: Sequence[Edit] = ()) -> np.ndarray:
         """Toxicity of each challenge prompt's continuation, without the prompt, from 0 to 1."""
