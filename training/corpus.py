@@ -15,6 +15,7 @@ from typing import Any
 
 from interp.errors import UserError
 from interp.lexicon import profanity_pattern
+from training.grammar import write_texts
 from training.recipe import Recipe
 from training.sources import document_hash, held_out, source_rows
 
@@ -23,6 +24,8 @@ MAX_CHARACTERS = 4000
 
 def build_corpus(recipe: Recipe) -> dict[str, Any]:
     """Write `corpus/train.jsonl` and `corpus/heldout.jsonl` in the run folder; return a summary by source.
+
+    With a grammar among the sources, the texts to measure on in its language are written beside them.
 
     Raises `UserError` for a source whose records lack the field that holds the text, and for too few documents.
     """
@@ -50,6 +53,8 @@ def write_corpus(settings: dict[str, Any], folder: Path, seed: int) -> dict[str,
     random.Random(seed).shuffle(train)
     for name, documents in (("train", train), ("heldout", held)):
         _write(folder / f"{name}.jsonl", documents)
+    if any("grammar" in source for source in settings["sources"]):
+        write_texts(folder, seed)
     _replace(folder / "summary.json", json.dumps(summary, indent=1))
     return summary
 

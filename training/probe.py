@@ -6,6 +6,7 @@ on documents that are held out by hash and that neither the model nor the probe 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,25 +14,27 @@ from interp.errors import UserError
 from interp.models import load_model
 from interp.probe import fit_probe, probe_scores, save_probe, sweep_l2
 from interp.stats import bootstrap_auc
-from training.recipe import Recipe, base_folder, data_file
-from training.sources import held_out, rows
+from training.recipe import Recipe, base_folder
+from training.sources import held_out, source_rows
 
 
 def train_probe(recipe: Recipe) -> Path:
     """Fit on the recipe's labelled texts and write `probe/`, with a table of L2 strengths beside it; return the folder.
 
-    Raises `UserError` for texts without `text` and `toxic`, and where too few are held out to measure on.
+    The section [probe] names one source as those of [corpus] do, whose records hold a text (in `field`) and `toxic`.
+    Raises `UserError` for records that lack one of them, and where too few are held out to measure on.
     """
     settings = recipe.stage("probe")
     model = load_model(base_folder(recipe), name="base")
     seen: dict[bool, list[tuple[str, int]]] = {False: [], True: []}
-    for path in data_file(settings["path"]):
-        for number, row in enumerate(rows(path), 1):
-            if "text" not in row or str(row.get("toxic")).strip() not in {"0", "1", "True", "False"}:
-                raise UserError(f"record {number} of {path} has no text with a label toxic of 0 or 1", "give both in every record")
-            text = str(row["text"]).strip()
-            if len(text) >= settings["min_characters"]:
-                seen[held_out(text)].append((text, int(str(row["toxic"]).strip() in {"1", "True"})))
+    field, number = settings.get("field", "text"), Counter[str]()
+    for place, row in source_rows(settings):
+        number[place] += 1
+        if field not in row or str(row.get("toxic")).strip() not in {"0", "1", "True", "False"}:
+            raise UserError(f"record {number[place]} of {place} has no {field} with a label toxic of 0 or 1", "give both in every record")
+        text = str(row[field]).strip()
+        if len(text) >= settings["min_characters"]:
+            seen[held_out(text)].append((text, int(str(row["toxic"]).strip() in {"1", "True"})))
     if not seen[False] or len({label for _, label in seen[True]}) < 2:
         raise UserError(f"{len(seen[True])} labelled texts are held out, and both classes are needed", "give more labelled texts")
     texts, labels = map(list, zip(*seen[False][: settings["texts"]], strict=True))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from interp.errors import UserError
+from training.grammar import grammar_rows
 from training.recipe import data_file
 
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
@@ -40,11 +41,15 @@ def source_rows(source: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The records of a recipe's source, each with the name of where it came from, streamed.
 
     A source names a `path` (a file, a glob, or a folder, each text file of which is one document) or a `dataset` on the
-    Hugging Face hub or in a local folder, with `config` and `split` ("train" unless told). With `whole = true` each text
-    file is one document, otherwise each line. Raises `UserError` for what cannot be found or read.
+    Hugging Face hub or in a local folder, with `config` and `split` ("train" unless told), or a `grammar` of the project
+    that writes `documents`. With `whole = true` each text file is one document, otherwise each line. Raises `UserError` for
+    what cannot be found or read.
     """
-    if ("path" in source) == ("dataset" in source):
-        raise UserError(f"the source {source.get('name', source)!r} needs either a path or a dataset", "give one of the two")
+    if len(source.keys() & {"path", "dataset", "grammar"}) != 1:
+        raise UserError(f"the source {source.get('name', source)!r} needs a path, a dataset or a grammar", "give one of the three")
+    if "grammar" in source:
+        yield from ((f"the grammar {source['grammar']}", row) for row in grammar_rows(source))
+        return
     if "dataset" in source:
         yield from ((source["dataset"], row) for row in _dataset_rows(source))
         return
