@@ -51,6 +51,8 @@ class Frame:
 
 Transform = Callable[[Tensor, Frame], Tensor]
 Collector = Callable[[Tensor, Frame], None]
+# What a block is given beside the residual stream: masks, rotary embeddings and the like.
+Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Work:
 
 _WORK: ContextVar[Mapping[int, Work]] = ContextVar("bypass_work", default={})  # noqa: B039  (never mutated)
 _FRAME: ContextVar[Frame | None] = ContextVar("bypass_frame", default=None)
+_CALLS: ContextVar[tuple[int, list[Call]] | None] = ContextVar("bypass_calls", default=None)
 
 
 def _join(first: Mapping[str, tuple], second: Mapping[str, tuple]) -> dict[str, tuple]:
@@ -119,6 +122,27 @@ def editing(model: Model, edits: Sequence[Edit], *, prompt_lengths: Sequence[int
         yield
 
 
+@contextlib.contextmanager
+def recording_calls(model: Model) -> Iterator[list[Call]]:
+    """Record how each block is called in this context, so that it can be called again just as the model calls it."""
+    calls: list[Call] = []
+    token = _CALLS.set((id(model.hf), calls))
+    try:
+        yield calls
+    finally:
+        _CALLS.reset(token)
+
+
+@contextlib.contextmanager
+def framed(frame: Frame) -> Iterator[None]:
+    """Tell the hooks which tokens pass where blocks are called one by one, without a forward of the whole model."""
+    token = _FRAME.set(frame)
+    try:
+        yield
+    finally:
+        _FRAME.reset(token)
+
+
 def install(hf: nn.Module, architecture: Architecture, n_heads: int) -> None:
     """Install the permanent hooks of every site, once for a model however often it is wrapped.
 
@@ -131,6 +155,7 @@ def install(hf: nn.Module, architecture: Architecture, n_heads: int) -> None:
     body = hf.get_submodule(hf.base_model_prefix)  # type: ignore[arg-type]
     body.register_forward_pre_hook(_frame_hook(key, id(body)), with_kwargs=True)
     for layer, block in enumerate(hf.get_submodule(architecture.blocks).children()):
+        block.register_forward_pre_hook(_call_hook(key, id(block)), with_kwargs=True)
         for name, tap in architecture.taps.items():
             heads = n_heads if name == "head_out" else None
             _install_tap(block.get_submodule(tap.path), tap, key, str(Site(name, layer)), heads)
@@ -143,6 +168,15 @@ def _install_tap(module: nn.Module, tap: Tap, key: int, site: str, heads: int | 
         module.register_forward_pre_hook(_input_hook(key, id(module), site, heads, tap.shared), with_kwargs=True)
     else:
         module.register_forward_hook(_output_hook(key, id(module), site))
+
+
+def _call_hook(key: int, owner: int) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        recording = _CALLS.get()
+        if recording is not None and recording[0] == key and id(module) == owner:
+            recording[1].append((args[1:], dict(kwargs)))
+
+    return hook
 
 
 def _frame_hook(key: int, owner: int) -> Callable[..., Any]:

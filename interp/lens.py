@@ -129,7 +129,6 @@ def lens_table(
     return pd.DataFrame(rows, columns=["point", "label", "step", "rank", "token", "probability", "id"])
 
 
-@torch.no_grad()
 def unembed(model: Model, residual: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch vocab"]:
     """The logits that the model would give if its last residual stream were this one."""
     # `forward` rather than a call: hooks at ln_final belong to forwards of the whole model, not to this reading.
