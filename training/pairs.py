@@ -33,8 +33,8 @@ from interp.probe import Probe, load_probe
 from interp.tokens import batches, pad
 from interp.toxicity import Scorer, load_scorer
 from training.generators import DEFAULT, Draft, Generator, Task, generator_named
-from training.recipe import Recipe, base_folder, data_file
-from training.sources import rows
+from training.recipe import Recipe, base_folder
+from training.sources import source_rows
 from training.tokenizer import corpus_texts
 
 DESCRIBED = 400
@@ -61,16 +61,16 @@ def challenge_prefixes(corpus: Path, count: int, seed: int, *, words: tuple[int,
 def prompt_rows(recipe: Recipe, base: Model) -> list[list[int]]:
     """Token ids of the prompts that pairs are made from.
 
-    They are challenge prefixes of the run's corpus, or, with `prompt_file`, the beginnings (`max_prompt_tokens` tokens) of a
-    file's texts with at least `min_prompt_words` words (default 8), as paper A takes them from Wikitext. Raises `UserError`
-    where none fits.
+    They are challenge prefixes of the run's corpus, or, with `prompt_file` or `prompt_source` (a source as in [corpus]), the
+    beginnings (`max_prompt_tokens` tokens) of its texts with at least `min_prompt_words` words (default 8), as paper A takes
+    them from Wikitext. Raises `UserError` where none fits.
     """
     settings = recipe.stage("pairs")
     count, most = settings["prompts"], settings["max_prompt_tokens"]
     room = min(most, base.context - settings["new_tokens"])
-    if "prompt_file" in settings:
-        files = data_file(settings["prompt_file"])
-        texts = [str(row.get("prompt") or row.get("text") or "").strip() for file in files for row in rows(file)]
+    source = settings.get("prompt_source") or ({"path": settings["prompt_file"]} if "prompt_file" in settings else None)
+    if source is not None:
+        texts = [str(row.get("prompt") or row.get(source.get("field", "text")) or "").strip() for _, row in source_rows(source)]
         texts = [text for text in dict.fromkeys(texts) if len(text.split()) >= settings.get("min_prompt_words", 8)]
         random.Random(recipe.seed).shuffle(texts)
         # Cut by characters first: a token is seldom longer than ten, and a whole article need not be tokenised.

@@ -10,6 +10,8 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from interp.errors import UserError
 from interp.models import load_model
 from interp.probe import fit_probe, probe_scores, save_probe, sweep_l2
@@ -25,7 +27,7 @@ def train_probe(recipe: Recipe) -> Path:
     Raises `UserError` for records that lack one of them, and where too few are held out to measure on.
     """
     settings = recipe.stage("probe")
-    model = load_model(base_folder(recipe), name="base")
+    model = load_model(base_folder(recipe), name="base", device="cuda" if torch.cuda.is_available() else "cpu")
     seen: dict[bool, list[tuple[str, int]]] = {False: [], True: []}
     field, number = settings.get("field", "text"), Counter[str]()
     for place, row in source_rows(settings):

@@ -22,15 +22,16 @@ RUNS_SETTING = "BYPASS_RUNS"
 SHIPPED = Path(__file__).parent / "recipes"
 # The stages in order, each with those whose output it reads: what a changed setting can reach.
 READS: dict[str, tuple[str, ...]] = {
+    "base": (),  # no stage: a model that was pretrained elsewhere, in place of those that make one
     "corpus": (),
     "tokenizer": ("corpus",),
     "pretrain": ("corpus", "tokenizer"),
     "continue": ("tokenizer", "pretrain"),
     "scorer": (),
-    "probe": ("pretrain", "continue"),
-    "pairs": ("corpus", "pretrain", "continue", "scorer", "probe"),
-    "dpo": ("corpus", "pretrain", "continue", "scorer", "pairs"),
-    "bundle": ("corpus", "pretrain", "continue", "scorer", "probe", "pairs", "dpo"),
+    "probe": ("base", "pretrain", "continue"),
+    "pairs": ("base", "corpus", "pretrain", "continue", "scorer", "probe"),
+    "dpo": ("base", "corpus", "pretrain", "continue", "scorer", "pairs"),
+    "bundle": ("base", "corpus", "pretrain", "continue", "scorer", "probe", "pairs", "dpo"),
 }
 
 
@@ -104,8 +105,19 @@ def lineage(stage: str) -> tuple[str, ...]:
 
 
 def base_folder(recipe: Recipe) -> Path:
-    """The folder of the base model, on which probe, pairs and DPO work: `continue` where the recipe has it, or `pretrain`."""
-    return recipe.folder("continue" if "continue" in recipe.settings else "pretrain") / "model"
+    """The folder of the base model, on which probe, pairs and DPO work: `continue` where the recipe has it, or `pretrain`.
+
+    A recipe with a section [base] takes the `model` that it names instead: a folder (below `BYPASS_DATA` or not) or a hub id.
+    Raises `UserError` for a recipe that pretrains all the same.
+    """
+    if "base" not in recipe.settings:
+        return recipe.folder("continue" if "continue" in recipe.settings else "pretrain") / "model"
+    twice = [name for name in ("tokenizer", "pretrain", "continue") if name in recipe.settings]
+    if twice:
+        raise UserError(f"recipe {recipe.name!r} has a [base] that is already trained, and [{twice[0]}] too", "remove one of the two")
+    name = recipe.stage("base")["model"]
+    below = Path(os.environ.get(DATA_SETTING, ".")) / name
+    return below if below.is_dir() else Path(name)
 
 
 def load_recipe(path: str | Path) -> Recipe:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import UserError
-from training.recipe import DATA_SETTING, READS, Recipe, data_file
+from training.recipe import DATA_SETTING, READS, Recipe, base_folder, data_file
 from training.sources import text_files
 
 STAMP = "stamp.json"
@@ -82,7 +82,11 @@ def made_from(recipe: Recipe, stage: str) -> dict[str, Any]:
     files = {_name(file): known_hash(file, table) for pattern in sorted(set(_paths(settings))) for file in _files(pattern)}
     stages: dict[str, str | None] = {}
     for name in READS[stage]:
-        if name in recipe.settings:
+        if name == "base" and name in recipe.settings:
+            model = base_folder(recipe)
+            # A hub id stands for itself: what it is now is known when it is loaded.
+            stages["base/model"] = contents(model.parent, (model.name,), table)[model.name] if model.is_dir() else str(model)
+        elif name in recipe.settings:
             stages |= {f"{name}/{part}": value for part, value in contents(recipe.folder(name), OUTPUTS[name], table).items()}
     return {"seed": recipe.seed, "settings": settings, "files": files, "stages": stages}
 
