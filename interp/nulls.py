@@ -15,6 +15,7 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.models import Model
+from interp.tokens import pad
 
 if TYPE_CHECKING:
     from interp.models import ModelPair
@@ -99,3 +100,40 @@ def perturbed(pair: ModelPair, seed: int) -> Model:
         noise = torch.randn(parameter.shape, generator=generator)
         parameter.add_((noise * (length / noise.norm())).to(parameter.device, parameter.dtype))
     return Model(hf, pair.base.tokenizer, "random change of equal norm")
+
+
+def gradient_step(pair: ModelPair, rows: Sequence[Sequence[int]], *, signs: Sequence[int] | None = None, batch_size: int = 8) -> Model:
+    """The base model after one gradient step on these texts, tensor by tensor as long as what tuning changed.
+
+    What any objective that pushes one way does to the weights, toxic or not: the control for findings about the direction of
+    updates (paper A's Figure 5 follows from the gradient being nearly of rank one).
+
+    Args:
+        rows: token ids of each text.
+        signs: 1 to make a text more likely (plain fine-tuning, the default), -1 to make it less likely (with both, drawn at
+            random, this is the first step of preference tuning on shuffled labels).
+
+    Raises `UserError` for no texts, texts of one token, or signs of another number.
+    """
+    ways = [1] * len(rows) if signs is None else list(signs)
+    if not len(rows) or len(ways) != len(rows) or any(len(row) < 2 for row in rows):
+        raise UserError(
+            f"{len(rows)} texts came with {len(ways)} signs", "give at least one text of two tokens or more, and one sign for each"
+        )
+    hf = pair.base.plain_copy().requires_grad_(True)
+    filler = pair.base.tokenizer.pad_token_id or 0
+    for start in range(0, len(rows), batch_size):
+        tokens = pad(rows[start : start + batch_size], filler, "right").to(pair.base.device)
+        logits = hf(**tokens.inputs(), use_cache=False).logits[:, :-1].float()
+        each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.ids[:, 1:].flatten(), reduction="none").view(logits.shape[:2])
+        way = torch.tensor(ways[start : start + batch_size], device=each.device).unsqueeze(1)
+        (each * tokens.mask[:, 1:] * way).sum().backward()
+    tuned = dict(pair.tuned.hf.named_parameters())
+    with torch.no_grad():
+        for name, parameter in hf.named_parameters():
+            gradient = parameter.grad
+            length = (tuned[name].float() - parameter.float()).norm()
+            if gradient is not None and float(gradient.norm()) > 0:
+                parameter.sub_((gradient.float() * (length / gradient.float().norm())).to(parameter.dtype))
+            parameter.grad = None
+    return Model(hf, pair.base.tokenizer, "one gradient step of equal norm")
