@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from interp.capture import capture
+from interp.capture import Captured, capture
 from interp.edits import Edit
 from interp.errors import UserError
 from interp.generate import generate, generate_tokens
@@ -184,6 +184,26 @@ class Context:
             return states.to(model.device, model.dtype), torch.tensor([token for row in rows for token in row[1:]], device=model.device)
 
         return self._once(("final states", id(model)), read)
+
+    @cached_property
+    def offset_layer(self) -> int:
+        """The layer at which the offset is read: of all but the first (below which no MLP writes), the one that holds most of the
+        value vectors nearest to the probe, and the later of equal ones. Raises `UserError` for a model of one layer."""
+        held = [layer for layer, _ in self.ranking.neurons]
+        if self.pair.base.n_layers < 2:
+            raise UserError("a model of one layer has no MLP below another", "give a model of two layers or more")
+        return max(range(1, self.pair.base.n_layers), key=lambda layer: (held.count(layer), layer))
+
+    def last_states(self, model: Model) -> Captured:
+        """The residual stream after every attention and every MLP, at the last position of each challenge prompt, of a side of the pair."""
+        sites = [f"{name}.{layer}" for layer in range(model.n_layers) for name in ("resid_mid", "resid_post")]
+        return self._once(("last states", id(model)), lambda: capture(model, self.prompt_rows(), sites))
+
+    def mean_states(self, model: Model) -> Captured:
+        """Each challenge prompt's means over its positions, of a side of the pair: streams, attention outputs and neurons of every layer."""
+        names = ("attn_out", "resid_mid", "mlp_post")
+        sites = ["resid_pre.0", *(f"{name}.{layer}" for layer in range(model.n_layers) for name in names)]
+        return self._once(("mean states", id(model)), lambda: capture(model, self.prompt_rows(), sites, positions="mean"))
 
     def f1(self, model: Model, edits: Sequence[Edit] = ()) -> np.ndarray:
         """F1 of the continuation of each passage's first part."""
