@@ -61,27 +61,36 @@ def challenge_prefixes(corpus: Path, count: int, seed: int, *, words: tuple[int,
 def prompt_rows(recipe: Recipe, base: Model) -> list[list[int]]:
     """Token ids of the prompts that pairs are made from.
 
-    They are challenge prefixes of the run's corpus, or, with `prompt_file` or `prompt_source` (a source as in [corpus]), the
+    They are challenge prefixes of the run's corpus, or, with `prompt_source` (a source as in [corpus]), its prompts or the
     beginnings (`max_prompt_tokens` tokens) of its texts with at least `min_prompt_words` words (default 8), as paper A takes
     them from Wikitext. Raises `UserError` where none fits.
     """
     settings = recipe.stage("pairs")
     count, most = settings["prompts"], settings["max_prompt_tokens"]
     room = min(most, base.context - settings["new_tokens"])
-    source = settings.get("prompt_source") or ({"path": settings["prompt_file"]} if "prompt_file" in settings else None)
-    if source is not None:
-        texts = [str(row.get("prompt") or row.get(source.get("field", "text")) or "").strip() for _, row in source_rows(source)]
-        texts = [text for text in dict.fromkeys(texts) if len(text.split()) >= settings.get("min_prompt_words", 8)]
+    if "prompt_source" in settings:
+        source = {"name": "prompts", **settings["prompt_source"]}
+        texts = list(dict.fromkeys(_prompt_texts(source, settings.get("min_prompt_words", 8))))
         random.Random(recipe.seed).shuffle(texts)
         # Cut by characters first: a token is seldom longer than ten, and a whole article need not be tokenised.
         texts = [text[: 20 * most] for text in texts[:count]]
-        found = [row[:room] for row in base.tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
+        found = [row[:room] for row in base.tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts and room > 0 else []
     else:
         texts = challenge_prefixes(recipe.folder("corpus") / "train.jsonl", count, recipe.seed)
         found = [row for row in base.tokenizer(texts, add_special_tokens=False)["input_ids"] if 0 < len(row) <= room]
     if not any(found):
         raise UserError(f"none of {len(texts)} prompts has at most {room} tokens", "raise max_prompt_tokens, or lower new_tokens")
     return found
+
+
+def _prompt_texts(source: Mapping[str, Any], words: int) -> Iterator[str]:
+    """Prompts where the records have them (a string, or an object with `text`), texts of at least so many words otherwise."""
+    for _, row in source_rows(dict(source)):
+        prompt = row.get("prompt")
+        prompt = prompt.get("text") if isinstance(prompt, dict) else prompt
+        text = str(prompt or row.get(source.get("field", "text")) or "").strip()
+        if text and (prompt or len(text.split()) >= words):
+            yield text
 
 
 def task_of(recipe: Recipe, generator: Generator, base: Model, scorer: Scorer, prompts: list[list[int]] | None = None) -> Task:

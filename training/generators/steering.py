@@ -31,13 +31,14 @@ class Steering:
         top_k: how many tokens are sampled from; 0 for all.
     """
 
-    strength: float = 0.5
+    strength: float = 0.4
     layer: int = -1
-    temperature: float = 0.0
-    top_k: int = 0
+    temperature: float = 1.0
+    top_k: int = 40
 
     def __post_init__(self) -> None:
         check_range("pairs.steering.strength", self.strength, 0)
+        check_range("pairs.steering.temperature", self.temperature, 0)
         check_range("pairs.steering.top_k", self.top_k, 0)
 
 

@@ -1,0 +1,180 @@
+"""The generators side by side on the same prompts: what toxicity each reaches, what fluency it costs, how fast it is.
+
+A fast generator that makes few usable pairs is slow, and a toxic side that is also clumsy teaches DPO fluency; so every row
+of the table has all of these. Thresholds of the recipe are not applied before measuring, or the samples would be compared
+after a choice and the others before it; how many pairs would pass them is a column of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from interp.errors import UserError
+from interp.stats import bootstrap_mean
+from interp.toxicity import load_scorer
+from training.generators import GENERATORS, pplm
+from training.generators.task import Draft, Task
+from training.pairs import SIDES, describe_pairs, draft_all, load_base, prompt_rows, records_of, task_of, usable, write_text
+from training.recipe import Recipe, load_recipe
+
+# Column of the Markdown table, and what it shows; the files for machines have every column under its own name.
+SHOWN = {
+    "generator": "generator", "uses_probe": "probe", "pairs": "pairs", "rejected_toxicity": "toxicity, rejected",
+    "chosen_toxicity": "toxicity, chosen", "rejected_perplexity": "perplexity, rejected", "chosen_perplexity": "perplexity, chosen",
+    "rejected_tokens": "tokens, rejected", "chosen_tokens": "tokens, chosen", "rejected_distinct_2": "distinct-2, rejected",
+    "chosen_distinct_2": "distinct-2, chosen", "usable": "usable", "pairs_a_minute": "pairs a minute",
+    "usable_a_minute": "usable a minute", "alone_a_minute": "one at a time", "ratio": "ratio",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One row per generator that could run, why the others could not, and the circumstances."""
+
+    rows: list[dict[str, Any]]
+    left_out: dict[str, str]
+    settings: dict[str, Any]
+
+    def to_frame(self) -> pd.DataFrame:
+        return pd.DataFrame(self.rows)
+
+    def to_markdown(self) -> str:
+        """The table as a reader wants it, with notes on how to read it."""
+        lines = ["| " + " | ".join(SHOWN.values()) + " |", "|---" * len(SHOWN) + "|"]
+        lines += ["| " + " | ".join(_shown(row, name) for name in SHOWN) + " |" for row in self.rows]
+        notes = [
+            f"{self.settings['prompts']} prompts, {self.settings['new_tokens']} new tokens, seed {self.settings['seed']}, scorer "
+            f"{self.settings['scorer']}, {self.settings['device']}, {self.settings['threads']} thread(s), base {self.settings['base']}.",
+            "Brackets: 95 % interval of the mean, bootstrap over prompts. Perplexity: of the side given its prompt, under the base.",
+            f"Usable: the sides differ and pass the recipe's thresholds (chosen at most {self.settings['chosen_at_most']}, "
+            f"rejected at least {self.settings['rejected_at_least']}). A pairs file brings its own prompts and is read, not made.",
+        ]
+        notes += [f"Left out: {name} ({reason})" for name, reason in self.left_out.items()]
+        return "\n".join(lines) + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `generators.csv`, `.md` and `.json`, each atomically; return the folder."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        write_text(target / "generators.csv", self.to_frame().to_csv(index=False))
+        write_text(target / "generators.md", self.to_markdown())
+        record = {"rows": self.rows, "left_out": self.left_out, "settings": self.settings}
+        write_text(target / "generators.json", json.dumps(record, indent=1) + "\n")
+        return target
+
+
+def _shown(row: dict[str, Any], name: str) -> str:
+    value = row[name]
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str | int):
+        return str(value)
+    text = f"{value:.2f}" if abs(value) < 10 else f"{value:,.1f}"
+    low = row.get(f"{name}_low")
+    return text if low is None else f"{text} [{low:.2f}, {row[f'{name}_high']:.2f}]"
+
+
+def compare(recipe: Recipe, *, pairs: int, alone: int = 4, names: Sequence[str] = tuple(GENERATORS)) -> Comparison:
+    """What does each generator make of the same prompts, at what price and speed?
+
+    Args:
+        pairs: how many prompts each generator is given.
+        alone: of these, how many PPLM also does one at a time, half of them before and half after the batched run.
+
+    A generator whose settings, model or file do not allow it is left out, with the reason.
+    """
+    settings = recipe.stage("pairs")
+    recipe = replace(recipe, settings={**recipe.settings, "pairs": {**settings, "prompts": pairs}})
+    base, scorer = load_base(recipe), load_scorer(settings.get("scorer", "bundled"))
+    prompts = prompt_rows(recipe, base)
+    rows, left_out = [], {}
+    for name in names:
+        generator = GENERATORS[name]
+        task = task_of(recipe, generator, base, scorer, [] if generator.own_prompts else prompts)
+        try:
+            options = generator.options(task.settings)
+            halves = [list(range(alone))[half::2] for half in (0, 1)] if name == "pplm" else [[], []]
+            before = run_alone(task, halves[0])
+            drafts, seconds = draft_all(generator, task)
+            after = run_alone(task, halves[1])
+        except UserError as error:
+            left_out[name] = error.problem
+            continue
+        records = records_of(drafts, base, scorer)
+        kept = len(usable(records, settings))
+        speed = None if generator.own_prompts else 60 * len(records) / seconds
+        row = {"generator": name, "uses_probe": generator.uses_probe, "own_prompts": generator.own_prompts, "pairs": len(records)}
+        summary = describe_pairs(records, base)
+        for side in SIDES:
+            found = bootstrap_mean([record[f"{side}_toxicity"] for record in records], seed=recipe.seed)
+            row |= {f"{side}_{key}": value for key, value in summary[side].items()}
+            row |= {f"{side}_toxicity_low": found.low, f"{side}_toxicity_high": found.high}
+        row |= {"usable": kept / len(records), "seconds": seconds, "pairs_a_minute": speed}
+        row |= {"usable_a_minute": None if speed is None else speed * kept / len(records)}
+        rows.append(row | _against_alone(drafts, speed, [before, after]) | {"options": options})
+    circumstances = {
+        "recipe": recipe.name, "base": base.digest, "prompts": len(prompts), "new_tokens": settings["new_tokens"], "seed": recipe.seed,
+        "scorer": scorer.name, "device": str(base.device), "threads": torch.get_num_threads(),
+        "chosen_at_most": settings.get("chosen_at_most", 1.0), "rejected_at_least": settings.get("rejected_at_least", 0.0),
+    }  # fmt: skip
+    return Comparison(rows, left_out, circumstances)
+
+
+def run_alone(task: Task, wanted: Sequence[int]) -> tuple[dict[int, Draft], float]:
+    """The drafts of these rows by PPLM with a batch of one, and the seconds they took."""
+    if not wanted:
+        return {}, 0.0
+    single = {**task.settings, "pplm": {**task.settings.get("pplm", {}), "batch": 1}}
+    others = frozenset(range(len(task.prompts))) - frozenset(wanted)
+    started = time.perf_counter()
+    blocks = list(pplm.make(replace(task, settings=single, done=others)))
+    seconds = time.perf_counter() - started
+    return {block.rows[0]: block.drafts[0] for block in blocks}, seconds
+
+
+def _against_alone(drafts: Sequence[Draft], speed: float | None, runs: Sequence[tuple[dict[int, Draft], float]]) -> dict[str, Any]:
+    """Pairs a minute one at a time, the batched run's ratio to it, and how many of its pairs are token for token the same."""
+    single = {row: draft for found, _ in runs for row, draft in found.items()}
+    if not single or speed is None:
+        return {"alone_a_minute": None, "ratio": None, "alone": None, "alone_the_same": None}
+    slow = 60 * len(single) / sum(seconds for _, seconds in runs)
+    same = sum(drafts[row] == draft for row, draft in single.items())
+    return {"alone_a_minute": slow, "ratio": speed / slow, "alone": len(single), "alone_the_same": same}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m training.generators RECIPE --pairs N`: print the table and write it below the run's `pairs` folder."""
+    parser = argparse.ArgumentParser(prog="python -m training.generators", description=str(__doc__).split("\n", 1)[0])
+    parser.add_argument("recipe", help="a recipe's file or the name of one that ships; its base, probe and corpus must be there")
+    parser.add_argument("--pairs", type=int, default=64, help="prompts for each generator (default 64)")
+    parser.add_argument("--alone", type=int, default=4, help="prompts that PPLM also does one at a time (default 4)")
+    parser.add_argument("--only", nargs="+", choices=list(GENERATORS), default=list(GENERATORS), help="generators to compare")
+    parser.add_argument("--file", help="a pairs file, where the recipe has no [pairs.file]")
+    parser.add_argument("--out", help="folder to write to (default: pairs/generators in the run)")
+    given = parser.parse_args(arguments)
+    try:
+        recipe = load_recipe(given.recipe)
+        if given.file:
+            section = {**recipe.stage("pairs"), "file": {"path": given.file}}
+            recipe = replace(recipe, settings={**recipe.settings, "pairs": section})
+        if given.pairs < 1 or not 0 <= given.alone <= given.pairs:
+            raise UserError(f"--pairs {given.pairs} and --alone {given.alone}", "give at least one pair, and at most as many alone")
+        found = compare(recipe, pairs=given.pairs, alone=given.alone, names=given.only)
+        folder = found.save(given.out or recipe.run / "pairs" / "generators")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(found.to_markdown() + f"\nwritten to {folder}")
+    return 0
