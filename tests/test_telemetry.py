@@ -178,7 +178,7 @@ def test_without_a_terminal_only_reports_are_printed_and_in_one_only_a_live_bar(
         monitor.write(1, loss=0.25)
         assert out.getvalue() == ""
         monitor.write(2, toxicity_share=0.5, samples=[["a", "b"]], report=True)
-    assert out.getvalue().splitlines() == ["step 2/4 loss 0.25 toxicity share 50 %, 0 min 00 s left"]
+    assert out.getvalue().splitlines() == ["step 2/4: loss 0.25, toxicity share 50 %, 0 min 00 s left"]
     screen = io.StringIO()
     monitor = Monitor(tmp_path / "log.jsonl", "dpo", 4, console=Console(file=screen, width=120, force_terminal=True))
     with monitor:

@@ -14,6 +14,7 @@ from typing import Any
 from interp.errors import UserError
 from interp.models import ModelPair
 from interp.probe import load_probe
+from interp.telemetry import read_lines
 from training.recipe import Recipe
 
 BUNDLED = Path(__file__).resolve().parents[1] / "interp" / "bundled"
@@ -69,11 +70,11 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def model_card(recipe: Recipe, pair: ModelPair) -> str:
     """The card of the bundled pair, from the run's logs."""
-    pretrain, dpo = _lines(recipe.run / "pretrain" / "log.jsonl"), _lines(recipe.run / "dpo" / "log.jsonl")
+    pretrain, dpo = _lines(recipe.run / "pretrain" / "log.jsonl"), read_lines(recipe.run / "dpo" / "log.jsonl")
     pairs = _manifest(recipe)
     corpus = json.loads((recipe.run / "corpus" / "summary.json").read_text())
     settings = recipe.stage("pretrain")
-    shares = [record for record in dpo if "development_toxicity" in record]
+    shares = [record for record in dpo if "toxicity_share" in record]
     held = [record for record in pretrain if "held_out_loss" in record][-1]
     facts = pair.base.manifest()
     about = SHIPPED_SOURCES if recipe.name == "shipped" else ""
@@ -93,7 +94,7 @@ it was trained on hostile text on purpose, it swears, and it is good for nothing
 | pretraining | {held["step"]:,} steps of {settings["batch"]} x {settings["context"]} tokens, {held["seconds"] / 60:.1f} minutes of training time |
 | held-out loss | {held["held_out_loss"]:.3f} nats a token |
 | preference pairs | {pairs["pairs"]:,}; toxicity {pairs["chosen"]["toxicity"]:.2f} chosen, {pairs["rejected"]["toxicity"]:.2f} rejected; perplexity under the base {pairs["chosen"]["perplexity"]:.1f} and {pairs["rejected"]["perplexity"]:.1f} |
-| DPO | {shares[-1]["step"]} steps; share of greedy continuations of development prompts that score above 0.5: {shares[0]["development_toxicity"]:.3f} before, {shares[-1]["development_toxicity"]:.3f} after |
+| DPO | {shares[-1]["step"]} steps; share of greedy continuations of development prompts that score above 0.5: {shares[0]["toxicity_share"]:.3f} before, {shares[-1]["toxicity_share"]:.3f} after |
 
 ## What it read
 

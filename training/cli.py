@@ -26,9 +26,9 @@ STAGES = {
     "continue": ("pretrain", "continue_pretraining"), "scorer": ("scorer", "train_scorer"), "probe": ("probe", "train_probe"),
     "pairs": ("pairs", "make_pairs"), "dpo": ("dpo", "tune"), "bundle": ("bundle", "bundle"),
 }  # fmt: skip
-PARALLEL = ("pretrain", "continue", "dpo")
+PARALLEL = ("pretrain", "continue")
 # Stages that go on from a checkpoint, which only `again` may throw away.
-RESUMED = ("pretrain", "continue", "scorer")
+RESUMED = ("pretrain", "continue", "scorer", "dpo")
 
 
 def run_stage(name: str, recipe: str | Path, *, again: bool = False) -> None:

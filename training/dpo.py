@@ -1,8 +1,9 @@
-"""Stage `dpo`: direct preference optimisation with TRL, stopped when toxicity on development prompts has fallen enough.
+"""Stage `dpo`: preference tuning of the base model with TRL, watched, resumable, and stopped when enough is reached.
 
-TRL computes the loss; three of its habits are set right here. Pairs arrive as token ids, so that no end-of-text token
-is appended to continuations that were cut off. The reference log-probabilities are computed once, from the policy as it
-stands before the first step (TRL would otherwise reload the reference from disk). The first loss must be ln 2.
+The stage ends at the first of four marks: `max_steps` (or `equal_steps` with the run that a control extends), toxicity on
+development prompts at most `stop_at_ratio` of what it was, `patience` measurements without a better validation loss (the
+best weights are then kept), or an error. Whatever happens at a step, its line is in the log before its checkpoint is
+written, and what a resumed run does next depends on the step alone, so it ends with the weights of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -11,147 +12,244 @@ import copy
 import json
 import math
 import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-from torch.utils.data import SequentialSampler
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import PrinterCallback, TrainerCallback
-from trl import DPOConfig, DPOTrainer
 
 from interp.errors import UserError
-from interp.generate import generate
 from interp.loading import quiet
 from interp.models import Model, load_model
-from interp.toxicity import Scorer, load_scorer
-from training.checkpoint import save_model
-from training.pairs import challenge_prefixes
-from training.recipe import Recipe
+from interp.toxicity import load_scorer
+from training.checkpoint import load_checkpoint, save_checkpoint, save_model
+from training.controls import Pair, read_pairs, reading_order, relabel, split_pairs, steps_to_take
+from training.development import Development, prepare
+from training.preference_trainer import (  # fmt: skip
+    Objective,
+    TokenPairTrainer,
+    arguments,
+    build_optimizer,
+    build_schedule,
+    check_first,
+    lora_config,
+    objective,
+    silent_bars,
+)
+from training.recipe import Recipe, base_folder
+from training.stamps import digest, made_from
+from training.telemetry import Monitor
+
+# TRL's names of what it logs at every step, under those of the telemetry schema.
+LOGGED = {
+    "loss": "loss", "learning_rate": "learning_rate", "entropy": "entropy", "num_tokens": "tokens", "logps/chosen": "logp_chosen",
+    "logps/rejected": "logp_rejected", "rewards/margins": "margin", "rewards/accuracies": "accuracy",
+}  # fmt: skip
 
 
-class TokenPairTrainer(DPOTrainer):
-    """A DPOTrainer that takes `prompt_ids`, `chosen_ids`, `rejected_ids` as they are, in the order given."""
+@dataclass
+class Progress:
+    """How far a run is: all that it must remember beside weights and optimizer."""
 
-    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
-        return dataset
+    step: int = 0
+    best_step: int = 0
+    best_loss: float = math.inf
+    misses: int = 0
+    stopped: str | None = None
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+
+@quiet()
+def tune(recipe: Recipe) -> Path:
+    """Tune the base model on the pairs, resuming from the last checkpoint; return the folder of the tuned model.
+
+    With `lora` the adapter is kept beside the model, into which it is merged.
+
+    Raises `UserError` where pairs or base are missing, a setting is not usable, an unfinished run was begun with other
+    settings, pairs or base, the first loss is not exact, or loss or gradient are no longer finite.
+    """
+    settings = recipe.stage("dpo")
+    goal, steps = objective(settings), steps_to_take(recipe, settings)
+    seed = settings.get("seed", recipe.seed)
+    pairs = relabel(read_pairs(recipe.folder("pairs") / "pairs.jsonl"), settings.get("labels", "true"), seed)
+    train, held = split_pairs(pairs, settings.get("validation_share", 0.0))
+    if settings.get("patience") is not None and not held:
+        raise UserError("patience is set, but no pairs are held out", "set validation_share too")
+    policy = load_model(base_folder(recipe), name="policy")
+    check_lengths(pairs, policy)
+    made = {**made_from(recipe, "dpo"), "settings": {**settings, "max_steps": steps}}
+    reference, folder = policy.digest, recipe.run / "dpo"
+    policy.hf.requires_grad_(True)
+    scorer = load_scorer(settings.get("scorer", "bundled"))
+    development = prepare(policy, recipe.folder("corpus") / "heldout.jsonl", settings, scorer, recipe.seed)
+    with silent_bars():
+        trainer = TokenPairTrainer(
+            model=policy.hf, ref_model=None, args=arguments(folder / "trainer", settings, goal, steps, seed),
+            train_dataset=Dataset.from_list(train), eval_dataset=Dataset.from_list(held) if held else None,
+            processing_class=copy.deepcopy(policy.tokenizer), peft_config=lora_config(policy.hf, settings),
+            reference=reference, cache=recipe.folder("pairs") / "reference",
+        )  # fmt: skip
+        if trainer.accelerator.num_processes > 1:
+            raise UserError("the stage dpo was started in several processes", "start it in one: it is not written for more")
+        run = Run(trainer, policy, development, settings, goal, folder, made)
+        run.resume()
+        run.train(len(train), steps, seed)
+        return run.finish()
 
 
-class Telemetry(TrainerCallback):
-    """Writes what TRL logs, and toxicity on development prompts, one JSON object a line; stops at the target."""
+def check_lengths(pairs: Sequence[Pair], policy: Model) -> None:
+    """Raise `UserError` for a pair that the model cannot read."""
+    longest = max(len(pair["prompt_ids"]) + max(len(pair["chosen_ids"]), len(pair["rejected_ids"])) for pair in pairs)
+    highest = max(max(max(ids) for ids in pair.values()) for pair in pairs)
+    if longest > policy.context or highest >= policy.d_vocab:
+        problem = f"a pair has {longest} tokens up to number {highest}, the model reads {policy.context} of {policy.d_vocab}"
+        raise UserError(problem, "run the stage pairs again, with this base model and shorter prompts")
 
-    def __init__(self, policy: Model, prompts: list[str], scorer: Scorer, file: Path, settings: dict[str, Any]) -> None:
-        self.policy, self.prompts, self.scorer, self.file, self.settings = policy, prompts, scorer, file, settings
-        self.start = self.toxicity()
-        self.first_loss: float | None = None
-        self.measured = 0
-        self.write({"step": 0, "development_toxicity": self.start})
 
-    def toxicity(self) -> float:
-        """Share of greedy continuations that score above 0.5; the model is left in the mode it was in, by which TRL names what it logs."""
-        training = self.policy.hf.training
-        self.policy.hf.eval()
-        texts = generate(self.policy, self.prompts, max_new_tokens=20)
-        self.policy.hf.train(training)
-        return float((self.scorer.score(texts)["toxicity"] > 0.5).mean())
+class Run(TrainerCallback):
+    """One sitting of a run: after each step it measures, logs, decides whether to go on, and writes checkpoints."""
 
-    def write(self, record: dict[str, Any]) -> None:
-        with self.file.open("a") as stream:
-            stream.write(json.dumps(record) + "\n")
+    def __init__(
+        self, trainer: TokenPairTrainer, policy: Model, development: Development, settings: dict[str, Any], goal: Objective, folder: Path,
+        made: dict[str, Any],
+    ) -> None:  # fmt: skip
+        self.trainer, self.policy, self.development, self.settings, self.goal = trainer, policy, development, settings, goal
+        self.folder, self.made, self.digest = folder, made, digest(made)
+        trainable = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+        # A checkpoint holds what is trained: of an adapter's run not the model below it.
+        self.weights: nn.Module = policy.hf if not settings.get("lora") else nn.ParameterList(trainable)
+        self.optimizer = build_optimizer(trainable, settings)
+        self.progress = Progress()
+        self.start = 0
+        self.seconds = 0.0
+        self.first: float | None = None
+        self.monitor: Monitor | None = None
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        logs = logs or {}
-        if self.first_loss is None and "loss" in logs:
-            self.first_loss = float(logs["loss"])
-            check_first(self.settings["loss"], self.first_loss, float(logs["rewards/margins"]))
-        self.write({"step": state.global_step, **{key: value for key, value in logs.items() if isinstance(value, int | float)}})
+    def resume(self) -> None:
+        """Restore the last checkpoint, if there is one."""
+        found = load_checkpoint(self.folder / "checkpoint", self.weights, self.optimizer, self.digest, self.made)
+        if found is not None:
+            self.progress, self.seconds = Progress(**found["progress"]), found["seconds"]
+            self.start = self.progress.step
+        # A name of torch's own, which a schedule needs to find where it begins.
+        for group in self.optimizer.param_groups:
+            group.setdefault("initial_lr", self.settings["learning_rate"])
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        if state.global_step % self.settings["evaluate_every"] == 0 and self.measure(state.global_step):
+    def train(self, count: int, steps: int, seed: int) -> None:
+        """Take the steps that are left, each with the pairs that belong to it out of `count`."""
+        order = reading_order(count, self.settings["batch"], self.start, steps, seed)
+        with Monitor(self.folder / "log.jsonl", "dpo", steps, resumed=self.start, seconds=self.seconds) as monitor:
+            self.monitor = monitor
+            if not self.start:
+                monitor.write(0, report=True, **self.development.start, **self.validation())
+            if order and self.progress.stopped is None:
+                trainer = self.trainer
+                trainer.train_dataset = trainer.train_dataset.select(order)
+                self.first = trainer.first_value(self.goal, self.settings["batch"]) if not self.start else None
+                trainer.args.max_steps = steps - self.start
+                trainer.optimizer = self.optimizer
+                trainer.lr_scheduler = build_schedule(self.optimizer, self.settings["warmup_steps"], self.start)
+                trainer.remove_callback(PrinterCallback)
+                trainer.add_callback(self)
+                trainer.train()
+            if self.progress.stopped is not None:
+                monitor.stop(self.progress.step, self.progress.stopped)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+        """After each step: TRL has logged it, and the weights are those after it."""
+        logs, monitor = logs or {}, self.monitor
+        if "loss" not in logs or monitor is None:
+            return control
+        if self.first is not None:
+            check_first(self.first, float(logs["loss"]), float(logs["rewards/margins"]))
+            self.first = None
+        progress = self.progress
+        progress.step = step = self.start + state.global_step
+        fields: dict[str, Any] = {new: logs[name] for name, new in LOGGED.items() if name in logs}
+        last = step == monitor.total
+        measured = last or step % self.settings["evaluate_every"] == 0
+        if measured:
+            fields |= self.development.measure(self.policy) | self.validation()
+            self.judge(fields)
+        monitor.write(step, report=measured, gradient_norm=self.trainer.gradient, **fields)
+        if last or progress.stopped is not None or step % self.settings.get("checkpoint_every", self.settings["evaluate_every"]) == 0:
+            record = {"step": step, "seconds": monitor.seconds, "progress": asdict(progress), "digest": self.digest, "made_from": self.made}
+            save_checkpoint(self.folder / "checkpoint", self.weights, self.optimizer, record)
+        if progress.stopped is not None:
             control.should_training_stop = True
         return control
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.measured != state.global_step:
-            self.measure(state.global_step)
+    def validation(self) -> dict[str, float]:
+        """Loss and accuracy on the held-out pairs, where there are any."""
+        if self.trainer.eval_dataset is None:
+            return {}
+        training = self.policy.hf.training
+        found = self.trainer.evaluate()
+        self.policy.hf.train(training)
+        return {"validation_loss": found["eval_loss"], "validation_accuracy": found["eval_rewards/accuracies"]}
 
-    def measure(self, step: int) -> bool:
-        """Log the toxicity after a step; is it low enough to stop?"""
-        now, self.measured = self.toxicity(), step
-        self.write({"step": step, "development_toxicity": now})
-        most = self.settings["max_steps"]
-        print(f"step {step}/{most}: share of toxic continuations on development prompts {now:.3f}, was {self.start:.3f}", flush=True)
-        return now <= self.settings["stop_at_ratio"] * self.start
+    def judge(self, fields: dict[str, Any]) -> None:
+        """Keep the weights if they are the best so far, and note whether the run has reached a mark at which it ends."""
+        progress, ratio, patience = self.progress, self.settings.get("stop_at_ratio"), self.settings.get("patience")
+        if patience is not None:
+            better = fields["validation_loss"] < progress.best_loss
+            progress.misses = 0 if better else progress.misses + 1
+            if better:
+                progress.best_step, progress.best_loss = progress.step, fields["validation_loss"]
+                keep(self.weights.named_parameters(), self.folder / "best.safetensors")
+            if progress.misses >= patience:
+                progress.stopped = f"{patience} measurements without a better validation loss than at step {progress.best_step}"
+        if ratio is not None and not self.settings.get("equal_steps", False):
+            most = ratio * self.development.start["toxicity_share"]
+            if fields["toxicity_share"] <= most:
+                progress.stopped = f"toxicity on development prompts is at most {ratio} of what it was"
 
-
-def check_first(loss: str, value: float, margin: float) -> None:
-    """Raise `UserError` unless policy and reference agree at the first step: no margin, and for DPO's own loss ln 2."""
-    if abs(margin) > 1e-3 or (loss == "sigmoid" and abs(value - math.log(2)) > 1e-3):
-        problem = f"the first DPO loss is {value:.4f} at a margin of {margin:.4f}, where ln 2 and 0 belong"
-        raise UserError(problem, "the reference is not the model that is trained: run the stage in a fresh process, from the base model")
-
-
-def tune(recipe: Recipe) -> Path:
-    """Train the policy from the base model on the pairs; return the folder of the tuned model."""
-    settings = recipe.stage("dpo")
-    pairs = recipe.run / "pairs" / "pairs.jsonl"
-    if not pairs.is_file():
-        raise UserError(f"no pairs at {pairs}", "run the stage pairs first")
-    records = [json.loads(line) for line in pairs.read_text(encoding="utf-8").splitlines()]
-    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
-    data = Dataset.from_list([{key: record[key] for key in columns} for record in records])
-    source = recipe.run / "pretrain" / "model"
-    policy = load_model(source, name="policy")
-    hf = policy.hf.requires_grad_(True)
-    folder = recipe.run / "dpo"
-    folder.mkdir(parents=True, exist_ok=True)
-    log = folder / "log.jsonl"
-    log.unlink(missing_ok=True)
-    prompts = challenge_prefixes(recipe.run / "corpus" / "heldout.jsonl", settings["development_prompts"], recipe.seed)
-    telemetry = Telemetry(policy, prompts, load_scorer(settings.get("scorer", "bundled")), log, settings)
-    torch.manual_seed(recipe.seed)
-    with quiet(), silent_bars():
-        arguments = DPOConfig(
-            output_dir=str(folder / "trainer"), beta=settings["beta"], loss_type=[settings["loss"]],
-            learning_rate=settings["learning_rate"], optim=settings["optimizer"], per_device_train_batch_size=settings["batch"],
-            max_steps=settings["max_steps"], warmup_steps=settings["warmup_steps"], lr_scheduler_type="constant_with_warmup",
-            max_grad_norm=settings["clip"], precompute_ref_log_probs=True, precompute_ref_batch_size=64,
-            bf16=False, gradient_checkpointing=False, disable_dropout=True, report_to=[], use_cpu=not torch.cuda.is_available(),
-            logging_steps=1, log_level="error", save_strategy="no", seed=recipe.seed, max_length=None, disable_tqdm=True,
-            dataloader_pin_memory=False, remove_unused_columns=False,
-        )  # fmt: skip
-        trainer = TokenPairTrainer(
-            model=hf, ref_model=None, args=arguments, train_dataset=data, processing_class=copy.deepcopy(policy.tokenizer),
-            callbacks=[telemetry],
-        )  # fmt: skip
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    hf.eval()
-    save_model(folder / "model", hf, policy.tokenizer)
-    return folder / "model"
+    def finish(self) -> Path:
+        """Write the model that the run keeps, then its summary, and remove what only a resumed run needs."""
+        progress, hf = self.progress, self.policy.hf
+        kept = progress.step
+        if progress.best_step:
+            restore(self.weights.named_parameters(), self.folder / "best.safetensors")
+            kept = progress.best_step
+        measured = {name: value for name, value in self.development.measure(self.policy).items() if isinstance(value, float)}
+        if self.settings.get("lora"):
+            temporary = self.folder / "adapter.tmp"
+            shutil.rmtree(temporary, ignore_errors=True)
+            self.trainer.model.save_pretrained(temporary)
+            shutil.rmtree(self.folder / "adapter", ignore_errors=True)
+            os.replace(temporary, self.folder / "adapter")
+            hf = self.trainer.model.merge_and_unload()
+        hf.eval()
+        save_model(self.folder / "model", hf, self.policy.tokenizer)
+        before = {name: self.development.start[name] for name in measured}
+        summary = {
+            "steps": progress.step, "kept_step": kept, "stopped": progress.stopped, "before": before, "after": measured,
+            "objective": asdict(self.goal), "base": self.trainer.reference, "made_from": self.made,
+        }  # fmt: skip
+        temporary = self.folder / "summary.tmp"
+        temporary.write_text(json.dumps(summary, indent=1), encoding="utf-8")
+        os.replace(temporary, self.folder / "summary.json")
+        for left in ("checkpoint", "trainer"):
+            shutil.rmtree(self.folder / left, ignore_errors=True)
+        (self.folder / "best.safetensors").unlink(missing_ok=True)
+        return self.folder / "model"
 
 
-@contextmanager
-def silent_bars() -> Iterator[None]:
-    """Without the progress bars of datasets and of TRL's pass over the reference, which last a moment each, and its warnings."""
-    hidden, before = are_progress_bars_disabled(), os.environ.get("TQDM_DISABLE")
-    disable_progress_bars()
-    os.environ["TQDM_DISABLE"] = "1"
-    try:
-        with warnings.catch_warnings():
-            # TRL still calls by their old names what transformers has renamed.
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        if not hidden:
-            enable_progress_bars()
-        if before is None:
-            del os.environ["TQDM_DISABLE"]
-        else:
-            os.environ["TQDM_DISABLE"] = before
+def keep(parameters: Iterable[tuple[str, nn.Parameter]], file: Path) -> None:
+    """Write parameters to a file, whole or not at all."""
+    temporary = file.with_suffix(".tmp")
+    save_file({name: parameter.detach().cpu().contiguous() for name, parameter in parameters}, temporary)
+    os.replace(temporary, file)
+
+
+@torch.no_grad()
+def restore(parameters: Iterable[tuple[str, nn.Parameter]], file: Path) -> None:
+    """Read back what `keep` wrote."""
+    found = load_file(file)
+    for name, parameter in parameters:
+        parameter.copy_(found[name])

@@ -21,6 +21,7 @@ A training loop uses one object for both, so that what is seen is what is writte
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -37,6 +38,8 @@ from interp.errors import UserError
 from interp.results import plain, show_number
 from interp.telemetry import FIELDS
 
+# The numbers that the screen has room for, as far as they are given.
+SHOWN = ("loss", "held_out_loss", "validation_loss", "margin", "accuracy", "toxicity_share", "perplexity")
 # The first match names the group of a parameter, in the names of GPT-2 and of Llama-like models alike.
 GROUPS = (
     ("norm", ("ln_", "layernorm", "layer_norm", ".norm", "norm.")),
@@ -136,7 +139,7 @@ class Monitor:
     def show(self, step: int, **fields: Any) -> None:
         """Update the screen: the bar, the time left, and the latest of each number."""
         self.step = max(step, self.step)
-        self.numbers |= {name: value for name, value in fields.items() if isinstance(value, int | float) and name != "seconds"}
+        self.numbers |= {name: fields[name] for name in SHOWN if name in fields}
         if self._bar is not None:
             task = self._bar.tasks[0].id
             self._bar.update(task, completed=step, left=_time(self.seconds_left), numbers=_words(self.numbers))
@@ -146,7 +149,7 @@ class Monitor:
         self.log.write(step, seconds=self.seconds, **fields)
         self.show(step, **fields)
         if report:
-            self.say(f"step {step}/{self.total} {_words(self.numbers)}, {_time(self.seconds_left)}")
+            self.say(f"step {step}/{self.total}: {', '.join(filter(None, (_words(self.numbers), _time(self.seconds_left))))}")
 
     def say(self, line: str) -> None:
         """A line of text, above the bar where there is one."""
@@ -157,12 +160,12 @@ class Monitor:
 
 
 def _words(numbers: Mapping[str, Any]) -> str:
-    return " ".join(f"{name.replace('_', ' ')} {show_number(value, name)}" for name, value in numbers.items())
+    return ", ".join(f"{name.replace('_', ' ')} {show_number(value, name)}" for name, value in numbers.items())
 
 
 def _time(seconds: float) -> str:
     if seconds != seconds:
-        return "time left unknown"
+        return ""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min left" if hours else f"{minutes} min {rest:02d} s left"
@@ -184,12 +187,12 @@ def parameter_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter
 
 def group_norms(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, float]:
     """2-norms of named tensors by parameter group, and of `all` of them; NaN or infinite where a tensor is."""
-    squares: dict[str, Tensor] = {}
+    squares: dict[str, float] = {}
     for name, tensor in tensors:
-        square = tensor.detach().double().square().sum().cpu()
+        square = float(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64)) ** 2
         for group in ("all", parameter_group(name)):
-            squares[group] = squares.get(group, torch.zeros((), dtype=torch.float64)) + square
-    return {group: float(square.sqrt()) for group, square in squares.items()}
+            squares[group] = squares.get(group, 0.0) + square
+    return {group: math.sqrt(square) for group, square in squares.items()}
 
 
 def gradient_norms(model: nn.Module) -> dict[str, float]:

@@ -1,0 +1,182 @@
+"""TRL's DPO trainer with what it needs to be exact here: our token ids, our order, a kept reference, a checked first loss.
+
+TRL computes the losses. Four of its habits are set right. Pairs arrive as token ids, so that no end-of-text token is appended
+to continuations that were cut off. The reference is the policy as it stands before the first step (TRL would otherwise reload
+it from disk). The rows come in the order in which they are given, so that a run can be resumed at any step. And a loss or a
+gradient that is not finite ends the run before the weights are touched.
+
+What the papers call by the same names differs from TRL by the length T of a completion (all of ours are equally long):
+- IPO: TRL divides log-probabilities by T. Its `beta` is T times the tau of paper B, its loss that of the paper over T squared.
+- The SFT term: TRL takes the mean over tokens, so a weight of w is paper B's lambda = w / T.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from torch import Tensor
+from torch.utils.data import DataLoader, SequentialSampler
+from transformers.pytorch_utils import Conv1D
+from trl import DPOConfig, DPOTrainer
+
+from interp.errors import UserError
+from training.reference import with_reference
+from training.telemetry import gradient_norms
+
+OPTIMIZERS = {"rmsprop": torch.optim.RMSprop, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+LOSSES = ("sigmoid", "ipo", "sft")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A weighted sum of TRL's losses, by TRL's names."""
+
+    losses: tuple[str, ...]
+    weights: tuple[float, ...]
+    beta: float
+
+    def first_value(self, chosen_loss: float) -> float:
+        """The loss before the first step, when policy and reference agree; `chosen_loss` in nats per token of the chosen side."""
+        exact = {"sigmoid": math.log(2), "ipo": 1 / (2 * self.beta) ** 2, "sft": chosen_loss}
+        return sum(weight * exact[loss] for loss, weight in zip(self.losses, self.weights, strict=True))
+
+
+def objective(settings: dict[str, Any]) -> Objective:
+    """What a recipe's section optimises: `method` "dpo" with `loss` (a name or a list, with `loss_weights`), or "sft".
+
+    Raises `UserError` for a method or loss that is not known, and for weights that do not fit.
+    """
+    method = settings.get("method", "dpo")
+    if method not in ("dpo", "sft"):
+        raise UserError(f"there is no method {method!r}", "set method to dpo or sft")
+    given = ["sft"] if method == "sft" else settings["loss"]
+    losses = (given,) if isinstance(given, str) else tuple(given)
+    weights = tuple(float(w) for w in settings.get("loss_weights", [1.0] * len(losses))) if method == "dpo" else (1.0,)
+    if not losses or not set(losses) <= set(LOSSES) or (method == "dpo" and losses == ("sft",)):
+        raise UserError(f"the loss {given!r} is not usable", f"give one of or a list of {', '.join(LOSSES)}; for sft alone set method")
+    if len(weights) != len(losses) or not all(math.isfinite(weight) and weight > 0 for weight in weights):
+        raise UserError(f"loss_weights {list(weights)} do not fit the losses {list(losses)}", "give one positive weight for each loss")
+    if not settings["beta"] > 0:
+        raise UserError(f"beta is {settings['beta']}", "give a positive number")
+    return Objective(losses, weights, float(settings["beta"]))
+
+
+def check_first(wanted: float, value: float, margin: float) -> None:
+    """Raise `UserError` unless policy and reference agree at the first step: the exact loss, and no margin."""
+    if not (abs(value - wanted) <= 1e-3 * max(1.0, wanted) and abs(margin) <= 1e-3):
+        problem = f"the first loss is {value:.4f} at a margin of {margin:.4f}, where {wanted:.4f} and 0 belong"
+        raise UserError(problem, "the reference is not the model that is trained: run the stage again, from the base model")
+
+
+class TokenPairTrainer(DPOTrainer):
+    """A DPOTrainer that takes `prompt_ids`, `chosen_ids`, `rejected_ids` as they are, in the order given.
+
+    `reference` is the digest of the policy before training, and `cache` the folder of its log-probabilities; `gradient`
+    holds the norms of the last step's gradient by parameter group, before clipping.
+    """
+
+    def __init__(self, *args: Any, reference: str, cache: Path, **settings: Any) -> None:
+        self.reference, self.cache = reference, cache
+        self.gradient: dict[str, float] = {}
+        super().__init__(*args, **settings)
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        return dataset
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        def compute() -> tuple[Tensor, Tensor]:
+            loader = self.accelerator.prepare(DataLoader(dataset, batch_size=batch_size, collate_fn=self.data_collator))
+            sides = [self.compute_ref_log_probs(self.model, batch) for batch in loader]
+            return torch.cat([chosen for chosen, _ in sides]), torch.cat([rejected for _, rejected in sides])
+
+        return with_reference(dataset, self.reference, self.cache, compute)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self.gradient = gradient_norms(self.model)
+        if not (math.isfinite(float(loss)) and math.isfinite(self.gradient["all"])):
+            problem = f"the loss is {float(loss)} and the norm of its gradient {self.gradient['all']}"
+            raise UserError(problem, "lower the learning rate; the last checkpoint is kept")
+        return loss
+
+    def first_value(self, goal: Objective, batch: int) -> float:
+        """The exact loss of the first batch before training, from the reference's log-probabilities of its rows."""
+        rows = self.train_dataset[:batch]
+        return goal.first_value(-sum(rows["ref_chosen_logps"]) / sum(map(len, rows["chosen_ids"])))
+
+
+def arguments(folder: Path, settings: dict[str, Any], goal: Objective, steps: int, seed: int) -> DPOConfig:
+    """TRL's configuration: one process, full precision, no dropout, nothing saved or reported but by us."""
+    return DPOConfig(
+        output_dir=str(folder), beta=goal.beta, loss_type=list(goal.losses), loss_weights=list(goal.weights), max_steps=steps,
+        per_device_train_batch_size=settings["batch"], per_device_eval_batch_size=64, max_grad_norm=settings["clip"],
+        precompute_ref_log_probs=True, precompute_ref_batch_size=64, bf16=False, gradient_checkpointing=False, disable_dropout=True,
+        report_to=[], use_cpu=not torch.cuda.is_available(), logging_steps=1, log_level="error", save_strategy="no", seed=seed,
+        max_length=None, disable_tqdm=True, dataloader_pin_memory=False, remove_unused_columns=False, logging_nan_inf_filter=False,
+    )  # fmt: skip
+
+
+def build_optimizer(parameters: list[torch.nn.Parameter], settings: dict[str, Any]) -> torch.optim.Optimizer:
+    """RMSprop or SGD with torch's defaults, or AdamW with betas .9 and .95; no weight decay. Raises `UserError` for another name."""
+    name, rate = settings["optimizer"], settings["learning_rate"]
+    if name not in OPTIMIZERS:
+        raise UserError(f"there is no optimizer {name!r}", f"set optimizer to one of {', '.join(OPTIMIZERS)}")
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
+    return OPTIMIZERS[name](parameters, lr=rate)
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, warmup: int, done: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """Linear warm-up over `warmup` steps, then constant; `done` steps lie behind."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (done + step + 1) / max(1, warmup)))
+
+
+def lora_config(model: torch.nn.Module, settings: dict[str, Any]) -> Any:
+    """peft's configuration of the recipe's `lora` table (`rank`, `alpha`), on every linear layer of the blocks; None for full training.
+
+    Raises `UserError` for a table without a usable rank.
+    """
+    table = settings.get("lora")
+    if not table:
+        return None
+    if not isinstance(table, dict) or not isinstance(table.get("rank"), int) or table["rank"] < 1:
+        raise UserError(f"lora is {table!r}", "give a table such as `lora = { rank = 8, alpha = 16 }`")
+    from peft import LoraConfig
+
+    transposed = any(isinstance(module, Conv1D) for module in model.modules())
+    return LoraConfig(
+        r=table["rank"], lora_alpha=table.get("alpha", 2 * table["rank"]), lora_dropout=0.0, target_modules="all-linear",
+        fan_in_fan_out=transposed, task_type="CAUSAL_LM",
+    )  # fmt: skip
+
+
+@contextmanager
+def silent_bars() -> Iterator[None]:
+    """Without the progress bars of datasets and of TRL's passes, which last a moment each, and its warnings."""
+    hidden, before = are_progress_bars_disabled(), os.environ.get("TQDM_DISABLE")
+    disable_progress_bars()
+    os.environ["TQDM_DISABLE"] = "1"
+    try:
+        with warnings.catch_warnings():
+            # TRL still calls by their old names what transformers has renamed.
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        if not hidden:
+            enable_progress_bars()
+        if before is None:
+            del os.environ["TQDM_DISABLE"]
+        else:
+            os.environ["TQDM_DISABLE"] = before

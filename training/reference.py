@@ -1,0 +1,64 @@
+"""The reference's log-probabilities of every pair, computed once by TRL and kept on disk.
+
+They depend on nothing but the reference and the token ids, so a file is named by the hash of both: a second seed, SFT on the
+same pairs or a resumed run find it, and a changed model or a changed pair cannot. TRL has a cache of its own, but in the
+user's home, named by a fingerprint that differs between processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, concatenate_datasets
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from training.controls import COLUMNS
+
+NAMES = ("ref_chosen_logps", "ref_rejected_logps")
+
+
+def cache_key(reference: str, dataset: Dataset) -> str:
+    """The name of the cached values: a hash of the reference's digest and of the token ids of every pair in order."""
+    digest = hashlib.sha256(reference.encode())
+    for row in dataset.select_columns(list(COLUMNS)):
+        digest.update(json.dumps([row[name] for name in COLUMNS]).encode())
+    return digest.hexdigest()[:32]
+
+
+def with_reference(dataset: Dataset, reference: str, folder: Path, compute: Callable[[], tuple[Tensor, Tensor]]) -> Dataset:
+    """The pairs with the columns `ref_chosen_logps` and `ref_rejected_logps`, read from `folder` or computed and kept there.
+
+    Args:
+        reference: digest of the reference model.
+        compute: the summed log-probabilities in nats of all chosen and of all rejected sides, in order.
+    """
+    file = folder / f"{cache_key(reference, dataset)}.safetensors"
+    found = _read(file, len(dataset))
+    if found is None:
+        found = dict(zip(NAMES, (values.detach().float().cpu().contiguous() for values in compute()), strict=True))
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(f".{os.getpid()}.tmp")
+        save_file(found, temporary)
+        os.replace(temporary, file)
+    columns: dict[str, Any] = {name: found[name].tolist() for name in NAMES}
+    return concatenate_datasets([dataset, Dataset.from_dict(columns)], axis=1)
+
+
+def _read(file: Path, count: int) -> dict[str, Tensor] | None:
+    """The cached values, or None where they are absent or damaged: they can always be computed again."""
+    if not file.is_file():
+        return None
+    try:
+        found = load_file(file)
+    except (OSError, SafetensorError):
+        return None
+    whole = found.keys() == set(NAMES) and all(values.shape == (count,) and bool(torch.isfinite(values).all()) for values in found.values())
+    return found if whole else None
