@@ -8,13 +8,39 @@ import pandas as pd
 from interp import figures
 from interp.errors import UserError
 from interp.experiments.registry import Context, Finding, experiment
-from interp.lens import logit_lens
+from interp.lens import Lens, logit_lens
 from interp.lexicon import is_toxic_word
 from interp.nulls import perturbed
 from interp.results import Verdict
-from interp.stats import bootstrap_difference, bootstrap_means
+from interp.stats import Interval, bootstrap_difference, bootstrap_mean, bootstrap_means, bootstrap_ratio
 
 LEAST_PROMPTS = 10
+OTHER_PROMPTS = 100
+NULL = "random changes of equal norm (null)"
+
+
+def split_by_first_word(context: Context) -> tuple[list[tuple[list[int], int]], list[tuple[list[int], int]]]:
+    """The prompts that the base model continues with a word of the list, and the others, each with that first token.
+
+    Raises `UserError` where the former are fewer than ten.
+    """
+    pairs = [(row, more[0]) for row, more in zip(context.prompt_rows(), context.base_tokens(), strict=True)]
+    toxic = [is_toxic_word(context.pair.base.tokenizer.decode([token])) for _, token in pairs]
+    chosen, others = ([pair for pair, flag in zip(pairs, toxic, strict=True) if flag == wanted] for wanted in (True, False))
+    if len(chosen) < LEAST_PROMPTS:
+        raise UserError(
+            f"the base model continues only {len(chosen)} of {len(pairs)} prompts with a word of the list, {LEAST_PROMPTS} are needed",
+            "give prompts that this model continues with toxic words",
+        )
+    return chosen, others
+
+
+def mlp_share(lens: Lens, seed: int) -> Interval:
+    """The share of the word's rise, from the embedding to the end, that the MLP steps add."""
+    rises = lens.rises.numpy().astype(float)
+    mlp = rises[:, [step == "mlp" for step in lens.steps]].sum(axis=1)
+    whole = rises[:, [step != "embed" for step in lens.steps]].sum(axis=1)
+    return bootstrap_ratio(mlp, whole, seed=seed)
 
 
 @experiment(
@@ -22,61 +48,81 @@ LEAST_PROMPTS = 10
     claim="A-C6",
     title="The toxic word rises late, and less after tuning",
     question="On prompts that the base model continues with a toxic word, where in the stack does its probability rise, in both models?",
-    criterion="Holds if the word's final probability falls, by more than under random weight changes of equal norm, with an interval that excludes 0, "
-    "and the MLP steps raise it more than the attention steps in the base model; fails if it does not fall more than under random changes; otherwise inconclusive.",
-    refuted_by="A random change of the weights of equal norm that lowers the word as much: the prompts are chosen by what the base model says, "
+    criterion="Holds if the word's final probability falls, by more than under every one of several random weight changes of equal norm and with an interval of "
+    "the difference that excludes 0, and the MLP steps add more than half of the rise in the base model (interval above one half); "
+    "fails if it does not fall more than under the random changes; otherwise inconclusive.",
+    refuted_by="Random changes of the weights of equal norm that lower the word as much: the prompts are chosen by what the base model says, "
     "so any change moves them away from it.",
-    caveat="The lens reads intermediate states with the last layer's unembedding, which early layers are not made for; low values there do not show absence. The random change is a single draw.",
+    caveat="The lens reads intermediate states with the last layer's unembedding, which early layers are not made for; low values there do not show absence. "
+    "The random changes have the norm of the tuning in every tensor, but not its rank. That MLP steps raise the word is true of harmless words too, as the null of that share shows.",
 )
 def run(context: Context) -> Finding:
-    base, tuned = context.pair.base, context.pair.tuned
-    chosen = [
-        (row, more[0])
-        for row, more in zip(context.prompt_rows(), context.base_tokens(), strict=True)
-        if is_toxic_word(base.tokenizer.decode([more[0]]))
-    ]
-    if len(chosen) < LEAST_PROMPTS:
-        raise UserError(
-            f"the base model continues only {len(chosen)} of {len(context.prompts)} prompts with a word of the list, {LEAST_PROMPTS} are needed",
-            "give prompts that this model continues with toxic words",
-        )
+    base = context.pair.base
+    chosen, others = split_by_first_word(context)
     rows, tokens = [row for row, _ in chosen], [token for _, token in chosen]
-    context.say("logit lens of base, tuned and a random change of equal norm")
-    models = {"base": base, "tuned": tuned, "random change of equal norm (null)": perturbed(context.pair, context.seed)}
-    lenses = {name: logit_lens(model, rows, tokens) for name, model in models.items()}
-    labels = lenses["base"].labels
-    rows_out = []
-    for name, lens in lenses.items():
-        for at, interval in enumerate(bootstrap_means(lens.probabilities.numpy(), seed=context.seed)):
-            rows_out.append((name, at / 2, labels[at], interval.value, interval.low, interval.high))
-    frame = pd.DataFrame(rows_out, columns=["model", "depth", "point", "probability", "low", "high"])
-    final = {name: lens.probabilities[:, -1].numpy() for name, lens in lenses.items()}
-    null_name = list(models)[2]
+    context.say("logit lens of base and tuned")
+    lenses = {name: logit_lens(model, rows, tokens) for name, model in context.pair.sides.items()}
+    draws = 3 if context.quick else 5
+    random: list[np.ndarray] = []
+    for draw in range(draws):
+        context.say(f"logit lens of a random change of equal norm, {draw + 1} of {draws}")
+        random.append(logit_lens(perturbed(context.pair, context.seed + draw), rows, tokens).probabilities.numpy().astype(float))
+    curves = {name: lens.probabilities.numpy().astype(float) for name, lens in lenses.items()} | {NULL: np.mean(random, axis=0)}
+    final = {name: curve[:, -1] for name, curve in curves.items()}
     fall = bootstrap_difference(final["base"], final["tuned"], seed=context.seed)
-    null_fall = bootstrap_difference(final["base"], final[null_name], seed=context.seed)
-    beyond = bootstrap_difference(final[null_name], final["tuned"], seed=context.seed)
-    mean = lenses["base"].probabilities.numpy().mean(axis=0)
-    rises = np.diff(mean)
-    attention, mlp = float(rises[0::2].sum()), float(rises[1::2].sum())
+    beyond = bootstrap_difference(final[NULL], final["tuned"], seed=context.seed)
+    null_falls = [float((final["base"] - curve[:, -1]).mean()) for curve in random]
+    share = mlp_share(lenses["base"], context.seed)
+    step = max(1, len(others) // OTHER_PROMPTS)
+    other = logit_lens(base, [row for row, _ in others[::step]], [token for _, token in others[::step]]) if len(others) > 1 else None
+    usual = mlp_share(other, context.seed).value if other is not None else float("nan")
     verdict: Verdict = (
         "fails"
-        if beyond.high <= 0 or fall.value <= 0
+        if beyond.high <= 0 or fall.value <= max(null_falls)
         else "holds"
-        if beyond.low > 0 and fall.low > 0 and mlp > attention
+        if beyond.low > 0 and fall.low > 0 and share.low > 0.5
         else "inconclusive"
     )
-    biggest = sorted(range(len(rises)), key=lambda at: -rises[at])[:3]
-    shaded = [(at / 2, (at + 1) / 2, "largest rises") for at in sorted(biggest)]
+    points, steps = _points(lenses["base"], curves, context.seed), _steps(lenses, context.seed)
+    at_mlp = [(at / 2, (at + 1) / 2, "MLP steps") for at in range(1, len(lenses["base"].steps), 2)]
     figure = figures.lines(
-        "lens", frame, x="depth", y="probability", colour="model", low="low", high="high", shaded=shaded, title="Probability of the toxic word along the stack",
+        "lens", points, x="depth", y="probability", colour="model", low="low", high="high", shaded=at_mlp, title="Probability of the toxic word along the stack",
         x_title="layers done (half steps are after attention)", y_title="probability of the word (mean over prompts)",
-        caption="The curve should be near 0 in the first half and rise at MLP steps; the tuned curve should lie below the base and below the random change.",
+        caption="The curve should be near 0 in the first half and rise within the shaded MLP steps; the tuned curve should lie below the base and below the random changes.",
     )  # fmt: skip
+    each = figures.bars(
+        "steps", steps[steps["model"] == "base"], x="after", y="rise", colour="step", low="low", high="high", horizontal=False, title="What each step adds to the toxic word's probability, base model",
+        x_title="step", y_title="rise of the probability (mean over prompts)", caption="The tall bars should be MLP steps late in the stack.",
+    )  # fmt: skip
+    largest = steps[steps["model"] == "base"].nlargest(3, "rise")
     summary = (
-        f"On {len(rows)} prompts the word's probability falls from {final['base'].mean():.3f} to {final['tuned'].mean():.3f} (random change of equal norm: "
-        f"{final[null_name].mean():.3f}). In the base model MLP steps raise it by {mlp:.3f}, attention steps by {attention:.3f}."
+        f"On {len(rows)} prompts the word's probability falls from {final['base'].mean():.3f} to {final['tuned'].mean():.3f} ({draws} random changes of equal norm: "
+        f"{final[NULL].mean():.3f}). In the base model MLP steps add {share.value:.0%} of the rise ({usual:.0%} for the first word of other prompts); the largest steps are "
+        f"{', '.join(f'{row.step} {row.layer}' for row in largest.itertuples())}."
     )
     return Finding(
-        verdict, summary, {"fall of final probability": fall.value, "rise by MLP steps": mlp}, {"fall of final probability": null_fall.value, "rise by MLP steps": attention},
-        {"fall of final probability": (fall.low, fall.high)}, {"points": frame}, (figure,), {"prompts_used": len(rows)},
+        verdict, summary, {"fall of final probability": fall.value, "share of the rise by MLP steps": share.value},
+        {"fall of final probability": float(np.mean(null_falls)), "share of the rise by MLP steps": usual},
+        {"fall of final probability": (fall.low, fall.high), "share of the rise by MLP steps": (share.low, share.high)},
+        {"points": points, "steps": steps, "random changes": pd.DataFrame({"draw": range(draws), "fall of final probability": null_falls})}, (figure, each),
+        {"prompts_used": len(rows), "other_prompts": len(others[::step]), "random_changes": draws, "points": len(lenses["base"].labels)},
     )  # fmt: skip
+
+
+def _points(lens: Lens, curves: dict[str, np.ndarray], seed: int) -> pd.DataFrame:
+    rows = [
+        (name, at / 2, lens.labels[at], interval.value, interval.low, interval.high)
+        for name, curve in curves.items()
+        for at, interval in enumerate(bootstrap_means(curve, seed=seed))
+    ]
+    return pd.DataFrame(rows, columns=["model", "depth", "point", "probability", "low", "high"])
+
+
+def _steps(lenses: dict[str, Lens], seed: int) -> pd.DataFrame:
+    """What each step adds, in each model: the rises of the figure, with an interval each."""
+    rows = []
+    for name, lens in lenses.items():
+        for at in range(1, len(lens.steps)):
+            rise = bootstrap_mean(lens.rises[:, at].numpy(), seed=seed)
+            rows.append((name, lens.labels[at], (at - 1) // 2, lens.steps[at], rise.value, rise.low, rise.high))
+    return pd.DataFrame(rows, columns=["model", "after", "layer", "step", "rise", "low", "high"])

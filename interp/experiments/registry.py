@@ -200,7 +200,7 @@ class Context:
         return self._once(("last states", id(model)), lambda: capture(model, self.prompt_rows(), sites))
 
     def mean_states(self, model: Model) -> Captured:
-        """Each challenge prompt's means over its positions, of a side of the pair: streams, attention outputs and neurons of every layer."""
+        """Each challenge prompt's means over its positions, of a side of the pair: streams, attention outputs, neurons of every layer."""
         names = ("attn_out", "resid_mid", "mlp_post")
         sites = ["resid_pre.0", *(f"{name}.{layer}" for layer in range(model.n_layers) for name in names)]
         return self._once(("mean states", id(model)), lambda: capture(model, self.prompt_rows(), sites, positions="mean"))
