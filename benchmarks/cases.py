@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from benchmarks.generating import generating
 from benchmarks.measure import Case, largest_difference
 from interp import Model, capture, load_model
 from interp.lens import logit_lens
@@ -66,6 +67,7 @@ def cases(model: Model, shape: Shape) -> Iterator[Case]:
     yield from capturing(model, ids)
     yield from overhead(model, ids)
     yield lens(model, ids)
+    yield from generating(model, challenge_prompts()[: 32 if shape.ships else 4])
     if shape.ships:
         yield from scoring()
     yield searching(model)
