@@ -135,9 +135,9 @@ class PatchMap:
         if unit == "neuron" or (unit and by_position and len(set(self.cells)) > 400):
             best = frame.reindex(frame["effect"].abs().sort_values(ascending=False).index).head(BARS)
             best = best.assign(place=[self._label(row, unit) for row in best.to_dict("records")])
-            ends = {"low": "low", "high": "high"} if "low" in best else {}
+            low, high = ("low", "high") if "low" in best else (None, None)
             return figures.bars(slug, best, x="place", y="effect", title=what, caption=caption, y_title=f"effect on {self.metric}",
-                                x_title=f"layer.{unit}", **ends)  # fmt: skip
+                                x_title=f"layer.{unit}", low=low, high=high)  # fmt: skip
         if unit and by_position:
             frame["row"] = [f"{layer}.{head}" for layer, head in zip(frame["layer"], frame[unit], strict=True)]
         x, y = ("token" if by_position else unit or "token"), ("row" if unit and by_position else "layer")

@@ -104,10 +104,10 @@ def patch(
             sources += [_noise(target, sources[0], runs.site, generator) for _ in range(null_draws)]
             found[-1].append([_run_cells(target, given, runs, measure, memory_mb, count) for given in sources])
     values = torch.stack([torch.stack([torch.stack(draws) for draws in rows]) for rows in found]).movedim(2, 0)
-    target, source = baselines(runs)
+    unpatched, full = baselines(runs)
     settings = {**runs.settings, "null_draws": null_draws, "seed": seed}
     return PatchMap(
-        runs.site, runs.metrics[0].label, "patching", runs.directions, runs.cells, runs.tokens, values[0], target, source,
+        runs.site, runs.metrics[0].label, "patching", runs.directions, runs.cells, runs.tokens, values[0], unpatched, full,
         values[1:] if null_draws else None, settings,
     )  # fmt: skip
 

@@ -108,7 +108,7 @@ def trace(model: Model, row: Sequence[int], sites: Iterable[str] = ()) -> Trace:
 
 def resume(
     given: Trace, layer: int, hidden: Float[Tensor, "cell pos d_model"], *, transforms: Mapping[str, Transform] | None = None,
-    keep: Sequence[str] = (),
+    keep: Sequence[str] = (), stop: int | None = None,
 ) -> Reading:  # fmt: skip
     """Run blocks `layer` and above on these residual streams.
 
@@ -116,6 +116,7 @@ def resume(
         layer: the first block to run; `n_layers` runs none.
         transforms: changes at sites of these blocks, by site.
         keep: sites to read on the way; those of blocks below are left to the trace.
+        stop: the first block not to run; `final` is then the stream that enters it.
     """
     model = given.model
     found: dict[str, Tensor] = {}
@@ -123,7 +124,7 @@ def resume(
         found[f"resid_post.{layer - 1}"] = hidden
     work = Work({site: (change,) for site, change in (transforms or {}).items()}, {site: (keeper(found, site),) for site in keep})
     with working(model, work), framed(given.frame(len(hidden))):
-        for block, (args, kwargs) in zip(blocks(model)[layer:], given.calls[layer:], strict=True):
+        for block, (args, kwargs) in zip(blocks(model)[layer:stop], given.calls[layer:stop], strict=True):
             hidden = first(block(hidden, *args, **kwargs))
     return Reading(given, hidden, found)
 
