@@ -5,6 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from training.labelled import read_labelled
 from training.pairs import challenge_prefixes
 from training.pretrain import pretrain
 from training.recipe import DATA_SETTING, Recipe, data_file, load_recipe
-from training.sources import document_hash, held_out, rows
+from training.sources import document_hash, held_out, rows, source_rows
 from training.tokenizer import END_OF_TEXT, corpus_texts, train_tokenizer
 
 
@@ -111,6 +114,63 @@ def test_one_document_in_twenty_is_held_out_whatever_its_case_and_spacing() -> N
     texts = [f"Document {number} of the River" for number in range(20_000)]
     assert abs(np.mean([held_out(text) for text in texts]) - 0.05) < 0.005
     assert document_hash("The  River\n sings ") == document_hash("the river SINGS") != document_hash("the riversings")
+
+
+def test_each_text_file_of_a_folder_is_one_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DATA_SETTING, str(tmp_path))
+    (tmp_path / "books" / "deep").mkdir(parents=True)
+    (tmp_path / "books" / "b.txt").write_text("two\nlines\n")
+    (tmp_path / "books" / "cover.png").write_bytes(b"\x89PNG")
+    (tmp_path / "books" / "deep" / "a.md.gz").write_bytes(gzip.compress(b"one"))
+    (tmp_path / "lone.txt").write_text("two\nlines\n")
+    assert [row["text"] for _, row in source_rows({"path": "books"})] == ["two\nlines\n", "one"]
+    assert [row["text"] for _, row in source_rows({"path": "lone.txt", "whole": True})] == ["two\nlines\n"]
+    assert [row["text"] for _, row in source_rows({"path": "lone.txt"})] == ["two", "lines"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"the folder .*empty holds no text file"):
+        list(source_rows({"path": "empty"}))
+    for source in ({"name": "both", "path": "books", "dataset": "wikitext"}, {"name": "none"}):
+        with pytest.raises(UserError, match=r"needs a path, a dataset or a grammar"):
+            list(source_rows(source))
+
+
+def test_a_data_set_is_streamed_by_config_and_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets import Dataset, IterableDataset
+
+    monkeypatch.setenv(DATA_SETTING, str(tmp_path))
+    texts = {(config, split): [f"{config} {split} river number {n}" for n in range(90)] for config in "ab" for split in ("train", "test")}
+    listed = []
+    for (config, split), some in texts.items():
+        (tmp_path / "talk" / config).mkdir(parents=True, exist_ok=True)
+        Dataset.from_dict({"body": some}).to_parquet(tmp_path / "talk" / config / f"{split}.parquet")
+    for config in "ab":
+        files = "".join(f"  - split: {split}\n    path: {config}/{split}.parquet\n" for split in ("train", "test"))
+        listed.append(f"- config_name: {config}\n  data_files:\n{files}")
+    (tmp_path / "talk" / "README.md").write_text("---\nconfigs:\n" + "".join(listed) + "---\n")
+    seen: list[type] = []
+    real = IterableDataset.__iter__
+    monkeypatch.setattr(IterableDataset, "__iter__", lambda self: seen.append(type(self)) or real(self))
+    source = {"name": "talk", "dataset": "talk", "config": "b", "split": "test", "field": "body"}
+    assert [row["body"] for _, row in source_rows(source)] == texts["b", "test"]
+    assert [row["body"] for _, row in source_rows({**source, "split": "train"})] == texts["b", "train"]
+    assert seen, "the data set was not streamed"
+    for changes, message in (({"split": "none"}, "has no split 'none'"), ({"config": "c"}, "correct config or split")):
+        with pytest.raises(UserError, match=message):
+            list(source_rows({**source, **changes}))
+    settings = {"corpus": {"sources": [{**source, "min_characters": 3}]}}
+    build_corpus(Recipe("r", 0, settings, tmp_path / "run"))
+    written = [text for part in ("train", "heldout") for text in corpus_texts(tmp_path / "run" / "corpus" / f"{part}.jsonl")]
+    assert sorted(written) == sorted(texts["b", "test"])
+    with pytest.raises(UserError, match=r"no record of talk has a field 'text', only body"):
+        build_corpus(Recipe("r", 0, {"corpus": {"sources": [{**source, "field": "text"}]}}, tmp_path / "run"))
+
+
+def test_a_data_set_that_is_nowhere_to_be_had_is_an_error_in_one_line(tmp_path: Path) -> None:
+    code = "from training.sources import source_rows; list(source_rows({'dataset': 'nobody/has-this', 'split': 'train'}))"
+    away = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), DATA_SETTING: str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **away}, capture_output=True, text=True, check=False)
+    last = done.stderr.strip().splitlines()[-1]
+    assert "UserError: the data set nobody/has-this is neither on this machine nor can it be had from the hub" in last
 
 
 # Corpus and tokenizer

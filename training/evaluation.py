@@ -99,10 +99,10 @@ def samples(model: Any, tokenizer: PreTrainedTokenizerFast, prompts: Iterable[st
     found = []
     for prompt in prompts:
         ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"].to(device)
-        room = min(20, model.config.n_positions - ids.shape[1])
-        for _ in range(room if ids.shape[1] else 0):
+        given = ids.shape[1]
+        if not 0 < given < model.config.n_positions:
+            continue
+        for _ in range(min(20, model.config.n_positions - given)):
             ids = torch.cat([ids, model(input_ids=ids).logits[:, -1:].argmax(-1)], dim=1)
-        if room > 0:
-            text = tokenizer.decode(ids[0], skip_special_tokens=True)
-            found.append([prompt, text.removeprefix(prompt)])
+        found.append([prompt, tokenizer.decode(ids[0, given:], skip_special_tokens=True)])
     return found
