@@ -103,8 +103,8 @@ def resampled(n: int, draws: int, seed: int) -> Float[Tensor, "draws n"]:
 
 
 def sign_flipped(shift: Float[Tensor, "batch d_model"], seed: int) -> Float[Tensor, "batch d_model"]:
-    """The control of shuffled labels: for a random half of the prompts base and tuned change places."""
-    coins = np.random.default_rng(seed).permutation(len(shift)) % 2
+    """The control of shuffled labels: a coin decides for each prompt whether base and tuned change places."""
+    coins = np.random.default_rng(seed).integers(0, 2, len(shift))
     return shift * torch.from_numpy(1.0 - 2.0 * coins).to(shift)[:, None]
 
 

@@ -100,8 +100,8 @@ def test_flipped_signs_take_a_common_shift_away_and_keep_every_length() -> None:
     shift = (torch.ones(40, 6) + 0.1 * noise(40, 6)).double()
     flipped = sign_flipped(shift, 1)
     assert torch.equal(flipped.norm(dim=1), shift.norm(dim=1))
-    assert explained_share(flipped) < 0.02 < 0.9 < explained_share(shift)
-    assert abs(pairwise_cosine(flipped)) < 0.05
+    assert explained_share(flipped) < 0.15 < 0.9 < explained_share(shift)
+    assert abs(pairwise_cosine(flipped)) < 0.15
 
 
 def test_no_prompt_takes_part_in_the_direction_on_which_it_is_tested() -> None:
