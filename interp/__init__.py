@@ -13,15 +13,21 @@ if TYPE_CHECKING:
     from interp.capture import Captured, capture
     from interp.edits import Edit
     from interp.errors import UserError
+    from interp.examples import Examples, max_activating
     from interp.generate import Sampling, generate, stream
     from interp.hooks import editing
     from interp.models import Model, ModelPair, load_model
+    from interp.patching import patch
 
-__all__ = ["Captured", "Edit", "Model", "ModelPair", "Sampling", "UserError", "capture", "editing", "generate", "load_model", "stream"]
+__all__ = [
+    "Captured", "Edit", "Examples", "Model", "ModelPair", "Sampling", "UserError", "capture", "editing", "generate", "load_model",
+    "max_activating", "stream",
+]  # fmt: skip
 
 _HOMES = {
-    "Captured": "capture", "capture": "capture", "Edit": "edits", "UserError": "errors", "Sampling": "generate", "generate": "generate",
-    "stream": "generate", "editing": "hooks", "Model": "models", "ModelPair": "models", "load_model": "models",
+    "Captured": "capture", "capture": "capture", "Edit": "edits", "UserError": "errors",
+    "Examples": "examples", "max_activating": "examples", "Sampling": "generate", "generate": "generate",
+    "stream": "generate", "editing": "hooks", "Model": "models", "ModelPair": "models", "load_model": "models", "patch": "patching",
 }  # fmt: skip
 
 

@@ -127,6 +127,34 @@ def read_texts(path: str | Path) -> list[str]:
     return _some(file, found, "text")
 
 
+def stream_texts(path: str | Path) -> Iterator[str]:
+    """As `read_texts`, but one text at a time, so that a file may be larger than memory (a csv is read whole).
+
+    Raises `UserError` as `read_texts` does, when the line at fault is reached.
+    """
+    file = Path(path)
+    if file.suffix.lower() in (".csv", ".tsv"):
+        yield from read_texts(file)
+        return
+    _check_there(file, "texts")
+    objects = file.suffix.lower() in JSONL_SUFFIXES
+    found = False
+    try:
+        with file.open("rb") as stream:
+            for number, raw in enumerate(stream, 1):
+                content = _decoded(file, raw, number)
+                if objects:
+                    texts = [_string(file, at, row, "text") for at, row in _objects(file, content, number)]
+                else:
+                    texts = [line for _, line in _lines(content)]
+                found = found or bool(texts)
+                yield from texts
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}", "check its permissions") from error
+    if not found:
+        _some(file, [], "text")
+
+
 def _of_kind(name: str, kind: str | None) -> list[dict[str, Any]]:
     file = TEXTS_FOLDER / name
     rows = [row for _, row in _objects(file, _content(file, "texts"))]
@@ -137,24 +165,34 @@ def _of_kind(name: str, kind: str | None) -> list[dict[str, Any]]:
 
 
 def _content(file: Path, what: str) -> str:
-    if file.is_dir():
-        raise UserError(f"{file} is a folder, not a file of {what}", "name a file in it")
-    if not file.exists():
-        raise UserError(f"there is no file {file}", f"check the path; a file of {what} is plain text with one a line, or jsonl")
+    _check_there(file, what)
     try:
         raw = file.read_bytes()
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}", "check its permissions") from error
+    return _decoded(file, raw)
+
+
+def _check_there(file: Path, what: str) -> None:
+    if file.is_dir():
+        raise UserError(f"{file} is a folder, not a file of {what}", "name a file in it")
+    if not file.exists():
+        raise UserError(f"there is no file {file}", f"check the path; a file of {what} is plain text with one a line, or jsonl")
+
+
+def _decoded(file: Path, raw: bytes, first: int = 1) -> str:
+    """The text of a whole file, or of the part of it that begins with line `first`."""
     # UTF-16 of Latin text is full of NUL bytes too, so the mend that helps most people comes first.
     if b"\x00" in raw:
-        line = raw[: raw.index(b"\x00")].count(b"\n") + 1
+        line = first + raw[: raw.index(b"\x00")].count(b"\n")
         raise UserError(f"{file}, line {line} holds a NUL byte, so this is not UTF-8 text", "save the file as UTF-8, or name a text file")
     try:
         # Decoded without `utf-8-sig`, whose error positions leave out the mark; the mark is taken off afterwards.
-        return raw.decode("utf-8").removeprefix("\ufeff")
+        content = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
+        line = first + raw[: error.start].count(b"\n")
         raise UserError(f"{file}, line {line} is not UTF-8 (byte 0x{raw[error.start]:02x})", "save the file as UTF-8") from error
+    return content.removeprefix("\ufeff") if first == 1 else content
 
 
 def _lines(content: str) -> Iterator[tuple[int, str]]:
@@ -164,8 +202,9 @@ def _lines(content: str) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def _objects(file: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _objects(file: Path, content: str, first: int = 1) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in _lines(content):
+        number += first - 1
         try:
             row = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:

@@ -15,6 +15,7 @@ from interp.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from interp.examples import Examples
     from interp.models import Model
     from interp.probe import Probe
 
@@ -28,6 +29,10 @@ def vectors(
     ] = None,
     search: Annotated[str | None, typer.Option(metavar="WORD", help="which neurons write this word?")] = None,
     neuron: Annotated[str | None, typer.Option(metavar="L.I", help="what does this neuron write, and did tuning change it?")] = None,
+    examples: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="with --neuron: where in these texts does it fire most? A file, or bundled for those that ship"),
+    ] = None,
     top: Annotated[int, typer.Option(help="how many")] = 16,
     pair: common.Pair = None,
     probe: common.ProbeFolder = None,
@@ -39,19 +44,27 @@ def vectors(
         raise UserError("--like, --search and --neuron ask different questions", "give one of them")
     if top < 1:
         raise UserError(f"the top {top} were asked for", "ask for at least 1")
+    if examples is not None and neuron is None:
+        raise UserError("--examples asks where a neuron fires, but no neuron is named", "name one with --neuron L.I")
     masked = not (show_words or as_json)
+    found: Examples | None = None
     with common.progress(None, "loading") as (bar, task):
         sides = common.Sides(pair, probe)
         models = sides.named(model or ("both" if model is None else model))
         bar.update(task, description="reading value vectors")
         if neuron is not None:
             frame = _explain(models, neuron, masked)
+            if examples is not None:
+                bar.update(task, description="reading texts")
+                found = _examples(models, neuron, examples, top, lambda read: bar.update(task, description=f"{read} texts read"))
         elif search is not None:
             frame = _search(models, search, top, masked)
         else:
             side = "base" if model in (None, "both") else model
             frame = _rank(models, like or "probe", top, masked, lambda: sides.probe_of(side, next(iter(models.values()))))
-    if as_json:
+    if as_json and found is not None:
+        common.print_json({"neuron": frame.to_dict(orient="records"), **found.to_json()})
+    elif as_json:
         common.print_json(frame.to_dict(orient="records"))
     elif frame.empty:
         common.print_line(f"no value vector has {common.shown(str(search), show_words)!r} among its top tokens")
@@ -63,6 +76,8 @@ def vectors(
             title=common.shown(title, show_words),
             show_words=show_words,
         )
+        if found is not None:
+            _print_examples(found, show_words)
 
 
 def _rank(models: dict[str, Model], like: str, top: int, masked: bool, probe: Callable[[], Probe]) -> pd.DataFrame:
@@ -102,12 +117,41 @@ def _search(models: dict[str, Model], word: str, top: int, masked: bool) -> pd.D
 
 def _explain(models: dict[str, Model], neuron: str, masked: bool) -> pd.DataFrame:
     from interp.edit_text import parse_neuron
-    from interp.models import ModelPair
     from interp.neurons import explain_neuron
 
     layer, index = parse_neuron(neuron)
-    subject: Any = ModelPair(models["base"], models["tuned"]) if len(models) > 1 else next(iter(models.values()))
-    return explain_neuron(subject, layer, index, masked=masked)
+    return explain_neuron(_subject(models), layer, index, masked=masked)
+
+
+def _subject(models: dict[str, Model]) -> Any:
+    from interp.models import ModelPair
+
+    return ModelPair(models["base"], models["tuned"]) if len(models) > 1 else next(iter(models.values()))
+
+
+def _examples(models: dict[str, Model], neuron: str, source: str, top: int, progress: Callable[[int], None]) -> Examples:
+    """Where the neuron fires most, in each side."""
+    from interp.edit_text import parse_neuron
+    from interp.examples import max_activating
+
+    subject = _subject(models)
+    return max_activating(subject, [parse_neuron(neuron)], None if source == "bundled" else Path(source), top=top, progress=progress)
+
+
+def _print_examples(found: Examples, show_words: bool) -> None:
+    spread = found.spread.drop(columns=["layer", "neuron"])
+    tokens, texts = found.settings["tokens"], found.settings["texts"]
+    title = f"activations over {tokens:,} tokens of {texts:,} texts (active: the share above {found.settings['above']:g})"
+    common.print_table([str(c) for c in spread.columns], spread.itertuples(index=False), title=title)
+    frame = found.to_frame(masked=not show_words)
+    for side in found.settings["sides"]:
+        part = frame[frame["side"] == side].drop(columns=["side", "layer", "neuron", "peak", "position", "token"])
+        if part.empty:
+            common.print_line(f"it is never active in {side}")
+            continue
+        columns = [str(c).replace("_", " ") for c in part.columns]
+        title = f"where it fires most in {side}"
+        common.print_table(columns, part.itertuples(index=False), title=title, show_words=show_words)
 
 
 def cache_folder() -> Path | None:
