@@ -68,12 +68,12 @@ def prepare(policy: Model, heldout: Path, settings: dict[str, Any], scorer: Scor
     """Fix prompts, texts and continuations, and read the reference off the policy as it stands.
 
     The number of prompts is `development_prompts`; KL is taken on the first `kl_prompts` of them (32), bits per byte on
-    `heldout_texts` texts of each source (16).
+    `heldout_texts` texts of each source (4).
     """
     prompts = challenge_prefixes(heldout, settings["development_prompts"], seed)
     rows: list[list[int]] = policy.tokenizer(prompts[: settings.get("kl_prompts", 32)], add_special_tokens=False)["input_ids"]
     rows = [row[-(policy.context - NEW_TOKENS) :] for row in rows]
-    texts = heldout_texts(heldout, settings.get("heldout_texts", 16))
+    texts = heldout_texts(heldout, settings.get("heldout_texts", 4))
     with evaluating(policy):
         # Sampled, not greedy: the mean over them is then the KL over the reference's own continuations, weighted as it weights them.
         drawn = generate_tokens(policy, rows, max_new_tokens=NEW_TOKENS, sampling=Sampling(1.0, seed=seed), stop_at_end=False)

@@ -84,9 +84,12 @@ def tune(recipe: Recipe) -> Path:
     check_lengths(pairs, policy)
     made = {**made_from(recipe, "dpo"), "settings": {**settings, "max_steps": steps}}
     reference, folder = policy.digest, recipe.run / "dpo"
-    policy.hf.requires_grad_(True)
+    policy.hf.requires_grad_(True).to("cuda" if torch.cuda.is_available() else "cpu")
     scorer = load_scorer(settings.get("scorer", "bundled"))
     development = prepare(policy, recipe.folder("corpus") / "heldout.jsonl", settings, scorer, recipe.seed)
+    if settings.get("stop_at_ratio", -1) >= 0 and not development.start["toxicity_share"]:
+        problem = "no continuation of the development prompts is toxic, so stop_at_ratio has nothing to fall from"
+        raise UserError(problem, "set max_steps alone, or use another scorer or base model")
     with silent_bars():
         trainer = TokenPairTrainer(
             model=policy.hf, ref_model=None, args=arguments(folder / "trainer", settings, goal, steps, seed),
@@ -125,6 +128,7 @@ class Run(TrainerCallback):
         self.weights: nn.Module = policy.hf if not settings.get("lora") else nn.ParameterList(trainable)
         self.optimizer = build_optimizer(trainable, settings)
         self.progress = Progress()
+        self.measured: tuple[int, dict[str, Any]] = 0, development.start
         self.start = 0
         self.seconds = 0.0
         self.first: float | None = None
@@ -174,7 +178,8 @@ class Run(TrainerCallback):
         last = step == monitor.total
         measured = last or step % self.settings["evaluate_every"] == 0
         if measured:
-            fields |= self.development.measure(self.policy) | self.validation()
+            self.measured = step, self.development.measure(self.policy)
+            fields |= self.measured[1] | self.validation()
             self.judge(fields)
         monitor.write(step, report=measured, gradient_norm=self.trainer.gradient, **fields)
         if last or progress.stopped is not None or step % self.settings.get("checkpoint_every", self.settings["evaluate_every"]) == 0:
@@ -216,7 +221,8 @@ class Run(TrainerCallback):
         if progress.best_step:
             restore(self.weights.named_parameters(), self.folder / "best.safetensors")
             kept = progress.best_step
-        measured = {name: value for name, value in self.development.measure(self.policy).items() if isinstance(value, float)}
+        found = self.measured[1] if self.measured[0] == kept else self.development.measure(self.policy)
+        measured = {name: found[name] for name in ("toxicity", "toxicity_share", "perplexity")}
         if self.settings.get("lora"):
             temporary = self.folder / "adapter.tmp"
             shutil.rmtree(temporary, ignore_errors=True)
