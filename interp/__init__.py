@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Captured", "Edit", "Examples", "Model", "ModelPair", "Sampling", "UserError", "capture", "editing", "generate", "load_model",
-    "max_activating", "stream",
+    "max_activating", "patch", "stream",
 ]  # fmt: skip
 
 _HOMES = {
