@@ -17,6 +17,10 @@ def report(
     only: Annotated[
         list[str] | None, typer.Option("--only", metavar="ID", help="this experiment or claim, such as A-E12; can be repeated")
     ] = None,
+    experiment: Annotated[
+        list[Path] | None,
+        typer.Option("--experiment", metavar="FILE", help="a file with an experiment of your own; can be repeated"),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="fewer prompts and controls: wider intervals")] = False,
     seed: common.Seed = 0,
     prompts: common.Prompts = None,
@@ -32,9 +36,12 @@ def report(
     """
     common.check_folder(out)
     from interp.experiments import find_experiments
+    from interp.experiments.outside import read_experiments
     from interp.experiments.run import make_context, run_report
     from interp.terminal import print_summary
 
+    for file in experiment or ():
+        read_experiments(file)
     find_experiments(only)
     held, texts = common.prompts_from(prompts), common.passages_from(passages)
     with common.progress(1, "loading the pair") as (bar, task):
@@ -47,7 +54,16 @@ def report(
         def tell(phrase: str, done: int, total: int) -> None:
             bar.update(task, description=phrase, completed=done, total=total)
 
-        command = _command(pair, quick, seed, scorer, {"--prompts": prompts, "--passages": passages, "--probe": probe})
+        command = _command(
+            pair,
+            quick,
+            seed,
+            scorer,
+            [
+                *(("--prompts", prompts), ("--passages", passages), ("--probe", probe)),
+                *(("--experiment", file) for file in experiment or ()),
+            ],
+        )
         ran = run_report(context, out, only=only, show_words=show_words, command=command, progress=tell)
     if as_json:
         found = [
@@ -62,12 +78,12 @@ def report(
     common.print_line(f"\nThe report is {ran.page}")
 
 
-def _command(pair: tuple[str, str] | None, quick: bool, seed: int, scorer: str, files: dict[str, Path | None]) -> str:
+def _command(pair: tuple[str, str] | None, quick: bool, seed: int, scorer: str, files: list[tuple[str, Path | None]]) -> str:
     """What a reader types to get the same numbers again."""
     words = ["bypass", "report"]
     words += ["--pair", *pair] if pair else []
     words += ["--quick"] if quick else []
     words += ["--seed", str(seed)] if seed else []
-    words += [word for option, file in files.items() if file for word in (option, str(file))]
+    words += [word for option, file in files if file for word in (option, str(file))]
     words += ["--scorer", scorer] if scorer != "bundled" else []
     return shlex.join(words)
