@@ -1,18 +1,30 @@
-"""A model of exactly GPT2-medium's shape goes through the whole core within the memory of a laptop.
+"""GPT2-medium: a model of exactly its shape goes through the core within the memory of a laptop, and its recipe runs.
 
-The weights are random: what is tested is that nothing in the way from disk to an edited continuation holds more than it
-must. It runs in a process of its own, so that its peak memory is its own.
+The weights are random. The core runs in a process of its own, so that its peak memory is its own. The recipe is the one that
+ships, on two layers of that configuration, with folders in place of what it would fetch from the hub.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from interp import ModelPair, UserError, load_model
+from interp.probe import load_probe
+from interp.telemetry import read_telemetry
+from training import grammar
+from training.cli import run_stage
+from training.recipe import DATA_SETTING, RUNS_SETTING, base_folder, load_recipe
 
 pytest.importorskip("resource")
 
@@ -21,12 +33,12 @@ import json, os, resource, sys
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from interp import Edit, ModelPair, capture, generate
 from interp.lens import logit_lens
 from interp.neurons import rank_values, top_tokens, values_at
+from tests.test_gpt2_medium import tokenizer_of_full_size
 
 folder = Path(sys.argv[1])
 torch.set_num_threads(2)
@@ -35,18 +47,7 @@ given = Path(data) / "tokenizer-gpt2" / "tokenizer.json" if data else None
 if given and given.is_file():
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(given), eos_token="<|endoftext|>")
 else:
-    # A vocabulary of the same size: every pair of bytes, then triples, until it is full.
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary, merges = {letter: i for i, letter in enumerate(letters)}, []
-    for first in list(letters):
-        for second in letters:
-            if len(vocabulary) < 50256:
-                vocabulary[first + second] = len(vocabulary)
-                merges.append((first, second))
-    vocabulary["<|endoftext|>"] = len(vocabulary)
-    bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>")
+    tokenizer = tokenizer_of_full_size()
 torch.manual_seed(0)
 hf = GPT2LMHeadModel(GPT2Config(n_layer=24, n_embd=1024, n_head=16, bos_token_id=len(tokenizer) - 1, eos_token_id=len(tokenizer) - 1))
 hf.config.pad_token_id = None
@@ -96,3 +97,125 @@ def test_gpt2_medium_goes_through_the_core_in_under_8_gb(tmp_path: Path) -> None
     assert found["points"] == [3, 49]
     assert found["texts"] == 3
     assert found["peak"] < 8 * 2**30
+
+
+def tokenizer_of_full_size() -> PreTrainedTokenizerFast:
+    """A byte-level vocabulary of GPT-2's size: the bytes, and pairs of them until it is full."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    # Letters and the space first, so that texts become short rows.
+    letters.sort(key=lambda letter: not (letter.isascii() or letter == "\u0120"))
+    vocabulary, merges = {letter: i for i, letter in enumerate(letters)}, []
+    for first in letters:
+        for second in letters:
+            if len(vocabulary) < 50256:
+                vocabulary[first + second] = len(vocabulary)
+                merges.append((first, second))
+    vocabulary["<|endoftext|>"] = len(vocabulary)
+    bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>")
+
+
+def write_jsonl(file: Path, rows: list[dict[str, Any]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+
+
+SMALL = """
+extends = "gpt2-medium"
+name = "two-layers"
+
+[probe]
+texts = 40
+sweep = [0.3]
+
+[pairs]
+scorer = "lexicon"
+prompts = 8
+max_prompt_tokens = 12
+new_tokens = 6
+
+[pairs.pplm]
+iterations = 2
+
+[dpo]
+scorer = "lexicon"
+warmup_steps = 1
+max_steps = 2
+validation_share = 0.4
+patience = 2
+evaluate_every = 1
+development_prompts = 3
+heldout_texts = 1
+batch = 2
+"""
+
+
+@pytest.mark.slow
+def test_the_recipe_runs_end_to_end_on_two_layers_of_that_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DATA_SETTING, str(tmp_path))
+    monkeypatch.setenv(RUNS_SETTING, str(tmp_path / "runs"))
+    recipe = load_recipe("gpt2-medium")
+    # Folders of the names that the recipe gives stand in for the hub.
+    words = tokenizer_of_full_size()
+    torch.manual_seed(0)
+    hf = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=1024, n_head=16, bos_token_id=50256, eos_token_id=50256))
+    hf.save_pretrained(tmp_path / recipe.stage("base")["model"])
+    words.save_pretrained(tmp_path / recipe.stage("base")["model"])
+    wiki, jigsaw = recipe.stage("corpus")["sources"]
+    prose = [row["text"] for row in grammar.documents(1, 400)]
+    write_jsonl(tmp_path / wiki["dataset"] / "train.jsonl", [{"text": " ".join(prose[i : i + 2])} for i in range(0, 400, 2)])
+    (tmp_path / wiki["dataset"] / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: {wiki['config']}\n  data_files: train.jsonl\n---\n", encoding="utf-8"
+    )
+    comments = [{"comment_text": row["text"], "toxic": row["toxic"]} for row in grammar.documents(2, 400)]
+    write_jsonl(tmp_path / jigsaw["dataset"] / "train.jsonl", comments)
+    (tmp_path / "small.toml").write_text(SMALL, encoding="utf-8")
+
+    run_stage("corpus", "gpt2-medium")
+    for stage in ("corpus", "probe", "pairs", "dpo"):
+        run_stage(stage, tmp_path / "small.toml")
+
+    small = load_recipe(tmp_path / "small.toml")
+    base = load_model(base_folder(small))
+    assert (base.n_layers, base.d_model, base.d_mlp, base.d_vocab) == (2, 1024, 4096, 50257)
+    probe = load_probe(small.folder("probe"))
+    assert probe.matches(base)
+    assert (probe.settings["texts"], probe.d_model) == (40, 1024)
+    manifest = json.loads((small.folder("pairs") / "manifest.json").read_text(encoding="utf-8"))
+    assert (manifest["generator"], manifest["uses_probe"], manifest["base"]) == ("pplm", True, base.digest)
+    table_9 = {"step_size": 0.4, "temperature": 1.0, "top_k": 10, "window": 0, "horizon": 1, "decay": False, "gamma": 1.0,
+               "gm_scale": 0.95, "kl_scale": 0.1}  # fmt: skip
+    assert manifest["options"].items() >= table_9.items()
+    pairs = [json.loads(line) for line in (small.folder("pairs") / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    texts = [row["text"] for row in map(json.loads, (tmp_path / wiki["dataset"] / "train.jsonl").read_text().splitlines())]
+    assert len(pairs) > 5
+    assert all(any(text.startswith(pair["prompt"]) for text in texts) for pair in pairs)
+    steps = [record for record in read_telemetry(small.folder("dpo")).records if "loss" in record]
+    assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    pair = ModelPair.load(base_folder(small), small.folder("dpo") / "model")
+    tuned = dict(pair.tuned.hf.named_parameters())
+    moved = {name: float((tuned[name] - weight).abs().max()) for name, weight in pair.base.hf.named_parameters()}
+    assert 0 < max(moved.values()) < 1e-4, "two steps of RMSprop at 1e-6 move each weight a little, and no further"
+
+
+def test_the_recipe_is_table_8() -> None:
+    settings = load_recipe("gpt2-medium").stage("dpo")
+    table_8 = {"optimizer": "rmsprop", "learning_rate": 1e-6, "batch": 4, "clip": 10.0, "beta": 0.1, "patience": 10, "loss": "sigmoid"}
+    assert settings.items() >= table_8.items()
+
+
+def test_a_base_that_is_trained_already_takes_the_place_of_pretraining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DATA_SETTING, str(tmp_path))
+    recipe = load_recipe("gpt2-medium")
+    assert str(base_folder(recipe)) == "openai-community/gpt2-medium"
+    (tmp_path / "openai-community" / "gpt2-medium").mkdir(parents=True)
+    assert base_folder(recipe) == tmp_path / "openai-community" / "gpt2-medium"
+    (tmp_path / "other.toml").write_text('extends = "gpt2-medium"\n[base]\nmodel = "elsewhere"\n')
+    other = load_recipe(tmp_path / "other.toml")
+    assert {stage: other.owner(stage) is other for stage in ("corpus", "probe", "pairs", "dpo")} == {
+        "corpus": False, "probe": True, "pairs": True, "dpo": True,
+    }  # fmt: skip
+    (tmp_path / "both.toml").write_text('extends = "gpt2-medium"\n[pretrain]\nlayers = 2\n')
+    with pytest.raises(UserError, match=r"has a \[base\] that is already trained, and \[pretrain\] too"):
+        base_folder(load_recipe(tmp_path / "both.toml"))
