@@ -149,6 +149,8 @@ class Run(TrainerCallback):
         order = reading_order(count, self.settings["batch"], self.start, steps, seed)
         with Monitor(self.folder / "log.jsonl", "dpo", steps, resumed=self.start, seconds=self.seconds) as monitor:
             self.monitor = monitor
+            # It would print the first validation, which comes before training.
+            self.trainer.remove_callback(PrinterCallback)
             if not self.start:
                 monitor.write(0, report=True, **self.development.start, **self.validation())
             if order and self.progress.stopped is None:
@@ -158,7 +160,6 @@ class Run(TrainerCallback):
                 trainer.args.max_steps = steps - self.start
                 trainer.optimizer = self.optimizer
                 trainer.lr_scheduler = build_schedule(self.optimizer, self.settings["warmup_steps"], self.start)
-                trainer.remove_callback(PrinterCallback)
                 trainer.add_callback(self)
                 trainer.train()
             if self.progress.stopped is not None:
