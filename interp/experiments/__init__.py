@@ -11,11 +11,12 @@ from interp.experiments import (
     a_e8_weights,
     a_e9_activations,
     a_e10_offset,
+    a_e11_antipodal,
     a_e12_unalign,
 )
 from interp.experiments.registry import EXPERIMENTS, Context, Experiment, Finding, experiment, find_experiments
 
 __all__ = [
     "EXPERIMENTS", "Context", "Experiment", "Finding", "a_e1_probe", "a_e2_vectors", "a_e3_subtraction", "a_e7_lens", "a_e8_weights",
-    "a_e9_activations", "a_e10_offset", "a_e12_unalign", "experiment", "find_experiments",
+    "a_e9_activations", "a_e10_offset", "a_e11_antipodal", "a_e12_unalign", "experiment", "find_experiments",
 ]  # fmt: skip

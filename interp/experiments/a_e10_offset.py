@@ -145,7 +145,7 @@ def _region(context: Context, layer: int, base: Tensor, tuned: Tensor) -> tuple[
         side: (key_products(sided, layer, every, states) > 0).double().numpy()
         for (side, sided), states in zip(context.pair.sides.items(), (base, tuned), strict=True)
     }
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for _, index in toxic:
         before, after = (fires[side][:, place[index]] for side in ("base", "tuned"))
         rows.append(
