@@ -33,7 +33,7 @@ SHOWN = {
     "chosen_toxicity": "toxicity, chosen", "rejected_perplexity": "perplexity, rejected", "chosen_perplexity": "perplexity, chosen",
     "rejected_tokens": "tokens, rejected", "chosen_tokens": "tokens, chosen", "rejected_distinct_2": "distinct-2, rejected",
     "chosen_distinct_2": "distinct-2, chosen", "usable": "usable", "pairs_a_minute": "pairs a minute",
-    "usable_a_minute": "usable a minute", "alone_a_minute": "one at a time", "ratio": "ratio",
+    "usable_a_minute": "usable a minute", "alone_a_minute": "one at a time", "ratio": "ratio", "processor_ratio": "ratio, processor",
 }  # fmt: skip
 
 
@@ -58,6 +58,7 @@ class Comparison:
             "Brackets: 95 % interval of the mean, bootstrap over prompts. Perplexity: of the side given its prompt, under the base.",
             f"Usable: the sides differ and pass the recipe's thresholds (chosen at most {self.settings['chosen_at_most']}, "
             f"rejected at least {self.settings['rejected_at_least']}). A pairs file brings its own prompts and is read, not made.",
+            "Ratio: pairs a minute of batched PPLM to one at a time; of the processor's time where other programs run beside it.",
         ]
         notes += [f"Left out: {name} ({reason})" for name, reason in self.left_out.items()]
         return "\n".join(lines) + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
@@ -107,7 +108,9 @@ def compare(recipe: Recipe, *, pairs: int, alone: int = 4, names: Sequence[str] 
             options = generator.options(task.settings)
             halves = [list(range(alone))[half::2] for half in (0, 1)] if name == "pplm" else [[], []]
             before = run_alone(task, halves[0])
+            started = time.process_time()
             drafts, seconds = draft_all(generator, task)
+            processor = time.process_time() - started
             after = run_alone(task, halves[1])
         except UserError as error:
             left_out[name] = error.problem
@@ -121,9 +124,9 @@ def compare(recipe: Recipe, *, pairs: int, alone: int = 4, names: Sequence[str] 
             found = bootstrap_mean([record[f"{side}_toxicity"] for record in records], seed=recipe.seed)
             row |= {f"{side}_{key}": value for key, value in summary[side].items()}
             row |= {f"{side}_toxicity_low": found.low, f"{side}_toxicity_high": found.high}
-        row |= {"usable": kept / len(records), "seconds": seconds, "pairs_a_minute": speed}
+        row |= {"usable": kept / len(records), "seconds": seconds, "processor_seconds": processor, "pairs_a_minute": speed}
         row |= {"usable_a_minute": None if speed is None else speed * kept / len(records)}
-        rows.append(row | _against_alone(drafts, speed, [before, after]) | {"options": options})
+        rows.append(row | _against_alone(row, drafts, [before, after]) | {"options": options})
     circumstances = {
         "recipe": recipe.name, "base": base.digest, "prompts": len(prompts), "new_tokens": settings["new_tokens"], "seed": recipe.seed,
         "scorer": scorer.name, "device": str(base.device), "threads": torch.get_num_threads(),
@@ -132,26 +135,44 @@ def compare(recipe: Recipe, *, pairs: int, alone: int = 4, names: Sequence[str] 
     return Comparison(rows, left_out, circumstances)
 
 
-def run_alone(task: Task, wanted: Sequence[int]) -> tuple[dict[int, Draft], float]:
-    """The drafts of these rows by PPLM with a batch of one, and the seconds they took."""
+@dataclass(frozen=True)
+class Alone:
+    """Drafts by row of PPLM with a batch of one, with the seconds and the processor's seconds that they took."""
+
+    drafts: dict[int, Draft]
+    seconds: float
+    processor: float
+
+
+def run_alone(task: Task, wanted: Sequence[int]) -> Alone:
+    """Have PPLM draft these rows one at a time."""
     if not wanted:
-        return {}, 0.0
+        return Alone({}, 0.0, 0.0)
     single = {**task.settings, "pplm": {**task.settings.get("pplm", {}), "batch": 1}}
     others = frozenset(range(len(task.prompts))) - frozenset(wanted)
-    started = time.perf_counter()
+    started, processor = time.perf_counter(), time.process_time()
     blocks = list(pplm.make(replace(task, settings=single, done=others)))
-    seconds = time.perf_counter() - started
-    return {block.rows[0]: block.drafts[0] for block in blocks}, seconds
+    drafts = {block.rows[0]: block.drafts[0] for block in blocks}
+    return Alone(drafts, time.perf_counter() - started, time.process_time() - processor)
 
 
-def _against_alone(drafts: Sequence[Draft], speed: float | None, runs: Sequence[tuple[dict[int, Draft], float]]) -> dict[str, Any]:
-    """Pairs a minute one at a time, the batched run's ratio to it, and how many of its pairs are token for token the same."""
-    single = {row: draft for found, _ in runs for row, draft in found.items()}
-    if not single or speed is None:
-        return {"alone_a_minute": None, "ratio": None, "alone": None, "alone_the_same": None}
-    slow = 60 * len(single) / sum(seconds for _, seconds in runs)
-    same = sum(drafts[row] == draft for row, draft in single.items())
-    return {"alone_a_minute": slow, "ratio": speed / slow, "alone": len(single), "alone_the_same": same}
+def _against_alone(row: dict[str, Any], drafts: Sequence[Draft], runs: Sequence[Alone]) -> dict[str, Any]:
+    """Pairs a minute one at a time, the batched run's ratio to it, and how many of its pairs are token for token the same.
+
+    `processor_ratio` compares the processor's time per pair, which other programs on the machine hardly change; with several
+    threads it leaves out what a batch gains by using them better.
+    """
+    single = {at: draft for run in runs for at, draft in run.drafts.items()}
+    if not single:
+        return dict.fromkeys(("alone_a_minute", "ratio", "processor_ratio", "alone", "alone_the_same"))
+    count = len(single)
+    slow = 60 * count / sum(run.seconds for run in runs)
+    processor = sum(run.processor for run in runs) / count
+    return {
+        "alone_a_minute": slow, "ratio": row["pairs_a_minute"] / slow,
+        "processor_ratio": processor / (row["processor_seconds"] / row["pairs"]),
+        "alone": count, "alone_the_same": sum(drafts[at] == draft for at, draft in single.items()),
+    }  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
