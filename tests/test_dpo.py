@@ -411,7 +411,7 @@ def test_a_run_stops_at_its_ratio_and_says_so(make_recipe: Callable[..., Recipe]
     monkeypatch.undo()
     with pytest.raises(UserError, match="stop_at_ratio has nothing to fall from"):
         dpo.tune(make_recipe("clean", stop_at_ratio=0.5))
-    recipe = make_recipe("on", stop_at_ratio=-1, evaluate_every=3)
+    recipe = make_recipe("on", stop_at_ratio=-1, evaluate_every=3, optimizer="adamw")
     dpo.tune(recipe)
     assert [r["step"] for r in lines(recipe) if "toxicity_share" in r] == [0, 3, 4], "the last step is measured whatever its number"
     assert lines(recipe)[-1]["event"] == "finished"
@@ -463,8 +463,8 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"validation_share": 0.3, "patience": 9}, {"lora": {"rank": 2}}, {"optimizer": "sgd"}, {"optimizer": "adamw"}],
-    ids=["patience", "lora", "sgd", "adamw"],
+    [{"validation_share": 0.3, "patience": 9}, {"lora": {"rank": 2}}, {"optimizer": "sgd"}],
+    ids=["patience", "lora", "sgd"],
 )
 def test_a_killed_run_resumed_ends_bit_for_bit_as_one_that_was_not(
     make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]

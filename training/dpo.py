@@ -87,7 +87,7 @@ def tune(recipe: Recipe) -> Path:
     policy.hf.requires_grad_(True).to("cuda" if torch.cuda.is_available() else "cpu")
     scorer = load_scorer(settings.get("scorer", "bundled"))
     development = prepare(policy, recipe.folder("corpus") / "heldout.jsonl", settings, scorer, recipe.seed)
-    if settings.get("stop_at_ratio", -1) >= 0 and not development.start["toxicity_share"]:
+    if stop_ratio(settings) is not None and not development.start["toxicity_share"]:
         problem = "no continuation of the development prompts is toxic, so stop_at_ratio has nothing to fall from"
         raise UserError(problem, "set max_steps alone, or use another scorer or base model")
     with silent_bars():
@@ -103,6 +103,12 @@ def tune(recipe: Recipe) -> Path:
         run.resume()
         run.train(len(train), steps, seed)
         return run.finish()
+
+
+def stop_ratio(settings: dict[str, Any]) -> float | None:
+    """The share of the first toxicity at which a run stops; None for a control of equal steps, and where it is negative or not set."""
+    ratio = settings.get("stop_at_ratio", -1)
+    return None if ratio < 0 or settings.get("equal_steps", False) else float(ratio)
 
 
 def check_lengths(pairs: Sequence[Pair], policy: Model) -> None:
@@ -201,7 +207,7 @@ class Run(TrainerCallback):
 
     def judge(self, fields: dict[str, Any]) -> None:
         """Keep the weights if they are the best so far, and note whether the run has reached a mark at which it ends."""
-        progress, ratio, patience = self.progress, self.settings.get("stop_at_ratio"), self.settings.get("patience")
+        progress, ratio, patience = self.progress, stop_ratio(self.settings), self.settings.get("patience")
         if patience is not None:
             better = fields["validation_loss"] < progress.best_loss
             progress.misses = 0 if better else progress.misses + 1
@@ -210,7 +216,7 @@ class Run(TrainerCallback):
                 keep(self.weights.named_parameters(), self.folder / "best.safetensors")
             if progress.misses >= patience:
                 progress.stopped = f"{patience} measurements without a better validation loss than at step {progress.best_step}"
-        if ratio is not None and not self.settings.get("equal_steps", False):
+        if ratio is not None:
             most = ratio * self.development.start["toxicity_share"]
             if fields["toxicity_share"] <= most:
                 progress.stopped = f"toxicity on development prompts is at most {ratio} of what it was"
