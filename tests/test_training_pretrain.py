@@ -250,3 +250,13 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_last_good_che
     assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors(checkpoint).values())
     assert not (tmp_path / "pretrain" / "model").exists()
     pretrain(recipe)
+
+
+def test_a_checkpoint_of_before_there_were_hashes_is_still_read(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 3)
+    save_checkpoint(tmp_path / "c", model, torch.optim.SGD(model.parameters()), {"step": 4, "digest": "d"})
+    (tmp_path / "c" / "state.json").write_text('{"step": 4, "digest": "d"}')
+    other = torch.nn.Linear(2, 3)
+    state = load_checkpoint(tmp_path / "c", other, torch.optim.SGD(other.parameters()), "d")
+    assert state == {"step": 4, "digest": "d"}
+    assert torch.equal(model.weight, other.weight)

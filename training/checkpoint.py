@@ -129,7 +129,7 @@ def load_checkpoint(
         problem = "; ".join(changes) or f"digest {state['digest']}, the recipe has {digest}"
         mend = "restore what it was made from, or remove the checkpoint folder (`bypass train --again` does) to start again"
         raise UserError(f"the checkpoint in {folder} was made by other settings or data ({problem})", mend)
-    parameters, moments = (_tensors(folder / name, state["files"][name]) for name in FILES)
+    parameters, moments = (_tensors(folder / name, state.get("files", {}).get(name)) for name in FILES)
     optimizers = _several(optimizer)
     wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
     if {name: tensor.shape for name, tensor in parameters.items()} != wanted:
@@ -172,16 +172,17 @@ def _state(file: Path) -> dict[str, Any]:
         state = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"the checkpoint file {file} cannot be read ({error})", MEND) from error
-    if not isinstance(state, dict) or not {"digest", "step", "files", "hash"} <= state.keys():
-        raise UserError(f"the checkpoint file {file} holds no step, digest and hashes", MEND)
-    if state.pop("hash") != _hash(state):
+    if not isinstance(state, dict) or not {"digest", "step"} <= state.keys():
+        raise UserError(f"the checkpoint file {file} holds no step and digest", MEND)
+    # Checkpoints of before there were hashes are taken as they are.
+    if "hash" in state and state.pop("hash") != _hash(state):
         raise UserError(f"the checkpoint file {file} is damaged: its content is not what was written", MEND)
     return state
 
 
-def _tensors(file: Path, expected: str) -> dict[str, Tensor]:
+def _tensors(file: Path, expected: str | None) -> dict[str, Tensor]:
     try:
-        if file_hash(file) != expected:
+        if expected is not None and file_hash(file) != expected:
             size = file.stat().st_size
             raise UserError(f"the checkpoint file {file} ({size} bytes) is cut off or damaged: its content is not what was written", MEND)
         return load_file(file)
