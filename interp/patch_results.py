@@ -193,6 +193,8 @@ class PatchMap:
         if row["position"] != "all":
             place += f" at token {position_labels(self.tokens, masked)[row['position']]}"
         gap = float((self.source[at] - self.target[at]).mean())
+        if not row["effect"]:
+            return f"No cell moves the metric; the whole difference between the two runs is {show_number(gap)}."
         text = f"Strongest is {place}: {show_number(row['effect'])}, where the whole difference between the two runs is {show_number(gap)}."
         if "null_most" in frame:
             text += f" A random change of equal norm moves it by at most {show_number(float(frame['null_most'].max()))} at any cell."

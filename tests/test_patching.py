@@ -60,7 +60,9 @@ def test_other_architectures_are_resumed_as_exactly(kind: str, request: pytest.F
 
 def check_cells(model: Model, site: str, positions: str) -> None:
     units = [2] if site in ("head_out", "mlp_post") else None
-    found = patch(model, CLEAN, CORRUPTED, metric=LOGITS, site=site, positions=positions, units=units, layers=[0, 2])
+    found = patch(
+        model, CLEAN, CORRUPTED, metric=LOGITS, site=site, positions=positions, units=units, layers=[0, 2] if positions == "each" else [1]
+    )
     assert found.directions == ("denoising", "noising")
     for at, (target, source) in enumerate([(CORRUPTED, CLEAN), (CLEAN, CORRUPTED)]):
         expected = one_by_one(model, target, model, source, site, found)
@@ -78,13 +80,13 @@ def test_each_side_of_the_pair_is_patched_into_the_other(pair: ModelPair, site: 
     assert found.shares.shape == (2, len(found.cells))
 
 
-def test_patching_the_whole_stream_gives_the_source_and_patching_a_run_into_itself_changes_nothing(any_model: Model) -> None:
-    found = patch(any_model, CLEAN, CORRUPTED, metric=LOGITS, site="resid_post", positions="all")
+def test_patching_the_whole_stream_gives_the_source_and_patching_a_run_into_itself_changes_nothing(model: Model) -> None:
+    found = patch(model, CLEAN, CORRUPTED, metric=LOGITS, site="resid_post", positions="all")
     torch.testing.assert_close(found.values, found.source.unsqueeze(-1).expand_as(found.values), atol=2e-6, rtol=1e-5)
     torch.testing.assert_close(found.shares, torch.ones_like(found.shares), atol=1e-4, rtol=0)
     for site in SITES:
         units = [1] if site in ("head_out", "mlp_post") else None
-        same = patch(any_model, CLEAN, CLEAN, metric=LOGITS, site=site, positions="all", units=units)
+        same = patch(model, CLEAN, CLEAN, metric=LOGITS, site=site, positions="all", units=units)
         torch.testing.assert_close(same.effects, torch.zeros_like(same.effects), atol=2e-6, rtol=0)
         assert same.shares.isnan().all()
 
@@ -118,7 +120,7 @@ def test_every_metric_reads_what_a_plain_forward_under_the_edit_gives(model: Mod
     direction = torch.randn(model.d_model, generator=torch.Generator().manual_seed(1))
     site = f"resid_post.{model.n_layers - 1}"
     for metric in (LogProbability((5, 9, 9)), ProbeProjection(direction), ProbeProjection(direction, "resid_mid.1", "last")):
-        found = patch(model, CLEAN, CORRUPTED, metric=metric, site="mlp_out", directions=["noising"], layers=[0, 1])
+        found = patch(model, CLEAN, CORRUPTED, metric=metric, site="mlp_out", directions=["noising"], layers=[1])
         for number, cell in enumerate(found.cells):
             name = f"mlp_out.{cell.layer}"
             theirs = capture(model, [CORRUPTED], [name], positions="all")[name][0]

@@ -82,7 +82,7 @@ def patch(
             "units": _units(units), "directions": directions,
         }  # fmt: skip
         bar.update(task, description="patching")
-        count = {"memory_mb": memory, "progress": lambda done, total: bar.update(task, completed=done, total=total)}
+        count: dict[str, Any] = {"memory_mb": memory, "progress": lambda done, total: bar.update(task, completed=done, total=total)}
         if paths is not None:
             ends = [[name.strip() for name in text.split(",")] for text in paths]
             found = path_patch(subject, prompt, corrupted, metric=measure, senders=ends[0], receivers=ends[1], directions=directions)
@@ -137,7 +137,7 @@ def _metric(
             "give --tokens A B for logit-difference, --token WORD for log-probability, and neither for probe and toxicity",
         )
     if tokens is not None:
-        return LogitDifference(*(token_of(model, word) for word in tokens))
+        return LogitDifference(token_of(model, tokens[0]), token_of(model, tokens[1]))
     if words:
         return LogProbability(tuple(token_of(model, word) for word in words))
     if chosen == "probe":
