@@ -16,8 +16,8 @@ from interp import UserError
 from tests.grammar import write_language
 from training import checkpoint, stamps
 from training.cli import is_full, run_stage
-from training.recipe import DATA_SETTING, RUNS_SETTING
-from training.stamps import known_hash
+from training.recipe import DATA_SETTING, RUNS_SETTING, load_recipe
+from training.stamps import differences, known_hash, made_from
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -123,6 +123,17 @@ def test_a_corpus_file_that_changed_is_named(root: Path, capsys: pytest.CaptureF
         stream.write('\n{"text": "one more document of the river"}\n')
     assert said(capsys, root, "corpus")[0] == "corpus: made again, since the corpus changed: the file talk-0.jsonl is another"
     assert said(capsys, root, "corpus") == SKIPPED[:1]
+
+
+def test_a_data_set_of_ones_own_is_read_again_when_a_file_of_it_changed(root: Path) -> None:
+    change(root, 'path = "talk-*.jsonl"', 'dataset = "own"')
+    (root / "own").mkdir()
+    (root / "own" / "a.jsonl").write_text('{"text": "a river"}\n')
+    recipe = load_recipe(root / "tiny.toml")
+    before = made_from(recipe, "corpus")
+    assert before["files"].keys() == {"more.jsonl.gz", "own/a.jsonl"}
+    (root / "own" / "a.jsonl").write_text('{"text": "a stone and more"}\n')
+    assert differences(before, made_from(recipe, "corpus")) == ["the corpus changed: the file own/a.jsonl is another"]
 
 
 def test_output_that_was_cut_off_or_lost_is_made_again_from_the_checkpoint(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ from training.recipe import data_file
 
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
 HELD_OUT_SHARE = 0.05
-# How many characters of a document decide its side: as few as any stage keeps, so that all stages see the same.
+# How many characters of a document decide its side, however many of them a stage keeps.
 DECIDING_CHARACTERS = 3000
 TEXT_FILES = frozenset({"txt", "text", "md", "tokens", "raw"})
 

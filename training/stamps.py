@@ -79,7 +79,7 @@ def made_from(recipe: Recipe, stage: str) -> dict[str, Any]:
     section = recipe.settings.get(stage, {})
     settings = {key: value for key, value in section.items() if key not in WATCHING}
     table = recipe.run.parent / TABLE
-    files = {_name(file): known_hash(file, table) for pattern in sorted(set(_paths(settings))) for file in _files(pattern)}
+    files = {_name(file): known_hash(file, table) for kind, name in sorted(set(_paths(settings))) for file in _files(kind, name)}
     stages: dict[str, str | None] = {}
     for name in READS[stage]:
         if name == "base" and name in recipe.settings:
@@ -91,11 +91,12 @@ def made_from(recipe: Recipe, stage: str) -> dict[str, Any]:
     return {"seed": recipe.seed, "settings": settings, "files": files, "stages": stages}
 
 
-def _paths(settings: Any) -> Iterator[str]:
+def _paths(settings: Any) -> Iterator[tuple[str, str]]:
+    """Every file or folder, and every data set, that settings name."""
     if isinstance(settings, Mapping):
         for key, value in settings.items():
-            if key == "path" and isinstance(value, str):
-                yield value
+            if key in ("path", "dataset") and isinstance(value, str):
+                yield key, value
             else:
                 yield from _paths(value)
     elif isinstance(settings, list):
@@ -103,8 +104,13 @@ def _paths(settings: Any) -> Iterator[str]:
             yield from _paths(value)
 
 
-def _files(pattern: str) -> Iterator[Path]:
-    for path in data_file(pattern):
+def _files(kind: str, name: str) -> Iterator[Path]:
+    if kind == "dataset":
+        # A data set on the hub has no file here; its name stands for it.
+        place = Path(os.environ.get(DATA_SETTING, ".")) / name
+        yield from sorted(path for path in place.rglob("*") if path.is_file())
+        return
+    for path in data_file(name):
         yield from text_files(path) if path.is_dir() else [path]
 
 
