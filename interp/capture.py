@@ -226,8 +226,9 @@ def _forward(model: Model, tokens: Tokens, names: Sequence[str], work: Work, *, 
 
 def _keep(store: np.ndarray, group: list[int], value: Tensor, tokens: Tokens, positions: Any, wanted: Any, kept: Tensor | None) -> None:
     if kept is not None:
-        value = value[..., kept]
-    value = value.float()
+        value = value[..., kept.to(value.device)]
+    # Layers may lie on several devices; the mask is where the texts entered.
+    value = value.to(tokens.mask.device, torch.float32)
     if wanted is not None:
         index = torch.tensor(wanted, device=value.device)
         part = value.gather(1, index.unsqueeze(-1).expand(*index.shape, value.shape[-1]))

@@ -225,13 +225,13 @@ def _compile(edit: Edit, model: Model) -> list[tuple[str, Transform]]:
         index = torch.tensor(flat, device=model.device)
     if edit.op == "add":
         assert values is not None
-        return [(str(site), _everywhere(edit, lambda x, v=edit.strength * values: x + _as(v, x)))]
+        return [(str(site), _everywhere(edit, lambda x, v=edit.strength * values: x + _as(v.to(x.device), x)))]
     if edit.op == "project_out":
         assert values is not None
         # In double precision, where the squares of a very small vector do not vanish.
         exact = edit.values.double()  # type: ignore[union-attr]
         unit = (exact / exact.norm()).to(model.device, model.dtype)
-        return [(str(site), _everywhere(edit, lambda x, d=unit: x - ((_rows(x) @ d).unsqueeze(-1) * d).view(x.shape)))]
+        return [(str(site), _everywhere(edit, lambda x, d=unit: _without(x, d.to(x.device))))]
     if edit.op == "patch":
         assert values is not None
         return [(str(site), _patch(edit, values))]
@@ -252,10 +252,11 @@ def _compile_keys(edit: Edit, model: Model) -> list[tuple[str, Transform]]:
     made: list[tuple[str, Transform]] = []
     for layer, indices in by_layer.items():
         index = torch.tensor(indices, device=model.device)
-        bias = model.key_biases(layer)[index]
+        bias = model.key_biases(layer)[indices]
 
         def scale(x: Tensor, index: Tensor = index, bias: Tensor = bias) -> Tensor:
-            return _on(x, index, lambda part: (part - bias) * edit.strength + bias)
+            still = bias.to(x.device)
+            return _on(x, index, lambda part: (part - still) * edit.strength + still)
 
         made.append((f"mlp_pre.{layer}", _everywhere(edit, scale)))
     return made
@@ -270,23 +271,30 @@ def _as(vector: Tensor, x: Tensor) -> Tensor:
     return vector.view(*vector.shape[:-1], *x.shape[2:]) if x.dim() == 4 else vector
 
 
+def _without(x: Tensor, unit: Tensor) -> Tensor:
+    return x - ((_rows(x) @ unit).unsqueeze(-1) * unit).view(x.shape)
+
+
 def _on(x: Tensor, index: Tensor | None, change: Any) -> Tensor:
     if index is None:
         return change(x)
+    index = index.to(x.device)
     flat = _rows(x).clone()
     flat[..., index] = change(flat[..., index])
     return flat.view(x.shape)
 
 
 def _everywhere(edit: Edit, change: Any) -> Transform:
-    """Apply `change` at the edit's positions; padding is never touched."""
+    """Apply `change` at the edit's positions; padding is never touched.
+
+    Layers may lie on several devices, so whatever meets `x` is moved to where it is.
+    """
 
     def transform(x: Tensor, frame: Frame) -> Tensor:
         where = selected(edit.positions, frame)
         if not bool(where.any()):
             return x
-        new = change(x)
-        return torch.where(where.view(*where.shape, *[1] * (x.dim() - 2)), new, x)
+        return _where(where, change(x), x)
 
     return transform
 
@@ -297,7 +305,7 @@ def _patch(edit: Edit, values: Tensor) -> Transform:
     def transform(x: Tensor, frame: Frame) -> Tensor:
         where = selected(edit.positions, frame)
         if values.dim() == 1:
-            new = _as(values, x).expand_as(x)
+            new = _as(values.to(x.device), x).expand_as(x)
         else:
             rows = tuple(range(x.shape[0])) if frame.rows is None else frame.rows
             few = max(rows) >= len(values) or (frame.rows is None and len(values) != len(rows))
@@ -305,18 +313,23 @@ def _patch(edit: Edit, values: Tensor) -> Transform:
                 raise UserError(
                     f"the patch at {edit.site} has {len(values)} rows, which are not those of the batch", "give one row per text"
                 )
-            slot = torch.full((int(frame.positions.max()) + 1,), -1, device=x.device)
+            here = frame.positions.device
+            slot = torch.full((int(frame.positions.max()) + 1,), -1, device=here)
             count = values.shape[-2]
-            at = torch.tensor(explicit if explicit is not None else range(count), device=x.device)
-            slot[at[at < len(slot)]] = torch.arange(count, device=x.device)[at < len(slot)]
+            at = torch.tensor(explicit if explicit is not None else range(count), device=here)
+            slot[at[at < len(slot)]] = torch.arange(count, device=here)[at < len(slot)]
             place = slot[frame.positions]
             where = where & (place >= 0)
-            table = values if values.dim() == 3 else values.unsqueeze(0)
-            row = torch.tensor(rows, device=x.device).unsqueeze(1) if table.shape[0] > 1 else torch.zeros_like(place[:, :1])
-            new = table[row, place.clamp(min=0)].view(x.shape)
-        return torch.where(where.view(*where.shape, *[1] * (x.dim() - 2)), new, x)
+            table = (values if values.dim() == 3 else values.unsqueeze(0)).to(here)
+            row = torch.tensor(rows, device=here).unsqueeze(1) if table.shape[0] > 1 else torch.zeros_like(place[:, :1])
+            new = table[row, place.clamp(min=0)].to(x.device).view(x.shape)
+        return _where(where, new, x)
 
     return transform
+
+
+def _where(where: Bool[Tensor, "batch pos"], new: Tensor, x: Tensor) -> Tensor:
+    return torch.where(where.to(x.device).view(*where.shape, *[1] * (x.dim() - 2)), new, x)
 
 
 def selected(positions: Positions, frame: Frame) -> Bool[Tensor, "batch pos"]:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from interp.models import Model
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "vocab.txt")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # What transformers is seen to raise for a config.json that is wrong, besides the errors of reading a file.
 LOADING_FAULTS = (
@@ -171,16 +174,38 @@ def quiet() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
+@dataclass(frozen=True)
+class Spread:
+    """Where the layers of a model too large for one device go: accelerate's `device_map`, and a folder for what goes to disk."""
+
+    device_map: str | Mapping[str, Any]
+    folder: Path | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for `from_pretrained`; raises `UserError` where accelerate is missing or the map is none."""
+        if find_spec("accelerate") is None:
+            raise UserError("device_map needs the library accelerate", "pip install 'bypass-workbench[train]', or leave device_map out")
+        if not isinstance(self.device_map, Mapping) and self.device_map not in DEVICE_MAPS:
+            raise UserError(f"device_map is {self.device_map!r}", f"use {', '.join(DEVICE_MAPS)}, or a mapping from module to device")
+        if isinstance(self.device_map, Mapping) and "disk" in self.device_map.values() and self.folder is None:
+            raise UserError("device_map puts layers on disk, but no folder is given for them", "give offload_folder")
+        given = dict(self.device_map) if isinstance(self.device_map, Mapping) else self.device_map
+        return {"device_map": given, "offload_folder": None if self.folder is None else str(self.folder)}
+
+
+def read_weights(checkpoint: Checkpoint, dtype: torch.dtype, spread: Spread | None = None) -> PreTrainedModel:
     """Load strictly in the given dtype; raises `UserError` for missing, foreign, mismatched or non-finite tensors."""
+    placed = {} if spread is None else spread.arguments()
     if checkpoint.adapter_base is not None:
+        if spread is not None:
+            raise UserError(f"the LoRA folder {checkpoint.source} cannot be spread over devices", "merge it into its base and save that")
         return _read_adapter(checkpoint, dtype)
     try:
         with quiet():
             config = AutoConfig.from_pretrained(checkpoint.source, local_files_only=checkpoint.folder is not None)
             hf, report = AutoModelForCausalLM.from_pretrained(
                 checkpoint.source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True,
-                local_files_only=checkpoint.folder is not None,
+                local_files_only=checkpoint.folder is not None, **placed,
             )  # fmt: skip
     except LOADING_FAULTS as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -191,7 +216,8 @@ def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
             ) from error
         raise UserError(f"{checkpoint.source} could not be loaded ({first})", "check config.json against the weights") from error
     _check_report(checkpoint, report)
-    broken = [name for name, tensor in hf.state_dict().items() if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]
+    tensors = hf.state_dict().items() if spread is None else parameters_of(hf)
+    broken = [name for name, tensor in tensors if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]
     if broken:
         raise UserError(
             f"{checkpoint.source}: {len(broken)} tensors hold NaN or infinity, first {broken[0]}",
@@ -318,10 +344,30 @@ def compare_checkpoints(base: Model, tuned: Model) -> None:
         )
 
 
+def held(module: nn.Module, name: str) -> Any:
+    """A parameter of a module, or None where it has none; read back from where accelerate keeps it if it is offloaded."""
+    parameter = getattr(module, name)
+    if parameter is None or not parameter.is_meta:
+        return parameter
+    hook = getattr(module, "_hf_hook", None)
+    for part in getattr(hook, "hooks", [hook]):
+        weights = getattr(part, "weights_map", None)
+        if weights is not None:
+            return weights[name].to(parameter.dtype)
+    raise UserError(f"the weights of {type(module).__name__} are not in memory", "load the model with load_model")
+
+
+def parameters_of(hf: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter with its name, in the order of the names, those that are offloaded too, one at a time."""
+    for name, parameter in sorted(hf.named_parameters(), key=lambda item: item[0]):
+        path, _, leaf = name.rpartition(".")
+        yield name, held(hf.get_submodule(path), leaf) if parameter.is_meta else parameter
+
+
 def weights_digest(hf: PreTrainedModel) -> str:
     """A hash of every parameter's name, shape and bytes."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(hf.named_parameters()):
+    for name, tensor in parameters_of(hf):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()

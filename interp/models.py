@@ -20,7 +20,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from interp.errors import UserError
 from interp.hooks import install
-from interp.loading import Checkpoint, compare_checkpoints, open_checkpoint, read_tokenizer, read_weights, weights_digest
+from interp.loading import (
+    Checkpoint,
+    Spread,
+    compare_checkpoints,
+    held,
+    open_checkpoint,
+    read_tokenizer,
+    read_weights,
+    weights_digest,
+)  # fmt: skip
 from interp.sites import ARCHITECTURES, Architecture, Family, Site
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -69,11 +78,12 @@ class Model:
 
     @property
     def d_vocab(self) -> int:
-        return int(self.unembedding.shape[0])
+        return int(self.hf.get_output_embeddings().weight.shape[0])
 
     @cached_property
     def d_mlp(self) -> int:
-        return int(self.value_vectors(0).shape[0])
+        weight = self._part(0, self.architecture.value).weight
+        return int(weight.shape[0] if self.family == "gelu" else weight.shape[1])
 
     @cached_property
     def d_attention(self) -> int:
@@ -88,7 +98,13 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return next(self.hf.parameters()).device
+        """Where the texts enter: with `device_map` the first device, whatever others hold the layers."""
+        device = next(self.hf.parameters()).device
+        if device.type != "meta":
+            return device
+        hook = getattr(self.hf, "_hf_hook", None)
+        entry = next((part.execution_device for part in getattr(hook, "hooks", [hook]) if hasattr(part, "execution_device")), "cpu")
+        return torch.device(entry)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -107,33 +123,33 @@ class Model:
 
     def key_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """What each neuron of a layer reads: `activation_i = f(x . k_i + b_i)`; for GLU the gate's key."""
-        weight = self._part(layer, self.architecture.key).weight
+        weight = held(self._part(layer, self.architecture.key), "weight")
         return weight.T if self.family == "gelu" else weight
 
     def up_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """The key vectors of the linear part of a GLU."""
         if self.architecture.up is None:
             raise UserError(f"{self.name} has no gated MLP", "use key_vectors")
-        return self._part(layer, self.architecture.up).weight
+        return held(self._part(layer, self.architecture.up), "weight")
 
     def key_biases(self, layer: int) -> Float[Tensor, " d_mlp"]:
         """The bias added to each key's product; zeros where the architecture has none."""
-        bias = self._part(layer, self.architecture.key).bias
+        bias = held(self._part(layer, self.architecture.key), "bias")
         return bias if bias is not None else torch.zeros(self.d_mlp, device=self.device, dtype=self.dtype)
 
     def value_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """What each neuron of a layer writes to the residual stream, per unit of activation."""
-        weight = self._part(layer, self.architecture.value).weight
+        weight = held(self._part(layer, self.architecture.value), "weight")
         return weight if self.family == "gelu" else weight.T
 
     def value_bias(self, layer: int) -> Float[Tensor, " d_model"]:
         """What the MLP writes whatever it reads; zeros where the architecture has none."""
-        bias = self._part(layer, self.architecture.value).bias
+        bias = held(self._part(layer, self.architecture.value), "bias")
         return bias if bias is not None else torch.zeros(self.d_model, device=self.device, dtype=self.dtype)
 
     @property
     def unembedding(self) -> Float[Tensor, "vocab d_model"]:
-        return self.hf.get_output_embeddings().weight
+        return held(self.hf.get_output_embeddings(), "weight")
 
     @property
     def final_norm(self) -> nn.Module:
@@ -142,7 +158,7 @@ class Model:
     @property
     def final_gain(self) -> Float[Tensor, " d_model"]:
         """The factor per coordinate that the final norm applies."""
-        gain: Tensor = self.final_norm.get_parameter("weight")
+        gain: Tensor = held(self.final_norm, "weight")
         return gain + self.architecture.norm_offset
 
     def sites(self) -> list[str]:
@@ -194,7 +210,8 @@ class Model:
 
 def load_model(
     source: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", base: str | Path | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None, name: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None, name: str | None = None, device_map: Any = None,
+    offload_folder: str | Path | None = None,
 ) -> Model:  # fmt: skip
     """Load one model from a local folder (safetensors), a PEFT LoRA folder, or a Hugging Face hub id.
 
@@ -202,14 +219,21 @@ def load_model(
         dtype: what the weights are computed in, whatever they are stored in.
         base: the model that a LoRA folder adapts, where it differs from the one its configuration names.
         tokenizer: to be used in place of the folder's own.
+        device_map: for a model larger than one device: `auto`, or a mapping from module names to devices, `cpu` or `disk`, as
+            accelerate takes it (in place of `device`). Reading and edits work as ever; a model with offloaded layers must not be
+            used by several threads at once.
+        offload_folder: where layers go that `device_map` puts on disk.
 
     Raises:
         UserError: anything missing, mismatched, foreign, truncated or not finite, with its mend.
     """
     checkpoint = open_checkpoint(source, base)
-    hf = read_weights(checkpoint, dtype)
+    if device_map is not None and torch.device(device).type != "cpu":
+        raise UserError(f"both device ({device}) and device_map are given", "give one of them")
+    spread = None if device_map is None else Spread(device_map, None if offload_folder is None else Path(offload_folder))
+    hf = read_weights(checkpoint, dtype, spread)
     words = tokenizer if tokenizer is not None else read_tokenizer(checkpoint, hf)
-    return Model(hf.to(device), words, name or checkpoint.label, checkpoint)
+    return Model(hf.to(device) if spread is None else hf, words, name or checkpoint.label, checkpoint)
 
 
 @dataclass(frozen=True, eq=False)
