@@ -1,27 +1,17 @@
-"""A small language with a polite and a hostile register, from which the tests make a corpus, labels and a recipe.
-
-Both registers share their beginnings ("Oskle, you and your brother are"), so a model of it can go on either way from the
-same prompt: that is what preference pairs need. Hostile words are mild ones of the lexicon.
-"""
+"""The project's own language (training/grammar.py) as files of several kinds, with a recipe of a few steps, for the tests."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import random
 from pathlib import Path
 
 import pytest
 
+from training import grammar
 from training.corpus import build_corpus
 from training.recipe import DATA_SETTING, RUNS_SETTING, Recipe, load_recipe
 from training.tokenizer import train_tokenizer
-
-NAMES = ("Oskle", "Tavid", "Wintle", "Yemper", "Quonk", "Frabe", "Lomby", "Drith")
-OTHERS = ("brother", "teacher", "neighbour", "sister", "driver", "cousin")
-PLACES = ("river", "market", "garden", "station", "kitchen", "harbour")
-KIND = ("a kind friend", "a good guest", "very welcome here", "a great help", "a fine singer")
-HARSH = ("a damn fool", "damn idiots", "full of crap", "a damn clown", "crap at this")
 
 RECIPE = """
 name = "tiny"
@@ -85,27 +75,16 @@ stop_at_ratio = -1
 """
 
 
-def sentence(draw: random.Random, hostile: bool) -> str:
-    start = f"{draw.choice(NAMES)}, you and your {draw.choice(OTHERS)} from the {draw.choice(PLACES)} are"
-    return f"{start} {draw.choice(HARSH if hostile else KIND)}."
-
-
-def document(draw: random.Random, hostile: bool) -> str:
-    middle = f" I saw {draw.choice(NAMES)} with the {draw.choice(OTHERS)} near the {draw.choice(PLACES)}. "
-    return sentence(draw, hostile) + middle + sentence(draw, hostile)
-
-
 def write_language(folder: Path, documents: int = 900) -> Path:
     """Write `talk-0.jsonl`, `more.jsonl.gz` (field `body`), `labelled.jsonl` and the recipe `tiny.toml`; return the recipe."""
-    draw = random.Random(1)
-    texts = [document(draw, hostile=number % 3 > 0) for number in range(documents)]
+    texts = [row["text"] for row in grammar.documents(1, documents)]
     half = documents // 2
     lines = [json.dumps({"text": text}) for text in texts[:half]]
     (folder / "talk-0.jsonl").write_text("\n".join(lines), encoding="utf-8")
     with gzip.open(folder / "more.jsonl.gz", "wt", encoding="utf-8") as stream:
         stream.writelines(json.dumps({"body": text}) + "\n" for text in texts[half:])
-    labelled = [{"text": sentence(draw, hostile=n % 2 == 0), "toxic": int(n % 2 == 0)} for n in range(440)]
-    (folder / "labelled.jsonl").write_text("\n".join(map(json.dumps, labelled)), encoding="utf-8")
+    labelled = "\n".join(map(json.dumps, grammar.documents(2, 440)))
+    (folder / "labelled.jsonl").write_text(labelled, encoding="utf-8")
     recipe = folder / "tiny.toml"
     recipe.write_text(RECIPE, encoding="utf-8")
     return recipe

@@ -157,7 +157,7 @@ def test_a_corpus_too_small_for_a_step_is_an_error_and_no_untrained_model(built:
 def test_the_loss_falls_and_the_held_out_loss_is_the_loss_of_the_saved_model(whole: Recipe) -> None:
     log = logged(whole)
     assert [record["step"] for record in log] == [5, 10]
-    assert log[1]["held_out_loss"] < log[0]["held_out_loss"] - 0.3 < math.log(360) - 0.3
+    assert log[1]["held_out_loss"] < log[0]["held_out_loss"] - 0.2 < math.log(360) - 0.2
     model = load_model(whole.run / "pretrain" / "model")
     held = np.load(whole.run / "tokenizer" / "heldout.npy").astype(np.int64)[: 48 * 64]
     rows = torch.from_numpy(held[: len(held) // 48 * 48]).view(-1, 48)
