@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer
 
 from interp.errors import UserError
@@ -47,23 +49,32 @@ class Processes:
 
     @property
     def sharded(self) -> bool:
-        """Whether the model's weights are divided over the processes (FSDP)."""
-        return self.accelerator is not None and self.accelerator.distributed_type.value == "FSDP"
+        """Whether the launcher asks for the model's weights to be divided over the processes (FSDP)."""
+        return self.accelerator is not None and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
-    def prepare(self, model: nn.Module, optimizers: list[Optimizer]) -> tuple[nn.Module, list[Optimizer]]:
-        """What the loop calls forward, and the optimizers over its weights; a sharded model is cut in place."""
+    def prepare(self, model: Any, optimizers: list[Optimizer]) -> tuple[nn.Module, list[Optimizer]]:
+        """What the loop calls forward, and the optimizers over its weights; a sharded model is cut in place.
+
+        The cut is PyTorch's own `fully_shard` (FSDP version 2), block by block, since `accelerate` makes it on GPUs only and
+        goes on without a word elsewhere. Raises `UserError` for Muon on a sharded model.
+        """
         if self.accelerator is None:
             return model, optimizers
         if not self.sharded:
             return self.accelerator.prepare(model), optimizers
-        if not self.accelerator.is_fsdp2:
-            raise UserError(
-                "the launcher's configuration asks for FSDP version 1", "set fsdp_version: 2, as in training/recipes/accelerate/fsdp.yaml"
-            )
         if len(optimizers) > 1:
-            raise UserError("Muon needs whole matrices, and FSDP divides them", "set optimizer to adamw, or launch with data-parallel.yaml")
-        prepared, *wrapped = self.accelerator.prepare(model, *optimizers)
-        return prepared, [one.optimizer for one in wrapped]
+            problem = "Muon needs whole matrices, and FSDP divides them"
+            raise UserError(problem, "set optimizer to adamw, or launch with data-parallel.yaml")
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        groups = [[names[id(parameter)] for parameter in group["params"]] for group in optimizers[0].param_groups]
+        mesh = init_device_mesh(self.device.type, (self.count,))
+        for block in model.transformer.h:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        cut = dict(model.named_parameters())
+        for group, members in zip(optimizers[0].param_groups, groups, strict=True):
+            group["params"] = [cut[name] for name in members]
+        return model, optimizers
 
     def share(self, batch: Tensor, parts: int) -> list[Tensor]:
         """This process's rows of a batch, in as many parts as gradients are accumulated over; raises where they do not divide."""
@@ -72,8 +83,11 @@ class Processes:
             raise UserError(problem, "change batch, accumulate, or the number of processes")
         return list(batch[self.rank :: self.count].to(self.device).chunk(parts))
 
-    def quietly(self, forward: nn.Module, last: bool) -> AbstractContextManager[Any]:
+    def quietly(self, forward: Any, last: bool) -> AbstractContextManager[Any]:
         """Keep gradients to this process until the last part of a batch."""
+        if self.sharded:
+            forward.set_requires_gradient_sync(last)
+            return nullcontext()
         return nullcontext() if self.accelerator is None or last else self.accelerator.no_sync(forward)
 
     def mean(self, value: Tensor) -> float:
