@@ -58,7 +58,7 @@ class Development:
             gain = (now[:, 0].exp() - self.logprobs[:, 0].exp()).mean(dim=0)
             best = gain.topk(min(GAINING, len(gain)))
             tokens = [policy.tokenizer.decode([int(token)]) for token in best.indices]
-            gaining = [[token, float(value)] for token, value in zip(tokens, best.values, strict=True)]
+            gaining = [[token, float(value)] for token, value in zip(tokens, best.values, strict=True) if value > 0]
             moved = group_norms(changes(policy, self.weights))
             speech, fluent = _speech(policy, self.prompts, self.scorer), fluency(policy, self.texts)
             return {"kl": kl.tolist(), "top_gaining": gaining, "update_norm": moved, **speech, **fluent}
