@@ -1,0 +1,133 @@
+"""What the experiments on ways to change toxicity share: prompts to fit on, prompts to measure on, one price, one row per way.
+
+Directions, groups and offsets are fitted on odd prompts and everything is measured on even ones, so that no way is judged on the
+prompts it was made from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from interp.edits import Edit
+from interp.experiments.registry import Context
+from interp.lens import unembed
+from interp.metrics import perplexity
+from interp.models import Model
+from interp.stats import bootstrap_mean
+from interp.ways import Matched, match_loss
+
+LEAST_RISE = 1.02
+MOST_PROMPTS, MOST_PASSAGES = 120, 32
+
+
+def part(context: Context, name: str, *, prompts: Sequence[str], passages: int) -> Context:
+    """A context on some of the prompts and evenly spread passages, whose measurements are kept with the whole context's."""
+
+    def make() -> Context:
+        step = max(1, len(context.passages) // max(1, passages))
+        return replace(context, prompts=list(prompts), passages=context.passages[::step][:passages], _kept={})
+
+    found: Context = context._once(("part", name, tuple(prompts), passages), make)
+    found.say = context.say
+    return found
+
+
+def fitted(context: Context) -> Context:
+    """The odd prompts, on which directions and groups are fitted."""
+    return part(context, "fitted", prompts=context.prompts[1::2][:MOST_PROMPTS], passages=_passages(context))
+
+
+def held_out(context: Context) -> Context:
+    """The even prompts, on which ways are measured, with the passages on which they are matched."""
+    return part(context, "held out", prompts=context.prompts[::2][:MOST_PROMPTS], passages=_passages(context))
+
+
+def _passages(context: Context) -> int:
+    return MOST_PASSAGES // 2 if context.quick else MOST_PASSAGES
+
+
+def goal_loss(context: Context) -> float:
+    """The tuned model's loss in nats per token, or 2 % of perplexity above the base model's where tuning cost less."""
+    base, tuned = (math.log(context.perplexity(model).value) for model in context.pair.sides.values())
+    return max(tuned, base + math.log(LEAST_RISE))
+
+
+@torch.no_grad()
+def last_loss(context: Context, model: Model, vector: Tensor, strength: float) -> float:
+    """The loss on the passages, in nats per token, with `strength * vector` added to the last residual stream.
+
+    Nothing but the final norm and the unembedding comes after that site, so this costs only these, on states that are captured once.
+    """
+    states, targets = context.final_states(model)
+    step = strength * vector.to(states.device, states.dtype)
+    parts = [
+        functional.cross_entropy(unembed(model, some + step), wanted, reduction="sum").item()
+        for some, wanted in zip(states.split(4096), targets.split(4096), strict=True)
+    ]
+    return sum(parts) / len(targets)
+
+
+def match_last(context: Context, model: Model, vector: Tensor, goal: float) -> Matched:
+    """The strength at which adding `vector` to the last residual stream brings the loss to `goal`; give `-vector` to subtract."""
+    length = float(context.final_states(model)[0].norm(dim=1).mean()) / max(float(vector.norm()), 1e-12)
+    start = min(last_loss(context, model, vector, 0.0), goal)
+    return match_loss(lambda strength: last_loss(context, model, vector, strength), goal, most=10 * length, first=0.2 * length, start=start)
+
+
+def match_edits(
+    context: Context, model: Model, make: Callable[[float], Sequence[Edit]], goal: float, *, most: float, first: float | None = None
+) -> Matched:
+    """The strength at which edits bring the model's loss on the passages to `goal`."""
+    texts = [passage.text for passage in context.passages]
+
+    def loss(strength: float) -> float:
+        return math.log(perplexity(model, texts, edits=make(strength)).value)
+
+    start = math.log(context.perplexity(model).value)
+    return match_loss(loss, goal, most=most, first=first, start=min(start, goal))
+
+
+def match_weights(
+    context: Context, model: Model, make: Callable[[float], Model], goal: float, *, most: float, first: float | None = None
+) -> Matched:
+    """The strength at which a change of weights brings the model's loss on the passages to `goal`."""
+    texts = [passage.text for passage in context.passages]
+
+    def loss(strength: float) -> float:
+        return math.log(perplexity(make(strength), texts).value)
+
+    start = math.log(context.perplexity(model).value)
+    return match_loss(loss, goal, most=most, first=first, start=min(start, goal))
+
+
+def kept_model(context: Context, name: str, make: Callable[[], Model]) -> Model:
+    """A model made for this report, held as long as what was measured on it (measurements are kept by the model's identity)."""
+    found: Model = context._once(("model", name), make)
+    return found
+
+
+def row_of(context: Context, name: str, model: Model, edits: Sequence[Edit] = (), **more: Any) -> dict[str, Any]:
+    """One line of a table of ways: toxicity with its interval, and what it cost; `_scores` holds the toxicity of each prompt."""
+    scores = context.toxicity(model, tuple(edits))
+    interval = bootstrap_mean(scores, seed=context.seed)
+    return {
+        "model": name, **more, "toxicity": interval.value, "low": interval.low, "high": interval.high,
+        "share above half": float((scores > 0.5).mean()), "perplexity": context.perplexity(model, tuple(edits)).value,
+        "F1": float(context.f1(model, tuple(edits)).mean()), "distinct-2": context.distinct(model, tuple(edits)), "_scores": scores,
+    }  # fmt: skip
+
+
+def mean_row(name: str, rows: Sequence[dict[str, Any]], seed: int, **more: Any) -> dict[str, Any]:
+    """The mean of several draws of a control as one line, with the interval of the mean over prompts."""
+    scores = np.mean([row["_scores"] for row in rows], axis=0)
+    interval = bootstrap_mean(scores, seed=seed)
+    means = {key: float(np.mean([row[key] for row in rows])) for key in ("share above half", "perplexity", "F1", "distinct-2")}
+    return {"model": name, **more, "toxicity": interval.value, "low": interval.low, "high": interval.high, **means, "_scores": scores}

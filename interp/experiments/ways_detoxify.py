@@ -1,0 +1,238 @@
+"""W-E1: does DPO lower toxicity more than what needs no training, at the same perplexity? (paper A, Table 2, and its neighbours)"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+from torch.nn import functional
+
+from interp import figures
+from interp.edits import Edit
+from interp.errors import UserError
+from interp.experiments import measured
+from interp.experiments.registry import Context, Finding, experiment
+from interp.models import Model
+from interp.neurons import values_at
+from interp.nulls import perturbed, random_directions, random_neurons
+from interp.results import Figure, Verdict
+from interp.stats import Interval, bootstrap_difference
+from interp.tokens import token_rows
+from interp.ways import Matched, ablation, difference_in_means, random_subspaces, toxic_subspaces
+from interp.weight_edits import interpolated, orthogonalised, values_projected
+
+NEURONS = 16
+RANK = 2
+SHARES = (0.5, 1.5)
+# Perplexity may differ from the tuned model's by as much as the search for the strength leaves open.
+SLACK = 1.005
+
+
+@experiment(
+    "W-E1",
+    claim="A-C4",
+    title="DPO detoxifies more than ways without training",
+    question="At the tuned model's perplexity, is DPO less toxic than the base model steered, ablated or projected by hand?",
+    criterion="Holds if DPO's mean toxicity is below that of every way without training at a perplexity no lower than theirs or with an interval of the paired difference that "
+    "excludes 0; fails if a way without training is less toxic than DPO at no more perplexity, with an interval that excludes 0; otherwise inconclusive.",
+    refuted_by="A direction or projection found without any training that lowers toxicity further at the same perplexity. A random control that lowers it as far would mean "
+    "that the price is too high to tell ways apart.",
+    caveat="Each way gets the strength at which perplexity equals the tuned model's (within 0.1 %), or 2 % above the base model's where tuning cost less; a way that stays "
+    "cheaper at the end of its range is shown there. Directions are fitted on odd prompts and measured on even ones; the pairs of ProFS are the two sides' continuations of the odd prompts, so it sees "
+    "what DPO says, though not its weights. Interpolation uses the tuned weights, so it is no way "
+    "without training. Five ways are compared with DPO, for which the intervals do not account.",
+)
+def run(context: Context) -> Finding:
+    base, tuned = context.pair.base, context.pair.tuned
+    held = measured.held_out(context)
+    start = held.toxicity(base)
+    if not start.mean() > 0:
+        raise UserError(
+            "the base model's continuations of these prompts are not toxic at all",
+            "give prompts that this model continues with toxic words",
+        )
+    goal = measured.goal_loss(held)
+    rows = [
+        measured.row_of(held, "base", base, kind="model", strength=0.0),
+        measured.row_of(held, "tuned (DPO)", tuned, kind="model", strength=1.0),
+    ]
+    found, controls = _last_layer(context, held, goal), _last_layer_controls(context, held, goal)
+    more, random = _whole_model(context, held, goal)
+    ways = [*found, *more]
+    lines = _interpolations(context, held)
+    every = [*rows, *ways, *lines, *controls, *random]
+    table = pd.DataFrame(every).drop(columns=["_scores"])
+    price = rows[1]["perplexity"]
+    against = {row["model"]: bootstrap_difference(row["_scores"], rows[1]["_scores"], seed=context.seed) for row in ways}
+    beaten = [
+        name
+        for row in ways
+        for name in [row["model"]]
+        if against[name].high < 0 and row["perplexity"] <= SLACK * max(price, math.exp(goal))
+    ]
+    better = all(against[row["model"]].low > 0 or (against[row["model"]].value > 0 and row["perplexity"] >= price) for row in ways)
+    verdict: Verdict = "fails" if beaten else "holds" if better else "inconclusive"
+    drops = {row["model"]: 1 - row["toxicity"] / float(start.mean()) for row in [rows[1], *ways]}
+    null = {row["model"]: 1 - row["toxicity"] / float(start.mean()) for row in [*controls, *random]}
+    best = min(ways, key=lambda row: row["toxicity"])
+    summary = (
+        f"At the tuned model's perplexity DPO removes {drops['tuned (DPO)']:.0%} of the toxicity, the best way without training ({best['model']}) {drops[best['model']]:.0%}; "
+        f"random controls at the same perplexity remove {min(null.values()):.0%} to {max(null.values()):.0%}. "
+        + (f"Less toxic than DPO: {', '.join(beaten)}." if beaten else "No way without training is reliably less toxic than DPO.")
+    )
+    names = {name: f"share of toxicity removed, {name}" for name in drops}
+    intervals = {
+        names[row["model"]]: _share(bootstrap_difference(start, row["_scores"], seed=context.seed), float(start.mean()))
+        for row in [rows[1], *ways]
+    }
+    return Finding(
+        verdict, summary, {names[name]: value for name, value in drops.items()}, {label: sum(null.values()) / len(null) for label in names.values()}, intervals,
+        {"ways": table, "against DPO": _against(against)}, (_front(table, math.exp(goal)), _bars(table)),
+        {"prompts_measured": len(held.prompts), "prompts_fitted": len(measured.fitted(context).prompts), "passages_matched": len(held.passages), "perplexity_goal": math.exp(goal),
+         "value_vectors": NEURONS, "profs_rank": RANK},
+    )  # fmt: skip
+
+
+def _last_layer(context: Context, held: Context, goal: float) -> list[dict[str, Any]]:
+    """Subtraction of one vector from the last residual stream, as in paper A's Table 2, and of the activations behind it."""
+    base = context.pair.base
+    best = context.ranking.neurons[:NEURONS]
+    vectors = {
+        "probe": context.direction,
+        f"mean of {len(best)} toxic value vectors": functional.normalize(values_at(base, best).float(), dim=1).mean(dim=0),
+    }
+    rows = []
+    for name, vector in vectors.items():
+        context.say(f"strength of subtracting {name}")
+        rows.append(_subtracted(held, f"base − {name}", vector, goal))
+    context.say("strength of shrinking toxic neurons")
+    match = _shrink(held, best, goal)
+    rows.append(
+        measured.row_of(
+            held, f"base with {len(best)} toxic neurons turned down", base, _down(best, match.strength), kind="way", strength=match.strength
+        )
+    )
+    return rows
+
+
+def _last_layer_controls(context: Context, held: Context, goal: float) -> list[dict[str, Any]]:
+    base = context.pair.base
+    drawn = []
+    for vector in random_directions(context.direction, 1 if context.quick else 2, context.seed):
+        context.say("strength of subtracting a random direction")
+        drawn.append(_subtracted(held, "random", vector, goal))
+    strength = sum(row["strength"] for row in drawn) / len(drawn)
+    best = context.ranking.neurons[:NEURONS]
+    others = random_neurons(base, best, seed=context.seed, exclude=context.ranking.neurons)
+    match = _shrink(held, others, goal)
+    return [
+        measured.mean_row(f"base − random direction (null, {len(drawn)} draws)", drawn, context.seed, kind="null", strength=strength),
+        measured.row_of(
+            held, "base with random neurons turned down (null)", base, _down(others, match.strength), kind="null", strength=match.strength
+        ),
+    ]
+
+
+def _subtracted(held: Context, name: str, vector: Tensor, goal: float) -> dict[str, Any]:
+    base = held.pair.base
+    match = measured.match_last(held, base, -vector, goal)
+    edit = Edit.subtract(f"resid_post.{base.n_layers - 1}", vector, match.strength)
+    return measured.row_of(held, name, base, (edit,), kind="way", strength=match.strength)
+
+
+def _down(neurons: Sequence[tuple[int, int]], strength: float) -> tuple[Edit, ...]:
+    layers = sorted({layer for layer, _ in neurons})
+    return tuple(Edit.scale(f"mlp_post.{layer}", 1 - strength, [index for at, index in neurons if at == layer]) for layer in layers)
+
+
+def _shrink(held: Context, neurons: Sequence[tuple[int, int]], goal: float) -> Matched:
+    return measured.match_edits(held, held.pair.base, lambda strength: _down(neurons, strength), goal, most=4.0, first=1.0)
+
+
+def _whole_model(context: Context, held: Context, goal: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Directional ablation, weight orthogonalisation and ProFS, each with a random direction or subspace as its control."""
+    base, fit = context.pair.base, measured.fitted(context)
+    toxic = fit.prompt_rows()
+    harmless = token_rows(base, [passage.prompt for passage in context.passages], max_tokens=base.context)
+    context.say("difference in means")
+    difference = difference_in_means(base, toxic, harmless)
+    site = f"layer {difference.layer}"
+    ways = [
+        measured.row_of(
+            held,
+            f"base with the difference in means ({site}) ablated",
+            base,
+            ablation(base, difference.direction),
+            kind="way",
+            strength=1.0,
+        )
+    ]
+    said = [[[*row, *more] for row, more in zip(toxic, fit.greedy_tokens(side), strict=True)] for side in context.pair.sides.values()]
+    layers = range(base.n_layers // 2, base.n_layers)
+    spaces = toxic_subspaces(base, *said, layers=layers, rank=min(RANK, base.d_model - 1, len(toxic)))
+    (direction,) = random_directions(difference.direction, 1, context.seed + 1)
+    ways += [
+        _rewritten(context, held, "base with weights orthogonal to the difference in means", goal, difference.direction, None),
+        _rewritten(context, held, f"base with toxic subspace projected out (ProFS, rank {RANK})", goal, None, spaces),
+    ]
+    controls = [
+        _rewritten(context, held, "base with weights orthogonal to a random direction (null)", goal, direction, None),
+        _rewritten(context, held, "base with random subspace projected out (null)", goal, None, random_subspaces(spaces, context.seed)),
+    ]
+    for row in controls:
+        row["kind"] = "null"
+    moved = measured.kept_model(held, "perturbed", lambda: perturbed(context.pair, context.seed))
+    controls.append(measured.row_of(held, "random change of the weights of DPO's norm (null)", moved, kind="null", strength=1.0))
+    return ways, controls
+
+
+def _rewritten(
+    context: Context, held: Context, name: str, goal: float, direction: Tensor | None, spaces: dict[int, Tensor] | None
+) -> dict[str, Any]:
+    base = context.pair.base
+
+    def make(strength: float) -> Model:
+        return orthogonalised(base, direction, strength) if direction is not None else values_projected(base, spaces or {}, strength)
+
+    context.say(f"strength of {name}")
+    match = measured.match_weights(held, base, make, goal, most=2.0, first=0.5)
+    return measured.row_of(held, name, measured.kept_model(held, name, lambda: make(match.strength)), kind="way", strength=match.strength)
+
+
+def _interpolations(context: Context, held: Context) -> list[dict[str, Any]]:
+    base, tuned = context.pair.base, context.pair.tuned
+    rows = []
+    for share in SHARES[:1] if context.quick else SHARES:
+        context.say("interpolation of weights")
+        model = measured.kept_model(held, f"interpolated {share}", lambda share=share: interpolated(base, tuned, share))  # type: ignore[misc]
+        rows.append(measured.row_of(held, f"base + {share:g} × (tuned − base)", model, kind="interpolation", strength=share))
+    return rows
+
+
+def _share(interval: Interval, start: float) -> tuple[float, float]:
+    return interval.low / start, interval.high / start
+
+
+def _against(found: dict[str, Interval]) -> pd.DataFrame:
+    rows = [{"way": name, "toxicity above DPO's": i.value, "low": i.low, "high": i.high} for name, i in found.items()]
+    return pd.DataFrame(rows)
+
+
+def _front(table: pd.DataFrame, price: float) -> Figure:
+    return figures.scatter(
+        "detoxify-front", table, x="perplexity", y="toxicity", low="low", high="high", colour="kind", text="model", front=("min", "min"), title="Ways to lower toxicity, and their price",
+        x_title="perplexity on harmless passages", y_title="mean toxicity of challenge continuations (0 to 1)", hover=("strength", "F1", "distinct-2"),
+        caption=f"Lower and further left is better; the line joins the ways that no other beats in both. Strengths are set so that perplexity is {price:.1f}, so the points of ways and "
+        "controls should stand above one another.",
+    )  # fmt: skip
+
+
+def _bars(table: pd.DataFrame) -> Figure:
+    labels = table["model"] + table["perplexity"].map(lambda value: f" (perplexity {value:.1f})")
+    return figures.bars(
+        "detoxify", table.assign(model=labels), x="model", y="toxicity", low="low", high="high", title="Toxicity of challenge continuations by way", x_title="model",
+        y_title="mean toxicity (0 to 1)", horizontal=True, caption="DPO is the best way if its bar is the shortest; controls should stay as long as the base model's bar.",
+    )  # fmt: skip

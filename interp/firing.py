@@ -1,0 +1,68 @@
+"""How often neurons fire, and random neurons that fire about as often: the control for changes of keys.
+
+A key that is multiplied matters only where its neuron fires, so random keys of neurons that never do are no control at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.capture import capture
+from interp.errors import UserError
+from interp.models import Model
+from interp.neurons import Neuron
+
+CHUNK = 16
+CANDIDATES = 16
+
+
+def firing_rates(
+    model: Model, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], layers: Sequence[int]
+) -> dict[int, Float[Tensor, " d_mlp"]]:
+    """At what share of these positions is each neuron's input above zero (paper A's region gamma of its key), layer by layer?
+
+    Args:
+        positions: for each row equally many absolute positions.
+    """
+    if not rows:
+        raise UserError("no texts were given", "give at least one")
+    sites = {layer: f"mlp_pre.{layer}" for layer in layers}
+    sums = {layer: torch.zeros(model.d_mlp, dtype=torch.float64) for layer in layers}
+    for start in range(0, len(rows), CHUNK):
+        some = slice(start, start + CHUNK)
+        held = capture(model, list(rows[some]), list(sites.values()), positions=[list(p) for p in positions[some]])
+        for layer, site in sites.items():
+            sums[layer] += (held[site] > 0).double().mean(dim=1).sum(dim=0)
+    return {layer: (found / len(rows)).float() for layer, found in sums.items()}
+
+
+def frequency_matched(
+    neurons: Sequence[Neuron],
+    rates: dict[int, Float[Tensor, " d_mlp"]],
+    *,
+    seed: int,
+    exclude: Sequence[Neuron] = (),
+    candidates: int = CANDIDATES,
+) -> list[Neuron]:
+    """For each neuron a random other neuron of its layer among the `candidates` that fire about as often.
+
+    Never one of `neurons` or `exclude`, none twice, in the order of `neurons`. Raises `UserError` where a layer has no others left.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    taken = {*neurons, *exclude}
+    found: list[Neuron] = []
+    for layer, index in neurons:
+        others = [
+            other for other in (rates[layer] - rates[layer][index]).abs().argsort(stable=True).tolist() if (layer, other) not in taken
+        ]
+        if not others:
+            raise UserError(f"layer {layer} has no other neurons left to draw from", "exclude fewer neurons")
+        near = others[:candidates]
+        chosen = (layer, near[int(torch.randint(len(near), (1,), generator=generator))])
+        taken.add(chosen)
+        found.append(chosen)
+    return found
