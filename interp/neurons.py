@@ -161,4 +161,5 @@ def _stack(model: Model, neurons: Sequence[Neuron], read: Callable[[int], Tensor
                 f"neuron {layer}.{index} does not exist: the model has {model.n_layers} layers of {model.d_mlp} neurons",
                 "count layers and neurons from 0",
             )
-    return torch.stack([read(layer)[index] for layer, index in neurons])
+    # Layers may lie on several devices.
+    return torch.stack([read(layer)[index].to(model.device) for layer, index in neurons])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
 import importlib.abc
+import io
+import json
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +21,7 @@ from interp import Captured, Edit, Model, UserError, capture, editing
 from interp.adapters import ENGINES, hook_name, module_name, run, site_of_hook, site_of_module
 from interp.capture import Forward
 from interp.hooks import Work
+from interp.loading import Checkpoint
 from interp.tokens import pad, token_rows
 
 pytest.importorskip("transformer_lens", reason="needs the extra `lens`")
@@ -45,6 +50,13 @@ def test_every_site_of_ragged_prompts_is_the_same_through_every_engine(any_model
         run(any_model, ALL, sites=any_model.sites(), engine=engine, positions=positions),
         capture(any_model, ALL, any_model.sites(), positions=positions),
     )
+
+
+def forwards(model: Model) -> dict[str, Forward]:
+    from interp.adapters.nnsight import sight_forward
+    from interp.adapters.transformer_lens import lens_forward
+
+    return {"transformer_lens": lens_forward(model), "nnsight": sight_forward(model)}
 
 
 def edits_of(model: Model) -> dict[str, list[Edit]]:
@@ -78,10 +90,11 @@ def edits_of(model: Model) -> dict[str, list[Edit]]:
 def test_every_edit_does_the_same_through_every_engine(model: Model, engine: str) -> None:
     bare = capture(model, ALL, ["logits"])["logits"]
     sites = ["resid_mid.1", "mlp_post.2", "resid_post.2", "logits"]
+    forward = forwards(model)[engine]
     for name, edits in edits_of(model).items():
         expected = capture(model, ALL, sites, edits=edits)
         assert float((expected["logits"] - bare).abs().max()) > 1e-3, f"{name} changes nothing, so it tests nothing"
-        close(run(model, ALL, sites=sites, edits=edits, engine=engine), expected)
+        close(capture(model, ALL, sites, edits=edits, forward=forward), expected)
 
 
 @pytest.mark.parametrize("engine", OTHERS)
@@ -93,13 +106,6 @@ def test_positions_units_and_batches_mean_the_same_through_every_engine(gpt2: Mo
             run(gpt2, ALL, sites=["mlp_post.2", "head_out.2"], engine=engine, **settings),
             capture(gpt2, ALL, ["mlp_post.2", "head_out.2"], **settings),
         )
-
-
-def forwards(model: Model) -> dict[str, Forward]:
-    from interp.adapters.nnsight import sight_forward
-    from interp.adapters.transformer_lens import lens_forward
-
-    return {"transformer_lens": lens_forward(model), "nnsight": sight_forward(model)}
 
 
 def test_every_position_of_left_padded_rows_is_the_same(any_model: Model) -> None:
@@ -247,6 +253,165 @@ def test_a_bridge_has_the_raw_weights(model: Model) -> None:
     bridge = model.to_transformer_lens()
     for layer in range(model.n_layers):
         assert torch.equal(model.value_vectors(layer), bridge.blocks[layer].mlp.W_out)
+
+
+@pytest.fixture
+def hub_gpt2(gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> Model:
+    """The tiny GPT-2 as if it came from the hub, where nothing is asked of the hub itself."""
+    import nnsight
+    from nnsight.modeling.huggingface import _ID_CACHE
+    from nnsight.schema.config import CONFIG
+
+    real = nnsight.TransformersModel
+
+    def skeleton(source: Any, **settings: Any) -> Any:
+        assert gpt2.checkpoint is not None
+        if not isinstance(source, str):
+            return real(source, **settings)
+        assert source == "lab/tiny"
+        lens = real(gpt2.checkpoint.source, **settings)
+        monkeypatch.setitem(_ID_CACHE, gpt2.checkpoint.source, source)
+        return lens
+
+    monkeypatch.setattr(nnsight, "TransformersModel", skeleton)
+    monkeypatch.setattr(CONFIG.API, "APIKEY", "a key")
+    monkeypatch.setattr(CONFIG.APP, "REMOTE_LOGGING", False)
+    monkeypatch.setattr("interp.adapters.nnsight.POLL_SECONDS", 0.01)
+    return Model(gpt2.hf, gpt2.tokenizer, "lab/tiny", Checkpoint("lab/tiny", None))
+
+
+class Server:
+    """A stand-in for NDIF on this machine: it runs what it is sent, or answers as `mood` says."""
+
+    def __init__(self, model: Model, mood: str) -> None:
+        self.lens, self.mood, self.answer = model.to_nnsight(), mood, b""
+        server = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                if self.path == "/status":
+                    entry = {"repo_id": "other/model" if server.mood == "elsewhere" else "lab/Tiny", "application_state": "RUNNING"}
+                    self.send(json.dumps({"deployments": {"1": entry}}).encode())
+                elif self.path == "/env":
+                    self.send(b'{"packages": {}}')
+                elif self.path == "/result":
+                    self.send(server.answer)
+                else:
+                    done = {"id": "1", "status": "COMPLETED", "data": f"{server.url}/result"}
+                    waiting = {"id": "1", "status": "QUEUED"}
+                    broken = {"id": "1", "status": "ERROR", "description": "out of memory"}
+                    self.send(json.dumps({"busy": waiting, "broken": broken}.get(server.mood, done)).encode())
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                if server.mood == "stranger":
+                    self.send(b'{"detail": "this key is unknown"}', 401)
+                    return
+                if server.mood == "":
+                    server.run(body)
+                self.send(b'{"id": "1", "status": "RECEIVED"}')
+
+            def send(self, content: bytes, code: int = 200) -> None:
+                self.send_response(code)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+
+    def run(self, body: bytes) -> None:
+        import zstandard
+        from nnsight.schema.request import RequestModel
+        from nnsight.tracing.tracer import dec, inc
+
+        blob = body.split(b"application/octet-stream\r\n\r\n", 1)[1].rsplit(b"\r\n--", 1)[0]
+        tracer = RequestModel.deserialize(blob, self.lens._remoteable_persistent_objects(), compress=True)
+        inc()
+        try:
+            with torch.no_grad():
+                tracer.execute(tracer.info.code)
+        finally:
+            dec()
+        found = tracer.info.frame.f_locals
+        stream = io.BytesIO()
+        torch.save({"found": dict(found["found"])}, stream)
+        self.answer = zstandard.ZstdCompressor().compress(stream.getvalue())
+
+
+@pytest.fixture
+def serve(gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Server]]:
+    from nnsight.schema.config import CONFIG
+
+    started: list[Server] = []
+
+    def start(mood: str = "") -> Server:
+        server = Server(gpt2, mood)
+        threading.Thread(target=server.http.serve_forever, daemon=True).start()
+        monkeypatch.setattr(CONFIG.API, "HOST", server.url)
+        started.append(server)
+        return server
+
+    yield start
+    for server in started:
+        server.http.shutdown()
+        server.http.server_close()
+
+
+def test_a_hub_model_runs_on_a_server_and_gives_the_same(hub_gpt2: Model, serve: Callable[[str], Server]) -> None:
+    serve("")
+    edits = edits_of(hub_gpt2)["everything at once"]
+    settings: dict[str, Any] = {"sites": ["resid_mid.1", "head_out.2", "logits"], "edits": edits}
+    close(run(hub_gpt2, ALL, engine="nnsight", remote=True, seconds=60, **settings), run(hub_gpt2, ALL, **settings))
+
+
+@pytest.mark.parametrize(
+    ("mood", "problem"),
+    [
+        ("busy", "did not answer within 0.2 seconds"),
+        ("broken", "out of memory"),
+        ("stranger", "this key is unknown"),
+        ("elsewhere", "NDIF does not run lab/tiny now.*other/model"),
+    ],
+)
+def test_a_server_that_cannot_serve_is_named_and_never_waited_for(
+    hub_gpt2: Model, serve: Callable[[str], Server], mood: str, problem: str
+) -> None:
+    serve(mood)
+    with pytest.raises(UserError, match=problem):
+        run(hub_gpt2, ALL, sites=["logits"], engine="nnsight", remote=True, seconds=0.2)
+
+
+def test_what_no_server_can_run_is_refused_before_it_is_asked(gpt2: Model, hub_gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nnsight.schema.config import CONFIG
+
+    monkeypatch.setattr(CONFIG.API, "HOST", "http://127.0.0.1:9")
+    ask: dict[str, Any] = {"sites": ["logits"], "engine": "nnsight", "remote": True}
+    for model in (gpt2, Model(gpt2.hf, gpt2.tokenizer, "made here")):
+        with pytest.raises(UserError, match="is a private checkpoint"):
+            run(model, ALL, **ask)
+    with pytest.raises(UserError, match="cannot be reached"):
+        run(hub_gpt2, ALL, **ask)
+    monkeypatch.setattr(CONFIG.API, "APIKEY", None)
+    monkeypatch.delenv("NDIF_API_KEY", raising=False)
+    with pytest.raises(UserError, match="no API key"):
+        run(hub_gpt2, ALL, **ask)
+    with pytest.raises(UserError, match="cannot run on NDIF"):
+        run(hub_gpt2, ALL, **{**ask, "engine": "hooks"})
+    with pytest.raises(UserError, match="there is no engine 'magic'"):
+        run(gpt2, ALL, sites=["logits"], engine="magic")
+    with pytest.raises(UserError, match="remote is 'soon'"):
+        run(gpt2, ALL, sites=["logits"], engine="nnsight", remote="soon")
+
+
+def test_a_library_that_is_missing_is_named(gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    for engine in OTHERS:
+        monkeypatch.setitem(sys.modules, engine, None)
+        with pytest.raises(UserError, match=rf"{engine} cannot be imported.*pip install"):
+            run(gpt2, ALL, sites=["logits"], engine=engine)
 
 
 class NotOnTheServer(importlib.abc.MetaPathFinder):

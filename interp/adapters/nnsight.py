@@ -45,7 +45,7 @@ def to_nnsight(model: Model) -> Any:
         return nnsight.TransformersModel(model.plain_copy(), tokenizer=copy.deepcopy(model.tokenizer), task="text-generation")
 
 
-def sight_forward(model: Model, *, remote: Remote = False, seconds: float = 600.0) -> Forward:
+def sight_forward(model: Model, *, remote: Remote = False, seconds: float | int = 600) -> Forward:
     """The forward of an nnsight model made from this one, for `capture`; `remote` runs it on NDIF, or `dry` as if it did."""
     lens = _on_ndif(model) if remote is True else to_nnsight(model)
 
@@ -123,7 +123,7 @@ def _trace(lens: Any, inputs: dict[str, Any], steps: list[tuple], last_only: boo
 
 
 def _ask(
-    lens: Any, inputs: dict[str, Any], steps: list[tuple], last_only: bool, seconds: float
+    lens: Any, inputs: dict[str, Any], steps: list[tuple], last_only: bool, seconds: float | int
 ) -> dict[str, Tensor]:  # fmt: skip
     """The same trace on NDIF: sent, then asked for until it is there or the time is over."""
     end = time.monotonic() + seconds
@@ -137,7 +137,7 @@ def _ask(
         raise
     except Exception as error:  # nnsight passes on what httpx, websocket and the server raise
         raise UserError(
-            f"NDIF refused or lost the request ({_first_line(error)})", "check the API key and https://nnsight.net/status"
+            f"NDIF refused or lost the request ({_first_line(error)})", "check the API key, and nnsight.status() for what runs"
         ) from error
     return {site: value.to(inputs["input_ids"].device) for site, value in result["found"].items()}
 
@@ -167,7 +167,10 @@ def _on_ndif(model: Model) -> Any:
         raise UserError(f"NDIF does not run {source} now", f"leave remote out to run it here; {there}")
     try:
         with LOCK:
-            return nnsight.TransformersModel(source, task="text-generation", attn_implementation=model.hf.config._attn_implementation)
+            return nnsight.TransformersModel(
+                source, task="text-generation", tokenizer=copy.deepcopy(model.tokenizer),
+                attn_implementation=model.hf.config._attn_implementation,
+            )  # fmt: skip
     except (OSError, ValueError) as error:
         raise UserError(f"the hub does not give the configuration of {source} ({_first_line(error)})", "check the network") from error
 

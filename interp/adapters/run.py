@@ -22,7 +22,7 @@ ENGINES: tuple[Engine, ...] = get_args(Engine)
 def run(
     model: Model, prompts: Sequence[str] | Sequence[Sequence[int]], *, sites: Sequence[str], edits: Sequence[Edit] = (),
     engine: str = "hooks", positions: Any = "last", units: Mapping[str, Sequence[int]] | None = None, add_bos: bool = False,
-    max_tokens: int | None = None, batch_size: int = 64, remote: bool | str = False, seconds: float = 600.0,
+    max_tokens: int | None = None, batch_size: int = 64, remote: bool | str = False, seconds: float | int = 600,
 ) -> Captured:  # fmt: skip
     """What does the model hold at these sites, under these edits, as this engine sees it?
 
