@@ -60,15 +60,38 @@ def exact(make_folder: Callable[..., Path]) -> Callable[[str], Model]:
 # PPLM
 
 
+@pytest.fixture
+def scores(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The mixed log-probabilities from which PPLM chose, one `batch vocab` a token, as they are made."""
+    seen: list[Tensor] = []
+
+    def noting(logits: Tensor, *rest: Any) -> Tensor:
+        seen.append(logits.double())
+        return choose(logits, *rest)
+
+    monkeypatch.setattr(pplm, "choose", noting)
+    return seen
+
+
+def taken(seen: list[Tensor]) -> Tensor:
+    """What was noted since the last time: `pos batch vocab`."""
+    found = torch.stack(seen)
+    seen.clear()
+    return found
+
+
 @pytest.mark.parametrize(("kind", "options"), [*((kind, MILD) for kind in pplm.SUPPORTED), ("gpt2", FULL)])
-def test_a_ragged_batch_gives_token_by_token_what_each_prompt_gives_alone(exact: Any, kind: str, options: Pplm) -> None:
+def test_a_ragged_batch_gives_token_by_token_what_each_prompt_gives_alone(
+    exact: Any, kind: str, options: Pplm, scores: list[Tensor]
+) -> None:
     model = exact(kind)
     probe, rows = probe_of(model), rows_of(model, RAGGED)
     assert len({len(row) for row in rows}) == 3
     assert min(map(len, rows)) == 1, "a prompt of one token has no past to push at first"
-    together = pplm_tokens(model, probe, rows, options, new_tokens=5, seed=4)
-    alone = [pplm_tokens(model, probe, [row], options, new_tokens=5, seed=4, numbers=[at])[0] for at, row in enumerate(rows)]
-    assert together == alone
+    together, mixed = pplm_tokens(model, probe, rows, options, new_tokens=5, seed=4), taken(scores)
+    for at, row in enumerate(rows):
+        assert pplm_tokens(model, probe, [row], options, new_tokens=5, seed=4, numbers=[at]) == [together[at]]
+        torch.testing.assert_close(taken(scores)[:, 0], mixed[:, at], rtol=0, atol=1e-5)
     assert together != pplm_tokens(model, probe, rows, replace(options, iterations=0), new_tokens=5, seed=4), "nothing was pushed"
 
 
@@ -78,9 +101,12 @@ def test_in_single_precision_a_batch_agrees_too(gpt2: Model) -> None:
     assert together == [pplm_tokens(gpt2, probe, [row], replace(MILD, temperature=0.0), new_tokens=4)[0] for row in rows]
 
 
-def plain_pplm(model: Model, probe: Probe, row: list[int], options: Pplm, new: int, seed: int) -> list[int]:
-    """PPLM as it is published: one text, everything computed anew at each token, Hugging Face's own cache and positions."""
-    hf, kept = model.hf, []
+def plain_pplm(model: Model, probe: Probe, row: list[int], options: Pplm, new: int, seed: int) -> tuple[list[int], Tensor]:
+    """PPLM as it is published: one text, everything computed anew at each token, Hugging Face's own cache and positions.
+
+    Returns the tokens, and the log-probabilities they were chosen from up to a constant.
+    """
+    hf, kept, chosen_from = model.hf, [], []
     hook = hf.transformer.h[-1].register_forward_hook(lambda module, args, output: kept.append(output[0]))
     weights, bias, embed = probe.weights.double(), probe.bias.double(), hf.transformer.wte.weight
     generator = torch.Generator().manual_seed(seed)
@@ -114,18 +140,20 @@ def plain_pplm(model: Model, probe: Probe, row: list[int], options: Pplm, new: i
             logits, _, past = forward([(k + dk, v + dv) for (k, v), (dk, dv) in zip(past, change, strict=True)], input_ids=ids[:, -1:])
         mixed = (logits / options.temperature).softmax(-1) ** options.gm_scale * expected ** (1 - options.gm_scale)
         ids = torch.cat([ids, choose(mixed.log()[None].float(), Sampling(1.0, options.top_k), [generator])[None]], dim=1)
+        chosen_from.append(mixed.log())
     hook.remove()
-    return ids[0, len(row) :].tolist()
+    return ids[0, len(row) :].tolist(), torch.stack(chosen_from)
 
 
 @pytest.mark.oracle
-def test_pplm_is_the_published_procedure(exact: Any) -> None:
+def test_pplm_is_the_published_procedure(exact: Any, scores: list[Tensor]) -> None:
     model = exact("gpt2")
     options = Pplm(iterations=3, kl_scale=0.2, gm_scale=0.9, temperature=0.8, top_k=7, gamma=0.8, step_size=0.3)
     for row in rows_of(model)[:2]:
-        assert pplm_tokens(model, probe_of(model), [row], options, new_tokens=5, seed=0) == [
-            plain_pplm(model, probe_of(model), row, options, 5, 0)
-        ]
+        found = pplm_tokens(model, probe_of(model), [row], options, new_tokens=5, seed=0)
+        expected, chosen_from = plain_pplm(model, probe_of(model), row, options, 5, 0)
+        assert found == [expected]
+        torch.testing.assert_close(taken(scores)[:, 0], chosen_from, rtol=0, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
