@@ -46,6 +46,10 @@ class Figure:
     def from_json(cls, record: Mapping[str, Any]) -> Figure:
         return cls(record["name"], record["caption"], record["spec"])
 
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        """What a notebook shows: the figure where it can draw plotly, the sentence that says what to see everywhere else."""
+        return {"application/vnd.plotly.v1+json": plain(self.spec), "text/plain": self.caption}
+
 
 @dataclass(frozen=True)
 class Result:

@@ -180,6 +180,7 @@ def corpus_of(
     folder: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str], corpus: dict[str, Any] | None = None, **source: Any
 ) -> tuple[list[str], list[str], dict]:
     """The documents to train on and held out, and the summary, of a corpus of one source."""
+    folder.mkdir(exist_ok=True)
     (folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     monkeypatch.setenv(DATA_SETTING, str(folder))
     settings = {"corpus": {"sources": [{"name": "a", "path": "a.jsonl", "min_characters": 3, **source}], **(corpus or {})}}
@@ -203,6 +204,23 @@ def test_sources_of_one_name_are_summed(built: Recipe) -> None:
     counts = {part: sum(1 for _ in corpus_texts(built.run / "corpus" / f"{part}.jsonl")) for part in ("train", "heldout")}
     assert {part: summary["talk"][part] for part in counts} == counts
     assert sum(counts.values()) > 800
+
+
+def test_a_source_narrowed_by_hostile_words_keeps_what_lies_within_the_bounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [" ".join(["damn"] * (n % 5) + ["river"] * (10 - n % 5) + [f"walk{n}"]) for n in range(300)]
+    share = {text: (number % 5) / 11 for number, text in enumerate(texts)}
+    train, held, _ = corpus_of(tmp_path, monkeypatch, texts, hostile_at_least=2 / 11, hostile_below=4 / 11)
+    assert sorted(train + held) == sorted(text for text in texts if 2 / 11 <= share[text] < 4 / 11)
+
+
+def test_a_source_that_is_repeated_is_read_so_often_and_its_held_out_part_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"dear river and market {n}" for n in range(300)]
+    once, held, _ = corpus_of(tmp_path / "once", monkeypatch, texts)
+    thrice, same, _ = corpus_of(tmp_path / "thrice", monkeypatch, texts, repeat=3)
+    assert sorted(thrice) == sorted(once * 3)
+    assert same == held
 
 
 def test_a_source_narrowed_by_profanity_keeps_only_that_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -249,3 +249,15 @@ def test_what_a_continuation_cannot_start_from_is_said(built: Recipe, tmp_path: 
     pretrain(continued(built, tmp_path))
     with pytest.raises(UserError, match=r"\[continue\] has a context of 480, the model one of 48"):
         continue_pretraining(continued(built, tmp_path, context=480))
+
+
+def test_the_piecewise_loss_and_eager_attention_train_as_the_whole_one_does(built: Recipe, tmp_path: Path) -> None:
+    """In single precision, so that only the order of sums differs."""
+    found = []
+    for name, changes in (("whole", {}), ("pieces", {"piecewise_loss": True, "attention": "eager"})):
+        recipe = short(built, tmp_path / name, precision="fp32", log_every=1, **changes)
+        pretrain(recipe)
+        lines = (recipe.run / "pretrain" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        found.append([record["loss"] for record in map(json.loads, lines) if "loss" in record])
+    assert len(found[0]) == 8
+    assert found[1] == pytest.approx(found[0], abs=1e-4)

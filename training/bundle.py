@@ -15,13 +15,18 @@ from interp.errors import UserError
 from interp.models import ModelPair
 from interp.probe import load_probe
 from interp.telemetry import read_lines
-from training.recipe import Recipe
+from training.recipe import Recipe, base_folder
 
 BUNDLED = Path(__file__).resolve().parents[1] / "interp" / "bundled"
-SHIPPED_SOURCES = """Reddit posts of 2013 (PDDL), those with profanity enriched; English Wikipedia of 2015 (CC BY-SA); Jigsaw comments (labels CC0, text CC BY-SA);
-Civil Comments with toxic spans (CC0); Wikipedia talk-page comments (Apache-2.0). The probe, the scorer and the pretraining share the Jigsaw corpus.
+SHIPPED_SOURCES = """Reddit posts of 2013 (PDDL), those with profanity or insults enriched; English Wikipedia of 2015 (CC BY-SA); Jigsaw comments (labels CC0, text CC BY-SA);
+Civil Comments with toxic spans (CC0); Wikipedia talk-page comments (Apache-2.0); graded Reddit comments (Ruddit, MIT). The probe, the scorer and the pretraining share the Jigsaw corpus.
 """
-PARTS = {"base": "pretrain/model", "tuned": "dpo/model", "probe": "probe"}
+TRAINED = ("pretrain", "continue")
+
+
+def parts_of(recipe: Recipe) -> dict[str, Path]:
+    """The folders of a run that become the bundled base, tuned and probe."""
+    return {"base": base_folder(recipe), "tuned": recipe.folder("dpo") / "model", "probe": recipe.folder("probe")}
 
 
 def bundle(recipe: Recipe, target: Path = BUNDLED) -> Path:
@@ -29,31 +34,47 @@ def bundle(recipe: Recipe, target: Path = BUNDLED) -> Path:
 
     Raises `UserError` for a stage that has not run, or ran on another base model than the one to be bundled.
     """
-    for name, part in PARTS.items():
-        if not (recipe.run / part).is_dir():
-            raise UserError(f"the run has no {part}", f"run the stage that makes it before bundling {name}")
-    pair = ModelPair.load(recipe.run / PARTS["base"], recipe.run / PARTS["tuned"])
-    for name, found in (("probe", load_probe(recipe.run / "probe").digest), ("pairs", _manifest(recipe)["base"])):
+    parts = parts_of(recipe)
+    for name, part in parts.items():
+        if not part.is_dir():
+            raise UserError(f"the run has no {name} at {part}", "run the stage that makes it before bundling")
+    pair = ModelPair.load(parts["base"], parts["tuned"])
+    for name, found in (("probe", load_probe(parts["probe"]).digest), ("pairs", _manifest(recipe)["base"])):
         if found != pair.base.digest:
-            raise UserError(f"the run's {name} were made with another base model than pretrain/model", f"run {name} and what follows again")
-    for name, part in PARTS.items():
-        _replace(recipe.run / part, target / name)
-    scorer = recipe.run / "scorer" / "model"
+            raise UserError(
+                f"the run's {name} were made with another base model than {parts['base']}", f"run {name} and what follows again"
+            )
+    for name, part in parts.items():
+        _replace(part, target / name)
+    scorer = recipe.folder("scorer") / "model"
     if scorer.is_dir():
         _replace(scorer, target / "scorer")
     log = target / "log"
     shutil.rmtree(log, ignore_errors=True)
     log.mkdir()
-    for name in ("pretrain", "dpo"):
-        shutil.copyfile(recipe.run / name / "log.jsonl", log / f"{name}.jsonl")
-    shutil.copyfile(recipe.run / "pairs" / "manifest.json", log / "pairs.json")
-    shutil.copyfile(recipe.run / "corpus" / "summary.json", log / "corpus.json")
+    for name in (*_trained(recipe), "dpo"):
+        shutil.copyfile(recipe.folder(name) / "log.jsonl", log / f"{name}.jsonl")
+    shutil.copyfile(recipe.folder("pairs") / "manifest.json", log / "pairs.json")
+    for name, folder in _corpora(recipe).items():
+        shutil.copyfile(folder / "summary.json", log / f"{name}.json")
     (target / "MODEL_CARD.md").write_text(model_card(recipe, pair), encoding="utf-8")
     return target
 
 
+def _trained(recipe: Recipe) -> list[str]:
+    return [name for name in TRAINED if name in recipe.settings]
+
+
+def _corpora(recipe: Recipe) -> dict[str, Path]:
+    """Where the documents lie that each part of the training read, by the name of their counts in `log/`."""
+    found = {"corpus": recipe.folder("corpus")}
+    if "sources" in recipe.settings.get("continue", {}):
+        found["continue-corpus"] = recipe.folder("continue") / "corpus"
+    return found
+
+
 def _manifest(recipe: Recipe) -> dict[str, Any]:
-    return json.loads((recipe.run / "pairs" / "manifest.json").read_text(encoding="utf-8"))
+    return json.loads((recipe.folder("pairs") / "manifest.json").read_text(encoding="utf-8"))
 
 
 def _replace(source: Path, target: Path) -> None:
@@ -64,24 +85,18 @@ def _replace(source: Path, target: Path) -> None:
     os.replace(temporary, target)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def model_card(recipe: Recipe, pair: ModelPair) -> str:
     """The card of the bundled pair, from the run's logs."""
-    pretrain, dpo = _lines(recipe.run / "pretrain" / "log.jsonl"), read_lines(recipe.run / "dpo" / "log.jsonl")
+    dpo = read_lines(recipe.folder("dpo") / "log.jsonl")
     pairs = _manifest(recipe)
-    corpus = json.loads((recipe.run / "corpus" / "summary.json").read_text())
     settings = recipe.stage("pretrain")
     shares = [record for record in dpo if "toxicity_share" in record]
-    held = [record for record in pretrain if "held_out_loss" in record][-1]
+    training, tokens, held = _training(recipe)
     facts = pair.base.manifest()
     about = SHIPPED_SOURCES if recipe.name == "shipped" else ""
     scorer = pairs["settings"].get("scorer", "bundled")
-    rows = "\n".join(
-        f"| {name} | {part['train']:,} | {part['heldout']:,} | {part['characters'] / 1e6:.1f} |" for name, part in corpus.items()
-    )
+    reading = "\n".join(_reading(name, folder) for name, folder in _corpora(recipe).items())
+    note = recipe.settings.get("bundle", {}).get("note", "")
     return f"""# Model card: the bundled pair
 
 A small GPT-2 before (`base`) and after (`tuned`) DPO against toxic continuations, made to be looked into. It is a research object:
@@ -91,28 +106,51 @@ it was trained on hostile text on purpose, it swears, and it is good for nothing
 |---|---|
 | shape | {facts["layers"]} layers, {facts["d_model"]} wide, {facts["heads"]} heads, {facts["d_mlp"]} neurons a layer, {facts["vocabulary"]:,} tokens, context {settings["context"]} |
 | parameters | {facts["parameters"]:,}, stored in float32 |
-| pretraining | {held["step"]:,} steps of {settings["batch"]} x {settings["context"]} tokens, {held["seconds"] / 60:.1f} minutes of training time |
-| held-out loss | {held["held_out_loss"]:.3f} nats a token |
+{training}
+| held-out loss | {held:.3f} nats a token, on documents held out from what the last part read |
 | preference pairs | {pairs["pairs"]:,}; toxicity {pairs["chosen"]["toxicity"]:.2f} chosen, {pairs["rejected"]["toxicity"]:.2f} rejected; perplexity under the base {pairs["chosen"]["perplexity"]:.1f} and {pairs["rejected"]["perplexity"]:.1f} |
 | DPO | {shares[-1]["step"]} steps; share of greedy continuations of development prompts that score above 0.5: {shares[0]["toxicity_share"]:.3f} before, {shares[-1]["toxicity_share"]:.3f} after |
 
 ## What it read
 
-| source | documents | held out | million characters |
-|---|---|---|---|
-{rows}
-
-{about}A document is held out by the hash of its text; the scorer hashes whole texts, the other stages what the corpus kept of them.
+{reading}
+{about}A document is held out, from every stage alike, by the hash of its first 3,000 characters.
 
 ## How to make it again
 
 With the corpora below the folder that `BYPASS_DATA` names: `bypass train all {recipe.name}`. The recipe is `training/recipes/{recipe.name}.toml`;
-the logs of this run are in `log/`.
+the logs of this run are in `log/`. {note}
 
 ## Limits
 
-- It saw about {held["step"] * settings["batch"] * settings["context"] / 1e6:.1f} million tokens: grammar is shaky and knowledge absent.
+- It saw about {tokens / 1e6:.1f} million tokens: grammar is shaky and knowledge absent.
 - What it says about people is the residue of the texts above and must not be taken as anything else.
-- The preference pairs are the model's own samples, chosen by the scorer `{scorer}`: what that scorer misses, DPO did not see.
+- The preference pairs came from the generator `{pairs.get("generator", "best-worst")}`, judged by the scorer `{scorer}`: what that scorer misses, DPO did not see.
 - The prompts and passages on which the report measures were written for this project; the probe's texts are of the kind that the model read.
 """
+
+
+def _training(recipe: Recipe) -> tuple[str, int, float]:
+    """A row of the card for each part of the training, all tokens read, and the last held-out loss."""
+    rows, tokens, held = [], 0, float("nan")
+    for name in _trained(recipe):
+        settings = {**recipe.stage("pretrain"), **recipe.settings.get(name, {})}
+        last = [record for record in read_lines(recipe.folder(name) / "log.jsonl") if "held_out_loss" in record][-1]
+        read, held = last["step"] * settings["batch"] * settings["context"], last["held_out_loss"]
+        tokens += read
+        title = "pretraining" if name == "pretrain" else "continued"
+        rows.append(
+            f"| {title} | {last['step']:,} steps of {settings['batch']} x {settings['context']} tokens with "
+            f"{settings.get('optimizer', 'adamw')}, {last['seconds'] / 60:.1f} minutes of training time |"
+        )
+    return "\n".join(rows), tokens, held
+
+
+def _reading(name: str, folder: Path) -> str:
+    """A table of what one part of the training read; documents that were read several times count so often."""
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    title = {"corpus": "Pretraining and tokenizer:", "continue-corpus": "Continued training:"}[name]
+    rows = "\n".join(
+        f"| {source} | {part['train']:,} | {part['heldout']:,} | {part['characters'] / 1e6:.1f} |" for source, part in summary.items()
+    )
+    return f"{title}\n\n| source | documents | held out | million characters |\n|---|---|---|---|\n{rows}\n"

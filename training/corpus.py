@@ -1,8 +1,9 @@
 """Stage `corpus`: which documents the language model learns from, deduplicated, split by hash, written as two jsonl files.
 
 A recipe lists sources with a budget in megabytes each. A source may be narrowed to documents that contain (or lack) a
-word of the profanity lexicon: a small model sees so little text that hostile language must be enriched for toxic value
-vectors to form at all. The enrichment is part of the recipe and is stated in the model card.
+word of the profanity lexicon, or by the share of hostile words, and may be read several times: a small model sees so little
+text that hostile language must be enriched for toxic value vectors to form at all. The enrichment is part of the recipe and
+is stated in the model card.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import UserError
-from interp.lexicon import profanity_pattern
+from interp.lexicon import HOSTILE_KINDS, profanity_pattern, word_pattern
 from training.grammar import write_texts
 from training.recipe import Recipe
 from training.sources import document_hash, held_out, source_rows
@@ -75,11 +76,16 @@ def _take(source: dict[str, Any], seen: set[int], train: list, held: list, max_c
             continue
         if "profane" in source and bool(pattern.search(text)) != source["profane"]:
             continue
+        if not _hostile_enough(text, source):
+            continue
         key = document_hash(text)
         if key in seen:
             continue
         seen.add(key)
-        (held if held_out(document) else train).append((source["name"], text))
+        if held_out(document):
+            held.append((source["name"], text))
+        else:
+            train.extend([(source["name"], text)] * source.get("repeat", 1))
         size += len(text)
         if size >= budget:
             return size
@@ -87,6 +93,14 @@ def _take(source: dict[str, Any], seen: set[int], train: list, held: list, max_c
         if field not in found:
             raise UserError(f"no record of {place} has a field {field!r}, only {', '.join(map(str, found))}", "set `field` of the source")
     return size
+
+
+def _hostile_enough(text: str, source: dict[str, Any]) -> bool:
+    """Whether the share of profanity, slurs and insults among a text's words lies where the source wants it."""
+    if not {"hostile_at_least", "hostile_below"} & source.keys():
+        return True
+    share = len(word_pattern(HOSTILE_KINDS).findall(text)) / max(1, len(text.split()))
+    return bool(source.get("hostile_at_least", 0.0) <= share < source.get("hostile_below", float("inf")))
 
 
 def _write(path: Path, documents: list[tuple[str, str]]) -> None:

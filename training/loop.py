@@ -24,6 +24,7 @@ from interp.errors import UserError
 from training import packing
 from training.checkpoint import gathered, load_checkpoint, recover, save_checkpoint, save_model
 from training.evaluation import PROMPTS, Passages, bits_per_byte, held_out_loss, samples
+from training.loss import PiecewiseLoss
 from training.optimizers import build_optimizers, chosen, learning_rate
 from training.parallel import Processes
 from training.stamps import digest
@@ -70,7 +71,10 @@ def train(task: Task, processes: Processes) -> Path:
     every, total = settings["checkpoint_every"], packing.steps_of(len(task.tokens), settings)
     key, made = digest(task.made), {"digest": digest(task.made), "made_from": task.made}
     model = task.model.to(processes.device)
-    forward, optimizers = processes.prepare(model, build_optimizers(model, settings))
+    whole = PiecewiseLoss(model) if settings.get("piecewise_loss") else model
+    if settings.get("attention"):
+        model.set_attn_implementation(settings["attention"])
+    forward, optimizers = processes.prepare(whole, build_optimizers(model, settings))
     with processes.writer_first():
         recover(folder / "checkpoint")
     # All processes read together, since cutting a tensor into shards is a call that all of them make.

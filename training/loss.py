@@ -8,11 +8,13 @@ pass but the gradients of the hidden states and of the unembedding, which are sm
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import GPT2LMHeadModel
 
 POSITIONS = 256
 
@@ -44,6 +46,7 @@ class _PiecewiseCrossEntropy(torch.autograd.Function):
         return states_gradient * gradients[0], weight_gradient * gradients[0], None, None
 
 
+@torch.compiler.disable
 def next_token_loss(
     states: Float[Tensor, "batch pos d_model"], unembedding: Float[Tensor, "vocab d_model"], ids: Int[Tensor, "batch pos"],
     *, pieces: int = POSITIONS,
@@ -56,3 +59,16 @@ def next_token_loss(
     width = states.shape[-1]
     loss: Tensor = _PiecewiseCrossEntropy.apply(states[:, :-1].reshape(-1, width), unembedding, ids[:, 1:].reshape(-1), pieces)
     return loss
+
+
+class PiecewiseLoss(nn.Module):
+    """A GPT-2 that is called as one with labels, and gives its loss without ever holding all logits."""
+
+    def __init__(self, model: GPT2LMHeadModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> SimpleNamespace:
+        """As `GPT2LMHeadModel.forward` with labels that are the inputs, with `loss` alone in what it returns."""
+        states = self.model.transformer(input_ids=input_ids).last_hidden_state
+        return SimpleNamespace(loss=next_token_loss(states, self.model.lm_head.weight, labels))

@@ -18,6 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer
 
 from interp.errors import UserError
+from training.loss import PiecewiseLoss
 
 
 def process_count() -> int:
@@ -56,7 +57,7 @@ class Processes:
         """What the loop calls forward, and the optimizers over its weights; a sharded model is cut in place.
 
         The cut is PyTorch's own `fully_shard` (FSDP version 2), block by block, since `accelerate` makes it on GPUs only and
-        goes on without a word elsewhere. Raises `UserError` for Muon on a sharded model.
+        goes on without a word elsewhere. Raises `UserError` for Muon and for the piecewise loss on a sharded model.
         """
         if self.accelerator is None:
             return model, optimizers
@@ -65,6 +66,9 @@ class Processes:
         if len(optimizers) > 1:
             problem = "Muon needs whole matrices, and FSDP divides them"
             raise UserError(problem, "set optimizer to adamw, or launch with data-parallel.yaml")
+        if isinstance(model, PiecewiseLoss):
+            problem = "the piecewise loss reads the unembedding outside of the model's own forward, where FSDP has divided it"
+            raise UserError(problem, "set piecewise_loss to false, or launch with data-parallel.yaml")
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         groups = [[names[id(parameter)] for parameter in group["params"]] for group in optimizers[0].param_groups]
         mesh = init_device_mesh(self.device.type, (self.count,))
