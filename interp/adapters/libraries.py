@@ -18,6 +18,8 @@ from interp.errors import UserError
 
 # Building a model patches torch's initialisers for a while, and nnsight is not made for threads: one at a time.
 LOCK = threading.RLock()
+# Where it is installed (Streamlit's server brings it), it has to be read before nnsight is.
+FIRST = "anyio._backends._asyncio"
 
 
 def library(name: str) -> ModuleType:
@@ -25,7 +27,7 @@ def library(name: str) -> ModuleType:
     with LOCK:
         verbosity = logging.get_verbosity()
         with contextlib.suppress(ImportError):
-            import_module("anyio._backends._asyncio")
+            import_module(FIRST)
         try:
             with warnings.catch_warnings():
                 return import_module(name)
