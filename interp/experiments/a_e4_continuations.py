@@ -118,23 +118,26 @@ def run(context: Context) -> Finding:
 def _ranks(context: Context, read: dict[str, NextTokens], n: int, harmless: list[int], random: list[NextTokens]) -> pd.DataFrame:
     """One row per model and kind of first word: what became of it."""
     base = read["base"]
-    groups: list[tuple[str, str, Tensor, Tensor]] = [
-        (name, kind, found.ranks[where], found.logits[where] - base.logits[where])
+    groups: list[tuple[str, str, list[NextTokens], list[int]]] = [
+        (name, kind, [found], where)
         for name, found in read.items()
         for kind, where in ((TOXIC, list(range(n))), (HARMLESS, harmless))
         if where
     ]
-    groups.append((
-        f"base − random neuron (null, {len(random)} draws)", TOXIC, torch.cat([found.ranks for found in random]), torch.cat([found.logits - base.logits[:n] for found in random])
-    ))  # fmt: skip
+    groups.append((f"base − random neuron (null, {len(random)} draws)", TOXIC, random, list(range(n))))
     rows = []
-    for name, kind, ranks, change in groups:
-        first = bootstrap_mean((ranks == 1).double().numpy(), seed=context.seed)
-        reach = bootstrap_mean((ranks <= TOP).double().numpy(), seed=context.seed)
-        shift = bootstrap_mean(change.double().numpy(), seed=context.seed)
+    for name, kind, draws, where in groups:
+        ranks = torch.stack([found.ranks[where] for found in draws]).double()
+        change = torch.stack([found.logits[where] - base.logits[where] for found in draws]).double()
+        # Draws are averaged within a prompt first: prompts are the unit of resampling.
+        first, reach, shift = (
+            bootstrap_mean(values.mean(dim=0).numpy(), seed=context.seed)
+            for values in ((ranks == 1).double(), (ranks <= TOP).double(), change)
+        )
         rows.append((
-            name, kind, len(ranks), first.value, first.low, first.high, reach.value, reach.low, reach.high, float(ranks.double().median()), shift.value, shift.low, shift.high,
+            name, kind, len(where), first.value, first.low, first.high, reach.value, reach.low, reach.high, float(ranks.median()), shift.value, shift.low, shift.high,
         ))  # fmt: skip
+    ends = [f"share among the first {TOP}", f"share among the first {TOP}, low end", f"share among the first {TOP}, high end"]
     columns = [
         "model",
         "words",
@@ -142,16 +145,13 @@ def _ranks(context: Context, read: dict[str, NextTokens], n: int, harmless: list
         "share first",
         "low",
         "high",
-        f"share among the first {TOP}",
-        "low ",
-        "high ",
+        *ends,
         "median rank",
         "change of logit",
-        "low  ",
-        "high  ",
+        "change of logit, low end",
+        "change of logit, high end",
     ]
-    frame = pd.DataFrame(rows, columns=columns)
-    return frame.rename(columns={"low ": "reach low", "high ": "reach high", "low  ": "logit low", "high  ": "logit high"})
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _continuations(context: Context, chosen: Sequence[tuple[list[int], int]], edit: Edit, edited: str) -> pd.DataFrame:
