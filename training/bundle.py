@@ -46,9 +46,8 @@ def bundle(recipe: Recipe, target: Path = BUNDLED) -> Path:
             )
     for name, part in parts.items():
         _replace(part, target / name)
-    scorer = recipe.folder("scorer") / "model"
-    if scorer.is_dir():
-        _replace(scorer, target / "scorer")
+    if "scorer" in recipe.settings and (recipe.folder("scorer") / "model").is_dir():
+        _replace(recipe.folder("scorer") / "model", target / "scorer")
     log = target / "log"
     shutil.rmtree(log, ignore_errors=True)
     log.mkdir()

@@ -136,9 +136,7 @@ def grammar_rows(source: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if name != NAME:
         raise UserError(f"there is no grammar {name!r}", f"use {NAME!r}")
     if not isinstance(count, int) or isinstance(count, bool) or count < 1 or not isinstance(seed, int):
-        raise UserError(
-            f"a grammar was asked for {count!r} documents with the seed {seed!r}", "give `documents` from 1 and a whole `seed`"
-        )
+        raise UserError(f"a grammar was asked for {count!r} documents with the seed {seed!r}", "give `documents` from 1 and a whole `seed`")
     return documents(seed, count)
 
 
@@ -166,7 +164,10 @@ def challenge(seed: int, count: int) -> list[str]:
         at = _hostile_at(text)
         if at is not None:
             found[text[:at].rstrip()] = None
-    return list(found)
+    # Or every third prompt, which is what a quick report takes, would be of one mood.
+    prompts = list(found)
+    author.draw.shuffle(prompts)
+    return prompts
 
 
 def neutral(seed: int, count: int) -> list[str]:
