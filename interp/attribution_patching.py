@@ -20,9 +20,10 @@ from torch import Tensor
 from interp.errors import UserError
 from interp.hooks import Frame, Transform
 from interp.models import Model, ModelPair
+from interp.patch_cells import Positions
 from interp.patch_metrics import ContinuationToxicity, Metric
 from interp.patch_results import Cell, PatchMap
-from interp.patching import Positions, Runs, baselines, make_runs
+from interp.patching import Runs, baselines, make_runs
 from interp.resume import Trace, resume
 
 

@@ -7,9 +7,9 @@ other direction, so that denoising and noising (or base into tuned and tuned int
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,17 +20,19 @@ from interp.errors import UserError
 from interp.generate import generate_tokens
 from interp.hooks import Frame
 from interp.models import Model, ModelPair
+from interp.patch_cells import Positions, chunk_size, layers_of, make_cells, selection
 from interp.patch_metrics import AnyMetric, ContinuationToxicity, Metric, each_metric
 from interp.patch_pairs import align
-from interp.patch_results import UNIT_NAMES, Cell, PatchMap, token_texts
+from interp.patch_results import Cell, PatchMap, token_texts
 from interp.resume import Reading, Trace, resume, trace
 from interp.tokens import token_rows
 
-SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "head_out", "mlp_post")
 WITHIN = ("denoising", "noising")
 ACROSS = ("base into tuned", "tuned into base")
 MEMORY_MB = 64
-Positions = Literal["each", "all"] | Sequence[int] | None
+# The cells of a layer are split by position into batches that each begin at their own first position, which saves up to half
+# of the tokens; but a batch below this many multiplications per block costs more in calls than it saves.
+WORTHWHILE = 10**9
 Progress = Callable[[int, int], object]
 
 
@@ -100,7 +102,7 @@ def patch(
     for traces in runs.traces:
         found.append([])
         for (target, source), measure in zip(traces, runs.metrics, strict=True):
-            sources = [{layer: source[f"{runs.site}.{layer}"] for layer in _layers_of(runs.cells)}]
+            sources = [{layer: source[f"{runs.site}.{layer}"] for layer in layers_of(runs.cells)}]
             sources += [_noise(target, sources[0], runs.site, generator) for _ in range(null_draws)]
             found[-1].append([_run_cells(target, given, runs, measure, memory_mb, count) for given in sources])
     values = torch.stack([torch.stack([torch.stack(draws) for draws in rows]) for rows in found]).movedim(2, 0)
@@ -136,9 +138,9 @@ def make_runs(
         raise UserError(f"there is no direction {wrong!r} here", f"use {' or '.join(map(repr, known))}")
     metrics = each_metric(metric, len(clean))
     cells = make_cells(first, site, positions, layers, units, [len(row) for row, _ in rows])
-    needed = {*(f"{site}.{layer}" for layer in _layers_of(cells)), *more_sites}
+    needed = {*(f"{site}.{layer}" for layer in layers_of(cells)), *more_sites}
     if site == "mlp_out":
-        needed |= {f"resid_mid.{layer}" for layer in _layers_of(cells)}
+        needed |= {f"resid_mid.{layer}" for layer in layers_of(cells)}
     both: list[tuple[Trace, Trace]] = []
     for (own, others), measure in zip(rows, metrics, strict=True):
         read = {name for model in models for name in measure.sites(model)} if isinstance(measure, Metric) else set()
@@ -164,121 +166,66 @@ def _models(subject: Model | ModelPair, corrupted: Any) -> tuple[tuple[Model, Mo
     return (subject, subject), WITHIN
 
 
-def make_cells(
-    model: Model, site: str, positions: Positions, layers: Sequence[int] | None, units: Any, lengths: Sequence[int]
-) -> tuple[Cell, ...]:
-    """Every cell of a map, in the order layer, unit, position; raises `UserError` for what the model or the prompts lack."""
-    if site not in SITES:
-        raise UserError(f"site {site!r} cannot be patched", f"use one of {', '.join(SITES)}, without a layer")
-    chosen = list(range(model.n_layers)) if layers is None else sorted(set(layers))
-    wrong = next((layer for layer in chosen if not 0 <= layer < model.n_layers), None)
-    if wrong is not None or not chosen:
-        raise UserError(f"layer {wrong} does not exist: the model has {model.n_layers} layers", "count layers from 0, and name one")
-    places: list[int | None] = list(_places(positions, site, lengths))
-    width = {"head_out": model.n_heads, "mlp_post": model.d_mlp}.get(site)
-    return tuple(
-        Cell(layer, place, unit) for layer in chosen for unit in _units(units, site, layer, width, model.n_layers) for place in places
-    )
-
-
-def _places(positions: Positions, site: str, lengths: Sequence[int]) -> Iterator[int | None]:
-    wanted = positions if positions is not None else ("all" if site in UNIT_NAMES else "each")
-    if wanted == "all":
-        yield None
-        return
-    if isinstance(wanted, str) and wanted != "each":
-        raise UserError(f"positions {wanted!r} is unknown", "use each, all, or a list of positions")
-    if wanted == "each" and len(set(lengths)) > 1:
-        raise UserError(
-            f"the prompts have {min(lengths)} to {max(lengths)} tokens, so that their positions do not line up",
-            "use prompts of equal length, or positions='all'",
-        )
-    shortest = min(lengths)
-    for position in range(shortest) if isinstance(wanted, str) else wanted:
-        if not 0 <= position < shortest:
-            raise UserError(f"position {position} does not exist in a prompt of {shortest} tokens", "count positions from 0")
-        yield int(position)
-
-
-def _units(units: Any, site: str, layer: int, width: int | None, n_layers: int) -> list[int | None]:
-    if width is None:
-        if units is not None:
-            raise UserError(f"site {site!r} has no heads or neurons", "name units for head_out or mlp_post only")
-        return [None]
-    if units is None:
-        return list(range(width))
-    pairs = [tuple(item) if isinstance(item, list | tuple) else (layer, item) for item in units]
-    wrong = next((p for p in pairs if len(p) != 2 or not 0 <= p[0] < n_layers or not 0 <= p[1] < width), None)
-    if wrong is not None or not pairs:
-        raise UserError(f"{UNIT_NAMES[site]} {wrong} does not exist: there are {n_layers} layers of {width}", "count from 0, and name one")
-    return [index for owner, index in dict.fromkeys(pairs) if owner == layer]
-
-
-def _layers_of(cells: Sequence[Cell]) -> list[int]:
-    return sorted({cell.layer for cell in cells})
-
-
 @torch.no_grad()
 def _run_cells(
     target: Trace, sources: dict[int, Tensor], runs: Runs, metric: AnyMetric, memory_mb: float | int, count: Callable[[int], None]
 ) -> Float[Tensor, " cell"]:
     """The metric with each cell patched in turn; cells of one layer share a batch."""
     chunk = chunk_size(target, memory_mb)
-    found = []
-    for layer in _layers_of(runs.cells):
-        own = [cell for cell in runs.cells if cell.layer == layer]
-        for start in range(0, len(own), chunk):
-            part = own[start : start + chunk]
-            where = selection(target, runs.site, part)
-            found.append(measure_patched(target, f"{runs.site}.{layer}", sources[layer], where, metric).float().cpu())
-            count(len(part))
-    return torch.cat(found)
-
-
-def chunk_size(target: Trace, memory_mb: float | int) -> int:
-    """How many runs fit into the memory: residual streams, MLP, attention scores and logits of one block, roughly."""
-    model, length = target.model, len(target.row)
-    numbers = length * (10 * model.d_model + 3 * model.d_mlp + 2 * model.n_heads * length) + 2 * model.d_vocab
-    return max(1, int(memory_mb * 2**20 / (numbers * target.stream.element_size())))
-
-
-def selection(target: Trace, site: str, cells: Sequence[Cell]) -> Bool[Tensor, "cell pos ..."]:
-    """Which numbers of a site each cell replaces: `cell pos 1`, for heads `cell pos head 1`, for neurons `cell pos d_mlp`."""
-    model, length = target.model, len(target.row)
-    tail = {"head_out": (model.n_heads, 1), "mlp_post": (model.d_mlp,)}.get(site, (1,))
-    where = torch.zeros((len(cells), length, *tail), dtype=torch.bool)
-    for number, cell in enumerate(cells):
-        where[number, slice(None) if cell.position is None else cell.position, slice(None) if cell.unit is None else cell.unit] = True
-    return where.to(model.device)
+    multiplications = len(target.row) * target.model.d_model * (4 * target.model.d_model + 2 * target.model.d_mlp)
+    found = torch.zeros(len(runs.cells))
+    for layer in layers_of(runs.cells):
+        # By position, so that a batch begins as late in the prompt as its earliest cell allows.
+        own = sorted((cell.position or 0, number) for number, cell in enumerate(runs.cells) if cell.layer == layer)
+        size = min(chunk, max(1, int(WORTHWHILE / multiplications)))
+        for begin in range(0, len(own), size):
+            numbers = [number for _, number in own[begin : begin + size]]
+            where = selection(target, runs.site, [runs.cells[number] for number in numbers])
+            start = own[begin][0]
+            found[numbers] = measure_patched(target, f"{runs.site}.{layer}", sources[layer], where, metric, start).float().cpu()
+            count(len(numbers))
+    return found
 
 
 def measure_patched(
-    target: Trace, site: str, source: Float[Tensor, "*cell pos ..."], where: Bool[Tensor, "cell pos ..."], metric: AnyMetric
+    target: Trace, site: str, source: Float[Tensor, "pos ..."], where: Bool[Tensor, "cell pos ..."], metric: AnyMetric, start: int = 0
 ) -> Float[Tensor, " cell"]:
-    """The metric of one run per row of `where`, with those numbers of the site replaced by the source's."""
+    """The metric of one run per row of `where`, with those numbers of the site replaced by the source's.
+
+    `start` is the first position of which any is replaced.
+    """
     source = source.to(target.stream)
     if isinstance(metric, ContinuationToxicity):
         return _continued(target, site, torch.where(where, source, target[site]), metric)
-    return metric.read(run_patched(target, site, source, where, metric.sites(target.model)))
+    return metric.read(run_patched(target, site, source, where, metric.sites(target.model), start))
 
 
 def run_patched(
-    target: Trace, site: str, source: Float[Tensor, "*cell pos ..."], where: Bool[Tensor, "cell pos ..."], keep: Sequence[str] = ()
+    target: Trace,
+    site: str,
+    source: Float[Tensor, "pos ..."],
+    where: Bool[Tensor, "cell pos ..."],
+    keep: Sequence[str] = (),
+    start: int = 0,
 ) -> Reading:
-    """Run the model from the patched site on."""
+    """Run the model from the patched site and the position `start` on."""
     name, _, text = site.partition(".")
     layer, count = int(text), len(where)
+    where, source = where[:, start:], source[start:]
+    # A metric that reads no site reads the last token's logits.
+    some: dict[str, Any] = {"keep": keep, "start": start, "last_only": not keep}
     if name in ("resid_pre", "resid_post"):
-        return resume(target, layer + (name == "resid_post"), torch.where(where, source, target[site]), keep=keep)
+        return resume(target, layer + (name == "resid_post"), torch.where(where, source, target[site][start:]), **some)
     if name == "mlp_out" and not {f"mlp_out.{layer}", f"resid_mid.{layer}"} & set(keep):
         # All that follows in the block is the sum.
-        return resume(target, layer + 1, target[f"resid_mid.{layer}"] + torch.where(where, source, target[site]), keep=keep)
+        hidden = target[f"resid_mid.{layer}"][start:] + torch.where(where, source, target[site][start:])
+        return resume(target, layer + 1, hidden, **some)
 
     def change(x: Tensor, frame: Frame) -> Tensor:
         return torch.where(where, source, x)
 
-    hidden = target.stream[layer]
-    return resume(target, layer, hidden.expand(count, *hidden.shape), transforms={site: change}, keep=keep)
+    hidden = target.stream[layer, start:]
+    return resume(target, layer, hidden.expand(count, *hidden.shape), transforms={site: change}, **some)
 
 
 def _continued(target: Trace, site: str, values: Float[Tensor, "cell pos ..."], metric: ContinuationToxicity) -> Float[Tensor, " cell"]:

@@ -13,8 +13,9 @@ from transformers import Gemma2Config, PreTrainedTokenizerFast
 from interp import Edit, Model, ModelPair, UserError, capture, editing
 from interp.attribution import attribute, attribute_pair
 from interp.attribution_patching import agreement, attribution_patch, per_layer
+from interp.patch_cells import SITES
 from interp.patch_metrics import ContinuationToxicity, LogitDifference, LogProbability, ProbeProjection
-from interp.patching import SITES, patch
+from interp.patching import patch
 from interp.toxicity import LexiconScorer
 from tests.conftest import Planted, glu_settings, make_hf
 
@@ -202,3 +203,10 @@ def test_a_metric_that_the_patch_cannot_reach_has_no_slope_and_a_continuation_is
         attribution_patch(gpt2, CLEAN, CORRUPTED, metric=ContinuationToxicity(LexiconScorer()), site="mlp_out")
     with pytest.raises(UserError, match="0 steps"):
         attribution_patch(gpt2, CLEAN, CORRUPTED, metric=LOGITS, steps=0)
+
+
+def test_sliding_windows_and_norms_behind_components_are_resumed_exactly(gemma2: Model) -> None:
+    from tests.test_patching import check_cells
+
+    check_cells(gemma2, "attn_out", "each")
+    check_cells(gemma2, "resid_post", "each")

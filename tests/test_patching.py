@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from interp import Edit, Model, ModelPair, UserError, capture, editing
+from interp.patch_cells import SITES
 from interp.patch_metrics import ContinuationToxicity, LogitDifference, LogProbability, ProbeProjection
 from interp.patch_pairs import align, compare_tokens, symmetric_pairs
-from interp.patching import SITES, patch
+from interp.patching import patch
 from interp.resume import resume, trace
 from interp.toxicity import LexiconScorer
 from tests.conftest import Planted
@@ -108,7 +109,19 @@ def test_a_forward_resumed_at_any_layer_is_the_forward_itself(any_model: Model, 
     torch.testing.assert_close(many, again.logits.expand(5, -1), atol=2e-6, rtol=1e-5)
 
 
-def test_the_memory_bound_and_the_list_of_directions_do_not_change_a_number(model: Model) -> None:
+def test_how_cells_are_batched_and_which_directions_are_asked_for_do_not_change_a_number(model: Model, monkeypatch) -> None:
+    """Batches of a few cells begin at the first position that they change; one of all cells begins at position 0."""
+    projection = ProbeProjection(torch.ones(model.d_model), "resid_mid.2")
+    for site in SITES:
+        units = [1] if site in ("head_out", "mlp_post") else None
+        settings = {"site": site, "units": units, "positions": "each", "layers": [0, 1]}
+        metrics = (LOGITS, projection) if site in ("resid_post", "mlp_out") else (LOGITS,)
+        whole = [patch(model, CLEAN, CORRUPTED, metric=metric, **settings) for metric in metrics]
+        with monkeypatch.context() as changed:
+            changed.setattr("interp.patching.WORTHWHILE", 1)
+            for metric, expected in zip(metrics, whole, strict=True):
+                found = patch(model, CLEAN, CORRUPTED, metric=metric, **settings)
+                torch.testing.assert_close(found.values, expected.values, atol=3e-6, rtol=1e-5)
     whole = patch(model, CLEAN, CORRUPTED, metric=LOGITS, site="attn_out")
     cut = patch(model, CLEAN, CORRUPTED, metric=LOGITS, site="attn_out", memory_mb=0.001)
     torch.testing.assert_close(whole.values, cut.values, atol=2e-6, rtol=1e-5)
@@ -298,3 +311,24 @@ def test_what_cannot_be_patched_is_refused_with_a_mend(unchecked: None, gpt2: Mo
     settings = {"corrupted": CORRUPTED, "metric": LOGITS, **changes}
     with pytest.raises(UserError, match=message):
         patch(gpt2, CLEAN, **settings)
+
+
+@pytest.mark.parametrize("start", [1, 2, 3])
+def test_a_run_resumed_at_any_position_is_the_run_itself(any_model: Model, start: int) -> None:
+    (row,) = any_model.tokenizer([CLEAN], add_special_tokens=False)["input_ids"]
+    run = trace(any_model, row, ["resid_mid.1"])
+    again = resume(run, 0, run.stream[0, start:].expand(2, -1, -1), keep=["resid_mid.1"], start=start)
+    torch.testing.assert_close(again.final, run.stream[-1].expand(2, -1, -1), atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(again.site("resid_mid.1")[1], run["resid_mid.1"], atol=2e-6, rtol=1e-5)
+
+
+def test_edits_that_are_active_take_part_in_every_run(model: Model) -> None:
+    edits = [Edit.scale_keys([(1, 3), (2, 7)], 8.0), Edit.scale("resid_post.0", 1.5)]
+    with editing(model, edits):
+        found = patch(model, CLEAN, CORRUPTED, metric=LOGITS, site="attn_out", layers=[1], directions=["denoising"])
+    theirs = capture(model, [CLEAN], ["attn_out.1"], positions="all", edits=edits)["attn_out.1"][0]
+    for number, cell in enumerate(found.cells):
+        logits = logits_of(model, CORRUPTED, [*edits, Edit.patch("attn_out.1", theirs[[cell.position]], positions=[cell.position])])
+        assert float(found.values[0, 0, number]) == pytest.approx(float(logits[5] - logits[300]), abs=5e-6)
+    with editing(model, [Edit.scale("resid_pre.1", 2.0)]), pytest.raises(UserError, match="resid_pre"):
+        patch(model, CLEAN, CORRUPTED, metric=LOGITS)
