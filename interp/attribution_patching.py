@@ -26,6 +26,8 @@ from interp.patch_results import Cell, PatchMap
 from interp.patching import Runs, baselines, make_runs
 from interp.resume import Trace, resume
 
+ROUNDING = 1e-5
+
 
 def attribution_patch(
     subject: Model | ModelPair, prompts: str | Sequence[str], corrupted: str | Sequence[str] | None = None, *, metric: Any,
@@ -172,10 +174,15 @@ def agreement(measured: PatchMap, estimated: PatchMap, *, top: int = 10) -> Agre
         pair = pd.DataFrame({"real": real.tolist(), "guess": guess.tolist()})
         rows.append((
             float(pair["real"].corr(pair["guess"])), float(pair["real"].rank().corr(pair["guess"].rank())),
-            float((real.sign() == guess.sign()).double().mean()), len(best[0] & best[1]) / kept,
+            float((_sign(real) == _sign(guess)).double().mean()), len(best[0] & best[1]) / kept,
         ))  # fmt: skip
     columns = tuple(zip(*rows, strict=True))
     return Agreement(measured.directions, columns[0], columns[1], columns[2], columns[3], kept)
+
+
+def _sign(effects: Float[Tensor, " cell"]) -> Float[Tensor, " cell"]:
+    """The sign of each effect; what is rounding beside the largest counts as no effect."""
+    return torch.where(effects.abs() > ROUNDING * effects.abs().max(), effects.sign(), 0.0)
 
 
 def per_layer(effects: PatchMap) -> Float[Tensor, "direction layer"]:
