@@ -99,7 +99,7 @@ def test_a_constant_in_a_bias_is_one_offset_and_random_biases_are_too(gpt2: Mode
     assert found.statistic["mean pairwise cosine"] == pytest.approx(1.0, abs=1e-6)
     # Any change of a bias is the same for all prompts, so consistency proves nothing here, and the verdict says so.
     assert found.null["mean pairwise cosine"] == pytest.approx(1.0, abs=1e-6)
-    assert found.verdict != "holds"
+    assert found.verdict == "fails"
 
 
 def test_a_constant_in_all_embeddings_that_silences_the_toxic_neurons_is_the_offset_of_the_claim(gpt2: Model) -> None:
@@ -121,7 +121,7 @@ def test_a_constant_in_all_embeddings_that_silences_the_toxic_neurons_is_the_off
 
 def test_an_offset_of_noise_does_not_hold_and_of_nothing_cannot_be_asked(gpt2: Model, pair: ModelPair) -> None:
     null = ModelPair(gpt2, perturbed(ModelPair(gpt2, pair.tuned), 99))
-    assert offset(make_context(null)).verdict != "holds"
+    assert offset(make_context(null)).verdict == "fails"
     with pytest.raises(UserError, match="tuning moved nothing"):
         offset(make_context(ModelPair(gpt2, gpt2)))
 
@@ -218,7 +218,7 @@ def test_one_gradient_step_on_harmless_text_does_not_pass_as_antipodal_learning(
     changes = found.tables["changes"].set_index("model")["median cosine, last layer"]
     assert found.statistic["median cosine"] == pytest.approx(changes["one plain fine-tuning step (null)"], abs=0.02)
     assert found.verdict != "holds"
-    assert antipodal(at_layer(context, 3)).verdict != "holds"
+    assert antipodal(at_layer(context, 3)).verdict == "fails"
 
 
 def test_ranks_and_logits_of_tokens_are_those_of_a_plain_forward(any_model: Model) -> None:

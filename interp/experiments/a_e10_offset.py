@@ -31,6 +31,7 @@ from interp.stats import bootstrap_difference, bootstrap_mean, bootstrap_ratio
 
 TOP = 5
 DRAWN_PROMPTS = 100
+MARGIN = 0.1
 STATES = ("fires strongly", "fires weakly", "silent")
 FLIPPED, RANDOM = "shuffled labels (null)", "random changes of equal norm (null)"
 
@@ -47,7 +48,7 @@ def layer_neurons(context: Context, layer: int, count: int = TOP) -> list[int]:
     question="Is what tuning adds to the residual stream the same vector for every prompt, and does it take prompts out of the region where toxic neurons fire?",
     criterion="Holds if, at the layer that holds most of the toxic value vectors (not the first), the mean cosine between two prompts' shifts is at least 0.3 with an interval above "
     "every control, at least 90 % of prompts move the same way along a direction fitted on other prompts, and the toxic neurons of that layer fire on fewer prompts (interval excludes 0); "
-    "fails if the cosine is no higher than under the controls, or no more than half of the prompts move the same way; otherwise inconclusive.",
+    "fails if the cosine is less than 0.1 above the highest control, or no more than half of the prompts move the same way; otherwise inconclusive.",
     refuted_by="The same consistency under shuffled labels (a coin decides for each prompt whether base and tuned change places) or under random weight changes of equal norm, or shifts that leave the toxic neurons firing.",
     caveat="A consistent shift is not yet a cause: whether it suffices and is needed is asked by the causal experiment. The mean shift has a positive coordinate along itself by construction, "
     "so only coordinates along a direction fitted on the other half of the prompts count. States are read at the last position of the prompt.",
@@ -71,7 +72,7 @@ def run(context: Context) -> Finding:
     key_fall = "fall of the share that fires"
     verdict: Verdict = (
         "fails"
-        if cosine.value <= max(controls) or same_way.value <= 0.5
+        if cosine.value < max(controls) + MARGIN or same_way.value <= 0.5
         else "holds"
         if cosine.value >= 0.3 and cosine.low > max(controls) and same_way.value >= 0.9 and fall.low > 0
         else "inconclusive"

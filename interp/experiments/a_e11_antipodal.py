@@ -84,7 +84,7 @@ def antipodes(pair: ModelPair, layer: int, shift: Tensor, activations: Sequence[
     question="Is the offset produced by neurons with negative mean activation whose value vectors were moved against it, more than any gradient step would do?",
     criterion="Holds if, in the layer below the one that holds most of the toxic value vectors, the median cosine of value updates with the offset is below -0.3, with an interval below the median of "
     "every gradient step of equal norm (plain fine-tuning, shuffled preferences); the cosines fall towards that layer (Spearman at most -0.8); and changed values of inactive neurons make more than half of the offset "
-    "(interval above one half); fails if that median is not negative, or no lower than under such a step; otherwise inconclusive.",
+    "(interval above one half); fails if that median is above -0.1, or no lower than under such a step; otherwise inconclusive.",
     refuted_by="One gradient step on harmless text, or on preferences with shuffled labels, whose value updates are as antipodal to its own offset: the pattern then says how gradients look, not what was learnt. "
     "With a gradient of nearly rank one every neuron of negative mean activation is antipodal by itself.",
     caveat="The steps have the length of the tuning in every tensor but are one step long, and each is compared with its own offset. Means run over all positions of the prompts, without padding "
@@ -110,7 +110,7 @@ def run(context: Context) -> Finding:
     negative = float((torch.cat(activations) < 0).double().mean())
     verdict: Verdict = (
         "fails"
-        if median.value >= 0 or median.value >= lowest
+        if median.value > -0.1 or median.value >= lowest
         else "holds"
         if median.value < -0.3 and median.high < lowest and trend <= -0.8 and inactive.low > 0.5
         else "inconclusive"
