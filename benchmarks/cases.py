@@ -13,6 +13,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from benchmarks.generating import generating
 from benchmarks.measure import Case, largest_difference
+from benchmarks.patching import patching
+from benchmarks.reporting import reporting
+from benchmarks.tuning import tuning
 from interp import Model, capture, load_model
 from interp.lens import logit_lens
 from interp.models import BUNDLED
@@ -67,10 +70,14 @@ def cases(model: Model, shape: Shape) -> Iterator[Case]:
     yield from capturing(model, ids)
     yield from overhead(model, ids)
     yield lens(model, ids)
+    yield from patching(model)
     yield from generating(model, challenge_prompts()[: 32 if shape.ships else 4])
     if shape.ships:
+        yield from tuning(model, challenge_prompts())
         yield from scoring()
     yield searching(model)
+    if shape.ships:
+        yield reporting()
 
 
 def capturing(model: Model, ids: Tensor) -> Iterator[Case]:

@@ -28,7 +28,8 @@ CHILD_SECONDS = 300.0
 class Case:
     """One comparison. `differ` gives the largest difference of the two results; at most `tolerance` is equal.
 
-    `memory` is off where both ways hold next to nothing, and a number of pages would only be noise.
+    `memory` is off where both ways hold next to nothing, and a number of pages would only be noise. `turns` is set where a
+    turn takes minutes.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Case:
     differ: Callable[[Any, Any], float]
     tolerance: float = 1e-5
     memory: bool = True
+    turns: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ def measure(case: Case, turns: int = 5, *, clock: Callable[[], float] = time.per
     """Run each way once to warm up and to compare results, then `turns` times in turn, then once each for memory."""
     if turns < 1:
         raise ValueError(f"{turns} turns were asked for: take at least one")
+    turns = min(turns, case.turns or turns)
     difference = float(case.differ(case.ours(), case.theirs()))
     seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
     for _ in range(turns):
