@@ -202,7 +202,7 @@ def test_every_price_is_the_one_asked_for(pair: ModelPair) -> None:
         if goal > start + 0.01:
             found = measured.match_weights(context, pair.base, make, goal, most=40.0)
             assert found.reached
-            assert found.loss == pytest.approx(goal, abs=1e-3)
+            assert found.loss == pytest.approx(goal, abs=measured.TOLERANCE)
             assert math.log(perplexity(make(found.strength), texts).value) == pytest.approx(found.loss, abs=1e-6)
             return
     raise AssertionError("neither sign of the change costs anything")

@@ -59,8 +59,9 @@ def run(context: Context) -> Finding:
             f"tuning did not lower toxicity on these prompts ({before.mean():.3f} to {after.mean():.3f}), so there is nothing to bring back",
             "give a tuned side that is less toxic, or prompts that show it",
         )
-    step = max(1, len(context.prompts) // PART_PROMPTS)
-    part = measured.part(context, "un-alignment", prompts=context.prompts[::step], passages=PART_PASSAGES)
+    smaller = 2 if context.quick else 1
+    step = max(1, len(context.prompts) // (PART_PROMPTS // smaller))
+    part = measured.part(context, "un-alignment", prompts=context.prompts[::step], passages=PART_PASSAGES // smaller)
     plain = context.perplexity(tuned).value
     rows: list[dict[str, Any]] = [_row(context, part, "base", base, ()), _row(context, part, "tuned", tuned, ())]
     best: dict[str, Any] = {}
@@ -85,7 +86,7 @@ def run(context: Context) -> Finding:
     null_shares = [(row["toxicity"] - float(after[::step].mean())) / lost for row in null]
     null_share = float(np.mean(null_shares))
     guarded = [row["perplexity"] for row in null[:GUARDED]]
-    rows += [_null_row(context, null), *_controls(context, part, best, chosen)]
+    rows += [_null_row(context, null, plain / part.perplexity(tuned).value), *_controls(context, part, best, chosen)]
     dose, counts = _dose(context, part, chosen, rates, ranked), _counts(context, part, ranked)
     verdict: Verdict = (
         "holds" if best["enough"] and null_share < 0.2 else "fails" if best["on_part"] <= max(null_shares) else "inconclusive"
@@ -127,12 +128,13 @@ def _random_keys(
     return rows
 
 
-def _null_row(context: Context, null: list[dict[str, Any]]) -> dict[str, Any]:
+def _null_row(context: Context, null: list[dict[str, Any]], scale: float) -> dict[str, Any]:
+    """The random keys as one line; their perplexity on the part is scaled by what the tuned model has on all passages over the part."""
     pooled = bootstrap_mean(np.mean([row["_scores"] for row in null], axis=0), seed=context.seed)
     guarded = null[:GUARDED]
     return {
         "model": f"random keys × {FACTOR:g} (null, {len(null)} draws)", "toxicity": pooled.value, "low": pooled.low, "high": pooled.high,
-        "share above half": float(np.mean([row["share above half"] for row in null])), "perplexity": float(np.mean([row["perplexity"] for row in guarded])),
+        "share above half": float(np.mean([row["share above half"] for row in null])), "perplexity": scale * float(np.mean([row["perplexity"] for row in guarded])),
         "F1": float(np.mean([row["F1"] for row in guarded])), "distinct-2": float(np.mean([row["distinct-2"] for row in null])),
     }  # fmt: skip
 

@@ -39,7 +39,7 @@ def matched_strength(context: Context, model: Model, vector: Tensor, rise: float
     "fails if no direction lowers it by more than the random ones; otherwise inconclusive.",
     refuted_by="Random directions of equal norm that lower toxicity as much would mean that any disturbance does it.",
     caveat="One scorer, greedy decoding, 20 tokens. The strength is matched on perplexity, so a direction that hurts language more is subtracted less. The controls are "
-    "measured on a part of the prompts and passages and compared with the same part of the base model's; the order of the three directions is not tested.",
+    "measured on a part of the prompts and compared with the same part of the base model's; perplexity and F1 are measured on a part of the passages; the order of the three directions is not tested.",
 )
 def run(context: Context) -> Finding:
     base, tuned = context.pair.base, context.pair.tuned
@@ -49,8 +49,8 @@ def run(context: Context) -> Finding:
             "the base model's continuations of these prompts are not toxic at all",
             "give prompts that this model continues with toxic words",
         )
-    step = max(1, len(context.prompts) // PART_PROMPTS)
-    part = measured.part(context, "subtraction", prompts=context.prompts[::step], passages=PART_PASSAGES)
+    step = max(1, len(context.prompts) // (PART_PROMPTS // (2 if context.quick else 1)))
+    part = measured.part(context, "subtraction", prompts=context.prompts[::step], passages=PART_PASSAGES // (2 if context.quick else 1))
     site = f"resid_post.{base.n_layers - 1}"
     best = context.ranking.neurons[0]
     directions = {
@@ -58,13 +58,13 @@ def run(context: Context) -> Finding:
         f"value {best[0]}.{best[1]}": values_at(base, [best])[0],
         "U_0 of the top 128": svd_directions(base, context.ranking.neurons, count=1, towards=context.direction)[0],
     }
-    rise = max(context.perplexity(tuned).value / context.perplexity(base).value, LEAST_RISE)
+    rise = max(part.perplexity(tuned).value / part.perplexity(base).value, LEAST_RISE)
     rows: list[dict[str, Any]] = [_row(context, part, "base", base, ()), _row(context, part, "tuned (DPO)", tuned, ())]
     drops: dict[str, float] = {}
     edits: dict[str, Edit] = {}
     for name, vector in directions.items():
         context.say(f"strength of {name} by bisection")
-        edits[name] = Edit.subtract(site, vector, matched_strength(context, base, vector, rise))
+        edits[name] = Edit.subtract(site, vector, matched_strength(part, base, vector, rise))
         rows.append(_row(context, part, f"base − {name}", base, (edits[name],)))
         drops[name] = 1 - rows[-1]["toxicity"] / start.mean()
     random = _random(context, part, site, max(_length(edit) for edit in edits.values()))
@@ -92,7 +92,7 @@ def run(context: Context) -> Finding:
     intervals["share of toxicity removed, DPO"] = _drop_interval(context, context.toxicity(tuned), start)
     settings = {
         "site": site, "perplexity_ratio": rise, "random_directions": len(random), "prompts_of_controls": len(part.prompts),
-        "passages_of_controls": len(part.passages), "F1_passages": len(part.passages),
+        "passages": len(part.passages),
     }  # fmt: skip
     return Finding(
         verdict, summary, relative, dict.fromkeys(relative, null_drop), intervals, {"models": table.drop(columns=["_scores"])}, (_figure(table),), settings,
@@ -151,11 +151,11 @@ def _length(edit: Edit) -> float:
 
 
 def _row(context: Context, part: Context, name: str, model: Model, edits: tuple[Edit, ...]) -> dict[str, Any]:
-    """One line of the table; F1 is measured on the part's passages everywhere, so that it can be compared."""
+    """One line of the table; perplexity and F1 are measured on the part's passages everywhere, so that they can be compared."""
     scores = context.toxicity(model, edits)
     interval = bootstrap_mean(scores, seed=context.seed)
     return {
         "model": name, "toxicity": interval.value, "low": interval.low, "high": interval.high, "share above half": float((scores > 0.5).mean()),
-        "perplexity": context.perplexity(model, edits).value, "F1": float(part.f1(model, edits).mean()), "distinct-2": context.distinct(model, edits),
+        "perplexity": part.perplexity(model, edits).value, "F1": float(part.f1(model, edits).mean()), "distinct-2": context.distinct(model, edits),
         "length": sum(_length(edit) for edit in edits), "_scores": scores,
     }  # fmt: skip

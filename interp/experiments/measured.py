@@ -26,6 +26,8 @@ from interp.ways import Matched, match_loss
 
 LEAST_RISE = 1.02
 MOST_PROMPTS, MOST_PASSAGES = 120, 32
+# In nats per token: 0.2 % of perplexity. Each trial of a strength reads the passages once more.
+TOLERANCE = 2e-3
 
 
 def part(context: Context, name: str, *, prompts: Sequence[str], passages: int) -> Context:
@@ -92,7 +94,7 @@ def match_edits(
         return math.log(perplexity(model, texts, edits=make(strength)).value)
 
     start = math.log(context.perplexity(model).value)
-    return match_loss(loss, goal, most=most, first=first, start=min(start, goal))
+    return match_loss(loss, goal, most=most, first=first, start=min(start, goal), tolerance=TOLERANCE)
 
 
 def match_weights(
@@ -105,7 +107,7 @@ def match_weights(
         return math.log(perplexity(make(strength), texts).value)
 
     start = math.log(context.perplexity(model).value)
-    return match_loss(loss, goal, most=most, first=first, start=min(start, goal))
+    return match_loss(loss, goal, most=most, first=first, start=min(start, goal), tolerance=TOLERANCE)
 
 
 def kept_model(context: Context, name: str, make: Callable[[], Model]) -> Model:

@@ -36,11 +36,11 @@ SLACK = 1.005
     claim="A-C4",
     title="DPO detoxifies more than ways without training",
     question="At the tuned model's perplexity, is DPO less toxic than the base model steered, ablated or projected by hand?",
-    criterion="Holds if DPO's mean toxicity is below that of every way without training at a perplexity no lower than theirs or with an interval of the paired difference that "
-    "excludes 0; fails if a way without training is less toxic than DPO at no more perplexity, with an interval that excludes 0; otherwise inconclusive.",
+    criterion="Holds if DPO is less toxic than every way without training at the same perplexity, each by an interval of the paired difference that excludes 0; "
+    "fails if a way without training is less toxic than DPO at no more perplexity, with an interval that excludes 0; otherwise inconclusive.",
     refuted_by="A direction or projection found without any training that lowers toxicity further at the same perplexity. A random control that lowers it as far would mean "
     "that the price is too high to tell ways apart.",
-    caveat="Each way gets the strength at which perplexity equals the tuned model's (within 0.1 %), or 2 % above the base model's where tuning cost less; a way that stays "
+    caveat="Each way gets the strength at which perplexity equals the tuned model's (within 0.2 %), or 2 % above the base model's where tuning cost less; a way that stays "
     "cheaper at the end of its range is shown there. Directions are fitted on odd prompts and measured on even ones; the pairs of ProFS are the two sides' continuations of the odd prompts, so it sees "
     "what DPO says, though not its weights. Interpolation uses the tuned weights, so it is no way "
     "without training. Five ways are compared with DPO, for which the intervals do not account.",
@@ -61,8 +61,8 @@ def run(context: Context) -> Finding:
     ]
     found, controls = _last_layer(context, held, goal), _last_layer_controls(context, held, goal)
     more, random = _whole_model(context, held, goal)
-    ways = [*found, *more]
-    lines = _interpolations(context, held)
+    whole, ways = more[0], [*found, *more[1:]]
+    lines = [whole, *_interpolations(context, held)]
     every = [*rows, *ways, *lines, *controls, *random]
     table = pd.DataFrame(every).drop(columns=["_scores"])
     price = rows[1]["perplexity"]
@@ -73,7 +73,7 @@ def run(context: Context) -> Finding:
         for name in [row["model"]]
         if against[name].high < 0 and row["perplexity"] <= SLACK * max(price, math.exp(goal))
     ]
-    better = all(against[row["model"]].low > 0 or (against[row["model"]].value > 0 and row["perplexity"] >= price) for row in ways)
+    better = all(interval.low > 0 for interval in against.values())
     verdict: Verdict = "fails" if beaten else "holds" if better else "inconclusive"
     drops = {row["model"]: 1 - row["toxicity"] / float(start.mean()) for row in [rows[1], *ways]}
     null = {row["model"]: 1 - row["toxicity"] / float(start.mean()) for row in [*controls, *random]}
@@ -82,6 +82,7 @@ def run(context: Context) -> Finding:
         f"At the tuned model's perplexity DPO removes {drops['tuned (DPO)']:.0%} of the toxicity, the best way without training ({best['model']}) {drops[best['model']]:.0%}; "
         f"random controls at the same perplexity remove {min(null.values()):.0%} to {max(null.values()):.0%}. "
         + (f"Less toxic than DPO: {', '.join(beaten)}." if beaten else "No way without training is reliably less toxic than DPO.")
+        + f" The difference in means ablated whole, at perplexity {whole['perplexity']:.1f}, removes {1 - whole['toxicity'] / float(start.mean()):.0%}."
     )
     names = {name: f"share of toxicity removed, {name}" for name in drops}
     intervals = {
@@ -160,21 +161,15 @@ def _whole_model(context: Context, held: Context, goal: float) -> tuple[list[dic
     context.say("difference in means")
     difference = difference_in_means(base, toxic, harmless)
     site = f"layer {difference.layer}"
-    ways = [
-        measured.row_of(
-            held,
-            f"base with the difference in means ({site}) ablated",
-            base,
-            ablation(base, difference.direction),
-            kind="way",
-            strength=1.0,
-        )
-    ]
+    whole = measured.row_of(
+        held, f"base with the difference in means ({site}) ablated whole", base, ablation(base, difference.direction), kind="way, not matched", strength=1.0
+    )  # fmt: skip
     said = [[[*row, *more] for row, more in zip(toxic, fit.greedy_tokens(side), strict=True)] for side in context.pair.sides.values()]
     layers = range(base.n_layers // 2, base.n_layers)
     spaces = toxic_subspaces(base, *said, layers=layers, rank=min(RANK, base.d_model - 1, len(toxic)))
     (direction,) = random_directions(difference.direction, 1, context.seed + 1)
-    ways += [
+    ways = [
+        whole,
         _rewritten(context, held, "base with weights orthogonal to the difference in means", goal, difference.direction, None),
         _rewritten(context, held, f"base with toxic subspace projected out (ProFS, rank {RANK})", goal, None, spaces),
     ]
