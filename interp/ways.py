@@ -136,8 +136,8 @@ def toxic_subspaces(
     """Which few directions carry the difference between paired toxic and harmless texts, layer by layer?
 
     Each text is its mean state at `resid_post`; from the differences of the pairs the mean harmless state is projected out (it carries
-    what is common to all texts), and the top right singular vectors are returned. Source: ProFS (Uppaal et al., 2025), equations 1
-    to 3. Raises `UserError` for fewer pairs than directions.
+    what is common to all texts), and the top right singular vectors are returned. Source: ProFS (Uppaal et al.,
+    2025). Raises `UserError` for fewer pairs than directions.
     """
     count = min(len(toxic), len(harmless))
     if not 1 <= rank <= min(count, model.d_model - 1):

@@ -23,7 +23,7 @@ COUNTS = (7, 16)
 FACTORS = (2.0, 5.0, 10.0, 20.0)
 KEY_COUNTS = (1, 3, 7, 16, 32)
 # Random keys and the curves are measured on so many prompts and passages; they are compared with the same prompts only.
-PART_PROMPTS, PART_PASSAGES = 70, 32
+PART_PROMPTS, PART_PASSAGES = 56, 24
 GUARDED = 4
 
 
@@ -144,10 +144,9 @@ def _controls(context: Context, part: Context, best: dict[str, Any], chosen: lis
     base, tuned = context.pair.base, context.pair.tuned
     on_base = context.ranking.neurons[: best["count"]]
     context.say("the same keys in the base model, and the base model's ranking")
-    context.toxicity(base, best["edit"])
     return [
-        _row(context, part, f"base with the same {best['count']} keys × {FACTOR:g}", base, best["edit"]),
-        _row(context, part, f"base with the same {best['count']} neurons switched off", base, _ablated(chosen)),
+        _row(context, part, f"base with the same {best['count']} keys × {FACTOR:g}", base, best["edit"], whole=False),
+        _row(context, part, f"base with the same {best['count']} neurons switched off", base, _ablated(chosen), whole=False),
         _row(
             context,
             part,
@@ -188,12 +187,16 @@ def _counts(context: Context, part: Context, ranked: list[Neuron]) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
-def _row(context: Context, part: Context, name: str, model: Model, edits: tuple[Edit, ...]) -> dict[str, Any]:
+def _row(context: Context, part: Context, name: str, model: Model, edits: tuple[Edit, ...], *, whole: bool = True) -> dict[str, Any]:
+    """One line of the table; with `whole` false, perplexity is measured on the part and scaled by what the plain model has on all passages."""
     scores = context.toxicity(model, edits)
     interval = bootstrap_mean(scores, seed=context.seed)
+    price = context.perplexity(model, edits if whole else ()).value
+    if not whole:
+        price *= part.perplexity(model, edits).value / part.perplexity(model).value
     return {
         "model": name, "toxicity": interval.value, "low": interval.low, "high": interval.high, "share above half": float((scores > 0.5).mean()),
-        "perplexity": context.perplexity(model, edits).value, "F1": float(part.f1(model, edits).mean()), "distinct-2": context.distinct(model, edits), "_scores": scores,
+        "perplexity": price, "F1": float(part.f1(model, edits).mean()), "distinct-2": context.distinct(model, edits), "_scores": scores,
     }  # fmt: skip
 
 
