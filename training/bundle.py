@@ -32,7 +32,8 @@ def parts_of(recipe: Recipe) -> dict[str, Path]:
 def bundle(recipe: Recipe, target: Path = BUNDLED) -> Path:
     """Replace the bundled base, tuned and probe by the run's, after loading them as a user would; return the folder.
 
-    Raises `UserError` for a stage that has not run, or ran on another base model than the one to be bundled.
+    The table of control runs goes with it where `training.control_table` has written one. Raises `UserError` for a stage that has
+    not run, or ran on another base model than the one to be bundled.
     """
     parts = parts_of(recipe)
     for name, part in parts.items():
@@ -44,6 +45,11 @@ def bundle(recipe: Recipe, target: Path = BUNDLED) -> Path:
             raise UserError(
                 f"the run's {name} were made with another base model than {parts['base']}", f"run {name} and what follows again"
             )
+    controls = recipe.folder("dpo") / "controls.json"
+    if controls.is_file():
+        table = json.loads(controls.read_text(encoding="utf-8"))
+        if (table["base"], table["tuned"]) != (pair.base.digest, pair.tuned.digest):
+            raise UserError("the table of control runs is of another pair", f"run `python -m training.control_table {recipe.name}` again")
     for name, part in parts.items():
         _replace(part, target / name)
     if "scorer" in recipe.settings and (recipe.folder("scorer") / "model").is_dir():
@@ -54,6 +60,9 @@ def bundle(recipe: Recipe, target: Path = BUNDLED) -> Path:
     for name in (*_trained(recipe), "dpo"):
         shutil.copyfile(recipe.folder(name) / "log.jsonl", log / f"{name}.jsonl")
     shutil.copyfile(recipe.folder("pairs") / "manifest.json", log / "pairs.json")
+    (log / "pair.json").write_text(json.dumps({"base": pair.base.digest, "tuned": pair.tuned.digest}, indent=1), encoding="utf-8")
+    if controls.is_file():
+        shutil.copyfile(controls, log / "controls.json")
     for name, folder in _corpora(recipe).items():
         shutil.copyfile(folder / "summary.json", log / f"{name}.json")
     (target / "MODEL_CARD.md").write_text(model_card(recipe, pair), encoding="utf-8")

@@ -8,8 +8,9 @@ under an edit, the ranking of value vectors) once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from interp.results import Figure, Verdict
 from interp.texts import Passage
 from interp.tokens import token_rows
 from interp.toxicity import Scorer
+from interp.training_logs import BUNDLED_LOGS
 
 Progress = Callable[[str], None]
 BATCH = 512
@@ -60,35 +62,39 @@ class Experiment:
     refuted_by: str
     caveat: str
     run: Callable[[Context], Finding]
+    reads_logs: bool = False
 
 
 EXPERIMENTS: dict[str, Experiment] = {}
 
 
 def experiment(
-    id: str, *, claim: str, title: str, question: str, criterion: str, refuted_by: str, caveat: str
+    id: str, *, claim: str, title: str, question: str, criterion: str, refuted_by: str, caveat: str, reads_logs: bool = False
 ) -> Callable[[Callable[[Context], Finding]], Callable[[Context], Finding]]:
-    """Register a function as an experiment of the report, in the order of registration."""
+    """Register a function as an experiment of the report, in the order of registration.
+
+    `reads_logs`: its result depends on the logs of the training run too (`Context.logs`).
+    """
 
     def register(run: Callable[[Context], Finding]) -> Callable[[Context], Finding]:
         if id in EXPERIMENTS:
             raise ValueError(f"two experiments are called {id}")
-        EXPERIMENTS[id] = Experiment(id, claim, title, question, criterion, refuted_by, caveat, run)
+        EXPERIMENTS[id] = Experiment(id, claim, title, question, criterion, refuted_by, caveat, run, reads_logs)
         return run
 
     return register
 
 
 def find_experiments(only: Sequence[str] | None) -> list[Experiment]:
-    """All experiments, or those named by id or claim in any case; raises `UserError` for an unknown one."""
+    """All experiments, or those named by id or claim (all that test it) in any case; raises `UserError` for an unknown one."""
     if not only:
         return list(EXPERIMENTS.values())
-    known = {name.lower(): item for item in EXPERIMENTS.values() for name in (item.id, item.claim)}
+    wanted = {name.lower() for name in only}
+    known = {name.lower() for item in EXPERIMENTS.values() for name in (item.id, item.claim)}
     unknown = [name for name in only if name.lower() not in known]
     if unknown:
         raise UserError(f"there is no experiment {', '.join(unknown)}", f"use one of {', '.join(EXPERIMENTS)}")
-    wanted = {known[name.lower()].id for name in only}
-    return [item for item in EXPERIMENTS.values() if item.id in wanted]
+    return [item for item in EXPERIMENTS.values() if {item.id.lower(), item.claim.lower()} & wanted]
 
 
 @dataclass(eq=False)
@@ -97,6 +103,7 @@ class Context:
 
     Attributes:
         draws: how many random controls each null takes.
+        logs: the folder of the training logs; they are used only where they are of this pair.
         say: called with a short phrase when a long step begins.
     """
 
@@ -109,6 +116,7 @@ class Context:
     draws: int = 20
     quick: bool = False
     new_tokens: int = 20
+    logs: Path = BUNDLED_LOGS
     say: Progress = lambda text: None
     _kept: dict[Any, Any] = field(default_factory=dict)
 
@@ -212,3 +220,18 @@ class Context:
     def distinct(self, model: Model, edits: Sequence[Edit] = ()) -> float:
         """Share of different word pairs in the continuations of the challenge prompts."""
         return distinct_n(self.continuations(model, edits), 2)
+
+
+# What is kept of a side of the pair and does not depend on the seed.
+UNSEEDED = frozenset({"continuations", "greedy tokens", "toxicity", "perplexity", "final states", "last states", "mean states", "f1"})
+
+
+def with_seed(context: Context, seed: int) -> Context:
+    """The same report under another seed: random controls and intervals are drawn anew, what was measured of the pair is kept."""
+    sides = {id(model) for model in context.pair.sides.values()}
+    kept = {
+        key: found
+        for key, found in context._kept.items()
+        if key == "rows" or (isinstance(key, tuple) and key[0] in UNSEEDED and key[1] in sides)
+    }
+    return replace(context, seed=seed, _kept=kept)

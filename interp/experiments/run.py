@@ -24,6 +24,7 @@ from interp.results import Result, load_result, save_result
 from interp.texts import Passage, challenge_prompts
 from interp.texts import passages as shipped_passages
 from interp.toxicity import load_scorer
+from interp.training_logs import BUNDLED_LOGS, logs_digest
 
 KEPT = "results"
 Progress = Callable[[str, int, int], None]
@@ -40,7 +41,7 @@ class Ran:
 
 def make_context(
     pair: ModelPair, *, quick: bool = False, seed: int = 0, prompts: Sequence[str] | None = None,
-    passages: Sequence[Passage] | None = None, scorer: str = "bundled", probe: Probe | None = None,
+    passages: Sequence[Passage] | None = None, scorer: str = "bundled", probe: Probe | None = None, logs: Path = BUNDLED_LOGS,
 ) -> Context:  # fmt: skip
     """The data and settings of a report: shipped prompts, passages and probe unless others are given."""
     held = list(prompts) if prompts is not None else challenge_prompts()
@@ -48,7 +49,8 @@ def make_context(
     found = probe if probe is not None else probe_for(pair.base, seed=seed)
     if quick:
         held, texts = held[:: max(1, len(held) // 100)], texts[::3]
-    return Context(pair, found, load_scorer(scorer), list(held), list(texts), seed=seed, draws=6 if quick else 20, quick=quick)
+    draws = 6 if quick else 20
+    return Context(pair, found, load_scorer(scorer), list(held), list(texts), seed=seed, draws=draws, quick=quick, logs=logs)
 
 
 def source_digest(experiment: Experiment) -> str:
@@ -69,6 +71,8 @@ def fingerprint(experiment: Experiment, context: Context) -> str:
         versions().get("bypass-workbench"),
         versions()["torch"], source_digest(experiment),
     ]  # fmt: skip
+    if experiment.reads_logs:
+        parts.append(logs_digest(context.logs))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
