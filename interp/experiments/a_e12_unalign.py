@@ -153,6 +153,7 @@ def _controls(context: Context, part: Context, best: dict[str, Any], chosen: lis
             f"un-aligned: {best['count']} keys ranked on the base model × {FACTOR:g} (mode paper)",
             tuned,
             _scaled(on_base, FACTOR),
+            whole=False,
         ),
     ]
 
