@@ -21,7 +21,7 @@ from interp.results import Figure, Verdict
 from interp.stats import bootstrap_difference, bootstrap_mean
 
 LEAST_RISE = measured.LEAST_RISE
-PART_PROMPTS, PART_PASSAGES = 100, 32
+PART_PROMPTS, PART_PASSAGES = 90, 32
 
 
 def matched_strength(context: Context, model: Model, vector: Tensor, rise: float) -> float:
