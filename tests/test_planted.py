@@ -25,6 +25,9 @@ KNOWN: dict[str, str | None] = {
     "A-E2": "holds",
     "A-E3": "holds",
     "A-E4": "holds",
+    # A pair that was built by hand has no training logs.
+    "A-E5": None,
+    "A-E6": None,
     "A-E7": "holds",
     "A-E8": "holds",
     "A-E9": "holds",
@@ -33,6 +36,7 @@ KNOWN: dict[str, str | None] = {
     "A-E11": "fails",
     "A-E12": "holds",
     "A-E13": None,
+    "A-E14": None,
     "X-C1": "holds",
     "X-C2": "holds",
     # Subtracting the planted direction removes all toxicity, as DPO does: a tie.
@@ -44,8 +48,9 @@ KNOWN: dict[str, str | None] = {
 # What is said of the base model alone is as true of the null pair as of the planted one.
 ABOUT_THE_BASE = {"A-E1", "A-E2", "A-E3"}
 NULL: dict[str, str | None] = {
-    "A-E4": "fails", "A-E7": "fails", "A-E9": "fails", "A-E10": "fails", "A-E11": "fails", "A-E12": None, "A-E13": None, "X-C1": None,
-    "X-C2": None, "W-E1": "fails", "W-E2": None, "Y-E1": "inconclusive",
+    "A-E4": "fails", "A-E5": None, "A-E6": None, "A-E7": "fails",
+    "A-E9": "fails", "A-E10": "fails", "A-E11": "fails", "A-E12": None, "A-E13": None, "A-E14": None,
+    "X-C1": None, "X-C2": None, "W-E1": "fails", "W-E2": None, "Y-E1": "inconclusive",
 }  # fmt: skip
 
 

@@ -8,6 +8,8 @@ from interp.experiments import (
     a_e2_vectors,
     a_e3_subtraction,
     a_e4_continuations,
+    a_e5_pairs,
+    a_e6_tuning,
     a_e7_lens,
     a_e8_weights,
     a_e9_activations,
@@ -15,6 +17,7 @@ from interp.experiments import (
     a_e11_antipodal,
     a_e12_unalign,
     a_e13_glu,
+    a_e14_controls,
     causal_offset,
     ways_detoxify,
     ways_retoxify,
@@ -23,7 +26,7 @@ from interp.experiments import (
 from interp.experiments.registry import EXPERIMENTS, Context, Experiment, Finding, experiment, find_experiments
 
 __all__ = [
-    "EXPERIMENTS", "Context", "Experiment", "Finding", "a_e1_probe", "a_e2_vectors", "a_e3_subtraction", "a_e4_continuations", "a_e7_lens",
-    "a_e8_weights", "a_e9_activations", "a_e10_offset", "a_e11_antipodal", "a_e12_unalign", "a_e13_glu", "causal_offset",
-    "experiment", "find_experiments", "ways_detoxify", "ways_retoxify", "y_groups",
+    "EXPERIMENTS", "Context", "Experiment", "Finding", "a_e1_probe", "a_e2_vectors", "a_e3_subtraction", "a_e4_continuations",
+    "a_e5_pairs", "a_e6_tuning", "a_e7_lens", "a_e8_weights", "a_e9_activations", "a_e10_offset", "a_e11_antipodal", "a_e12_unalign",
+    "a_e13_glu", "a_e14_controls", "causal_offset", "experiment", "find_experiments", "ways_detoxify", "ways_retoxify", "y_groups",
 ]  # fmt: skip
