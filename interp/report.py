@@ -24,12 +24,14 @@ from markupsafe import Markup
 from interp.errors import UserError
 from interp.lexicon import mask
 from interp.results import Real, Result, csv_files, file_names, flatten, is_number, plain, read_json, show_number, write_together
+from interp.seeds import Seeds
 
 TEMPLATES = Path(__file__).parent / "templates"
 ROWS_AT_FIRST = 8
 ROWS_AT_MOST = 200
 CELL_AT_MOST = 400
 LONG_CELL = 24
+SEEDS_FILE = "seeds.csv"
 VERDICTS = {"holds": ("✓", "Holds"), "fails": ("✗", "Fails"), "inconclusive": ("?", "Inconclusive")}
 PAPERS = {
     "A": "A mechanistic understanding of alignment algorithms: DPO and toxicity",
@@ -49,12 +51,13 @@ class Report:
 
 def write_report(
     results: Sequence[Result], manifest: Mapping[str, Any], environment: Mapping[str, Any], folder: str | Path, *,
-    show_words: bool = False, command: str = "bypass report",
+    show_words: bool = False, command: str = "bypass report", seeds: Seeds | None = None,
 ) -> Path:  # fmt: skip
     """Write `report.json`, `index.html` and one CSV per table to `folder`; gives the path of the page.
 
     Nothing in the folder changes until every file is complete. `report.json` and the CSV files keep raw words; the page masks
-    them unless `show_words`. `command` is what a reader types to repeat it, to which `--only ID` is added per section.
+    them unless `show_words`. `command` is what a reader types to repeat it, to which `--only ID` is added per section. `seeds`
+    is what other seeds say of the same experiments: a table after the summary, and `seeds` in `report.json`.
     """
     doubled = sorted({result.id for result in results if sum(other.id == result.id for other in results) > 1})
     if doubled:
@@ -62,8 +65,11 @@ def write_report(
     written = {"written": datetime.now(UTC).isoformat(timespec="minutes")} | dict(environment)
     record = {"pair": plain(manifest), "environment": plain(written), "experiments": [result.to_json() for result in results]}
     files = {name: text for result in results for name, text in csv_files(result).items()}
+    if seeds is not None:
+        record["seeds"] = plain(seeds.to_json())
+        files[SEEDS_FILE] = seeds.to_frame().to_csv(index=False)
     files["report.json"] = json.dumps(record, ensure_ascii=False, indent=1, allow_nan=False)
-    files["index.html"] = render(results, record["pair"], record["environment"], show_words=show_words, command=command)
+    files["index.html"] = render(results, record["pair"], record["environment"], show_words=show_words, command=command, seeds=seeds)
     write_together(files, Path(folder))
     return Path(folder) / "index.html"
 
@@ -79,7 +85,7 @@ def read_report(folder: str | Path) -> Report:
 
 def render(
     results: Sequence[Result], manifest: Mapping[str, Any], environment: Mapping[str, Any], *, show_words: bool = False,
-    command: str = "bypass report",
+    command: str = "bypass report", seeds: Seeds | None = None,
 ) -> str:  # fmt: skip
     """The whole page as text."""
     page = _jinja(show_words).from_string((TEMPLATES / "report.html").read_text(encoding="utf-8"))
@@ -88,7 +94,7 @@ def render(
         pair_name=manifest.get("name", "pair"), sides=_sides(manifest), date=_date(environment), counts=counts, verdicts=VERDICTS,
         sections=[_section(result, command) for result in results], groups=_groups(results), command=command,
         manifest=_shorten(manifest), environment=_shorten(environment), seconds=sum(result.seconds for result in results),
-        figures=_embed(_figures(results, show_words)), plotly=_plotly(), show_words=show_words,
+        across=_seeds_table(seeds), figures=_embed(_figures(results, show_words)), plotly=_plotly(), show_words=show_words,
     )  # fmt: skip
 
 
@@ -173,6 +179,14 @@ def _effect(result: Result, key: str) -> dict[str, Any]:
         "interval": f"{show_number(low, key)} to {show_number(high, key)}" if known else "–",
         "places": {"value": place(value), "null": place(null), "low": place(low), "high": place(high)} if math.isfinite(value) else None,
     }  # fmt: skip
+
+
+def _seeds_table(seeds: Seeds | None) -> dict[str, Any] | None:
+    if seeds is None:
+        return None
+    alike, named = sum(row.same for row in seeds.rows), ", ".join(map(str, seeds.seeds))
+    words = f"Controls and intervals were drawn under the seeds {named}: {alike} of {len(seeds.rows)} verdicts are the same under all."
+    return {**_table("seeds", seeds.to_frame(), SEEDS_FILE), "words": words}
 
 
 def _table(name: str, frame: pd.DataFrame, file: str) -> dict[str, Any]:

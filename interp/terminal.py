@@ -10,6 +10,7 @@ from rich.text import Text
 
 from interp.lexicon import mask
 from interp.results import Result, show_number
+from interp.seeds import Seeds
 
 WIDTH = 100
 STYLES = {"holds": ("✓ holds", "green"), "fails": ("✗ fails", "red"), "inconclusive": ("? inconclusive", "yellow")}
@@ -33,3 +34,14 @@ def print_summary(results: Sequence[Result], console: Console | None = None, *, 
         name = "" if key is None else key.replace("_", " ")
         table.add_row(Text(result.id), Text(show(result.title)), Text(word, style), Text(effect), Text(null), Text(show(name)))
     console.print(table)
+
+
+def print_seeds(seeds: Seeds, console: Console | None = None) -> None:
+    """Print how many verdicts are the same under all seeds, and those that are not seed by seed."""
+    console = console or Console()
+    changing = [row for row in seeds.rows if not row.same]
+    named = ", ".join(map(str, seeds.seeds))
+    console.print(Text(f"seeds {named}: {len(seeds.rows) - len(changing)} of {len(seeds.rows)} verdicts are the same under all"))
+    for row in changing:
+        found = ", ".join(f"{seed}: {verdict}" for seed, verdict in zip(seeds.seeds, row.verdicts, strict=True))
+        console.print(Text(f"  {row.id} changes with the seed ({found})"))

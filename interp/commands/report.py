@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from interp.commands import common
+from interp.errors import UserError
 
 
 def report(
@@ -23,6 +24,11 @@ def report(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="fewer prompts and controls: wider intervals")] = False,
     seed: common.Seed = 0,
+    seeds: Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="run it under so many seeds and compare the verdicts")] = 1,
+    logs: Annotated[
+        Path | None,
+        typer.Option("--logs", metavar="FOLDER", help="training logs of the pair, such as a run's folder [default: those that ship]"),
+    ] = None,
     prompts: common.Prompts = None,
     passages: common.Passages = None,
     probe: common.ProbeFolder = None,
@@ -38,8 +44,11 @@ def report(
     from interp.experiments import find_experiments
     from interp.experiments.outside import read_experiments
     from interp.experiments.run import make_context, run_report
-    from interp.terminal import print_summary
+    from interp.terminal import print_seeds, print_summary
+    from interp.training_logs import BUNDLED_LOGS
 
+    if logs is not None and not logs.is_dir():
+        raise UserError(f"there is no folder {logs}", "give the folder of a training run, or one that holds its logs")
     for file in experiment or ():
         read_experiments(file)
     find_experiments(only)
@@ -49,7 +58,9 @@ def report(
         sides = named.both()
         bar.update(task, description="the probe")
         judge = None if probe is None else named.probe_of("base", sides.base)
-        context = make_context(sides, quick=quick, seed=seed, prompts=held, passages=texts, scorer=scorer, probe=judge)
+        context = make_context(
+            sides, quick=quick, seed=seed, prompts=held, passages=texts, scorer=scorer, probe=judge, logs=logs or BUNDLED_LOGS
+        )
 
         def tell(phrase: str, done: int, total: int) -> None:
             bar.update(task, description=phrase, completed=done, total=total)
@@ -58,32 +69,37 @@ def report(
             pair,
             quick,
             seed,
+            seeds,
             scorer,
             [
-                *(("--prompts", prompts), ("--passages", passages), ("--probe", probe)),
+                *(("--prompts", prompts), ("--passages", passages), ("--probe", probe), ("--logs", logs)),
                 *(("--experiment", file) for file in experiment or ()),
             ],
         )
-        ran = run_report(context, out, only=only, show_words=show_words, command=command, progress=tell)
+        ran = run_report(context, out, only=only, show_words=show_words, command=command, seeds=seeds, progress=tell)
     if as_json:
         found = [
             {"id": r.id, "claim": r.claim, "verdict": r.verdict, "statistic": r.statistic, "null": r.null, "seconds": r.seconds}
             for r in ran.results
         ]
-        common.print_json({"page": str(ran.page), "json": str(out / "report.json"), "experiments": found, "skipped": ran.skipped})
+        record = {"page": str(ran.page), "json": str(out / "report.json"), "experiments": found, "skipped": ran.skipped}
+        common.print_json(record | ({"seeds": ran.seeds.to_json()} if ran.seeds is not None else {}))
         return
     print_summary(ran.results, show_words=show_words)
+    if ran.seeds is not None:
+        print_seeds(ran.seeds)
     for name, why in ran.skipped.items():
         common.print_line(f"left out: {name}: {common.shown(why, show_words)}")
     common.print_line(f"\nThe report is {ran.page}")
 
 
-def _command(pair: tuple[str, str] | None, quick: bool, seed: int, scorer: str, files: list[tuple[str, Path | None]]) -> str:
+def _command(pair: tuple[str, str] | None, quick: bool, seed: int, seeds: int, scorer: str, files: list[tuple[str, Path | None]]) -> str:
     """What a reader types to get the same numbers again."""
     words = ["bypass", "report"]
     words += ["--pair", *pair] if pair else []
     words += ["--quick"] if quick else []
     words += ["--seed", str(seed)] if seed else []
+    words += ["--seeds", str(seeds)] if seeds > 1 else []
     words += [word for option, file in files if file for word in (option, str(file))]
     words += ["--scorer", scorer] if scorer != "bundled" else []
     return shlex.join(words)

@@ -18,6 +18,7 @@ from interp.training_logs import controls_if_any, read_tuning_log
 FALL, COST = 0.3, 1.10
 DRAWN = ("loss", "logp", "margin", "kl", "toxicity", "perplexity")
 TENTH = 0.1
+MEASURED: tuple[str, ...] = ("toxicity", "toxicity_share", "perplexity", "margin", "logp_chosen", "logp_rejected")
 
 
 @experiment(
@@ -107,11 +108,7 @@ def _displacement(sides: list[dict[str, Any]]) -> str:
 def _measurements(records: list[dict[str, Any]]) -> pd.DataFrame:
     rows = []
     for record in records:
-        found = {
-            field: record[field]
-            for field in ("toxicity", "toxicity_share", "perplexity", "margin", "logp_chosen", "logp_rejected")
-            if field in record
-        }
+        found = {field: record[field] for field in MEASURED if field in record}
         if "kl" in record:
             found["mean KL"] = sum(record["kl"]) / len(record["kl"])
         if "toxicity" in record or "toxicity_share" in record:

@@ -16,11 +16,12 @@ from pathlib import Path
 
 from interp.environment import machine, versions
 from interp.errors import UserError
-from interp.experiments.registry import Context, Experiment, find_experiments
+from interp.experiments.registry import Context, Experiment, find_experiments, with_seed
 from interp.models import ModelPair
 from interp.probe import Probe, probe_for
 from interp.report import write_report
 from interp.results import Result, load_result, save_result
+from interp.seeds import Seeds, seeds_of
 from interp.texts import Passage, challenge_prompts
 from interp.texts import passages as shipped_passages
 from interp.toxicity import load_scorer
@@ -32,11 +33,12 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Ran:
-    """What a report produced: its results, the page, and why experiments were left out."""
+    """What a report produced: its results, the page, why experiments were left out, and what other seeds say where they were asked."""
 
     results: tuple[Result, ...]
     page: Path
     skipped: dict[str, str]
+    seeds: Seeds | None = None
 
 
 def make_context(
@@ -95,42 +97,57 @@ def _say(progress: Progress, title: str, done: int, total: int, phrase: str) -> 
 
 def run_report(
     context: Context, folder: str | Path, *, only: Sequence[str] | None = None, show_words: bool = False, command: str = "bypass report",
-    progress: Progress = lambda phrase, done, total: None,
+    seeds: int = 1, progress: Progress = lambda phrase, done, total: None,
 ) -> Ran:  # fmt: skip
     """Run the experiments, keeping each result in `folder/results`, and write the report.
 
-    An experiment that this pair or these prompts cannot answer is left out and named in `skipped`.
+    An experiment that this pair or these prompts cannot answer is left out and named in `skipped`. With `seeds` above 1 every
+    experiment is run under so many seeds, from the context's on; the report shows the first one's results and all verdicts.
     """
     target = Path(folder)
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file", "give a folder for the report")
+    if seeds < 1:
+        raise UserError(f"{seeds} seeds were asked for", "give a number from 1")
     wanted = find_experiments(only)
-    results: list[Result] = []
+    total = seeds * len(wanted)
+    found: dict[int, tuple[Result, ...]] = {}
     skipped: dict[str, str] = {}
-    for done, item in enumerate(wanted):
-        progress(item.title, done, len(wanted))
-        context.say = partial(_say, progress, item.title, done, len(wanted))
-        kept = target / KEPT / fingerprint(item, context)
-        file = kept / f"{item.id}.json"
-        if file.is_file():
-            results.append(load_result(file))
-            continue
-        try:
-            result = run_experiment(item, context)
-        except UserError as error:
-            skipped[item.id] = str(error)
-            continue
-        save_result(result, kept)
-        results.append(result)
-    progress("writing the page", len(wanted), len(wanted))
-    if not results:
+    for number in range(seeds):
+        some = with_seed(context, context.seed + number) if number else context
+        results: list[Result] = []
+        for done, item in enumerate(wanted, start=number * len(wanted)):
+            title = f"{item.title} (seed {some.seed})" if seeds > 1 else item.title
+            progress(title, done, total)
+            some.say = partial(_say, progress, title, done, total)
+            try:
+                results.append(_kept_or_run(item, some, target / KEPT))
+            except UserError as error:
+                if not number:
+                    skipped[item.id] = str(error)
+        found[some.seed] = tuple(results)
+    progress("writing the page", total, total)
+    shown = found[context.seed]
+    if not shown:
         raise UserError("no experiment could be run: " + "; ".join(f"{name}: {why}" for name, why in skipped.items()), "see the reasons")
+    across = seeds_of(found) if seeds > 1 else None
     page = write_report(
-        results,
+        shown,
         context.pair.manifest(),
         {"versions": versions(), "machine": machine(), "skipped": skipped},
         target,
         show_words=show_words,
         command=command,
+        seeds=across,
     )
-    return Ran(tuple(results), page, skipped)
+    return Ran(shown, page, skipped, across)
+
+
+def _kept_or_run(item: Experiment, context: Context, folder: Path) -> Result:
+    kept = folder / fingerprint(item, context)
+    file = kept / f"{item.id}.json"
+    if file.is_file():
+        return load_result(file)
+    result = run_experiment(item, context)
+    save_result(result, kept)
+    return result
