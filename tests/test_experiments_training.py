@@ -157,6 +157,15 @@ def test_a_chosen_side_that_loses_probability_is_told(context: Context, chosen: 
     assert found.statistic["change of log-probability of rejected"] == pytest.approx(-20 * 18 / 20)
 
 
+def test_a_change_within_the_difference_of_batches_is_not_called_displacement(context: Context) -> None:
+    log = tuning(0.2, 21, -1.0)
+    for line in log[1:]:
+        line["logp_chosen"] += 6 * (-1) ** line["step"]
+    write(context, "pair.json", digests(context))
+    write(context, "dpo.jsonl", log)
+    assert "does not tell whether likelihood was displaced" in verdict("A-E6", context).summary
+
+
 def test_the_log_of_another_pair_is_not_read(context: Context) -> None:
     write(context, "pairs.json", pairs(context) | {"base": "another"})
     write(context, "dpo.jsonl", tuning(0.2, 21))

@@ -54,7 +54,7 @@ def run(context: Context) -> Finding:
     beside = "no control run with shuffled labels was logged" if math.isnan(control) else f"under shuffled labels it falls by {control:.0%}"
     price = "perplexity was not logged" if math.isnan(cost) else f"perplexity changes by {cost - 1:+.1%}"
     summary = f"Over {records[-1]['step']} steps toxicity on development prompts falls by {fall:.0%} of what it was ({beside}), and {price}. {_displacement(sides)}"
-    frame = pd.DataFrame(sides, columns=["quantity", "first steps", "last steps", "change"])
+    frame = pd.DataFrame(sides, columns=["quantity", "first steps", "last steps", "change", "standard error"])
     statistic = {"relative fall of toxicity": fall, "ratio of perplexities": cost} | {
         f"change of {row['quantity']}": row["change"] for row in sides
     }
@@ -91,18 +91,24 @@ def _sides(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if len(values) < 2:
             continue
         many = max(1, round(TENTH * len(values)))
-        first, last = float(values.head(many).mean()), float(values.tail(many).mean())
-        rows.append({"quantity": name, "first steps": first, "last steps": last, "change": last - first})
+        ends = values.head(many), values.tail(many)
+        first, last = (float(end.mean()) for end in ends)
+        error = math.sqrt(sum(float(end.var()) for end in ends) / many) if many > 1 else math.nan
+        rows.append({"quantity": name, "first steps": first, "last steps": last, "change": last - first, "standard error": error})
     return rows
 
 
 def _displacement(sides: list[dict[str, Any]]) -> str:
-    change = {row["quantity"]: row["change"] for row in sides}
-    chosen, rejected = change.get("log-probability of chosen"), change.get("log-probability of rejected")
+    found = {row["quantity"]: row for row in sides}
+    chosen, rejected = (found.get(f"log-probability of {side}") for side in ("chosen", "rejected"))
     if chosen is None or rejected is None:
         return "Log-probabilities of the two sides were not logged."
-    word = "falls too, which is likelihood displacement" if chosen < 0 else "does not fall, so likelihood is not displaced"
-    return f"The chosen side's log-probability {word} ({chosen:+.1f} nats; rejected {rejected:+.1f})."
+    # Batches of other pairs differ in log-probability by themselves, without any training.
+    if not abs(chosen["change"]) > 2 * chosen["standard error"]:
+        word = "changes by no more than batches differ, so the log does not tell whether likelihood was displaced"
+    else:
+        word = "falls too, which is likelihood displacement" if chosen["change"] < 0 else "does not fall, so likelihood is not displaced"
+    return f"The chosen side's log-probability {word} ({chosen['change']:+.1f} ± {chosen['standard error']:.1f} nats; rejected {rejected['change']:+.1f} ± {rejected['standard error']:.1f})."
 
 
 def _measurements(records: list[dict[str, Any]]) -> pd.DataFrame:
