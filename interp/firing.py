@@ -15,9 +15,13 @@ from interp.capture import capture
 from interp.errors import UserError
 from interp.models import Model
 from interp.neurons import Neuron
+from interp.tokens import token_rows
 
 CHUNK = 16
 CANDIDATES = 16
+LONGEST = 40
+# A neuron that never fires on plain texts is not infinitely selective: so few texts cannot tell it from one that seldom does.
+OFTEN_ENOUGH = 0.02
 
 
 def firing_rates(
@@ -38,6 +42,22 @@ def firing_rates(
         for layer, site in sites.items():
             sums[layer] += (held[site] > 0).double().mean(dim=1).sum(dim=0)
     return {layer: (found / len(rows)).float() for layer, found in sums.items()}
+
+
+def selective_first(
+    model: Model, neurons: Sequence[Neuron], provoking: Sequence[str], plain: Sequence[str], *, max_tokens: int = LONGEST
+) -> list[Neuron]:
+    """These neurons, those first that fire most often at the end of provoking texts relative to the end of plain ones.
+
+    A key that is enlarged acts wherever its neuron fires: one that fires everywhere spoils language before it brings anything
+    back. Ordered by `rate(provoking) / (rate(plain) + 0.02)`, equal ones as given; texts are cut to `max_tokens`.
+    """
+    layers = sorted({layer for layer, _ in neurons})
+    seen, usual = (
+        firing_rates(model, rows, [[len(row) - 1] for row in rows], layers)
+        for rows in (token_rows(model, list(texts), max_tokens=max_tokens) for texts in (provoking, plain))
+    )
+    return sorted(neurons, key=lambda n: -float(seen[n[0]][n[1]] / (usual[n[0]][n[1]] + OFTEN_ENOUGH)))
 
 
 def frequency_matched(

@@ -39,6 +39,8 @@ KNOWN: dict[str, str | None] = {
     "A-E14": None,
     "X-C1": "holds",
     "X-C2": "holds",
+    # The planted neurons fire on every text, provoking or not, so looking for selective ones leads away from them.
+    "X-U1": "inconclusive",
     # Subtracting the planted direction removes all toxicity, as DPO does: a tie.
     "W-E1": "inconclusive",
     "W-E2": "holds",
@@ -50,7 +52,7 @@ ABOUT_THE_BASE = {"A-E1", "A-E2", "A-E3"}
 NULL: dict[str, str | None] = {
     "A-E4": "fails", "A-E5": None, "A-E6": None, "A-E7": "fails",
     "A-E9": "fails", "A-E10": "fails", "A-E11": "fails", "A-E12": None, "A-E13": None, "A-E14": None,
-    "X-C1": None, "X-C2": None, "W-E1": "fails", "W-E2": None, "Y-E1": "inconclusive",
+    "X-C1": None, "X-C2": None, "X-U1": None, "W-E1": "fails", "W-E2": None, "Y-E1": "inconclusive",
 }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ import torch
 
 from interp.edits import Edit
 from interp.errors import UserError
-from interp.firing import firing_rates, frequency_matched
+from interp.firing import firing_rates, frequency_matched, selective_first
 from interp.generate import generate
 from interp.lexicon import is_toxic_word
 from interp.metrics import perplexity
@@ -47,17 +47,11 @@ def rankings(model: Model, probe: Probe, prompts: list[str], texts: list[str]) -
     without the first half of the layers.
     """
     near = rank_values(model, probe.direction, top=POOL).neurons
-    layers = sorted({layer for layer, _ in near})
-    fired = []
-    for some in (prompts, texts):
-        rows = token_rows(model, some, max_tokens=PROMPT_TOKENS)
-        fired.append(firing_rates(model, rows, [[len(row) - 1] for row in rows], layers))
-    ratio = {n: float(fired[0][n[0]][n[1]] / (fired[1][n[0]][n[1]] + 0.02)) for n in near}
     words = top_tokens(model, values_at(model, near), top=10).words
     hostile = {n: sum(map(is_toxic_word, row)) for n, row in zip(near, words, strict=True)}
     return {
         "probe": near,
-        "selective": sorted(near, key=lambda n: -ratio[n]),
+        "selective": selective_first(model, near, prompts, texts, max_tokens=PROMPT_TOKENS),
         "words": sorted(near, key=lambda n: -hostile[n]),
         "last layers": [n for n in rank_values(model, probe.direction, top=None).neurons if n[0] >= model.n_layers // 2][:POOL],
     }
