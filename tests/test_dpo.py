@@ -289,6 +289,8 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "shipped-shuffled": {"labels": "shuffled", "equal_steps": True},
     "shipped-reversed": {"labels": "reversed", "equal_steps": True},
     "shipped-ipo": {"loss": "ipo", "beta": 0.2},
+    "shipped-beta-low": {"beta": 0.01},
+    "shipped-beta-high": {"beta": 0.3},
     "shipped-dpo-sft": {"loss": ["sigmoid", "sft"], "loss_weights": [1.0, 2.0]},
     "shipped-seed-2": {"seed": 2},
     "shipped-seed-3": {"seed": 3},
