@@ -206,9 +206,7 @@ def test_sources_of_one_name_are_summed(built: Recipe) -> None:
     assert sum(counts.values()) > 800
 
 
-def test_a_source_narrowed_by_hostile_words_keeps_what_lies_within_the_bounds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_source_narrowed_by_hostile_words_keeps_what_lies_within_the_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [" ".join(["damn"] * (n % 5) + ["river"] * (10 - n % 5) + [f"walk{n}"]) for n in range(300)]
     share = {text: (number % 5) / 11 for number, text in enumerate(texts)}
     train, held, _ = corpus_of(tmp_path, monkeypatch, texts, hostile_at_least=2 / 11, hostile_below=4 / 11)

@@ -68,7 +68,7 @@ def run(context: Context) -> Finding:
     rows.append(row(f"{COUNT} keys nearest to the probe × {FACTOR:g}", tuned, _scaled(near[:COUNT])))
     layers = sorted({layer for layer, _ in near})
     rates = firing_rates(tuned, part.prompt_rows(), [[len(ids) - 1] for ids in part.prompt_rows()], layers)
-    null = []
+    null: list[dict[str, Any]] = []
     for draw in range(max(3, context.draws // 2)):
         context.say(f"random keys that fire as often, draw {draw + 1}")
         drawn = frequency_matched(chosen, rates, seed=context.seed + draw, exclude=near)
