@@ -11,20 +11,23 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import argparse
 import sys
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from benchmarks import table
 from benchmarks.cases import LARGE, SMALL, Shape, cases, make_model
 from benchmarks.measure import Measured, measure
+from benchmarks.reporting import reporting
 from interp.environment import machine, versions
 from interp.errors import UserError
 
 
-def run(shape: Shape, only: str) -> tuple[list[Measured], str]:
+def run(shape: Shape, only: str, report: bool = False) -> tuple[list[Measured], str]:
     """Measure the cases whose name contains `only`; gives them and what the weights were."""
     model = make_model(shape)
     found = []
-    for case in cases(model, shape):
+    last = [reporting()] if report and shape.ships else []
+    for case in chain(cases(model, shape), last):
         if only not in case.name:
             continue
         measured = measure(case, shape.turns)
@@ -39,6 +42,7 @@ def run(shape: Shape, only: str) -> tuple[list[Measured], str]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--large", action="store_true", help="also GPT2-medium's shape (minutes)")
+    parser.add_argument("--report", action="store_true", help="also the whole report, twice (a quarter of an hour)")
     parser.add_argument("--only", default="", help="a part of a case's name; nothing is written then")
     parser.add_argument("--turns", type=int, help="turns per case")
     parser.add_argument("--out", type=Path, default=table.FOLDER, help="where results.json and RESULTS.md go")
@@ -51,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         shape = replace(shape, turns=options.turns or shape.turns)
         sys.stderr.write(f"{shape.name}\n")
         try:
-            found, weights = run(shape, options.only)
+            found, weights = run(shape, options.only, options.report)
         except UserError as error:
             sys.stderr.write(f"benchmarks: {error}\n")
             return 2

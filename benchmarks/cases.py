@@ -14,7 +14,6 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from benchmarks.generating import generating
 from benchmarks.measure import Case, largest_difference
 from benchmarks.patching import patching
-from benchmarks.reporting import reporting
 from benchmarks.tuning import tuning
 from interp import Model, capture, load_model
 from interp.lens import logit_lens
@@ -76,8 +75,6 @@ def cases(model: Model, shape: Shape) -> Iterator[Case]:
         yield from tuning(model, challenge_prompts())
         yield from scoring()
     yield searching(model)
-    if shape.ships:
-        yield reporting()
 
 
 def capturing(model: Model, ids: Tensor) -> Iterator[Case]:

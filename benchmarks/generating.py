@@ -51,7 +51,7 @@ def over_generation(model: Model, prompts: list[str]) -> Case:
     return Case(
         "neurons over 20 new tokens", lambda: watch_neurons(model, rows, neurons, max_new_tokens=STEPS).values, full,
         f"watch_neurons, {WATCHED} neurons, {len(rows)} prompts", "TransformerLens run_with_cache at each token",
-        largest_difference,
+        largest_difference, turns=3,
     )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def pairs(model: Model, prompts: list[str]) -> Case:
 
     return Case(
         "PPLM pairs", lambda: draft(len(rows)), lambda: draft(1), f"{len(rows)} prompts in a batch", "the same, one prompt at a time",
-        largest_difference, tolerance=0.0, memory=False,
+        largest_difference, tolerance=0.0, memory=False, turns=3,
     )  # fmt: skip
 
 
@@ -82,5 +82,5 @@ def steps(model: Model, prompts: list[str]) -> Case:
 
     return Case(
         f"{STEPS} steps of DPO", lambda: train(True), lambda: train(False), "TRL, reference computed once",
-        "TRL, reference model beside the policy", largest_difference, memory=False,
+        "TRL, reference model beside the policy", largest_difference, memory=False, turns=2,
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """Edits in a short form, as they are typed on the command line: `subtract:resid_post.5:probe:20`.
 
-    scale_keys:NEURONS:FACTOR           NEURONS is 5.770,4.12 or top:16 (the value vectors nearest to the probe)
+    scale_keys:NEURONS:FACTOR           NEURONS is 5.770,4.12 or top:16 (the value vectors nearest to the probe) or selective:7
+                                        (of the 128 nearest, those that fire on provocation rather than on plain text)
     add:SITE:VECTOR:STRENGTH            subtract likewise; VECTOR is probe, difference, value.5.770 or a JSON list in a file
     scale:SITE:INDICES:FACTOR           INDICES is 3,17 or all
     set:SITE:INDICES:VALUE
@@ -20,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from interp.edits import NAMED_POSITIONS, Edit, load_edits, transforms_of
 from interp.errors import UserError
+from interp.firing import selective_first
 from interp.neurons import rank_values, values_at
 from interp.probe import Probe, probe_for
+from interp.texts import challenge_prompts, neutral_prompts
 
 if TYPE_CHECKING:
     from interp.models import Model
@@ -31,13 +34,14 @@ FORMS = {
     "scale": "scale:mlp_post.5:770:0", "set": "set:mlp_post.5:all:0", "project_out": "project_out:resid_post.5:probe",
 }  # fmt: skip
 ProbeOf = Callable[[], Probe]
+NEAREST, SELECTIVE, POOL = "top", "selective", 128
 
 
 def parse_edit(text: str, model: Model, probe: ProbeOf | None = None) -> list[Edit]:
     """The edits that a short form or a JSON file means for this model; raises `UserError` where it is wrong or does not fit.
 
     Args:
-        probe: gives what the words `probe`, `difference` and `top` go by: for a tuned model the probe of its base. Without it
+        probe: gives what the words `probe`, `difference`, `top` and `selective` go by: for a tuned model the probe of its base. Without it
             that is `probe_for(model)`.
     """
     op, _, rest = text.strip().partition(":")
@@ -92,7 +96,7 @@ def parse_neuron(text: str) -> tuple[int, int]:
 
 
 def _from_fields(op: str, fields: list[str], text: str, model: Model, probe: ProbeOf | None) -> Edit:
-    if op == "scale_keys" and fields[0] == "top":
+    if op == "scale_keys" and fields[0] in (NEAREST, SELECTIVE):
         fields = [":".join(fields[:2]), *fields[2:]]
     wanted = {"project_out": 2, "scale_keys": 2}.get(op, 3)
     fields, positions = _positions(op, fields, wanted)
@@ -147,10 +151,16 @@ def _indices(text: str, edit: str) -> list[int] | None:
 
 
 def _neurons(text: str, model: Model, probe: ProbeOf | None) -> list[tuple[int, int]]:
-    if not text.startswith("top:"):
+    kind, _, number = text.partition(":")
+    if kind not in (NEAREST, SELECTIVE):
         return [parse_neuron(part) for part in text.split(",")]
-    count = text[len("top:") :].strip()
-    if not count.isdecimal() or not 0 < int(count) <= model.n_layers * model.d_mlp:
-        raise UserError(f"{text!r} names no neurons", f"write top:N with N from 1 to {model.n_layers * model.d_mlp}")
-    found = probe_for(model) if probe is None else probe()
-    return rank_values(model, found.direction, top=int(count)).neurons
+    every = model.n_layers * model.d_mlp
+    most, count = every if kind == NEAREST else min(POOL, every), number.strip()
+    if not count.isdecimal() or not 0 < int(count) <= most:
+        raise UserError(f"{text!r} names no neurons", f"write {kind}:N with N from 1 to {most}")
+    direction = (probe_for(model) if probe is None else probe()).direction
+    if kind == NEAREST:
+        return rank_values(model, direction, top=int(count)).neurons
+    near = rank_values(model, direction, top=most).neurons
+    # The odd prompts decide, as in the report, so that the even ones can be measured on.
+    return selective_first(model, near, challenge_prompts()[1::2], neutral_prompts())[: int(count)]

@@ -19,10 +19,11 @@ from typer.testing import CliRunner
 from interp import Edit, Model, UserError, generate, load_model
 from interp.cli import COMMANDS, app, guarded
 from interp.edit_text import parse_edit
+from interp.firing import selective_first
 from interp.metrics import perplexity
 from interp.neurons import rank_values, values_at
 from interp.probe import fit_probe, probe_for, save_probe
-from interp.texts import Passage
+from interp.texts import Passage, challenge_prompts, neutral_prompts
 from tests.conftest import D_MODEL, Planted, gpt2_config, make_hf, save
 
 Invoke = Callable[..., Any]
@@ -303,5 +304,10 @@ def test_top_names_the_value_vectors_nearest_to_the_probe_of_the_base(sides: tup
     base, tuned = (load_model(folder) for folder in sides)
     (edit,) = parse_edit("scale_keys:top:6:10", tuned, lambda: probe_for(base))
     assert list(edit.neurons or ()) == rank_values(tuned, probe_for(base).direction, top=6).neurons
+    (chosen,) = parse_edit("scale_keys:selective:3:10", tuned, lambda: probe_for(base))
+    near = rank_values(tuned, probe_for(base).direction, top=128).neurons
+    assert list(chosen.neurons or ()) == selective_first(tuned, near, challenge_prompts()[1::2], neutral_prompts())[:3]
+    with pytest.raises(UserError, match="write selective:N with N from 1 to 128"):
+        parse_edit("scale_keys:selective:129:10", tuned, lambda: probe_for(base))
     (own,) = parse_edit("subtract:resid_post.2:difference:2", base)
     assert own == Edit.subtract("resid_post.2", probe_for(base).difference_in_means, 2.0)
