@@ -42,7 +42,7 @@ class Shape:
     ships: bool = False
 
 
-SMALL = Shape("bundled pair (6 layers, 256 wide, 8192 tokens)", 6, 256, 8, 8192, batch=16, length=64, turns=9, ships=True)
+SMALL = Shape("bundled pair (6 layers, 256 wide, 8192 tokens)", 6, 256, 8, 8192, batch=16, length=64, turns=21, ships=True)
 LARGE = Shape("GPT2-medium (24 layers, 1024 wide, 50257 tokens)", 24, 1024, 16, 50257, batch=4, length=64, turns=3)
 
 
@@ -79,9 +79,7 @@ def cases(model: Model, shape: Shape) -> Iterator[Case]:
 
 def capturing(model: Model, ids: Tensor) -> Iterator[Case]:
     """One site at the last position, against TransformerLens: its full cache, and its cache of that site alone."""
-    from transformer_lens import TransformerBridge
-
-    bridge = TransformerBridge.boot_transformers("gpt2", hf_model=model.plain_copy(), tokenizer=model.tokenizer, device="cpu")
+    bridge = model.to_transformer_lens()
     layer, rows = model.n_layers - 1, ids.tolist()
     site, hook = f"resid_mid.{layer}", f"blocks.{layer}.hook_resid_mid"
 

@@ -27,9 +27,7 @@ def generating(model: Model, prompts: list[str]) -> Iterator[Case]:
 
 def over_generation(model: Model, prompts: list[str]) -> Case:
     """Five neurons over 20 greedy tokens, against a full cache of each step of each prompt (as paper A's own script reads them)."""
-    from transformer_lens import TransformerBridge
-
-    bridge = TransformerBridge.boot_transformers("gpt2", hf_model=model.plain_copy(), tokenizer=model.tokenizer, device="cpu")
+    bridge = model.to_transformer_lens()
     rows = [row for row in token_rows(model, prompts) if len(row) + STEPS <= model.context]
     neurons = [(layer % model.n_layers, 7 * layer % model.d_mlp) for layer in range(model.n_layers - 1, model.n_layers - 1 - WATCHED, -1)]
     # A bridge reads one length at a time, so its user goes through the prompts by length.

@@ -33,11 +33,10 @@ CELL_AT_MOST = 400
 LONG_CELL = 24
 SEEDS_FILE = "seeds.csv"
 VERDICTS = {"holds": ("✓", "Holds"), "fails": ("✗", "Fails"), "inconclusive": ("?", "Inconclusive")}
-PAPERS = {
-    "A": "A mechanistic understanding of alignment algorithms: DPO and toxicity",
-    "B": "Likelihood displacement: unintentional unalignment in direct preference optimization",
-    "C": "Language models resist alignment: elasticity",
-}
+# What the first letter of an experiment's id says of where its claim comes from.
+TITLES = {
+    "A": "Paper A", "B": "Paper B", "C": "Paper C", "X": "Beyond the papers", "W": "Ways to the same end", "Y": "A rival account",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -228,7 +227,7 @@ def _groups(results: Sequence[Result]) -> list[tuple[str, list[Result]]]:
     groups: dict[str, list[Result]] = {}
     for result in results:
         groups.setdefault(result.id.split("-")[0], []).append(result)
-    return [(f"Paper {letter}" if letter in PAPERS else letter, members) for letter, members in groups.items()]
+    return [(TITLES.get(letter, letter), members) for letter, members in groups.items()]
 
 
 def _date(environment: Mapping[str, Any]) -> str:

@@ -204,9 +204,9 @@ def test_in_a_pair_that_differs_in_one_layer_that_layer_carries_everything(gpt2:
 def test_transformer_lens_agrees(gpt2: Model) -> None:
     from functools import partial
 
-    from transformer_lens import TransformerBridge, patching
+    from transformer_lens import patching
 
-    bridge = TransformerBridge.boot_transformers("gpt2", hf_model=gpt2.plain_copy(), tokenizer=gpt2.tokenizer, device="cpu")
+    bridge = gpt2.to_transformer_lens()
     clean, corrupted = (torch.tensor(gpt2.tokenizer([text], add_special_tokens=False)["input_ids"]) for text in (CLEAN, CORRUPTED))
     with torch.no_grad():
         _, cache = bridge.run_with_cache(clean)

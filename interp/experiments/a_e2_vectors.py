@@ -12,7 +12,7 @@ from interp.lexicon import is_toxic_word
 from interp.neurons import svd_directions, top_tokens, values_at
 from interp.nulls import matched_neurons
 from interp.results import Verdict
-from interp.stats import permutation_p
+from interp.stats import bootstrap_mean, permutation_p
 
 TOP = 10
 TOKENS = 10
@@ -73,8 +73,10 @@ def run(context: Context) -> Finding:
         f"(p = {p:.3f}); in {majority} of {TOP} they are the majority."
     )
     spread = (float(np.quantile(nulls, 0.025)), float(np.quantile(nulls, 0.975)))
-    settings = {"value_vectors": TOP, "tokens": TOKENS, "draws": draws, "interval": "2.5 % to 97.5 % of the null"}
+    # Vectors are what is resampled: this experiment reads no prompts.
+    interval = bootstrap_mean(shares, seed=context.seed)
+    settings = {"value_vectors": TOP, "tokens": TOKENS, "draws": draws, "interval": "bootstrap over the vectors", "null_from_to": spread}
     return Finding(
         verdict, summary, {"share of toxic words": observed, "majority": majority}, {"share of toxic words": float(np.mean(nulls))},
-        {"share of toxic words": spread}, {"vectors": vectors}, (figure,), settings,
+        {"share of toxic words": (interval.low, interval.high)}, {"vectors": vectors}, (figure,), settings,
     )  # fmt: skip

@@ -7,6 +7,7 @@ under an edit, the ranking of value vectors) once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -85,16 +86,23 @@ def experiment(
     return register
 
 
+def _place(item: Experiment) -> tuple[str, int]:
+    """The papers' experiments come by number, whatever order their modules were read in; others follow as registered."""
+    number = re.fullmatch(r"([ABC])-E(\d+)", item.id)
+    return (number[1], int(number[2])) if number else ("~", 0)
+
+
 def find_experiments(only: Sequence[str] | None) -> list[Experiment]:
-    """All experiments, or those named by id or claim (all that test it) in any case; raises `UserError` for an unknown one."""
+    """All experiments in order, or those named by id or claim (all that test it) in any case; raises `UserError` for an unknown one."""
+    every = sorted(EXPERIMENTS.values(), key=_place)
     if not only:
-        return list(EXPERIMENTS.values())
+        return every
     wanted = {name.lower() for name in only}
     known = {name.lower() for item in EXPERIMENTS.values() for name in (item.id, item.claim)}
     unknown = [name for name in only if name.lower() not in known]
     if unknown:
         raise UserError(f"there is no experiment {', '.join(unknown)}", f"use one of {', '.join(EXPERIMENTS)}")
-    return [item for item in EXPERIMENTS.values() if {item.id.lower(), item.claim.lower()} & wanted]
+    return [item for item in every if {item.id.lower(), item.claim.lower()} & wanted]
 
 
 @dataclass(eq=False)
