@@ -44,13 +44,9 @@ class Watched:
 
 
 def _units(model: Model, neurons: Sequence[Neuron]) -> dict[str, list[int]]:
-    if not neurons:
-        raise UserError("no neuron was named", "give at least one as (layer, index)")
+    model.check_neurons(neurons)
     units: dict[str, list[int]] = {}
     for layer, index in neurons:
-        if not (0 <= layer < model.n_layers and 0 <= index < model.d_mlp):
-            size = f"{model.n_layers} layers of {model.d_mlp} neurons"
-            raise UserError(f"neuron {layer}.{index} does not exist: the model has {size}", "count layers and neurons from 0")
         units.setdefault(f"mlp_post.{layer}", []).append(index)
     return units
 

@@ -99,12 +99,7 @@ def neuron_shift(pair: ModelPair, neurons: Sequence[tuple[int, int]]) -> pd.Data
     if pair.base.family == "glu":
         kinds["up"] = lambda m, i: m.up_vectors(i)
     width = pair.base.d_mlp
-    for layer, index in neurons:
-        if not (0 <= layer < pair.base.n_layers and 0 <= index < width):
-            raise UserError(
-                f"neuron {layer}.{index} does not exist: the model has {pair.base.n_layers} layers of {width} neurons",
-                "count layers and neurons from 0",
-            )
+    pair.base.check_neurons(neurons)
     where = torch.tensor([layer * width + index for layer, index in neurons], dtype=torch.long)
     columns: dict[str, list] = {"layer": [layer for layer, _ in neurons], "neuron": [index for _, index in neurons]}
     for kind, read in kinds.items():

@@ -242,12 +242,8 @@ def _compile(edit: Edit, model: Model) -> list[tuple[str, Transform]]:
 
 def _compile_keys(edit: Edit, model: Model) -> list[tuple[str, Transform]]:
     by_layer: dict[int, list[int]] = {}
+    model.check_neurons(edit.neurons or ())  # type: ignore[arg-type]
     for layer, index in edit.neurons or ():  # type: ignore[misc]
-        if layer >= model.n_layers or index >= model.d_mlp:
-            raise UserError(
-                f"neuron {layer}.{index} does not exist: the model has {model.n_layers} layers of {model.d_mlp} neurons",
-                "count layers and neurons from 0",
-            )
         by_layer.setdefault(layer, []).append(index)
     made: list[tuple[str, Transform]] = []
     for layer, indices in by_layer.items():

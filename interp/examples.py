@@ -184,14 +184,7 @@ class _Spread:
 
 def _checked(model: Model, neurons: Sequence[Neuron]) -> list[Neuron]:
     wanted = list(dict.fromkeys((int(layer), int(index)) for layer, index in neurons))
-    if not wanted:
-        raise UserError("no neurons were given", "name at least one (layer, index) pair")
-    for layer, index in wanted:
-        if not (0 <= layer < model.n_layers and 0 <= index < model.d_mlp):
-            raise UserError(
-                f"neuron {layer}.{index} does not exist: the model has {model.n_layers} layers of {model.d_mlp} neurons",
-                "count layers and neurons from 0",
-            )
+    model.check_neurons(wanted)
     return wanted
 
 

@@ -7,6 +7,7 @@ Weights are read raw (no folding, no centring) and by meaning: `value_vectors(la
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -120,6 +121,17 @@ class Model:
         if not 0 <= layer < self.n_layers:
             raise UserError(f"layer {layer} does not exist: {self.name} has {self.n_layers} layers", "count layers from 0")
         return self.hf.get_submodule(f"{self.architecture.blocks}.{layer}.{path}")
+
+    def check_neurons(self, neurons: Sequence[tuple[int, int]]) -> None:
+        """Raise `UserError` unless there is at least one neuron, and each (layer, index) exists."""
+        if not len(neurons):
+            raise UserError("no neurons were given", "name at least one (layer, index) pair")
+        for layer, index in neurons:
+            if not (0 <= layer < self.n_layers and 0 <= index < self.d_mlp):
+                raise UserError(
+                    f"neuron {layer}.{index} does not exist: the model has {self.n_layers} layers of {self.d_mlp} neurons",
+                    "count layers and neurons from 0",
+                )
 
     def key_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """What each neuron of a layer reads: `activation_i = f(x . k_i + b_i)`; for GLU the gate's key."""

@@ -153,13 +153,6 @@ def _unit(direction: Tensor, width: int) -> Float[Tensor, " d_model"]:
 
 
 def _stack(model: Model, neurons: Sequence[Neuron], read: Callable[[int], Tensor]) -> Tensor:
-    if not len(neurons):
-        raise UserError("no neurons were given", "name at least one (layer, index) pair")
-    for layer, index in neurons:
-        if not (0 <= layer < model.n_layers and 0 <= index < model.d_mlp):
-            raise UserError(
-                f"neuron {layer}.{index} does not exist: the model has {model.n_layers} layers of {model.d_mlp} neurons",
-                "count layers and neurons from 0",
-            )
+    model.check_neurons(neurons)
     # Layers may lie on several devices.
     return torch.stack([read(layer)[index].to(model.device) for layer, index in neurons])
