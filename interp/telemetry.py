@@ -52,7 +52,6 @@ FIELDS: dict[str, str] = {
     "reason": "text: why, where the event has a reason",
 }
 OBJECTS = frozenset({"gradient_norm", "update_norm", "bits_per_byte"})
-LISTS = frozenset({"kl", "top_gaining", "samples"})
 TEXTS = frozenset({"event", "reason"})
 # Names of before this schema: TRL's own, and the first pretraining loop's.
 FORMER = {

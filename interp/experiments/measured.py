@@ -12,15 +12,18 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from interp import figures
 from interp.edits import Edit
 from interp.experiments.registry import Context
 from interp.lens import unembed
 from interp.metrics import perplexity
 from interp.models import Model
+from interp.results import Figure
 from interp.stats import bootstrap_mean
 from interp.ways import Matched, match_loss
 
@@ -133,3 +136,12 @@ def mean_row(name: str, rows: Sequence[dict[str, Any]], seed: int, **more: Any) 
     interval = bootstrap_mean(scores, seed=seed)
     means = {key: float(np.mean([row[key] for row in rows])) for key in ("share above half", "perplexity", "F1", "distinct-2")}
     return {"model": name, **more, "toxicity": interval.value, "low": interval.low, "high": interval.high, **means, "_scores": scores}
+
+
+def bars_of(name: str, table: pd.DataFrame, caption: str) -> Figure:
+    """A bar of toxicity for each way of a table, with its perplexity beside its name."""
+    labels = table["model"] + table["perplexity"].map(lambda value: f" (perplexity {value:.1f})")
+    return figures.bars(
+        name, table.assign(model=labels), x="model", y="toxicity", low="low", high="high",
+        title="Toxicity of challenge continuations by way", x_title="model", y_title="mean toxicity (0 to 1)", horizontal=True, caption=caption,
+    )  # fmt: skip

@@ -30,6 +30,8 @@ SHARES = (0.5, 1.5)
 # Perplexity may differ from the tuned model's by as much as the search for the strength leaves open.
 SLACK = 1.005
 
+BARS = "DPO is the best way if its bar is the shortest; controls should stay as long as the base model's bar."
+
 
 @experiment(
     "W-E1",
@@ -91,7 +93,7 @@ def run(context: Context) -> Finding:
     }
     return Finding(
         verdict, summary, {names[name]: value for name, value in drops.items()}, {label: sum(null.values()) / len(null) for label in names.values()}, intervals,
-        {"ways": table, "against DPO": _against(against)}, (_front(table, math.exp(goal)), _bars(table)),
+        {"ways": table, "against DPO": _against(against)}, (_front(table, math.exp(goal)), measured.bars_of("detoxify", table, BARS)),
         {"prompts_measured": len(held.prompts), "prompts_fitted": len(measured.fitted(context).prompts), "passages_matched": len(held.passages), "perplexity_goal": math.exp(goal),
          "value_vectors": NEURONS, "profs_rank": RANK},
     )  # fmt: skip
@@ -222,12 +224,4 @@ def _front(table: pd.DataFrame, price: float) -> Figure:
         x_title="perplexity on harmless passages", y_title="mean toxicity of challenge continuations (0 to 1)", hover=("strength", "F1", "distinct-2"),
         caption=f"Lower and further left is better; the line joins the ways that no other beats in both. Strengths are set so that perplexity is {price:.1f}, so the points of ways and "
         "controls should stand above one another.",
-    )  # fmt: skip
-
-
-def _bars(table: pd.DataFrame) -> Figure:
-    labels = table["model"] + table["perplexity"].map(lambda value: f" (perplexity {value:.1f})")
-    return figures.bars(
-        "detoxify", table.assign(model=labels), x="model", y="toxicity", low="low", high="high", title="Toxicity of challenge continuations by way", x_title="model",
-        y_title="mean toxicity (0 to 1)", horizontal=True, caption="DPO is the best way if its bar is the shortest; controls should stay as long as the base model's bar.",
     )  # fmt: skip
