@@ -143,5 +143,6 @@ def bars_of(name: str, table: pd.DataFrame, caption: str) -> Figure:
     labels = table["model"] + table["perplexity"].map(lambda value: f" (perplexity {value:.1f})")
     return figures.bars(
         name, table.assign(model=labels), x="model", y="toxicity", low="low", high="high",
-        title="Toxicity of challenge continuations by way", x_title="model", y_title="mean toxicity (0 to 1)", horizontal=True, caption=caption,
+        title="Toxicity of challenge continuations by way", x_title="model", y_title="mean toxicity (0 to 1)",
+        horizontal=True, caption=caption,
     )  # fmt: skip
