@@ -19,15 +19,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from app.settings import DEMO
 from interp.errors import UserError
 
 MAIN = Path(__file__).with_name("main.py")
-DEMO = "BYPASS_DEMO"
 GRACE = 10.0
 SETTINGS = {
     "server.fileWatcherType": "none", "server.runOnSave": "false", "server.maxUploadSize": "5", "browser.gatherUsageStats": "false",
     "client.toolbarMode": "minimal", "client.showErrorDetails": "none", "client.showErrorLinks": "false",
-    "theme.light.primaryColor": "#2f7fd1", "theme.dark.primaryColor": "#2f7fd1", "theme.paddingTop": "3rem", "theme.baseRadius": "0.45rem",
+    "theme.light.primaryColor": "#59626f", "theme.dark.primaryColor": "#6f7a89", "theme.paddingTop": "3rem", "theme.baseRadius": "0.45rem",
     "theme.font": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif",
 }  # fmt: skip
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import streamlit as st
 
+from app.shell import PAGES
+
 st.set_page_config(page_title="Bypass", page_icon=":material/alt_route:", layout="wide")
-PAGES = [
-    st.Page("pages/compare.py", title="Before and after", icon=":material/compare_arrows:", default=True),
-    st.Page("pages/report.py", title="Report", icon=":material/fact_check:"),
-]
-st.navigation(PAGES).run()
+st.navigation(
+    [
+        st.Page(f"pages/{name}.py", title=title, icon=icon, url_path=None if name == "start" else name, default=name == "start")
+        for name, (title, icon) in PAGES.items()
+    ]
+).run()

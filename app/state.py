@@ -1,123 +1,84 @@
-"""What every page shares: the models loaded once per process, and the ways in which text reaches the screen.
+"""What all sessions share, loaded once per process, and which pair this session looks at.
 
-Prompts, tokens and continuations are data: whatever a visitor types or a model says is escaped here before it is laid
-out, and masked unless the visitor asked to see it.
+Hooks read their edits from a context variable, so that one pair of models in memory serves every session at once.
 """
 
 from __future__ import annotations
 
-import html
-import os
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any
 
 import streamlit as st
 
+from app import settings
+from app.settings import Source
 from interp import ModelPair, UserError
 from interp.commands.common import Sides
-from interp.figure_style import COLOURS
-from interp.lexicon import mask
+from interp.commands.vectors import cache_folder
 from interp.neurons import Neuron, rank_values
-from interp.probe import probe_for
-from interp.results import Figure
+from interp.probe import Probe, probe_for
 from interp.toxicity import Scorer, load_scorer
+from interp.vocabulary import VocabularyIndex, build_index
 
-PAIR, REPORT, DEMO = "BYPASS_PAIR", "BYPASS_REPORT", "BYPASS_DEMO"
-SHOW = "show_words"
-MOST_KEYS = 16
-# ASCII punctuation has a meaning in Markdown, in Streamlit's directives or in its formulas; escaped it is itself.
-MARKDOWN = re.compile(r"([!-/:-@\[-`{-~])")
+CHOSEN = "pair"
+TOXIC_NEURONS = 128
 
 
-def demo() -> bool:
-    """Whether visitors use this app: prompts and continuations are then short."""
-    return os.environ.get(DEMO, "0") not in ("", "0")
+def chosen_pair() -> tuple[str, Source]:
+    """The pair that this session looks at, by name: that of the link, or else the one chosen before, or else the first offered.
+
+    A link can name `base::tuned` itself only where no visitors are: in demo mode it can name what is offered, nothing else.
+    """
+    pairs = settings.offered()
+    first = next(iter(pairs))
+    name = st.query_params.get(CHOSEN) or st.session_state.get(CHOSEN) or first
+    if name in pairs:
+        source = pairs[name]
+    elif settings.demo() or "::" not in name:
+        st.query_params.pop(CHOSEN, None)
+        st.session_state.pop(CHOSEN, None)
+        raise UserError(f"no pair {name[:80]!r} is offered here", f"choose one of {', '.join(pairs)}")
+    else:
+        source = settings.parse_pair(name)
+    st.session_state[CHOSEN] = name
+    # Kept in the link, whatever page is opened next, unless it is what everyone sees first.
+    if name != first:
+        st.query_params[CHOSEN] = name
+    else:
+        st.query_params.pop(CHOSEN, None)
+    return name, source
 
 
-def pair_source() -> tuple[str, str] | None:
-    """The pair that the environment names as `base::tuned`, or None for the one that ships."""
-    text = os.environ.get(PAIR, "").strip()
-    if not text:
-        return None
-    base, separator, tuned = text.partition("::")
-    if not (separator and base.strip() and tuned.strip()):
-        raise UserError(f"{PAIR} is {text!r}, which does not name two models", f"write {PAIR}=base::tuned, each a folder or a hub id")
-    return base.strip(), tuned.strip()
+def choose_pair(name: str) -> None:
+    """Look at another pair from the next run on."""
+    st.session_state[CHOSEN] = name
+    st.query_params[CHOSEN] = name
 
 
-@st.cache_resource(show_spinner="Loading the pair …")
-def load_pair(source: tuple[str, str] | None) -> ModelPair:
-    """Both models, once per process; hooks read a context variable, so sessions can share them."""
+@st.cache_resource(show_spinner="Loading the pair …", max_entries=3)
+def load_pair(source: Source) -> ModelPair:
+    """Both models, once per process. Raises `UserError` where they cannot be loaded rightly or do not make a pair."""
     return Sides(source).both()
 
 
-@st.cache_resource(show_spinner="Ranking the value vectors …")
-def toxic_neurons(source: tuple[str, str] | None) -> list[Neuron]:
-    """The tuned model's neurons whose value vectors point most along the probe, which ships or is fitted now."""
-    pair = load_pair(source)
-    probe = probe_for(pair.base)
-    return rank_values(pair.tuned, probe.direction, top=MOST_KEYS).neurons
+@st.cache_resource(show_spinner="Fitting the probe …", max_entries=3)
+def probe(source: Source) -> Probe:
+    """The probe that ships with the base model, or one fitted now."""
+    return probe_for(load_pair(source).base)
+
+
+@st.cache_resource(show_spinner="Ranking the value vectors …", max_entries=3)
+def toxic_neurons(source: Source) -> list[Neuron]:
+    """The base model's neurons whose value vectors point most along the probe, most toxic first."""
+    return rank_values(load_pair(source).base, probe(source).direction, top=TOXIC_NEURONS).neurons
+
+
+@st.cache_resource(show_spinner="Projecting the value vectors on the vocabulary …", max_entries=3)
+def index(source: Source) -> VocabularyIndex:
+    """What every value vector of the base model promotes and suppresses."""
+    return build_index(load_pair(source).base, cache=cache_folder())
 
 
 @st.cache_resource(show_spinner="Loading the scorer …")
 def scorer() -> Scorer:
     """The classifier that ships, or the word list where detoxify is not installed."""
     return load_scorer("bundled" if find_spec("detoxify") is not None else "lexicon")
-
-
-@contextmanager
-def told() -> Iterator[None]:
-    """Show what is wrong with what was given, and how to mend it, in place of the rest of the page."""
-    try:
-        yield
-    except UserError as error:
-        st.error(
-            plain(error.problem) + (f"  \n{plain(error.mend[:1].upper() + error.mend[1:])}." if error.mend else ""), icon=":material/info:"
-        )
-        st.stop()
-
-
-def show_words() -> bool:
-    """The switch that is in the sidebar of every page."""
-    return st.sidebar.toggle("Show words", key=SHOW, help="Profanity is masked (`sh*t`) unless this is on.")
-
-
-def shown(text: str, words: bool) -> str:
-    """A text as a person may see it: masked unless asked for, control characters as escapes. It keeps its place in HTML only escaped."""
-    return "".join(
-        c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "replace").decode() for c in (text if words else mask(text))
-    )
-
-
-def plain(text: str) -> str:
-    """Text as Markdown that shows as exactly this text."""
-    return MARKDOWN.sub(r"\\\1", text)
-
-
-def escaped(text: str) -> str:
-    """Text as HTML that shows as exactly this text."""
-    return html.escape(text, quote=True)
-
-
-def draw(figure: Figure, key: str, words: bool) -> None:
-    """A figure with the sentence that says what to see in it."""
-    spec = figure.spec if words else masked(figure.spec)
-    st.plotly_chart(spec, width="stretch", theme=None, key=key, config={"displaylogo": False, "displayModeBar": False})
-    st.caption(plain(shown(figure.caption, words)))
-
-
-def masked(value: Any) -> Any:
-    """The same JSON with every text in it masked."""
-    if isinstance(value, str):
-        return mask(value)
-    if isinstance(value, dict):
-        return {key: masked(item) for key, item in value.items()}
-    return [masked(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def colour(role: str) -> str:
-    """The one colour that a role has everywhere."""
-    return COLOURS[role]

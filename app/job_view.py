@@ -1,0 +1,56 @@
+"""A job as a person sees it: how far it is, how long it will take, and a button to stop it. Survives a reload, like the job."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import streamlit as st
+
+from app import shell, show
+from app.jobs import Job, Step, runner
+
+
+def ask(key: str, title: str, work: Callable[[Step], Any], label: str, *, help: str | None = None, note: str = "") -> Any:
+    """A button that starts a job, then its progress, then its result (None until there is one).
+
+    The key says what was asked (`jobs.key_of`): whoever asks the same finds the same job, whether it runs or is done.
+    """
+    job = runner.find(key)
+    if job is None or job.state in ("cancelled", "failed"):
+        if job is not None and job.problem is not None:
+            shell.problem(job.problem)
+        elif job is not None:
+            st.caption("Cancelled; nothing was kept.")
+        elif note:
+            st.caption(note)
+        if st.button(label, key=f"start-{key}", type="primary", help=help, icon=":material/play_arrow:"):
+            with shell.told():
+                runner.start(key, title, work)
+            st.rerun()
+        return None
+    if not job.over:
+        watch(job)
+        return None
+    return job.result
+
+
+@st.fragment(run_every=0.5)
+def watch(job: Job) -> None:
+    """Progress that renews itself, without running the page anew until the job is over."""
+    if job.over:
+        st.rerun()
+    ahead = runner.ahead(job)
+    left = job.left(time.monotonic())
+    text = f"{ahead} in line before this" if ahead else job.phrase or "starting"
+    text += f" · {duration(left)} left" if left is not None else ""
+    bar, button = st.columns([5, 1], vertical_alignment="center")
+    bar.progress(job.share, text=show.plain(show.shown(text, False)))
+    if button.button("Cancel", key=f"cancel-{job.key}", width="stretch", disabled=job.stop.is_set()):
+        runner.cancel(job.key)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

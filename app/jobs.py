@@ -1,0 +1,153 @@
+"""Long work, away from the page that asked for it: one at a time, with progress, time left and cancel.
+
+A page is run anew at every click and forgotten at every reload, so a job belongs to the process and is found again by its
+key, which pages make from what was asked (`key_of`) and which the link therefore remembers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from interp.errors import UserError
+
+WAITING, KEPT = 8, 64
+log = logging.getLogger(__name__)
+Step = Callable[[str, int, int], None]
+State = Literal["waiting", "running", "done", "cancelled", "failed"]
+
+
+class Cancelled(Exception):
+    """Raised inside the work of a job, at its next step, when somebody has cancelled it."""
+
+
+@dataclass(eq=False)
+class Job:
+    """One piece of work and how far it is."""
+
+    key: str
+    title: str
+    work: Callable[[Step], Any] = field(repr=False)
+    state: State = "waiting"
+    phrase: str = ""
+    done: int = 0
+    total: int = 0
+    started: float = 0.0
+    seconds: float = 0.0
+    result: Any = field(default=None, repr=False)
+    problem: UserError | None = None
+    stop: threading.Event = field(default_factory=threading.Event, repr=False)
+
+    @property
+    def over(self) -> bool:
+        return self.state in ("done", "cancelled", "failed")
+
+    @property
+    def share(self) -> float:
+        return min(1.0, self.done / self.total) if self.total else 0.0
+
+    def left(self, now: float) -> float | None:
+        """Seconds to go if it goes on as it went, or None while nothing is known."""
+        return (now - self.started) * (self.total - self.done) / self.done if self.state == "running" and self.done > 0 else None
+
+    def step(self, phrase: str, done: int, total: int) -> None:
+        """What the work calls between its steps."""
+        if self.stop.is_set():
+            raise Cancelled
+        self.phrase, self.done, self.total = phrase, done, total
+
+
+class Runner:
+    """Runs jobs in a thread of its own, in the order in which they were asked for."""
+
+    def __init__(self, waiting: int = WAITING, kept: int = KEPT) -> None:
+        self._waiting, self._kept = waiting, kept
+        self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self._line: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def start(self, key: str, title: str, work: Callable[[Step], Any]) -> Job:
+        """The job of this key: the one that waits, runs or is done, or else a new one.
+
+        Raises:
+            UserError: too many jobs wait already.
+        """
+        with self._changed:
+            found = self._jobs.get(key)
+            if found is not None and found.state not in ("cancelled", "failed"):
+                return found
+            if len(self._line) >= self._waiting:
+                raise UserError(f"{len(self._line)} jobs are waiting already", "try again when one of them is done")
+            job = Job(key, title, work)
+            self._jobs[key] = job
+            self._jobs.move_to_end(key)
+            self._line.append(job)
+            for old in [name for name, other in self._jobs.items() if other.over][: max(0, len(self._jobs) - self._kept)]:
+                del self._jobs[old]
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="jobs", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+            return job
+
+    def find(self, key: str) -> Job | None:
+        """The job of this key, however far it is; None where there is none or it was forgotten."""
+        with self._changed:
+            return self._jobs.get(key)
+
+    def ahead(self, job: Job) -> int:
+        """How many jobs come before this one."""
+        with self._changed:
+            return self._line.index(job) + 1 if job in self._line else 0
+
+    def cancel(self, key: str) -> None:
+        """Stop a job at its next step, or take it out of the line."""
+        with self._changed:
+            job = self._jobs.get(key)
+            if job is None or job.over:
+                return
+            job.stop.set()
+            if job in self._line:
+                self._line.remove(job)
+                job.state = "cancelled"
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                while not self._line:
+                    self._changed.wait()
+                job = self._line.popleft()
+                job.state, job.started = "running", time.monotonic()
+            _run(job)
+
+
+def _run(job: Job) -> None:
+    try:
+        job.result = job.work(job.step)
+        state: State = "done"
+    except Cancelled:
+        state = "cancelled"
+    except UserError as error:
+        job.problem, state = error, "failed"
+    except Exception:
+        # A fault of ours: whoever runs the app finds it in the log, whoever asked gets one line.
+        log.exception("the job %r failed", job.title)
+        job.problem, state = UserError("this did not work, through a fault in Bypass itself", "the log of the app says more"), "failed"
+    job.seconds = time.monotonic() - job.started
+    job.state = state
+
+
+def key_of(name: str, *question: Any) -> str:
+    """A short hash of what was asked."""
+    return f"{name}-{hashlib.sha256(json.dumps(question, sort_keys=True, default=str).encode()).hexdigest()[:16]}"
+
+
+runner = Runner()

@@ -1,0 +1,74 @@
+"""What the person who starts the app decides, read from the environment: which pairs are offered, where reports and runs
+lie, and whether visitors use it. Visitors choose among these; nothing that they type is ever read as a path in demo mode.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from interp.errors import UserError
+
+PAIR, MODELS, REPORT, RUNS, DEMO = "BYPASS_PAIR", "BYPASS_MODELS", "BYPASS_REPORT", "BYPASS_RUNS", "BYPASS_DEMO"
+BUNDLED = "bundled"
+# Two folders or hub ids, or None for the pair that ships.
+Source = tuple[str, str] | None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much one visitor may ask for at once."""
+
+    prompt_characters: int
+    new_tokens: int
+    sweep_points: int
+    sweep_prompts: int
+    patched_tokens: int
+
+
+ALONE = Limits(prompt_characters=4000, new_tokens=100, sweep_points=9, sweep_prompts=128, patched_tokens=64)
+VISITORS = Limits(prompt_characters=400, new_tokens=40, sweep_points=5, sweep_prompts=16, patched_tokens=24)
+
+
+def demo() -> bool:
+    """Whether visitors use this app: limits are then tight, and only the pairs that are offered can be read."""
+    return os.environ.get(DEMO, "0") not in ("", "0")
+
+
+def limits() -> Limits:
+    return VISITORS if demo() else ALONE
+
+
+def offered() -> dict[str, Source]:
+    """The pairs that can be chosen by name: the one of `BYPASS_PAIR` first, the one that ships, and those of `BYPASS_MODELS`.
+
+    `BYPASS_MODELS` is a folder with one folder per pair, each with `base` and `tuned` in it.
+    """
+    found: dict[str, Source] = {}
+    text = os.environ.get(PAIR, "").strip()
+    if text:
+        found["chosen at the start"] = parse_pair(text)
+    found[BUNDLED] = None
+    root = Path(os.environ.get(MODELS, ""))
+    if os.environ.get(MODELS, "").strip() and root.is_dir():
+        for folder in sorted(root.iterdir()):
+            if all((folder / side / "config.json").is_file() for side in ("base", "tuned")):
+                found[folder.name] = (str(folder / "base"), str(folder / "tuned"))
+    return found
+
+
+def parse_pair(text: str) -> tuple[str, str]:
+    """`base::tuned` as two names; raises `UserError` for anything else."""
+    base, separator, tuned = text.partition("::")
+    if not (separator and base.strip() and tuned.strip()):
+        raise UserError(f"{text!r} does not name two models", "write base::tuned, each a folder or a hub id")
+    return base.strip(), tuned.strip()
+
+
+def report_folder() -> Path:
+    return Path(os.environ.get(REPORT) or "report")
+
+
+def runs_folder() -> Path:
+    return Path(os.environ.get(RUNS) or "runs")

@@ -1,0 +1,123 @@
+"""What every page has around it: title and lead, the sidebar with the switch for words and the choice of the pair, the note on
+first sight, and the place where what went wrong is told in a sentence.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import streamlit as st
+
+from app import settings, show, state
+from app.settings import Source
+from app.style import SHEET
+from interp import ModelPair, UserError
+
+WORDS, SEEN = "show_words", "note_seen"
+PAGES = {
+    "start": ("Start", ":material/alt_route:"),
+    "vectors": ("Toxic vectors", ":material/scatter_plot:"),
+    "bypass": ("Bypass", ":material/moving:"),
+    "steer": ("Steer and un-align", ":material/tune:"),
+    "patching": ("Patching", ":material/grid_on:"),
+    "evidence": ("Evidence", ":material/fact_check:"),
+    "training": ("Training", ":material/show_chart:"),
+}
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the body of a page needs to know of this session."""
+
+    words: bool
+    name: str
+    source: Source
+
+    @property
+    def pair(self) -> ModelPair:
+        return state.load_pair(self.source)
+
+
+@contextmanager
+def page(name: str, lead: str) -> Iterator[Page]:
+    """The frame of one page: `with shell.page("vectors", "What to do here.") as page:`. What is wrong with what was given ends the page
+    with a sentence that says so; a fault of ours ends it with a line, and is logged.
+    """
+    st.html(SHEET)
+    st.title(PAGES[name][0])
+    st.html(f'<p class="lead">{show.escaped(lead)}</p>')
+    words = st.sidebar.toggle("Show words", key=WORDS, persist_state="session", help="Profanity is masked (`sh*t`) unless this is on.")
+    note()
+    with told():
+        chosen, source = state.chosen_pair()
+        choose(chosen)
+        found = Page(words, chosen, source)
+        about(found)
+        yield found
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Show what is wrong with what was given, and how to mend it, in place of the rest of the page or fragment."""
+    try:
+        yield
+    except UserError as error:
+        problem(error)
+        st.stop()
+    except Exception as error:
+        # Streamlit ends and restarts scripts by exceptions of its own, which are not faults.
+        if type(error).__module__.startswith("streamlit.runtime"):
+            raise
+        log.exception("a page failed")
+        problem(UserError("this did not work, through a fault in Bypass itself", "reload the page; the log of the app says more"))
+        st.stop()
+
+
+def problem(error: UserError) -> None:
+    """One sentence on what was wrong, one on how to mend it."""
+    mend = f"  \n{show.plain(error.mend[:1].upper() + error.mend[1:])}." if error.mend else ""
+    st.error(show.plain(show.shown(error.problem[:600], False)) + mend, icon=":material/info:")
+
+
+def note() -> None:
+    """On first sight: what this shows, before it is shown."""
+    if st.session_state.get(SEEN):
+        return
+    left, right = st.columns([6, 1], vertical_alignment="center")
+    left.info(
+        "This is research on reducing harm: models here can say hostile things. Profanity is masked unless you switch **Show words** on.",
+        icon=":material/visibility_off:",
+    )
+    right.button("Understood", key="understood", on_click=lambda: st.session_state.update({SEEN: True}), width="stretch")
+
+
+def choose(chosen: str) -> None:
+    """The choice of the pair, where there is one."""
+    names = list(settings.offered())
+    if chosen not in names:
+        names.append(chosen)
+    if len(names) > 1:
+        picked = st.sidebar.selectbox("Pair", names, index=names.index(chosen), format_func=show.plain, help="Every page reads this pair.")
+        if picked != chosen:
+            state.choose_pair(picked)
+            st.rerun()
+
+
+def about(page: Page) -> None:
+    """The pair in three lines."""
+    pair = page.pair
+    size = sum(weight.numel() for weight in pair.base.hf.parameters()) / 1e6
+    st.sidebar.caption(
+        f"{show.plain(pair.name)}  \n{size:.3g} M parameters, {pair.base.n_layers} layers, {pair.base.d_model} wide  \n"
+        f"Toxicity by: {show.plain(state.scorer().name)}"
+    )
+
+
+def link(name: str, label: str, **parameters: str) -> None:
+    """A link to another page that keeps the pair and sets that page's widgets."""
+    held = {state.CHOSEN: st.query_params[state.CHOSEN]} if state.CHOSEN in st.query_params else {}
+    st.page_link(f"pages/{name}.py", label=label, icon=PAGES[name][1], query_params=held | parameters)

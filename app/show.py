@@ -1,0 +1,129 @@
+"""The ways in which text and figures reach the screen.
+
+Prompts, tokens and continuations are data: whatever a visitor types or a model says passes through here, where it is
+masked unless the visitor asked to see it, and then escaped for the language (HTML or Markdown) in which it is laid out.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from interp.figure_style import COLOURS, NEUTRAL
+from interp.lexicon import mask
+from interp.results import Figure, flatten
+
+# ASCII punctuation has a meaning in Markdown, in Streamlit's directives or in its formulas; escaped it is itself.
+MARKDOWN = re.compile(r"([!-/:-@\[-`{-~])")
+INK = {"light": "#3c4350", "dark": "#c3c8d0"}
+
+
+def shown(text: str, words: bool) -> str:
+    """A text as a person may see it: masked unless `words`, control characters as escapes. It keeps its place in HTML only escaped."""
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "replace").decode() for c in (text if words else mask(text))
+    )
+
+
+def plain(text: str) -> str:
+    """Text as Markdown that shows as exactly this text."""
+    return MARKDOWN.sub(r"\\\1", text)
+
+
+def escaped(text: str) -> str:
+    """Text as HTML that shows as exactly this text."""
+    return html.escape(text, quote=True)
+
+
+def visible(token: str, words: bool) -> str:
+    """A token with its spaces and line ends to be seen."""
+    return shown(token, words).replace("\n", "⏎").replace(" ", "␣") or "(empty)"
+
+
+def masked(value: Any) -> Any:
+    """The same JSON with every text in it masked."""
+    if isinstance(value, str):
+        return mask(value)
+    if isinstance(value, dict):
+        return {key: masked(item) for key, item in value.items()}
+    return [masked(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def draw(figure: Figure, key: str, words: bool, *, select: bool = False) -> Any:
+    """A figure with the sentence that says what to see in it; with `select`, gives what was clicked."""
+    spec = figure.spec if words else masked(figure.spec)
+    layout = spec.get("layout", {})
+    ink = INK["dark" if st.context.theme.type == "dark" else "light"]
+    # The figures' own ink is one grey that is seen on white and on black; on a screen whose ground is known it can be stronger.
+    spec = spec | {"layout": layout | {"font": layout.get("font", {}) | {"color": ink}}}
+    title = layout.get("title", {})
+    name = html.unescape(str(title.get("text", "") if isinstance(title, dict) else title)).replace("<br>", " ") or figure.name
+    options: dict[str, Any] = {"on_select": "rerun", "selection_mode": "points"} if select else {}
+    event = st.plotly_chart(
+        spec, width="stretch", theme=None, key=key, alt=name, config={"displaylogo": False, "displayModeBar": False}, **options
+    )
+    st.caption(plain(shown(figure.caption, words)))
+    return event if select else None
+
+
+def table(frame: pd.DataFrame, key: str, words: bool, *, alt: str, select: bool = False, **options: Any) -> int | None:
+    """A table whose texts are masked unless `words`; with `select`, gives the row that was clicked."""
+    flat = flatten(frame).map(lambda cell: shown(cell, words) if isinstance(cell, str) else cell)
+    chosen: dict[str, Any] = {"on_select": "rerun", "selection_mode": "single-row"} if select else {}
+    event: Any = st.dataframe(flat, hide_index=True, width="stretch", key=key, alt=alt, **chosen, **options)
+    if not select:
+        return None
+    rows = event.selection.rows
+    return int(rows[0]) if rows else None
+
+
+def strip(tokens: Sequence[str], values: Sequence[float], hue: str, words: bool, *, label: str, unit: str = "") -> str:
+    """Tokens as HTML, each shaded by its value (the largest has the full hue), with the number to be read on hover."""
+    # Masked as a whole, because a word may be spread over several tokens; a mask keeps the length.
+    joined = "".join(tokens)
+    text, place, parts = joined if words else mask(joined), 0, []
+    top = max((abs(value) for value in values), default=0.0) or 1.0
+    for token, value in zip(tokens, values, strict=True):
+        piece, place = visible(text[place : place + len(token)], True), place + len(token)
+        told = escaped(f"{piece}: {value:.3g}{unit}")
+        parts.append(f'<span style="--share:{60 * abs(value) / top:.0f}%" title="{told}">{escaped(piece)}</span>')
+    return f'<p class="strip" dir="auto" role="img" aria-label="{escaped(label)}" style="--hue:{hue}">{"".join(parts)}</p>'
+
+
+def bars(rows: Sequence[tuple[str, float]], hue: str, words: bool, *, caption: str, number: str = ".1%") -> str:
+    """A small table as HTML: a token, a bar, a number."""
+    widest = max((abs(value) for _, value in rows), default=0.0) or 1.0
+    lines = "".join(
+        f'<tr><th scope="row">{escaped(visible(token, words))}</th>'
+        f'<td class="bar"><span style="width:{100 * abs(value) / widest:.1f}%"></span></td><td class="number">{value:{number}}</td></tr>'
+        for token, value in rows
+    )
+    return f'<table class="bars" style="--hue:{hue}"><caption>{escaped(caption)}</caption><tbody>{lines}</tbody></table>'
+
+
+def card(
+    side: str, title: str, about: str, prompt: str, continuation: str, words: bool, *, toxicity: float | None = None, more: str = "",
+    waiting: bool = False,
+) -> str:  # fmt: skip
+    """One model's column as HTML: its name, the prompt (faint) and how it goes on (underlaid with its hue), the score, and more HTML."""
+    # Masked as a whole, because a word may begin in the prompt and end in the continuation; a mask keeps the length.
+    text = prompt + continuation if words else mask(prompt + continuation)
+    given, new = (escaped(shown(part, True)) for part in (text[: len(prompt)], text[len(prompt) :]))
+    end = '<span class="cursor" aria-hidden="true"></span>' if waiting else "" if new else "(ends here)"
+    score = "–" if toxicity is None else f"{toxicity:.2f}"
+    return (
+        f'<section class="card" style="--hue:{colour(side)}" aria-label="{escaped(title)}"><h3>{escaped(title)}</h3>'
+        f'<p class="about">{escaped(about)}</p>'
+        f'<p class="text" dir="auto"><span class="given">{given}</span><span class="new">{new}</span>{end}</p>'
+        f'<div class="score">{score}</div><div class="unit">toxicity of the continuation, 0 to 1</div>{more}</section>'
+    )
+
+
+def colour(side: str) -> str:
+    """The one colour that a role (base, tuned, edited, un-aligned, null) has everywhere."""
+    return COLOURS.get(side, NEUTRAL)

@@ -1,0 +1,34 @@
+"""The look of what Streamlit does not draw itself; one style sheet, for light and dark grounds alike."""
+
+from __future__ import annotations
+
+SHEET = """<style>
+.block-container {max-width: 82rem}
+h1 {letter-spacing: -.02em}
+.lead {font-size: 1.06rem; line-height: 1.55; max-width: 52rem; margin: 0 0 .6rem}
+.card {border-top: 3px solid var(--hue); padding: .7rem 0 .2rem}
+.card h3 {margin: 0; padding: 0; font-size: 1rem; font-weight: 650; letter-spacing: 0}
+.card .about {margin: 0 0 .8rem; font-size: .82rem; opacity: .8}
+.card .text {white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.55; min-height: 7.75em; margin: 0 0 .9rem}
+.card .given {opacity: .75}
+.card .new {font-weight: 500; box-shadow: inset 0 -.42em 0 color-mix(in srgb, var(--hue) 22%, transparent)}
+.card .cursor {display: inline-block; width: .5em; height: 1em; vertical-align: -.15em; background: var(--hue); opacity: .7}
+.card .score {font-size: 1.9rem; font-weight: 600; line-height: 1.1; font-variant-numeric: tabular-nums}
+.card .unit {font-size: .82rem; opacity: .8; margin-bottom: .9rem}
+.bars {width: 100%; border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; border: 0}
+.bars caption {text-align: left; font-size: .82rem; opacity: .8; padding-bottom: .25rem; caption-side: top}
+.bars td, .bars th {padding: .16rem 0; border: 0; font-weight: 400; text-align: left; white-space: pre}
+.bars th {max-width: 11em; overflow: hidden; text-overflow: ellipsis; padding-right: .6rem}
+.bars td.bar {width: 60%}
+.bars td.bar span {display: block; height: .62rem; border-radius: 2px; background: var(--hue); opacity: .78}
+.bars td.number {text-align: right; padding-left: .6rem; width: 4em}
+.strip {line-height: 2; overflow-wrap: anywhere; margin: 0 0 .5rem}
+.strip span {padding: .12em .08em; margin-right: 1px; border-radius: 3px;
+  background: color-mix(in srgb, var(--hue) var(--share), transparent)}
+.facts {display: flex; flex-wrap: wrap; gap: .4rem 2.2rem; margin: 0 0 1rem; padding: 0}
+.facts div {margin: 0}
+.facts dt {font-size: .82rem; opacity: .8; font-weight: 400; margin: 0}
+.facts dd {margin: 0; font-size: 1.35rem; font-weight: 600; font-variant-numeric: tabular-nums}
+.facts dd small {font-size: .82rem; font-weight: 400; opacity: .8; margin-left: .4em}
+.role {font-weight: 600; box-shadow: inset 0 -.4em 0 color-mix(in srgb, var(--hue) 30%, transparent)}
+</style>"""
