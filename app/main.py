@@ -1,4 +1,8 @@
-"""The entry that Streamlit runs: navigation only, so that a page is read when it is opened."""
+"""The entry that Streamlit runs: navigation only, so that a page is read when it is opened.
+
+The folder of the pages is not called `pages`, because Streamlit would then find them by itself and serve a link to one of
+them without this navigation.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from app.shell import PAGES
 st.set_page_config(page_title="Bypass", page_icon=":material/alt_route:", layout="wide")
 st.navigation(
     [
-        st.Page(f"pages/{name}.py", title=title, icon=icon, url_path=None if name == "start" else name, default=name == "start")
+        st.Page(f"views/{name}.py", title=title, icon=icon, url_path=None if name == "start" else name, default=name == "start")
         for name, (title, icon) in PAGES.items()
     ]
 ).run()

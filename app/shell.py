@@ -120,4 +120,4 @@ def about(page: Page) -> None:
 def link(name: str, label: str, **parameters: str) -> None:
     """A link to another page that keeps the pair and sets that page's widgets."""
     held = {state.CHOSEN: st.query_params[state.CHOSEN]} if state.CHOSEN in st.query_params else {}
-    st.page_link(f"pages/{name}.py", label=label, icon=PAGES[name][1], query_params=held | parameters)
+    st.page_link(f"views/{name}.py", label=label, icon=PAGES[name][1], query_params=held | parameters)
