@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from app import settings, show, state
+from app import pins, settings, show, state
 from app.settings import Source
 from app.style import SHEET
 from interp import ModelPair, UserError
@@ -57,6 +57,7 @@ def page(name: str, lead: str) -> Iterator[Page]:
         choose(chosen)
         found = Page(words, chosen, source)
         about(found)
+        pins.pinned(found.pair.base)
         yield found
 
 
@@ -118,6 +119,6 @@ def about(page: Page) -> None:
 
 
 def link(name: str, label: str, **parameters: str) -> None:
-    """A link to another page that keeps the pair and sets that page's widgets."""
-    held = {state.CHOSEN: st.query_params[state.CHOSEN]} if state.CHOSEN in st.query_params else {}
+    """A link to another page that keeps the pair and the pinned sets, and sets that page's widgets."""
+    held = {key: st.query_params[key] for key in (state.CHOSEN, pins.PINS) if key in st.query_params}
     st.page_link(f"views/{name}.py", label=label, icon=PAGES[name][1], query_params=held | parameters)

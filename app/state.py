@@ -10,6 +10,7 @@ from importlib.util import find_spec
 import streamlit as st
 
 from app import settings
+from app.pins import PINS
 from app.settings import Source
 from interp import ModelPair, UserError
 from interp.commands.common import Sides
@@ -52,6 +53,9 @@ def choose_pair(name: str) -> None:
     """Look at another pair from the next run on."""
     st.session_state[CHOSEN] = name
     st.query_params[CHOSEN] = name
+    # Neurons are numbered anew in another model.
+    st.session_state.pop(PINS, None)
+    st.query_params.pop(PINS, None)
 
 
 @st.cache_resource(show_spinner="Loading the pair …", max_entries=3)

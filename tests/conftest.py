@@ -12,7 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,6 +188,19 @@ def model(request: pytest.FixtureRequest) -> Model:
 @pytest.fixture(scope="session")
 def pair(gpt2_folder: Path, tuned_folder: Path) -> ModelPair:
     return ModelPair.load(gpt2_folder, tuned_folder, name="tiny pair")
+
+
+@pytest.fixture
+def served(gpt2_folder: Path, tuned_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """The environment of the app on the tiny pair, in an empty folder; what one test asked is not kept for the next."""
+    import streamlit as st
+
+    for name in ("BYPASS_REPORT", "BYPASS_RUNS", "BYPASS_MODELS", "BYPASS_DEMO"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("BYPASS_PAIR", f"{gpt2_folder}::{tuned_folder}")
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    st.cache_data.clear()
 
 
 @pytest.fixture

@@ -1,0 +1,73 @@
+"""Sets of neurons that a person keeps under a name, from one page to the next and in the link.
+
+They live in the query parameter `pins` as `name:5.770,4.12;other:0.3`, so that a shared link brings them along.
+"""
+
+from __future__ import annotations
+
+import re
+
+import streamlit as st
+
+from interp import Model, UserError
+from interp.edit_text import parse_neuron
+from interp.neurons import Neuron
+
+PINS, FIRST = "pins", "pinned"
+NAME = re.compile(r"[\w][\w -]{0,23}")
+MOST_SETS, MOST_NEURONS = 8, 64
+
+
+def pinned(model: Model) -> dict[str, list[Neuron]]:
+    """The sets of this session, by name. Raises `UserError` for a link that holds none that fit the model."""
+    text = st.session_state.get(PINS) or st.query_params.get(PINS) or ""
+    found = read(text)
+    for neurons in found.values():
+        model.check_neurons(neurons)
+    _keep(found)
+    return found
+
+
+def pin(model: Model, name: str, neurons: list[Neuron]) -> None:
+    """Add neurons to a set, which is made where there is none of this name. Raises `UserError` for a name or a number too many."""
+    if not NAME.fullmatch(name):
+        raise UserError(f"{name[:40]!r} cannot name a set", "use up to 24 letters, digits, spaces and dashes")
+    model.check_neurons(neurons)
+    found = pinned(model)
+    held = found.setdefault(name, [])
+    held += [neuron for neuron in neurons if neuron not in held]
+    if len(found) > MOST_SETS or len(held) > MOST_NEURONS:
+        raise UserError(f"there is room for {MOST_SETS} sets of {MOST_NEURONS} neurons", "unpin some first")
+    _keep(found)
+
+
+def unpin(model: Model, name: str, neuron: Neuron | None = None) -> None:
+    """Take one neuron out of a set, or forget the set."""
+    found = pinned(model)
+    kept = [] if neuron is None else [other for other in found.get(name, []) if other != neuron]
+    found[name] = kept
+    _keep({title: neurons for title, neurons in found.items() if neurons})
+
+
+def read(text: str) -> dict[str, list[Neuron]]:
+    """The sets that a link holds; raises `UserError` for what is no set."""
+    found: dict[str, list[Neuron]] = {}
+    for part in filter(None, text.split(";")[: MOST_SETS + 1]):
+        name, separator, neurons = part.partition(":")
+        if not (separator and NAME.fullmatch(name) and neurons):
+            raise UserError(f"the link holds a set of neurons that cannot be read: {part[:40]!r}", "write it as name:5.770,4.12")
+        found[name] = [parse_neuron(one) for one in neurons.split(",")[:MOST_NEURONS]]
+    return found
+
+
+def written(sets: dict[str, list[Neuron]]) -> str:
+    """The sets as a link holds them; `read` gives them back."""
+    return ";".join(f"{name}:{','.join(f'{layer}.{index}' for layer, index in neurons)}" for name, neurons in sets.items())
+
+
+def _keep(sets: dict[str, list[Neuron]]) -> None:
+    st.session_state[PINS] = written(sets)
+    if sets:
+        st.query_params[PINS] = written(sets)
+    else:
+        st.query_params.pop(PINS, None)
