@@ -52,11 +52,11 @@ def unpin(model: Model, name: str, neuron: Neuron | None = None) -> None:
 def read(text: str) -> dict[str, list[Neuron]]:
     """The sets that a link holds; raises `UserError` for what is no set."""
     found: dict[str, list[Neuron]] = {}
-    for part in filter(None, text.split(";")[: MOST_SETS + 1]):
+    for part in filter(None, text.split(";")):
         name, separator, neurons = part.partition(":")
         if not (separator and NAME.fullmatch(name) and neurons):
             raise UserError(f"the link holds a set of neurons that cannot be read: {part[:40]!r}", "write it as name:5.770,4.12")
-        found[name] = [parse_neuron(one) for one in neurons.split(",")[:MOST_NEURONS]]
+        found[name] = [parse_neuron(one) for one in neurons.split(",", MOST_NEURONS)]
     return found
 
 

@@ -1,187 +1,157 @@
-"""The app on the tiny pair: what a visitor sees, what is never seen, and a server that truly starts and stops."""
+"""The frame of the app on the tiny pair: what every page has around it, which pair it reads, what a link may say, and a server that
+truly starts and stops."""
 
 from __future__ import annotations
 
 import ast
 import os
-import pickle
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 import pytest
 
 pytest.importorskip("streamlit", reason="the app needs the extra `app`")
 
-from streamlit.testing.v1 import AppTest
-
-from app import answers, state
 from app import launch as launcher
-from interp import Edit, ModelPair, UserError, generate
-from interp import figures as drawn
+from app import pins, settings, shell, show
+from interp import ModelPair, UserError
 from interp.lexicon import mask
-from interp.report import write_report
-from interp.results import Result
-from interp.texts import challenge_prompts
-from interp.toxicity import load_scorer
+from tests.app_pages import PATIENCE, html_of, open_page
 
 ROOT = Path(__file__).resolve().parent.parent
-# A busy machine is slow, not wrong.
-PATIENCE = 600
 HOSTILE = "<script>alert(1)</script> **b** $x$ :red[y] 🙂"
 
 
-@pytest.fixture
-def served(gpt2_folder: Path, tuned_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """The environment of a server on the tiny pair, in a folder without a report."""
-    import streamlit as st
-
-    monkeypatch.setenv(state.PAIR, f"{gpt2_folder}::{tuned_folder}")
-    monkeypatch.delenv(state.REPORT, raising=False)
-    monkeypatch.delenv(state.DEMO, raising=False)
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    st.cache_data.clear()
-
-
-def opened(page: str) -> AppTest:
-    return AppTest.from_file(str(ROOT / "app" / "pages" / page), default_timeout=PATIENCE).run()
-
-
-def cards(at: AppTest) -> list[str]:
-    return [element.proto.body for element in at.get("html") if 'class="card"' in element.proto.body]
-
-
-def ask(at: AppTest, text: str, **values: Any) -> AppTest:
-    at.text_input(key="own").set_value(text)
-    for key, value in values.items():
-        (at.slider if key == "keys" else at.number_input)(key=key).set_value(value)
-    at.button[0].click()
-    return at.run()
-
-
-def test_the_first_page_opens_on_a_challenge_prompt_with_three_columns_and_a_lens(served: Path) -> None:
-    at = opened("compare.py")
-    assert at.selectbox(key="chosen").value in challenge_prompts()
-    # That prompt is longer, in the tiny vocabulary, than the tiny model reads.
-    at = ask(at, "never the meldy stone")
+@pytest.mark.parametrize("name", list(shell.PAGES))
+def test_every_page_opens_under_its_title_with_a_lead_and_the_switch(served: Path, name: str) -> None:
+    at = open_page(name)
     assert not at.exception
-    assert not at.error
-    assert [body.split("<h3>")[1].split("</h3>")[0] for body in cards(at)] == ["Base", "Tuned", "Tuned, keys scaled"]
-    assert 1 <= len(at.get("plotly_chart")) <= 2
+    assert [title.value for title in at.title] == [shell.PAGES[name][0]]
+    assert '<p class="lead">' in html_of(at)
+    assert at.sidebar.toggle(key=shell.WORDS).value is False
 
 
-def test_the_columns_hold_what_interp_says(served: Path, pair: ModelPair) -> None:
-    prompt = "the quick wintle sings"
-    at = ask(opened("compare.py"), prompt, keys=4, factor=25.0, new=6)
-    neurons = state.toxic_neurons(state.pair_source())
-    assert len(neurons) == state.MOST_KEYS
-    edits = [Edit.scale_keys(neurons[:4], 25.0)]
-    expected = [
-        generate(model, [prompt], max_new_tokens=6, edits=held)[0]
-        for model, held in ((pair.base, []), (pair.tuned, []), (pair.tuned, edits))
-    ]
-    assert len(set(expected)) == 3, "the three columns must differ for this test to mean anything"
-    scores = load_scorer().score(expected)["toxicity"]
-    for body, text, score in zip(cards(at), expected, scores, strict=True):
-        assert f'<span class="new">{state.escaped(state.shown(text, False))}</span>' in body
-        assert f'<div class="score">{score:.2f}</div>' in body
-
-
-def test_no_keys_scaled_leaves_the_tuned_answer(served: Path) -> None:
-    found = cards(ask(opened("compare.py"), "a quonk", keys=0, new=5))
-    text = [body.split('<span class="new">')[1].split("</span>")[0] for body in found]
-    assert text[1] == text[2]
-    assert "no key is scaled" in found[2]
-
-
-def test_what_is_typed_is_shown_as_text_and_never_as_markup(served: Path) -> None:
-    at = ask(opened("compare.py"), HOSTILE, new=2)
-    assert not at.exception
-    for body in cards(at):
-        assert "<script" not in body
-        assert "&lt;script&gt;alert(1)&lt;/script&gt; **b** $x$ :red[y] 🙂" in body
-
-
-def test_profanity_is_masked_until_it_is_asked_for(served: Path) -> None:
-    word = next(w for w in ("shit", "fuck") if mask(w) != w)
-    at = ask(opened("compare.py"), f"what {word} is", new=2)
-    assert all(word not in body and mask(word) in body for body in cards(at))
-    at.toggle(key=state.SHOW).set_value(True).run()
-    assert all(word in body for body in cards(at))
-
-
-def test_a_prompt_that_does_not_fit_is_one_message_with_its_mend(served: Path) -> None:
-    at = ask(opened("compare.py"), "blorp " * 300, new=4)
-    assert not at.exception
-    assert len(at.error) == 1
-    assert "301 tokens" in at.error[0].value
-    assert "Shorten it" in at.error[0].value
-    assert cards(at) == []
+def test_the_note_is_there_until_it_is_understood_on_every_page(served: Path) -> None:
+    at = open_page("vectors")
+    assert len(at.info) >= 1
+    assert at.info[0].value.startswith("This is research on reducing harm")
+    at.button(key="understood").click().run()
+    at.switch_page("views/bypass.py").run()
+    assert not [info for info in at.info if info.value.startswith("This is research")]
 
 
 @pytest.mark.parametrize("value", ["only-one-model", "::", "/nowhere/base::/nowhere/tuned"])
 def test_a_pair_that_cannot_be_loaded_is_one_message(served: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    monkeypatch.setenv(state.PAIR, value)
-    at = opened("compare.py")
+    monkeypatch.setenv(settings.PAIR, value)
+    at = open_page("training")
     assert not at.exception
     assert len(at.error) == 1
 
 
-def test_demo_mode_shortens_prompts_and_continuations(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert opened("compare.py").number_input(key="new").max == 100
-    monkeypatch.setenv(state.DEMO, "1")
-    at = opened("compare.py")
-    assert at.number_input(key="new").max == 40
-    assert at.text_input(key="own").proto.max_chars == 400
-
-
-def test_the_report_page_says_how_to_make_one(served: Path) -> None:
-    at = opened("report.py")
+def test_a_link_names_a_pair_that_is_offered_and_the_page_reads_it(
+    served: Path, monkeypatch: pytest.MonkeyPatch, pair: ModelPair, make_offer: Path
+) -> None:
+    monkeypatch.setenv(settings.MODELS, str(make_offer))
+    at = open_page("training", pair="lesson")
     assert not at.exception
-    assert at.code[0].value == "bypass report --out report"
+    assert at.sidebar.selectbox[0].value == "lesson"
+    assert set(at.sidebar.selectbox[0].options) == {"chosen at the start", "bundled", "lesson"}
 
 
-def test_the_report_page_shows_verdicts_figures_and_tables_masked(served: Path) -> None:
-    frame = pd.DataFrame({"model": ["base", "tuned"], "toxicity": [0.5, 0.25], "word": ["shit", "flower"]})
-    figure = drawn.bars("toxicity", frame, x="model", y="toxicity", title="Mean toxicity", caption="Look at *this*.")
-    result = Result(
-        "A-E1", "A-C1", "A title", "A question?", "A criterion.", "fails", "It fails.",
-        {"share": 0.4}, {"share": 0.1}, {}, {"models": frame},
-        (figure,), "Nothing.", "None.", {},
-    )  # fmt: skip
-    write_report([result], {"name": "pair"}, {}, served / "report")
-    at = opened("report.py")
+@pytest.fixture
+def make_offer(tmp_path: Path, gpt2_folder: Path, tuned_folder: Path) -> Path:
+    """A folder of pairs: one whole, one that lacks a side."""
+    for name, sides in (("lesson", {"base": gpt2_folder, "tuned": tuned_folder}), ("half", {"base": gpt2_folder})):
+        (tmp_path / "offer" / name).mkdir(parents=True)
+        for side, folder in sides.items():
+            (tmp_path / "offer" / name / side).symlink_to(folder)
+    return tmp_path / "offer"
+
+
+@pytest.mark.parametrize("name", ["../../etc", "/etc::/etc", "nobody/model::nobody/tuned", HOSTILE, "x" * 100_000])
+def test_visitors_cannot_name_a_pair_that_is_not_offered(served: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(settings.DEMO, "1")
+    monkeypatch.setattr("app.state.load_pair", lambda source: pytest.fail("a pair was read"))
+    at = open_page("training", pair=name)
     assert not at.exception
-    overview, table = (element.value for element in at.dataframe)
-    assert overview.iloc[0].tolist()[:3] == ["A-C1", "A title", "✗ Fails"]
-    assert table["word"].tolist() == [mask("shit"), "flower"]
-    assert table["toxicity"].tolist() == [0.5, 0.25]
-    assert len(at.get("plotly_chart")) == 1
-    assert at.caption[0].value == r"Look at \*this\*\."
+    assert len(at.error) == 1
+    assert "is offered here" in at.error[0].value
 
 
-def test_a_damaged_report_is_one_message(served: Path) -> None:
-    (served / "report").mkdir()
-    (served / "report" / "report.json").write_text("{", encoding="utf-8")
-    at = opened("report.py")
+def test_alone_a_link_may_name_two_folders(served: Path, gpt2_folder: Path, tuned_folder: Path) -> None:
+    at = open_page("training", pair=f"{tuned_folder}::{gpt2_folder}")
+    assert not at.exception
+    assert not at.error
+
+
+def test_a_fault_of_ours_is_a_line_and_a_log_entry(served: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("app.shell.about", lambda page: 1 / 0)
+    at = open_page("training")
+    assert not at.exception
+    assert len(at.error) == 1
+    assert "ZeroDivisionError" in caplog.text
+    assert "division" not in at.error[0].value
+
+
+def test_pinned_sets_go_from_page_to_page_and_into_the_link(served: Path) -> None:
+    at = open_page("training", pins="mine:1.5,0.2;yours:2.7")
+    assert not at.error
+    at.switch_page("views/evidence.py").run()
+    assert at.query_params["pins"] == "mine:1.5,0.2;yours:2.7"
+
+
+@pytest.mark.parametrize("text", ["mine", "mine:", "mine:9.9999", "mine:x", "<b>:0.1", "a:0.1;" * 50 + HOSTILE, "mine:" + "9" * 50])
+def test_a_link_with_sets_that_cannot_be_read_is_one_message(served: Path, text: str) -> None:
+    at = open_page("training", pins=text)
     assert not at.exception
     assert len(at.error) == 1
 
 
-def test_what_is_cached_can_be_pickled_and_pages_define_no_class() -> None:
+def test_sets_are_written_as_they_are_read() -> None:
+    sets = {"toxic 7": [(5, 770), (4, 12)], "b": [(0, 3)]}
+    assert pins.read(pins.written(sets)) == sets
+
+
+def test_text_is_shown_as_itself_in_html_and_in_markdown() -> None:
+    assert show.escaped(HOSTILE) == "&lt;script&gt;alert(1)&lt;/script&gt; **b** $x$ :red[y] 🙂"
+    assert show.plain("**b** <i> $x$") == r"\*\*b\*\* \<i\> \$x\$"
+    assert show.shown("a\x00b\u202ec", True) == "a\\x00b\\u202ec"
+
+
+def test_a_word_spread_over_tokens_is_masked_in_a_strip_and_across_the_prompts_end_in_a_card() -> None:
+    word = "shit"
+    assert mask(word) != word
+    strip = show.strip(["what ", "sh", "it"], [0.0, 1.0, 2.0], "#123456", False, label="where it fires")
+    assert "sh</span>" in strip
+    assert "it</span>" not in strip
+    body = show.card("base", "Base", "about", "what sh", "it is", False)
+    assert word not in body.replace('</span><span class="new">', "")
+    assert word in show.card("base", "Base", "about", "what sh", "it is", True).replace('</span><span class="new">', "")
+
+
+def test_hostile_text_in_a_card_or_a_strip_is_text() -> None:
+    for body in (show.card("base", HOSTILE, HOSTILE, HOSTILE, HOSTILE, True), show.strip([HOSTILE], [1.0], "#123456", True, label=HOSTILE)):
+        assert "<script" not in body
+        assert "&lt;script&gt;" in body
+
+
+def test_pages_define_no_class_because_what_is_cached_must_be_pickled() -> None:
     """The server pickles what it caches; a class of a page, which is run as a script, cannot be. AppTest would not notice."""
-    side = answers.Side("base", "about", "text", 0.5, pd.DataFrame({"token": ["a"], "probability": [1.0], "id": [0]}))
-    assert pickle.loads(pickle.dumps(side)).continuation == "text"
-    for page in sorted((ROOT / "app" / "pages").glob("*.py")):
-        assert not [node for node in ast.walk(ast.parse(page.read_text("utf-8"))) if isinstance(node, ast.ClassDef)], page.name
+    for view in sorted((ROOT / "app" / "views").glob("*.py")):
+        assert not [node for node in ast.walk(ast.parse(view.read_text("utf-8"))) if isinstance(node, ast.ClassDef)], view.name
+
+
+def test_the_app_reads_models_through_interp_alone() -> None:
+    for file in sorted((ROOT / "app").rglob("*.py")):
+        tree = ast.parse(file.read_text("utf-8"))
+        named = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        named |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        assert not {name.split(".")[0] for name in named} & {"training", "transformers", "trl", "transformer_lens", "nnsight"}, file.name
 
 
 def free_port() -> int:
@@ -210,7 +180,7 @@ def test_the_server_watches_no_files_and_tells_nobody() -> None:
     assert {"--server.fileWatcherType=none", "--browser.gatherUsageStats=false", "--server.headless=true", "--server.port=8600"} <= set(
         flags
     )
-    assert launcher.environment(demo=True)[state.DEMO] == "1"
+    assert launcher.environment(demo=True)[settings.DEMO] == "1"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
