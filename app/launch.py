@@ -22,7 +22,7 @@ from typing import Any
 from app.settings import DEMO
 from interp.errors import UserError
 
-MAIN = Path(__file__).with_name("main.py")
+ROOT = Path(__file__).resolve().parent.parent
 GRACE = 10.0
 SETTINGS = {
     "server.fileWatcherType": "none", "server.runOnSave": "false", "server.maxUploadSize": "5", "browser.gatherUsageStats": "false",
@@ -73,14 +73,14 @@ def launch(port: int = 8501, host: str = "localhost", browser: bool = True, demo
 
 
 def command(port: int, host: str, browser: bool) -> list[str]:
-    """What is run: Streamlit on the app's entry, with every setting as a flag."""
+    """What is run: the server, with every setting as a flag."""
     settings = SETTINGS | {"server.port": str(port), "server.address": host, "server.headless": "false" if browser else "true"}
-    return [sys.executable, "-m", "streamlit", "run", str(MAIN), *(f"--{name}={value}" for name, value in settings.items())]
+    return [sys.executable, "-m", "app.server", *(f"--{name}={value}" for name, value in settings.items())]
 
 
 def environment(demo: bool) -> dict[str, str]:
     """The environment of the server: this package can be imported whether or not it is installed."""
-    paths = [str(MAIN.parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
     return quiet | os.environ | {"PYTHONPATH": os.pathsep.join(paths), DEMO: "1" if demo else "0"}
 

@@ -10,7 +10,7 @@ import streamlit as st
 
 from app.shell import PAGES
 
-st.set_page_config(page_title="Bypass", page_icon=":material/alt_route:", layout="wide")
+st.set_page_config(page_title="Bypass", page_icon="🔀", layout="wide")
 st.navigation(
     [
         st.Page(f"views/{name}.py", title=title, icon=icon, url_path=None if name == "start" else name, default=name == "start")

@@ -1,0 +1,111 @@
+"""The app as it truly runs, for as long as a block of code needs it, and a real browser to look at it with.
+
+For tests, benchmarks and the pictures of the README; a visitor's app is started by `app.launch`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app.launch import command, environment
+from interp.errors import UserError
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+# A busy machine is slow, not wrong.
+PATIENCE = 300.0
+RUNNING = '[data-testid="stApp"][data-test-script-state="running"]'
+
+
+@contextmanager
+def served(folder: str | Path | None = None, *, demo: bool = False, settings: Mapping[str, str] | None = None) -> Iterator[str]:
+    """The address of an app that runs in its own process, with `folder` as its working directory.
+
+    Raises:
+        UserError: it did not come up; what it wrote is in the message.
+    """
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = int(listener.getsockname()[1])
+    with tempfile.TemporaryDirectory() as spare, tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            command(port, "127.0.0.1", browser=False), cwd=folder or spare, env=environment(demo) | dict(settings or {}),
+            stdout=said, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            if not healthy(f"http://127.0.0.1:{port}/_stcore/health", process):
+                said.seek(0)
+                raise UserError(f"the app did not come up: {said.read().decode(errors='replace')[-2000:]}", "see what it wrote")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(timeout=PATIENCE)
+
+
+def healthy(url: str, process: subprocess.Popen) -> bool:
+    """Whether the server answers, or ends before it ever does."""
+    until = time.monotonic() + PATIENCE
+    while process.poll() is None and time.monotonic() < until:
+        try:
+            with urllib.request.urlopen(url, timeout=2) as reply:
+                return bool(reply.status == 200 and reply.read() == b"ok")
+        except OSError:
+            time.sleep(0.1)
+    return False
+
+
+def chromium() -> str | None:
+    """The browser of this machine, if it has one that can be driven."""
+    return next(filter(None, map(shutil.which, CHROMIUM)), None)
+
+
+@contextmanager
+def browsing() -> Iterator[Browser]:
+    """A headless browser. Raises `UserError` where none is installed."""
+    from playwright.sync_api import sync_playwright
+
+    found = chromium()
+    if found is None:
+        raise UserError("no Chromium is installed", "install the package `chromium` of your system")
+    # Chromium's own sandbox refuses to run as root, which containers and CI often are.
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=arguments)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def settle(page: Page, quiet: float = 0.25) -> None:
+    """Wait until the page has run to its end and stayed so for a moment."""
+    page.wait_for_selector('[data-testid="stApp"] h1', timeout=PATIENCE * 1000)
+    until, since = time.monotonic() + PATIENCE, time.monotonic()
+    while time.monotonic() - since < quiet:
+        if page.locator(RUNNING).count() or page.locator('[data-testid="stSpinner"]').count():
+            since = time.monotonic()
+        if time.monotonic() > until:
+            raise TimeoutError(f"the page still ran after {PATIENCE:g} s")
+        page.wait_for_timeout(20)
+
+
+def open_at(browser: Browser, url: str, path: str = "", *, watch: Callable[[Page], object] = lambda page: None, **options: Any) -> Page:
+    """A new visitor (a context of its own) on a page of the app, once it has settled; `watch` sees the page before it loads."""
+    page = browser.new_context(**{"viewport": {"width": 1400, "height": 1000}} | options).new_page()
+    page.set_default_timeout(PATIENCE * 1000)
+    watch(page)
+    page.goto(f"{url}/{path}", wait_until="domcontentloaded")
+    settle(page)
+    return page
