@@ -12,7 +12,10 @@ from app import shell, show
 from app.jobs import Job, Step, runner
 
 
-def ask(key: str, title: str, work: Callable[[Step], Any], label: str, *, help: str | None = None, note: str = "") -> Any:
+def ask(
+    key: str, title: str, work: Callable[[Step], Any], label: str, *, help: str | None = None, note: str = "",
+    cancelled: str = "Cancelled; nothing was kept.",
+) -> Any:  # fmt: skip
     """A button that starts a job, then its progress, then its result (None until there is one).
 
     The key says what was asked (`jobs.key_of`): whoever asks the same finds the same job, whether it runs or is done.
@@ -22,7 +25,7 @@ def ask(key: str, title: str, work: Callable[[Step], Any], label: str, *, help: 
         if job is not None and job.problem is not None:
             shell.problem(job.problem)
         elif job is not None:
-            st.caption("Cancelled; nothing was kept.")
+            st.caption(cancelled)
         elif note:
             st.caption(note)
         if st.button(label, key=f"start-{key}", type="primary", help=help, icon=":material/play_arrow:"):

@@ -31,4 +31,27 @@ h1 {letter-spacing: -.02em}
 .facts dd {margin: 0; font-size: 1.35rem; font-weight: 600; font-variant-numeric: tabular-nums}
 .facts dd small {font-size: .82rem; font-weight: 400; opacity: .8; margin-left: .4em}
 .role {font-weight: 600; box-shadow: inset 0 -.4em 0 color-mix(in srgb, var(--hue) 30%, transparent)}
+.verdict {line-height: 1.55; max-width: 60rem; margin: .2rem 0 .9rem; border-left: 4px solid #858b94; padding-left: .8rem}
+.verdict.holds {border-left: 4px solid #119a86}
+.verdict.fails {border-left: 4px double #b5503c}
+.verdict.inconclusive {border-left: 4px dotted #858b94}
+.effects {border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: 0 0 1rem; width: 100%; max-width: 60rem}
+.effects th, .effects td {text-align: left; font-weight: 400; padding: .3rem 1rem .3rem 0; border: 0;
+  border-bottom: 1px solid rgba(128,134,145,.25); vertical-align: middle}
+.effects thead th, .effects .key {font-size: .82rem; opacity: .8; white-space: nowrap}
+.effects td.line {width: 24%; min-width: 6rem; padding-right: 0}
+.effects .line span {position: relative; display: block; height: 1rem;
+  border-bottom: 1px solid rgba(128,134,145,.4); transform: translateY(-.5rem)}
+.effects .line i {position: absolute; bottom: 0}
+.effects .line .span {height: 5px; transform: translateY(2.5px); border-radius: 3px; background: rgba(217,115,13,.4)}
+.effects .line .null {height: .95rem; border-left: 2px solid #858b94; transform: translate(-1px, .45rem)}
+.effects .line .value {width: 9px; height: 9px; border-radius: 50%; background: #d9730d; transform: translate(-4.5px, 5px)}
+.why {display: grid; grid-template-columns: 7rem 1fr; gap: .35rem 1rem; max-width: 60rem; font-size: .92rem; line-height: 1.5;
+  margin: 0 0 1rem}
+.why dt {opacity: .8; font-weight: 400} .why dd {margin: 0}
+.claims {display: grid; grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr)); gap: 1.3rem 2rem}
+.claims article {border-top: 1px solid rgba(128,134,145,.45); padding-top: .6rem; font-size: .92rem; line-height: 1.5}
+.claims h3 {font-size: 1rem; font-weight: 650; padding: 0; margin: 0; letter-spacing: 0}
+.claims p {margin: .3rem 0} .claims .id {font-size: .82rem; opacity: .8}
+@media (max-width: 640px) {.why {grid-template-columns: 1fr} .why dd {margin-bottom: .5rem} .effects td.line, .effects .key {display: none}}
 </style>"""
