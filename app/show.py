@@ -82,16 +82,18 @@ def table(frame: pd.DataFrame, key: str, words: bool, *, alt: str, select: bool 
     return int(rows[0]) if rows else None
 
 
-def strip(tokens: Sequence[str], values: Sequence[float], hue: str, words: bool, *, label: str, unit: str = "") -> str:
-    """Tokens as HTML, each shaded by its value (the largest has the full hue), with the number to be read on hover."""
+def strip(
+    tokens: Sequence[str], values: Sequence[float], hue: str, words: bool, *, label: str, unit: str = "", top: float | None = None
+) -> str:
+    """Tokens as HTML, each shaded by its value, with the number to be read on hover; full hue is `top`, or else the largest."""
     # Masked as a whole, because a word may be spread over several tokens; a mask keeps the length.
     joined = "".join(tokens)
     text, place, parts = joined if words else mask(joined), 0, []
-    top = max((abs(value) for value in values), default=0.0) or 1.0
+    top = top or max((abs(value) for value in values), default=0.0) or 1.0
     for token, value in zip(tokens, values, strict=True):
         piece, place = visible(text[place : place + len(token)], True), place + len(token)
         told = escaped(f"{piece}: {value:.3g}{unit}")
-        parts.append(f'<span style="--share:{60 * abs(value) / top:.0f}%" title="{told}">{escaped(piece)}</span>')
+        parts.append(f'<span style="--share:{60 * min(1.0, abs(value) / top):.0f}%" title="{told}">{escaped(piece)}</span>')
     return f'<p class="strip" dir="auto" role="img" aria-label="{escaped(label)}" style="--hue:{hue}">{"".join(parts)}</p>'
 
 
