@@ -63,7 +63,7 @@ RUN --mount=type=bind,from=tools,source=/opt/tools,target=/opt/tools \
       --target /opt/project .
 
 
-FROM dependencies
+FROM dependencies AS app
 LABEL org.opencontainers.image.title="Bypass" \
       org.opencontainers.image.description="What preference tuning changes inside a language model: the browser app" \
       org.opencontainers.image.licenses="Apache-2.0"
