@@ -1,0 +1,306 @@
+"""What the page of value vectors asks of `interp`.
+
+What takes milliseconds is cached by what was asked. What has to read hundreds of texts (how often neurons fire, and where they
+fire most) is read once for all neurons near the probe, in one job, so that every click after it is answered at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+import torch
+
+from app import state
+from app.settings import Source
+from app.turns import turns
+from interp import Examples, ModelPair, figures, max_activating
+from interp.compare import neuron_shift
+from interp.experiments.a_e2_vectors import TOKENS, TOP, toxic_shares
+from interp.firing import LONGEST, firing_rates, selective_first
+from interp.neurons import Neuron, explain_neuron, keys_at, rank_values, svd_directions, top_tokens, values_at
+from interp.nulls import matched_neurons, random_neurons
+from interp.results import Figure
+from interp.texts import challenge_prompts, neutral_prompts
+from interp.tokens import token_rows
+from interp.vocabulary import search
+
+LISTED, DRAWS, OTHERS, TRIED, WINDOWS = 8, 20, 100, 32, 5
+# Lower than any activation: a prompt on which a neuron never fires is an answer too.
+ANYTHING = -1e9
+KINDS = {"challenge": "challenge prompts", "neutral": "neutral prompts"}
+Step = Callable[[str, int, int], None]
+
+
+def name_of(neuron: Neuron) -> str:
+    """`5.770`, as links and fields have it."""
+    return f"{neuron[0]}.{neuron[1]}"
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Neurons in order, and the columns that say why they are in it."""
+
+    neurons: tuple[Neuron, ...]
+    reasons: pd.DataFrame
+
+
+@st.cache_resource(show_spinner="Ranking the value vectors …", max_entries=3)
+def places(source: Source) -> dict[Neuron, tuple[int, float]]:
+    """Every neuron's place in the ranking by the probe (from 1), and its cosine with it."""
+    ranking = rank_values(state.load_pair(source).base, state.probe(source).direction, top=None)
+    return {
+        neuron: (place, cosine) for place, (neuron, cosine) in enumerate(zip(ranking.neurons, ranking.cosines.tolist(), strict=True), 1)
+    }
+
+
+@st.cache_data(show_spinner=False, max_entries=50)
+def by_probe(source: Source, count: int) -> Ranked:
+    """The value vectors that point most along the probe."""
+    return Ranked(tuple(rank_values(state.load_pair(source).base, state.probe(source).direction, top=count).neurons), pd.DataFrame())
+
+
+@st.cache_data(show_spinner=False, max_entries=200)
+def by_likeness(source: Source, neuron: Neuron, count: int) -> Ranked:
+    """The value vectors that point most along that of one neuron, itself first."""
+    base = state.load_pair(source).base
+    ranking = rank_values(base, values_at(base, [neuron])[0], top=count)
+    return Ranked(tuple(ranking.neurons), pd.DataFrame({f"cosine with {name_of(neuron)}": ranking.cosines.tolist()}))
+
+
+@st.cache_data(show_spinner=False, max_entries=200)
+def by_word(source: Source, word: str, count: int) -> Ranked:
+    """The value vectors that have this word among the tokens that they promote most."""
+    found = search(state.index(source), word, limit=count, masked=False)
+    reasons = found[["token", "rank"]].rename(columns={"token": "writes", "rank": "as its word number"})
+    return Ranked(tuple(zip(found["layer"].tolist(), found["neuron"].tolist(), strict=True)), reasons)
+
+
+@st.cache_data(show_spinner=False, max_entries=200)
+def described(source: Source, neurons: tuple[Neuron, ...]) -> pd.DataFrame:
+    """A row per neuron: what it writes, how near the probe it is, and how far tuning moved its key and value."""
+    pair, where = state.load_pair(source), places(source)
+    words = [words_of(source, neuron, TOKENS) for neuron in neurons]
+    shift = neuron_shift(pair, neurons)
+    return pd.DataFrame({
+        "neuron": [name_of(neuron) for neuron in neurons],
+        "cosine with the probe": [where[neuron][1] for neuron in neurons],
+        "promotes": [" · ".join(word.strip() or "␣" for word in row[:LISTED]) for row in words],
+        "hostile words": [round(TOKENS * share) for share in toxic_shares(words).tolist()],
+        "value kept": _cosines(pair, neurons, values_at), "value moved": (100 * shift["value_shift"]).tolist(),
+        "key kept": _cosines(pair, neurons, keys_at), "key moved": (100 * shift["key_shift"]).tolist(),
+    })  # fmt: skip
+
+
+def words_of(source: Source, neuron: Neuron, count: int) -> list[str]:
+    """The tokens that a neuron of the base model promotes most."""
+    return state.index(source).to_frame(*neuron, masked=False)["token"].tolist()[:count]
+
+
+def _cosines(pair: ModelPair, neurons: Sequence[Neuron], read: Callable[[Any, Sequence[Neuron]], torch.Tensor]) -> list[float]:
+    return torch.cosine_similarity(read(pair.base, neurons).double(), read(pair.tuned, neurons).double(), dim=1).tolist()
+
+
+@dataclass(frozen=True)
+class Hostility:
+    """Do the value vectors nearest to the probe write hostile words? As experiment A-E2 counts it, with its null."""
+
+    vectors: int
+    tokens: int
+    majority: int
+    share: float
+    null: float
+
+
+@st.cache_data(show_spinner=False, max_entries=10)
+def hostility(source: Source) -> Hostility:
+    """The share of listed words among the top tokens of the nearest value vectors, and among those of matched random neurons."""
+    base, near = state.load_pair(source).base, state.toxic_neurons(source)
+    shares = toxic_shares([words_of(source, neuron, TOKENS) for neuron in near[:TOP]])
+    drawn = [neuron for seed in range(DRAWS) for neuron in matched_neurons(base, near[:TOP], seed=seed, exclude=near)]
+    null = float(toxic_shares([words_of(source, neuron, TOKENS) for neuron in drawn]).mean())
+    return Hostility(len(near[:TOP]), TOKENS, int((shares > 0.5).sum()), float(shares.mean()), null)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one neuron promotes and suppresses: (token, change of its logit per unit of activation), by side."""
+
+    promoted: dict[str, list[tuple[str, float]]]
+    suppressed: dict[str, list[tuple[str, float]]]
+
+    def same(self) -> int:
+        """How many of the base model's promoted tokens the tuned model's value vector still promotes most."""
+        first, second = (set(token for token, _ in self.promoted[side]) for side in ("base", "tuned"))
+        return len(first & second)
+
+
+@st.cache_data(show_spinner=False, max_entries=500)
+def written(source: Source, neuron: Neuron) -> Written:
+    """The value vector of each side, read through the unembedding of that side."""
+    found: list[dict[str, list[tuple[str, float]]]] = []
+    for largest in (True, False):
+        sides = {}
+        for side, model in state.load_pair(source).sides.items():
+            tokens = top_tokens(model, values_at(model, [neuron]), top=TOKENS, largest=largest)
+            sides[side] = list(zip(tokens.words[0], tokens.scores[0].tolist(), strict=True))
+        found.append(sides)
+    return Written(*found)
+
+
+@dataclass(frozen=True)
+class Changed:
+    """How far tuning moved the key and the value of one neuron, beside random other neurons of its layer."""
+
+    table: pd.DataFrame
+    figure: Figure
+    explained: dict[str, float]
+    percentile: float
+    others: int
+
+
+@st.cache_data(show_spinner=False, max_entries=500)
+def changed(source: Source, neuron: Neuron) -> Changed:
+    """Cosine, norm and relative change of key and value across the pair, with what chance gives in the same layer."""
+    pair = state.load_pair(source)
+    rows = explain_neuron(pair, *neuron, masked=False).set_index("side")
+    others = random_neurons(pair.base, [neuron] * min(OTHERS, pair.base.d_mlp - 1), seed=0)
+    shift = neuron_shift(pair, [neuron, *others])
+    own, null = shift.iloc[0], shift.iloc[1:]
+    cosines = {"key": _cosines(pair, others, keys_at), "value": _cosines(pair, others, values_at)}
+    lines = []
+    for kind in ("key", "value"):
+        norms = (float(rows.loc["base", f"{kind}_norm"]), float(rows.loc["tuned", f"{kind}_norm"]))
+        drawn = null[f"{kind}_shift"]
+        lines.append({
+            "vector": f"{kind} (what it reads)" if kind == "key" else f"{kind} (what it writes)",
+            "norm in base": norms[0], "norm in tuned": norms[1], "cosine, base to tuned": float(rows.loc["tuned", f"{kind}_cosine"]),
+            "cosine, random neurons": float(np.median(cosines[kind])), "moved, % of its norm": 100 * float(own[f"{kind}_shift"]),
+            "moved, random neurons": f"{100 * drawn.median():.2g} ({100 * drawn.quantile(0.05):.2g} to {100 * drawn.quantile(0.95):.2g})",
+            "moved more than": float(own[f"{kind}_percentile"]),
+        })  # fmt: skip
+    title = name_of(neuron)
+    points = pd.DataFrame({
+        "key": 100 * shift["key_shift"], "value": 100 * shift["value_shift"], "neuron": [title, *map(name_of, others)],
+        "who": [f"neuron {title}", *[f"random neurons of layer {neuron[0]} (null)"] * len(others)],
+    }).iloc[::-1]  # fmt: skip
+    figure = figures.scatter(
+        "moved", points, x="key", y="value", colour="who", hover=["neuron"], title=f"How far tuning moved the key and the value of {title}",
+        x_title="key moved, % of its norm", y_title="value moved, % of its norm",
+        caption=f"Every circle is one of {len(others)} random neurons of the same layer. A point far to the upper right of the circles "
+        "would mean that tuning went for this neuron; a point among them means that it did not.",
+    )  # fmt: skip
+    explained = {side: float(rows.loc[side, "key_bias"]) for side in pair.sides}
+    return Changed(pd.DataFrame(lines), figure, explained, float(own["value_percentile"]), len(others))
+
+
+@dataclass(frozen=True)
+class Fired:
+    """One prompt's tokens with the activation of one neuron at each, in both models."""
+
+    tokens: tuple[str, ...]
+    activations: dict[str, tuple[float, ...]]
+    at: int
+    whole: bool
+
+    @property
+    def top(self) -> float:
+        """The largest size of an activation in either model: what full colour means in both strips."""
+        return max(abs(value) for values in self.activations.values() for value in values)
+
+
+@st.cache_data(show_spinner=False, max_entries=500)
+def fired(source: Source, neuron: Neuron, prompt: str) -> Fired:
+    """Where the neuron fires in this prompt; in the shipped prompt on which it fires most in the base model where none is given."""
+    pair = state.load_pair(source)
+    own = bool(prompt.strip())
+    texts = [prompt] if own else challenge_prompts()[:TRIED]
+    with turns.turn():
+        found = max_activating(pair, [neuron], texts, top=1, before=pair.base.context, after=pair.base.context, above=ANYTHING)
+    window = found.of(*neuron, side="base")[0]
+    return Fired(window.tokens, window.activations, window.at, not own or found.settings["tokens"] <= pair.base.context)
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What reading all texts that ship gives: where the neurons near the probe fire most, and how often every neuron fires."""
+
+    examples: Examples
+    selective: tuple[Neuron, ...]
+    rates: dict[tuple[str, str], dict[int, torch.Tensor]]
+
+
+def survey(pair: ModelPair, neurons: Sequence[Neuron], step: Step) -> Survey:
+    """Read every text that ships: takes seconds to minutes, so it is a job."""
+    texts = {"challenge": challenge_prompts(), "neutral": neutral_prompts()}
+    layers = list(range(pair.base.n_layers))
+    rates: dict[tuple[str, str], dict[int, torch.Tensor]] = {}
+    for side, model in pair.sides.items():
+        for kind, prompts in texts.items():
+            step(f"how often neurons fire on {KINDS[kind]}, {side}", len(rates), 20)
+            rows = token_rows(model, prompts, max_tokens=LONGEST)
+            rates[side, kind] = firing_rates(model, rows, [[len(row) - 1] for row in rows], layers)
+    step("which neurons fire on provocation only", 4, 20)
+    selective = tuple(selective_first(pair.base, neurons, texts["challenge"], texts["neutral"]))
+    return Survey(examples(pair, neurons, lambda phrase, done, total: step(phrase, 6 + round(14 * done / total), 20)), selective, rates)
+
+
+def examples(pair: ModelPair, neurons: Sequence[Neuron], step: Step) -> Examples:
+    """Where these neurons fire most in the texts that ship, in both models."""
+    about = 760
+    step("reading texts", 0, about)
+    return max_activating(
+        pair, neurons, None, top=WINDOWS, batch_size=8, progress=lambda read: step(f"{read} texts read", min(read, about), about)
+    )
+
+
+def by_selectivity(survey: Survey, count: int) -> Ranked:
+    """Of the neurons near the probe, those first that fire on provoking prompts rather than on neutral ones."""
+    neurons = survey.selective[:count]
+    reasons = {
+        f"fires on {KINDS[kind]}": [100 * float(survey.rates["base", kind][layer][index]) for layer, index in neurons] for kind in KINDS
+    }
+    return Ranked(neurons, pd.DataFrame(reasons))
+
+
+def firing(survey: Survey, neuron: Neuron) -> Figure:
+    """How often the neuron fires at the end of challenge and of neutral prompts, in both models, beside the others of its layer."""
+    layer, index = neuron
+    rows = [
+        {"prompts": words, "share": float(survey.rates[side, kind][layer][index]), "who": side}
+        for side in ("base", "tuned") for kind, words in KINDS.items()
+    ]  # fmt: skip
+    null = f"mean of layer {layer} in base (null)"
+    rows += [{"prompts": words, "share": float(survey.rates["base", kind][layer].mean()), "who": null} for kind, words in KINDS.items()]
+    return figures.bars(
+        "firing", pd.DataFrame(rows), x="prompts", y="share", colour="who", title=f"How often {name_of(neuron)} fires",
+        x_title="", y_title="share of prompts at whose end it fires", horizontal=False,
+        caption="It fires where its input is above zero, read at the last token. Higher on challenge prompts than on neutral ones means that it answers to provocation; "
+        "a tuned bar below the base bar means that tuning keeps the neuron silent without changing what it would write.",
+    )  # fmt: skip
+
+
+@st.cache_data(show_spinner=False, max_entries=50)
+def shared(source: Source, count: int) -> pd.DataFrame:
+    """The three directions that the nearest value vectors share, beside those of as many random neurons of the same layers."""
+    base, direction = state.load_pair(source).base, state.probe(source).direction
+    near = state.toxic_neurons(source)[:count]
+    groups = {
+        "nearest to the probe": near,
+        "random neurons (null)": random_neurons(base, near, seed=0, exclude=state.toxic_neurons(source)),
+    }
+    parts = []
+    for name, neurons in groups.items():
+        found = svd_directions(base, neurons, count=min(3, len(neurons)), towards=direction)
+        words = top_tokens(base, found, top=TOKENS).words
+        parts.append(pd.DataFrame({
+            "value vectors": name, "direction": [f"U{place}" for place in range(len(found))],
+            "cosine with the probe": torch.cosine_similarity(found, direction[None], dim=1).tolist(),
+            "hostile words": [round(TOKENS * share) for share in toxic_shares(words).tolist()],
+            "promotes": [" · ".join(word.strip() or "␣" for word in row) for row in words],
+        }))  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
