@@ -53,5 +53,6 @@ h1 {letter-spacing: -.02em}
 .claims article {border-top: 1px solid rgba(128,134,145,.45); padding-top: .6rem; font-size: .92rem; line-height: 1.5}
 .claims h3 {font-size: 1rem; font-weight: 650; padding: 0; margin: 0; letter-spacing: 0}
 .claims p {margin: .3rem 0} .claims .id {font-size: .82rem; opacity: .8}
+dl.facts, dl.why {padding: 0 !important}
 @media (max-width: 640px) {.why {grid-template-columns: 1fr} .why dd {margin-bottom: .5rem} .effects td.line, .effects .key {display: none}}
 </style>"""

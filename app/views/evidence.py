@@ -1,10 +1,256 @@
-"""To be built."""
+"""Evidence: what every experiment found beside its null, one of them in full, and a run of those that are missing."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
 import streamlit as st
 
-from app import shell
+from app import job_view, settings, shell, show
+from app.answers import evidence as answers
+from app.answers.evidence import Found
+from interp.experiments.registry import Experiment
+from interp.report import Report
+from interp.results import Result, file_names, flatten
 
-with shell.page("evidence", "To be built.") as page:
-    st.write(page.pair.name)
+# The link holds the id alone; a bound select box would put the whole label of the choice there.
+EXPERIMENT, CHOSEN, LINKED = "experiment", "chosen_experiment", "evidence-linked"
+MISSING, QUICK, ROW, ROUND = "missing", "quick", "evidence-row", "evidence-round"
+
+
+def heading(found: Found, page: shell.Page) -> None:
+    """Whose report this is, where that is not plain."""
+    if found.other is not None:
+        told = f"The report folder holds the report of another pair ({show.shown(found.other, page.words)})."
+        st.info(show.plain(told) + " The report of this pair is kept beside it, and neither touches the other.", icon=":material/info:")
+
+
+def facts(report: Report) -> None:
+    """Counts of verdicts, and when the report was written."""
+    written = str(report.environment.get("written", ""))
+    try:
+        moment = datetime.fromisoformat(written)
+        date = f"{moment.day} {moment:%B %Y}"
+    except ValueError:
+        date = "–"
+    seconds = sum(float(result.seconds) for result in report.results)
+    lacking = {"Missing": str(len(answers.missing(report)))}
+    pairs = {**answers.counts(report.results), **lacking, "Written": date, "Time of the experiments": job_view.duration(seconds)}
+    lines = "".join(f"<div><dt>{show.escaped(name)}</dt><dd>{show.escaped(str(value))}</dd></div>" for name, value in pairs.items())
+    st.html(f'<dl class="facts">{lines}</dl>')
+
+
+@st.fragment
+def verdicts(report: Report, page: shell.Page) -> None:
+    """The table of all, and the chosen one in full; a click on a row and the select box choose the same thing."""
+    with shell.told():
+        frame = answers.summary(report.results)
+        ids = [result.id for result in report.results]
+        turn = st.session_state.setdefault(ROUND, 0)
+        row = show.table(
+            frame, f"verdicts-{turn}", page.words, select=True, height=min(38 + 35 * len(frame), 740),
+            alt="One row per experiment: claim, verdict, what it says, effect, null, interval, what is measured, experiment.",
+            column_config={"What it says": st.column_config.TextColumn(width="large")},
+        )  # fmt: skip
+        st.caption(
+            "Click a row for the experiment behind it. An effect says something only by its distance from the null: what chance or a "
+            f"matched control gives. A dash is a null that does not exist. Claims: {show.plain(answers.first_letters(report.results))}."
+        )
+        from_link(ids)
+        if row is not None and row != st.session_state.get(ROW) and row < len(ids):
+            st.session_state[CHOSEN] = ids[row]
+        st.session_state[ROW] = row
+        st.header("One experiment")
+        titles = {result.id: f"{result.id}  {show.shown(result.title, page.words)}" for result in report.results}
+        chosen = st.selectbox(
+            "Experiment", ids, format_func=lambda name: titles.get(name, name), key=CHOSEN, on_change=forget_row,
+            help="The same choice as a click on a row above; it is kept in the link.",
+        )  # fmt: skip
+        to_link(chosen, ids)
+        experiment(next(result for result in report.results if result.id == chosen), page)
+
+
+def from_link(ids: list[str]) -> None:
+    """What the link asks for, where that is not what this page wrote there itself."""
+    asked = st.query_params.get(EXPERIMENT)
+    if asked in ids and (asked != st.session_state.get(LINKED) or CHOSEN not in st.session_state):
+        st.session_state[CHOSEN] = asked
+    elif st.session_state.get(CHOSEN) not in ids:
+        st.session_state.pop(CHOSEN, None)
+
+
+def to_link(chosen: str, ids: list[str]) -> None:
+    st.session_state[LINKED] = chosen
+    if chosen != ids[0]:
+        st.query_params[EXPERIMENT] = chosen
+    else:
+        st.query_params.pop(EXPERIMENT, None)
+
+
+def forget_row() -> None:
+    """A choice in the box leaves no other row marked in the table."""
+    st.session_state[ROUND] = st.session_state.get(ROUND, 0) + 1
+    st.session_state[ROW] = None
+
+
+def experiment(result: Result, page: shell.Page) -> None:
+    """One experiment as its author wrote it down: answer, effects beside nulls, criterion, figures, tables, and how to repeat it."""
+    st.subheader(show.plain(show.shown(result.title, page.words)))
+    st.html(
+        f'<p class="verdict {result.verdict}"><b>{show.escaped(answers.verdict_of(result))}.</b> '
+        f"{show.escaped(show.shown(result.summary, page.words))}</p>{effects(result, page.words)}{reasons(result, page.words)}"
+    )
+    if result.id in answers.SEEN_ON:
+        name = answers.SEEN_ON[result.id]
+        shell.link(name, f"See it at work: {shell.PAGES[name][0]}")
+    for place, figure in enumerate(result.figures):
+        show.draw(figure, f"{result.id}-{place}", page.words)
+    files = file_names(result)
+    for name, frame in result.tables.items():
+        title = show.shown(name.replace("_", " ").replace("-", " "), page.words)
+        left, right = st.columns([5, 1], vertical_alignment="bottom")
+        left.markdown(f"**{show.plain(title[:1].upper() + title[1:])}**")
+        right.download_button(
+            "CSV", partial(csv_of, frame), files[name], "text/csv", key=f"csv-{files[name]}", on_click="ignore", type="tertiary",
+            icon=":material/download:", help=f"The table “{show.plain(title)}” in full precision and with raw words.", width="stretch",
+        )  # fmt: skip
+        show.table(answers.readable(frame), f"table-{files[name]}", page.words, alt=f"{title}, {len(frame)} rows", placeholder="–")
+    with st.expander("Settings and how to repeat it"):
+        show.table(answers.settings_of(result), f"settings-{result.id}", page.words, alt=f"Settings of {result.id}")
+        st.markdown(f"It took {job_view.duration(float(result.seconds))}. This command repeats it into a folder of its own:")
+        out = f"again-{result.id}"
+        st.code(answers.command_of(page.source, only=result.id, folder=out, made=result.settings), language="bash", wrap_lines=True)
+        if not answers.shipped_prompts(result):
+            st.caption(
+                "This result used other prompts than those that ship: add `--prompts` (and `--passages`) with the files it was made from."
+            )
+
+
+def csv_of(frame: object) -> str:
+    return flatten(frame).to_csv(index=False)  # type: ignore[arg-type]
+
+
+def effects(result: Result, words: bool) -> str:
+    """Every statistic as a row with a small drawing: the null as a hollow tick, the interval as a bar, the value as a dot."""
+    rows = []
+    for key, (name, value, null, interval) in zip(result.statistic, answers.effects(result), strict=True):
+        at = answers.places(result, key)
+        marks = ""
+        if "low" in at and "high" in at:
+            marks += f'<i class="span" style="left:{at["low"]}%;width:{at["high"] - at["low"]:.1f}%"></i>'
+        marks += f'<i class="null" style="left:{at["null"]}%"></i>' if "null" in at else ""
+        marks += f'<i class="value" style="left:{at["value"]}%"></i>' if "value" in at else ""
+        rows.append(
+            f'<tr><th scope="row">{show.escaped(show.shown(name, words))}</th><td>{show.escaped(value)}</td><td>{show.escaped(null)}</td>'
+            f'<td>{show.escaped(interval)}</td><td class="line" aria-hidden="true"><span>{marks}</span></td></tr>'
+        )
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("Measured", "Effect", "Null", "Interval"))
+    head += '<td class="key" aria-hidden="true">● effect &nbsp; │ null &nbsp; ▬ interval</td>'
+    return f'<table class="effects"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+
+
+def reasons(result: Result, words: bool) -> str:
+    """What was written down before the run."""
+    pairs = {"Question": result.question, "Criterion": result.criterion, "Refuted by": result.refuted_by, "Caveat": result.caveat}
+    lines = "".join(f"<dt>{name}</dt><dd>{show.escaped(show.shown(text, words))}</dd>" for name, text in pairs.items())
+    return f'<dl class="why">{lines}</dl>'
+
+
+def run_missing(found: Found, lacking: Mapping[str, Experiment], page: shell.Page) -> None:
+    """Offer to run what the report lacks, or say how the operator does."""
+    out = answers.left_out(found.report)
+    if settings.demo():
+        st.markdown("Visitors cannot start experiments. Whoever runs this app adds what is missing with one command:")
+        st.code(answers.command_of(page.source), language="bash", wrap_lines=True)
+        return
+    names = {name: f"{name}  {show.shown(item.title, page.words)}" for name, item in lacking.items()}
+    key = answers.job_key(page.pair, found.folder)
+    left, right = st.columns([4, 1], vertical_alignment="bottom")
+    chosen = left.multiselect(
+        "Experiments to run", list(names), default=[name for name in names if name not in out], key=MISSING,
+        format_func=lambda name: names.get(name, name), placeholder="Choose at least one",
+        help="Each is added to the report as soon as it is done. A run that is cancelled keeps what is done and goes on from there.",
+    )  # fmt: skip
+    quick = right.toggle(
+        "Quick",
+        key=QUICK,
+        bind="query-params",
+        help="Fewer prompts and random controls: wider intervals, the same criteria.",
+    )
+    if not chosen and answers.runner.find(key) is None:
+        st.caption("Choose at least one experiment.")
+        return
+    work = partial(answers.run_missing, page.pair, page.source, found.folder, tuple(chosen), quick)
+    count = f"{len(chosen)} experiment{'s' * (len(chosen) != 1)}"
+    job_view.ask(
+        key, "Experiments of the report", work, f"Run {count}",
+        help="Runs on this machine, one experiment after another; the rest of the app stays usable, somewhat slower.",
+        note="All of them take about five minutes on the pair that ships on two cores, a few seconds to a minute and a half each.",
+        cancelled="Cancelled. Experiments that were done are in the report; the rest goes on from where it stopped.",
+    )  # fmt: skip
+
+
+def missing(found: Found, page: shell.Page) -> None:
+    """The experiments that the report lacks."""
+    lacking, out = answers.missing(found.report), answers.left_out(found.report)
+    st.header("Missing experiments")
+    if not lacking:
+        st.caption("None: the report holds every experiment of this version.")
+        return
+    for name, why in out.items():
+        st.markdown(f"**{show.plain(name)}** was left out: {show.plain(show.shown(why, page.words))}")
+    others = [name for name in lacking if name not in out]
+    if others:
+        st.markdown(f"Not run yet: {show.plain(', '.join(others))}.")
+    run_missing(found, lacking, page)
+
+
+def empty(found: Found, page: shell.Page) -> None:
+    """No report yet: what it will hold, and the offer to make it."""
+    lacking = answers.missing(None)
+    st.header("No report of this pair yet")
+    st.markdown(
+        f"{len(lacking)} experiments wait, each with its question, its null and what would refute it written down before the run. "
+        "They run one after another and appear here as they are done."
+    )
+    run_missing(found, lacking, page)
+    st.header("What will be asked")
+    st.html('<div class="claims">' + "".join(
+        f'<article><h3>{show.escaped(item.title)}</h3><p class="id">{show.escaped(f"{name} · claim {item.claim}")}</p>'
+        f"<p>{show.escaped(item.question)}</p><p><b>Would be refuted by:</b> {show.escaped(item.refuted_by)}</p></article>"
+        for name, item in lacking.items()
+    ) + "</div>")  # fmt: skip
+
+
+def downloads(folder: Path) -> None:
+    """The report for machines and for print."""
+    left, middle, _ = st.columns([1, 1, 2])
+    left.download_button(
+        "report.json", (folder / answers.FILE).read_bytes, "report.json", "application/json", key="download-json", on_click="ignore",
+        icon=":material/download:", help="All results with raw words and full precision, for machines.", width="stretch",
+    )  # fmt: skip
+    if (folder / "index.html").is_file():
+        middle.download_button(
+            "Report as a page", (folder / "index.html").read_bytes, "report.html", "text/html", key="download-page", on_click="ignore",
+            icon=":material/download:", help="One self-contained HTML file, words masked, that opens without a network.", width="stretch",
+        )  # fmt: skip
+
+
+LEAD = (
+    "Every claim beside what chance or a matched control gives. A verdict follows a criterion that was written down before the run, "
+    "and each experiment says what would have refuted it."
+)
+with shell.page("evidence", LEAD) as page:
+    found = answers.find_report(page.pair)
+    heading(found, page)
+    if found.report is None or not found.report.results:
+        empty(found, page)
+    else:
+        st.header("Verdicts")
+        facts(found.report)
+        downloads(found.folder)
+        verdicts(found.report, page)
+        missing(found, page)

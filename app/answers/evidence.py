@@ -1,0 +1,260 @@
+"""What the page of evidence asks: the report of a pair, which experiments it lacks, and a run of those.
+
+A report on disk is somebody's work. What is in it stays as it is when experiments are added from the app: results made with other
+settings or by another version are neither run again nor dropped, and the report of another pair is never written over.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from app import settings
+from app.jobs import Step, key_of, runner
+from app.settings import Source
+from interp import ModelPair, UserError
+from interp.environment import machine, versions
+from interp.experiments import find_experiments
+from interp.experiments.registry import Experiment
+from interp.experiments.run import KEPT, fingerprint, make_context, run_experiment
+from interp.report import TITLES, VERDICTS, Report, read_report, write_report
+from interp.results import Result, flatten, is_number, load_result, plain, read_json, save_result, show_number
+from interp.texts import challenge_prompts
+
+FILE = "report.json"
+# The page of this app on which the claim of an experiment can be seen at work.
+SEEN_ON = {
+    "A-E1": "vectors", "A-E2": "vectors", "A-E3": "steer", "A-E5": "training", "A-E6": "training", "A-E7": "bypass", "A-E8": "vectors",
+    "A-E9": "bypass", "A-E10": "bypass", "A-E11": "bypass", "A-E12": "steer", "A-E14": "training", "X-C1": "steer", "X-C2": "steer",
+    "W-E1": "steer", "W-E2": "steer", "X-U1": "steer",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where the report of a pair lies or will lie, the report if there is one, and whose report lies in the report folder instead."""
+
+    folder: Path
+    report: Report | None
+    other: str | None
+
+
+def find_report(pair: ModelPair) -> Found:
+    """The report of exactly these two models, told by their digests. Raises `UserError` for a damaged one.
+
+    Where the report folder holds the report of another pair, this pair's has a folder of its own in it.
+    """
+    root = settings.report_folder()
+    first = read(root)
+    if first is None or is_of(first, pair):
+        return Found(root, first, None)
+    own = root / "pairs" / f"{pair.base.digest[:12]}-{pair.tuned.digest[:12]}"
+    return Found(own, read(own), str(first.pair.get("name", "another pair")))
+
+
+def is_of(report: Report, pair: ModelPair) -> bool:
+    """Whether a report was made of these weights."""
+    return [_digest(report, side) for side in ("base", "tuned")] == [pair.base.digest, pair.tuned.digest]
+
+
+def _digest(report: Report, side: str) -> Any:
+    about = report.pair.get(side)
+    return about.get("digest") if isinstance(about, dict) else None
+
+
+def read(folder: Path) -> Report | None:
+    """The report in a folder as it is now, or None; read anew only when its file has changed."""
+    file = folder / FILE
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return _read(str(folder), found.st_mtime_ns, found.st_size)
+
+
+@st.cache_resource(show_spinner="Reading the report …", max_entries=4)
+def _read(folder: str, changed: int, size: int) -> Report:
+    try:
+        return read_report(folder)
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise UserError(f"{FILE} in {Path(folder).name} is damaged ({error!r})", "run `bypass report` again") from error
+
+
+def summary(results: Sequence[Result]) -> pd.DataFrame:
+    """One row per experiment: claim, verdict, what it says, the headline effect with its null and interval, and what is measured."""
+    rows = []
+    for result in results:
+        first = next(iter(effects(result)), ("–", "–", "–", "–"))
+        rows.append((result.claim, verdict_of(result), result.title, first[1], first[2], first[3], first[0], result.id))
+    columns = ["Claim", "Verdict", "What it says", "Effect", "Null", "Interval", "Measured as", "Experiment"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def verdict_of(result: Result) -> str:
+    mark, word = VERDICTS[result.verdict]
+    return f"{mark} {word}" + (" (quick)" if result.settings.get("quick") is True else "")
+
+
+def counts(results: Sequence[Result]) -> dict[str, int]:
+    """How many experiments have each verdict, under the word that a reader sees."""
+    return {" ".join(VERDICTS[name]): sum(result.verdict == name for result in results) for name in VERDICTS}
+
+
+def effects(result: Result) -> list[tuple[str, str, str, str]]:
+    """Every statistic as a reader sees it: name, value, null, interval."""
+    found = []
+    for key, value in result.statistic.items():
+        low, high = result.interval.get(key, (math.nan, math.nan))
+        known = math.isfinite(low) and math.isfinite(high)
+        interval = f"{show_number(low, key)} to {show_number(high, key)}" if known else "–"
+        found.append((key.replace("_", " "), show_number(value, key), show_number(result.null.get(key), key), interval))
+    return found
+
+
+def places(result: Result, key: str) -> dict[str, float]:
+    """Where value, null and the ends of the interval lie on a line from 0 to 100 that holds them all; empty where there is but one."""
+    low, high = result.interval.get(key, (math.nan, math.nan))
+    found = {"value": result.statistic[key], "null": result.null.get(key, math.nan), "low": low, "high": high}
+    finite = {name: float(number) for name, number in found.items() if number is not None and math.isfinite(number)}
+    start, width = (min(finite.values()), max(finite.values()) - min(finite.values())) if finite else (0.0, 0.0)
+    return {name: round(4 + 92 * (number - start) / width, 1) for name, number in finite.items()} if width > 0 else {}
+
+
+def readable(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table of a result with its lists as text, so that nothing in it escapes the mask."""
+    flat = flatten(frame)
+    flat = flat.rename(columns={name: str(name).replace("_", " ") for name in flat.columns})
+    return flat.map(lambda cell: cell if cell is None or is_number(cell) or isinstance(cell, bool) else _text(cell))
+
+
+def _text(cell: Any) -> str:
+    return " · ".join(map(_text, cell)) if isinstance(cell, (list, tuple)) else str(cell)
+
+
+def settings_of(result: Result) -> pd.DataFrame:
+    """The settings under which a result was made, as text."""
+    rows = [(key.replace("_", " "), value if isinstance(value, str) else str(plain(value))) for key, value in result.settings.items()]
+    return pd.DataFrame(rows, columns=["setting", "value"])
+
+
+def first_letters(results: Sequence[Result]) -> str:
+    """What the first letters of the claims mean, of those that are there."""
+    found = dict.fromkeys(result.id[0] for result in results)
+    return " · ".join(f"{letter}: {TITLES[letter].lower().replace('paper a', 'paper A')}" for letter in found if letter in TITLES)
+
+
+def command_of(source: Source, *, only: str = "", folder: str = "", made: dict[str, Any] | None = None) -> str:
+    """What is typed to run the report, or one experiment as it was `made`, on this pair. Visitors are shown no folders."""
+    held = made or {}
+    words = ["bypass", "report"]
+    if source is not None:
+        words += ["--pair", *(("BASE", "TUNED") if settings.demo() else source)]
+    words += ["--only", only] if only else []
+    words += ["--quick"] if held.get("quick") is True else []
+    words += ["--seed", str(held["seed"])] if held.get("seed") else []
+    words += ["--out", folder] if folder else []
+    return shlex.join(words)
+
+
+def shipped_prompts(result: Result) -> bool:
+    """Whether a result used as many prompts as ship, so that its command needs no files to repeat it."""
+    return result.settings.get("quick") is True or result.settings.get("prompts") == len(challenge_prompts())
+
+
+def missing(report: Report | None) -> dict[str, Experiment]:
+    """The experiments of this version that the report lacks, by id, in order."""
+    there = {result.id for result in report.results} if report else set()
+    return {item.id: item for item in find_experiments(None) if item.id not in there}
+
+
+def left_out(report: Report | None) -> dict[str, str]:
+    """Why experiments were left out of the report when they were asked for, by id."""
+    found = report.environment.get("skipped") if report else None
+    lacking = missing(report)
+    return {name: str(why) for name, why in found.items() if name in lacking} if isinstance(found, dict) else {}
+
+
+def job_key(pair: ModelPair, folder: Path) -> str:
+    """The key of the one run that may go on for this report: all who look at it see the same; after one is done there can be a next."""
+    for number in range(1000):
+        key = key_of("report", pair.base.digest, pair.tuned.digest, str(folder), number)
+        job = runner.find(key)
+        if job is None or job.state != "done":
+            break
+    return key
+
+
+def run_missing(pair: ModelPair, source: Source, folder: Path, chosen: Sequence[str], quick: bool, step: Step) -> tuple[str, ...]:
+    """Run some experiments and add each to the report as soon as it is done; gives the ids of those that the report then holds.
+
+    Results are kept as `bypass report` keeps them, so that what was cancelled goes on where it stopped. What the report holds
+    already stays in it untouched.
+
+    Raises:
+        UserError: none could be run, or the folder cannot be written to.
+    """
+    wanted = find_experiments(chosen)
+    step("reading prompts and the probe", 0, len(wanted))
+    context = make_context(pair, quick=quick, scorer="bundled" if find_spec("detoxify") is not None else "lexicon")
+    skipped: dict[str, str] = {}
+    done: list[str] = []
+    try:
+        for number, item in enumerate(wanted):
+            step(item.title, number, len(wanted))
+            context.say = partial(_say, step, item.title, number, len(wanted))
+            kept = folder / KEPT / fingerprint(item, context)
+            try:
+                if (kept / f"{item.id}.json").is_file():
+                    result = load_result(kept / f"{item.id}.json")
+                else:
+                    result = run_experiment(item, context)
+                    save_result(result, kept)
+            except UserError as error:
+                skipped[item.id] = str(error)
+                continue
+            done.append(item.id)
+            add(pair, source, folder, result, skipped)
+        step("writing the page", len(wanted), len(wanted))
+        if not done:
+            raise UserError("none of these can be run: " + "; ".join(f"{name}: {why}" for name, why in skipped.items()), "choose others")
+        add(pair, source, folder, None, skipped)
+    except OSError as error:
+        mend = f"start the app with {settings.REPORT} naming a folder that it may write to"
+        raise UserError(f"the report cannot be written ({error.strerror})", mend) from error
+    return tuple(done)
+
+
+def _say(step: Step, title: str, done: int, total: int, phrase: str) -> None:
+    step(f"{title}: {phrase}", done, total)
+
+
+def add(pair: ModelPair, source: Source, folder: Path, result: Result | None, skipped: dict[str, str]) -> None:
+    """Write the report with one more result (or only with the reasons for those left out), all others as they are.
+
+    Raises:
+        UserError: the report compares several seeds, which one run cannot extend, or another pair's has been put there meanwhile.
+    """
+    held = read_report(folder) if (folder / FILE).is_file() else Report((), {}, {})
+    if held.pair and not is_of(held, pair):
+        raise UserError("the report of another pair has been written to this folder meanwhile", "try again")
+    if held.pair and "seeds" in read_json(folder / FILE):
+        raise UserError("this report compares several seeds, which a run in the app would lose", "run `bypass report --seeds` again")
+    results = {one.id: one for one in held.results} | ({result.id: result} if result else {})
+    order = {item.id: place for place, item in enumerate(find_experiments(None))}
+    # Experiments of somebody's own, which this process does not know, come last, in the order in which they came.
+    everything = sorted(results.values(), key=lambda one: order.get(one.id, len(order)))
+    before = held.environment.get("skipped")
+    reasons = {**(before if isinstance(before, dict) else {}), **skipped}
+    about = {"versions": versions(), "machine": machine(), "skipped": {name: why for name, why in reasons.items() if name not in results}}
+    write_report(everything, pair.manifest(), about, folder, command=command_of(source))
