@@ -53,6 +53,9 @@ h1 {letter-spacing: -.02em}
 .claims article {border-top: 1px solid rgba(128,134,145,.45); padding-top: .6rem; font-size: .92rem; line-height: 1.5}
 .claims h3 {font-size: 1rem; font-weight: 650; padding: 0; margin: 0; letter-spacing: 0}
 .claims p {margin: .3rem 0} .claims .id {font-size: .82rem; opacity: .8}
+.running {min-height: 3rem; line-height: 1.5; max-width: 60rem; margin: .2rem 0 .4rem}
 dl.facts, dl.why {padding: 0 !important}
 @media (max-width: 640px) {.why {grid-template-columns: 1fr} .why dd {margin-bottom: .5rem} .effects td.line, .effects .key {display: none}}
+.step {margin: 0 0 .3rem; padding: 0; font-size: 1.2rem; font-weight: 650; line-height: 1.3; letter-spacing: 0}
+.step span {opacity: .65; margin-right: .25em; font-variant-numeric: tabular-nums}
 </style>"""
