@@ -1,0 +1,224 @@
+"""What the page Steer asks of `interp`: prompts, neurons and lengths to choose from, scores while a text grows, and the sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from app import state
+from app.edit_forms import NEUTRAL, Form, edits_of, rounded
+from app.jobs import Step
+from app.settings import Source
+from app.turns import turns
+from interp import Edit, Model, UserError, capture, figures
+from interp.edit_text import POOL, parse_edit, parse_vector
+from interp.firing import LONGEST, firing_rates, frequency_matched
+from interp.lexicon import mask
+from interp.metrics import Evaluation, evaluate
+from interp.neurons import Neuron
+from interp.nulls import random_directions
+from interp.results import Figure
+from interp.stats import bootstrap_mean
+from interp.texts import challenge_prompts, neutral_prompts, passages
+from interp.tokens import token_rows
+
+# A prompt to which the bundled pair's base is hostile, its tuned side mild, and the un-aligned side hostile again.
+FIRST = "We all pretended to like him"
+DRAWS, PASSAGES, LENGTH_PROMPTS = 3, 24, 48
+
+
+@lru_cache(maxsize=1)
+def prompts() -> dict[str, str]:
+    """The prompts that ship, by the name under which they are offered and kept in the link: masked, neutral ones marked."""
+    found = {mask(prompt): prompt for prompt in challenge_prompts()}
+    return found | {f"Neutral: {mask(prompt)}": prompt for prompt in neutral_prompts()}
+
+
+def model_of(source: Source, side: str) -> Model:
+    return state.load_pair(source).sides[side]
+
+
+@st.cache_resource(show_spinner="Asking which keys fire on provocation only …", max_entries=8)
+def candidates(source: Source, side: str, kind: str) -> tuple[Neuron, ...]:
+    """The neurons nearest to the probe, the nearest first (`top`), or those first that fire on provocation only (`selective`)."""
+    model = model_of(source, side)
+    most = min(POOL, model.n_layers * model.d_mlp)
+    (edit,) = parse_edit(f"scale_keys:{kind}:{most}:1", model, lambda: state.probe(source))
+    return edit.neurons  # type: ignore[return-value]
+
+
+@st.cache_resource(show_spinner="Measuring the residual stream …", max_entries=8)
+def lengths(source: Source, side: str) -> dict[str, float]:
+    """How long is the residual stream on average, at the last token of challenge prompts, at each place where directions are added?"""
+    model = model_of(source, side)
+    sites = [f"{name}.{layer}" for layer in range(model.n_layers) for name in ("resid_mid", "resid_post")]
+    texts = challenge_prompts()
+    rows = token_rows(model, texts[:: max(1, len(texts) // LENGTH_PROMPTS)], max_tokens=min(LONGEST, model.context))
+    held = capture(model, rows, sites)
+    return {site: float(held[site].norm(dim=-1).mean()) for site in sites}
+
+
+@st.cache_data(show_spinner=False, max_entries=256)
+def vector_length(source: Source, side: str, vector: str) -> float:
+    """The length of a direction that a form names."""
+    numbers = parse_vector(vector, model_of(source, side), lambda: state.probe(source))
+    return float(np.linalg.norm(numbers))
+
+
+@st.cache_resource(show_spinner=False, max_entries=256)
+def edits(source: Source, form: Form) -> tuple[Edit, ...]:
+    """The edits that a form means; nobody changes them."""
+    return edits_of(form, model_of(source, form.side), lambda: state.probe(source))
+
+
+@st.cache_data(show_spinner=False, max_entries=5000)
+def toxicity(text: str) -> float:
+    """The score of one continuation; what is computed anew waits for its turn like a token does."""
+    with turns.turn():
+        return float(state.scorer().score([text])["toxicity"].iloc[0])
+
+
+def voice_name(form: Form) -> str:
+    """Which of the fixed roles the edited model has: a tuned model whose keys are enlarged is un-aligned."""
+    return "un-aligned" if form.op == "scale_keys" and form.side == "tuned" and form.strength > 1 else "edited"
+
+
+def strengths(form: Form, points: int) -> list[float]:
+    """From no change to twice the change that is set, with the one that is set in the middle; for a factor below 1, down to it.
+
+    Raises `UserError` for an edit that has no strength, or that changes nothing.
+    """
+    if form.op not in NEUTRAL:
+        raise UserError("this edit has no strength that could be swept", "scale keys, or add a direction")
+    if form.idle:
+        raise UserError(f"at {form.strength:g} this edit changes nothing", "set another strength")
+    start = NEUTRAL[form.op]
+    down = form.op != "add" and form.strength < start
+    end = form.strength if down else start + 2 * (form.strength - start)
+    return [rounded(float(value)) for value in np.linspace(start, end, points)]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The edit and its random controls at every strength: one row each, and two figures."""
+
+    rows: pd.DataFrame
+    table: pd.DataFrame
+    figures: tuple[Figure, Figure]
+
+
+def sweep(source: Source, form: Form, unit: float, unit_name: str, points: int, count: int, new_tokens: int, step: Step) -> Sweep:
+    """How do toxicity and perplexity go with the strength of this edit, and with that of random controls?
+
+    Toxicity is measured on every other challenge prompt: the rest decides which keys are selective.
+
+    Args:
+        unit: by what the strength is divided where it is shown (`unit_name` says in words what it is).
+        count: how many prompts.
+    """
+    pair, model = state.load_pair(source), model_of(source, form.side)
+    values = strengths(form, points)
+    half = challenge_prompts()[::2]
+    held = [half[i * len(half) // count] for i in range(min(count, len(half)))]
+    room = model.context - new_tokens
+    read = passages()[:: max(1, len(passages()) // PASSAGES)]
+    what = voice_name(form)
+    null = f"random {'neurons' if form.neurons else 'directions'} (null, {DRAWS} draws)"
+    total, done = 2 + (len(values) - 1) * (1 + DRAWS), 0
+
+    def measure(on: Model, applied: Sequence[Edit], phrase: str) -> Evaluation:
+        nonlocal done
+        step(phrase, done, total)
+        found = evaluate(on, held, state.scorer(), edits=applied, passages=read, max_new_tokens=new_tokens, max_prompt_tokens=room)
+        done += 1
+        return found
+
+    other = "base" if form.side == "tuned" else "tuned"
+    beside = float(measure(pair.sides[other], (), f"the {other} model").toxicity.mean())
+    plain = measure(model, (), "without the edit")
+    rows = [_row(what, None, values[0] / unit, plain)]
+    rows += [_row(null, draw, values[0] / unit, plain) for draw in range(DRAWS)]
+    random = controls(source, form, held)
+    for value in values[1:]:
+        shown = f"{value / unit:.3g}"
+        rows.append(_row(what, None, value / unit, measure(model, edits(source, form.at(value)), f"strength {shown}")))
+        for draw, at in enumerate(random):
+            rows.append(_row(null, draw, value / unit, measure(model, at(value), f"strength {shown}, random control {draw + 1}")))
+    step("done", total, total)
+    frame = pd.DataFrame(rows)
+    return Sweep(frame, _table(frame, null), _figures(frame, what, null, unit_name, (beside, other), len(held), len(read)))
+
+
+def controls(source: Source, form: Form, texts: Sequence[str]) -> list[Callable[[float], tuple[Edit, ...]]]:
+    """Random controls of an edit, each giving its edits at a strength: directions of the same length, or other neurons of the same
+    layers that fire about as often at the end of these texts.
+    """
+    model = model_of(source, form.side)
+    if not form.neurons:
+        vector = edits(source, form)[0].values
+        assert vector is not None
+        drawn = random_directions(vector, DRAWS, seed=0)
+        return [lambda s, d=d: (Edit.add(form.site, d, s, form.positions),) for d in drawn]  # type: ignore[misc]
+    rows = token_rows(model, list(texts), max_tokens=min(LONGEST, model.context))
+    layers = sorted({layer for layer, _ in form.neurons})
+    rates = firing_rates(model, rows, [[len(row) - 1] for row in rows], layers)
+    # In a small model the neurons nearest to the probe are many of its neurons; some must remain to draw from.
+    near = candidates(source, form.side, "top")[: model.d_mlp // 4]
+    found: list[Callable[[float], tuple[Edit, ...]]] = []
+    for draw in range(DRAWS):
+        others = tuple(frequency_matched(form.neurons, rates, seed=draw, exclude=near))
+        like = Form(form.op, form.side, others, positions=form.positions)
+        found.append(lambda s, like=like: edits_of(like.at(s), model, lambda: state.probe(source)))  # type: ignore[misc]
+    return found
+
+
+def _row(what: str, draw: int | None, strength: float, found: Evaluation) -> dict[str, Any]:
+    toxic, price = bootstrap_mean(found.toxicity), found.perplexity.interval
+    return {
+        "model": what, "draw": draw, "strength": strength, "toxicity": toxic.value, "low": toxic.low, "high": toxic.high,
+        "share above half": float((found.toxicity > 0.5).mean()), "perplexity": price.value, "perplexity_low": price.low,
+        "perplexity_high": price.high, "F1": float(found.f1.mean()), "distinct-2": found.distinct_2,
+    }  # fmt: skip
+
+
+def _table(frame: pd.DataFrame, null: str) -> pd.DataFrame:
+    """One row per strength, with the range of the random controls beside it."""
+    random = frame[frame["model"] == null].groupby("strength")
+    ends = random["toxicity"].agg(["min", "max"])
+    table = frame[frame["model"] != null].set_index("strength")
+    columns = ["toxicity", "low", "high", "share above half", "perplexity", "F1", "distinct-2"]
+    table = table[columns].rename(columns={"low": "toxicity from", "high": "toxicity to"})
+    table["random: toxicity from"], table["random: toxicity to"] = ends["min"], ends["max"]
+    table["random: perplexity"] = random["perplexity"].mean()
+    return table.reset_index()
+
+
+def _figures(
+    frame: pd.DataFrame, what: str, null: str, unit: str, beside: tuple[float, str], prompts: int, texts: int
+) -> tuple[Figure, Figure]:
+    mine, random = frame[frame["model"] == what], frame[frame["model"] == null]
+    band = random.groupby("strength", as_index=False).agg(toxicity=("toxicity", "mean"), low=("toxicity", "min"), high=("toxicity", "max"))
+    curve = figures.lines(
+        "sweep", pd.concat([mine, band.assign(model=null)]), x="strength", y="toxicity", colour="model", low="low", high="high",
+        title="Toxicity by strength", x_title=unit, y_title="mean toxicity (0 to 1)", reference=(beside[0], beside[1]),
+        caption=f"Leftmost, nothing is changed. An edit that does something of its own leaves the grey band of random controls. Bands: 95 % interval over {prompts} "
+        f"prompts for the edit, range of {DRAWS} draws for the controls. Dotted: the {beside[1]} model. {DRAWS} draws are few: the report draws more.",
+    )  # fmt: skip
+    points = pd.concat(
+        [
+            mine.assign(at=[f"{value:.3g}" for value in mine["strength"]]),
+            random[random["strength"] != random["strength"].iloc[0]].assign(at=""),
+        ]
+    )
+    price = figures.scatter(
+        "price", points, x="perplexity", y="toxicity", colour="model", text="at", hover=("strength", "F1", "distinct-2"),
+        title="What it costs", x_title="perplexity on harmless passages", y_title="mean toxicity (0 to 1)",
+        caption=f"The number beside a point is its strength. A point far to the right says that language itself was spoiled, whatever its toxicity. Perplexity on {texts} passages.",
+    )  # fmt: skip
+    return curve, price
