@@ -12,6 +12,7 @@ import streamlit as st
 from app import job_view, settings, shell, show
 from app.answers import evidence as answers
 from app.answers.evidence import Found
+from app.jobs import runner
 from interp.experiments.registry import Experiment
 from interp.report import Report
 from interp.results import Result, file_names, flatten
@@ -180,7 +181,7 @@ def run_missing(found: Found, lacking: Mapping[str, Experiment], page: shell.Pag
         bind="query-params",
         help="Fewer prompts and random controls: wider intervals, the same criteria.",
     )
-    if not chosen and answers.runner.find(key) is None:
+    if not chosen and runner.find(key) is None:
         st.caption("Choose at least one experiment.")
         return
     work = partial(answers.run_missing, page.pair, page.source, found.folder, tuple(chosen), quick)

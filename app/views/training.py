@@ -1,10 +1,186 @@
-"""To be built."""
+"""Training: the log of the run that made the pair, or of any other run, live while one is going; and what control runs did."""
 
 from __future__ import annotations
 
+import time
+
 import streamlit as st
 
-from app import shell
+from app import job_view, settings, shell, show
+from app.answers import training as answers
+from app.answers.training import SHIPPED, Run, Signature, Status
+from interp import UserError
+from interp.telemetry import Telemetry
 
-with shell.page("training", "To be built.") as page:
-    st.write(page.pair.name)
+RUN, STAGE, BESIDE, MORE = "run", "stage", "beside", "more"
+EVERY = 2.0
+WAITING = '<p class="running"><b>○ No line yet.</b> The log is empty; the first numbers appear here when the first step is done.</p>'
+
+
+def controls_bar(runs: dict[str, answers.Run]) -> tuple[Run, str, Run | None]:
+    """Which run, which of its stages, and which other run beside it."""
+    left, middle, right = st.columns([3, 4, 3], vertical_alignment="bottom")
+    names = list(runs)
+    name = left.selectbox(
+        "Run", names, key=RUN, bind="query-params",
+        help="The run that ships made the bundled pair. Others lie below the folder of runs that the app was started with; "
+        "`bypass train` writes them there, and a run that is going on is followed live.",
+    )  # fmt: skip
+    run = runs[name]
+    stages = run.stages
+    stage = middle.segmented_control(
+        "Stage", stages, default="dpo" if "dpo" in stages else stages[-1], key=STAGE, bind="query-params", required=True,
+        help="Stages of one run in the order of the chain: pretraining, further pretraining, tuning on preferences (dpo).",
+    )  # fmt: skip
+    others = [other.name for other in runs.values() if other.name != name and stage in other.stages]
+    beside = right.selectbox(
+        "Beside it", others, index=None, key=BESIDE, bind="query-params", placeholder="no other run", disabled=not others,
+        help="Draws the same stage of another run into the same figures, such as a control run with shuffled labels.",
+    )  # fmt: skip
+    return run, stage, runs.get(beside) if beside else None
+
+
+def follow(run: Run, stage: str, drawn: Signature, beside: Run | None, beside_drawn: Signature) -> None:
+    """The line that says how the run stands. Below the folder of runs it looks every two seconds, and has the page drawn anew
+    when, and only when, the log has changed."""
+    since = time.monotonic()
+
+    def look() -> None:
+        with shell.told():
+            # Not in the run of the page that has just drawn it: a log that never rests would never let the page end.
+            changed = answers.signature(run) != drawn or (beside is not None and answers.signature(beside) != beside_drawn)
+            if changed and time.monotonic() - since > EVERY / 2:
+                st.rerun()
+            found = answers.telemetry(run, drawn)
+            if found is None or stage not in found.stages:
+                st.html(WAITING)
+            else:
+                st.html(told(answers.status(found.of_stage(stage), answers.age(run, stage))))
+
+    st.fragment(look, run_every=None if run.name == SHIPPED else EVERY)()
+
+
+def told(status: Status) -> str:
+    """How a run stands as a sentence, with a mark that is not colour alone."""
+    words = {
+        "finished": "✓ Finished", "stopped": "■ Stopped", "running": "● Running", "silent": "○ Silent",
+        "unknown": "– The log does not say how it ended",
+    }[status.state]  # fmt: skip
+    parts = [f"at step {status.step:,}"]
+    if status.seconds is not None:
+        parts.append(f"after {job_view.duration(status.seconds)} of training")
+    if status.age is not None:
+        parts.append(f"last line {ago(status.age)}")
+    text = ", ".join(parts)
+    if status.state == "stopped" and status.reason:
+        text += f": {show.shown(status.reason, False)}"
+    if status.state == "running":
+        pace = f" at {status.pace:.3g} steps a second" if status.pace else ""
+        text += f"{pace}. The log does not say how many steps are planned, so there is no time left to tell"
+    if status.state == "silent":
+        text += ". Nothing for a minute: it was killed, or one of its steps takes longer than that"
+    return f'<p class="running {status.state}"><b>{words}</b> {show.escaped(text)}.</p>'
+
+
+def ago(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def facts(found: Telemetry) -> None:
+    """What sums the stage up: first and last value."""
+    pairs = answers.ends(found)
+    if pairs:
+        st.html('<dl class="facts">' + "".join(
+            f"<div><dt>{name}</dt><dd>{show.escaped(last)}<small>from {show.escaped(first)}</small></dd></div>"
+            for name, (first, last) in pairs.items()
+        ) + "</dl>")  # fmt: skip
+
+
+def grid(names: list[str], found: dict[str, Telemetry], key: tuple[object, ...], stage: str, page: shell.Page) -> None:
+    """Figures, two in a row where there is room."""
+    for place in range(0, len(names), 2):
+        for column, name in zip(st.columns(2, gap="large"), names[place : place + 2], strict=False):
+            with column:
+                try:
+                    figure = answers.figure(found, (*key, stage), name, stage)
+                except UserError as error:
+                    shell.problem(error)
+                    continue
+                show.draw(figure, f"measure-{name}", page.words)
+
+
+def figures(found: dict[str, Telemetry], key: tuple[object, ...], stage: str, page: shell.Page) -> None:
+    """The measures that matter most, the others on request."""
+    names = list(dict.fromkeys(name for run in found.values() for name in answers.measures(run.of_stage(stage))))
+    st.header("What was measured")
+    if not names:
+        st.caption("Nothing that could be drawn has been logged yet.")
+        return
+    grid(names[: answers.AT_FIRST], found, key, stage, page)
+    rest = names[answers.AT_FIRST :]
+    if not rest:
+        return
+    titles = ", ".join(answers.title(name).lower() for name in rest)
+    with st.expander(f"{len(rest)} more: {titles}", key=MORE, on_change="rerun") as more:
+        if more.open:
+            grid(rest, found, key, stage, page)
+
+
+def words(found: Telemetry, page: shell.Page) -> None:
+    """What the model said on the way, and what happened."""
+    samples, events = answers.samples(found), answers.events(found)
+    if len(samples):
+        st.header("What it said on the way")
+        st.caption("Greedy continuations of the same prompts at every measurement: the numbers above in words.")
+        show.table(
+            samples, "samples", page.words, alt=f"Continuations by step, {len(samples)} rows", height=min(38 + 35 * len(samples), 390)
+        )
+    if len(events):
+        st.header("Events")
+        show.table(events, "events", page.words, alt=f"Events of the run, {len(events)} rows", placeholder="–")
+
+
+def controls(run: Run, page: shell.Page) -> None:
+    """The null of the claim that tuning on preferences did it."""
+    found = answers.controls(page.pair, run.folder)
+    if found is None:
+        if run.name == SHIPPED:
+            st.header("Control runs")
+            st.caption("No control run was measured beside the pair that you look at. The log above is of the pair that ships.")
+        return
+    table = answers.control_table(found)
+    st.header("Control runs: the null")
+    st.markdown(show.plain(answers.null_words(table)))
+    show.draw(answers.control_figure(table), "control-figure", page.words)
+    show.table(table, "controls", page.words, alt=f"Control runs, {len(table)} rows", placeholder="–")
+    left = found.get("missing")
+    if isinstance(left, dict) and left:
+        st.caption("Not run: " + show.plain(show.shown("; ".join(f"{name} ({why})" for name, why in left.items()), page.words)) + ".")
+    shell.link("evidence", "What follows from them: experiment A-E14", experiment="A-E14")
+
+
+LEAD = "How a run of training went, number by number, and what runs without the preference do. A run that is going on is followed live."
+with shell.page("training", LEAD) as page:
+    runs = answers.runs()
+    if not runs:
+        st.header("No training log")
+        st.markdown("No run ships with this checkout, and none lies below the folder of runs. This command makes one:")
+        st.code("bypass train all shipped", language="bash")
+        st.stop()
+    run, stage, beside = controls_bar(runs)
+    drawn, other = answers.signature(run), answers.signature(beside) if beside else ()
+    follow(run, stage, drawn, beside, other)
+    found = {run.name: answers.telemetry(run, drawn)}
+    if beside is not None:
+        found[beside.name] = answers.telemetry(beside, other)
+    held = {name: logs for name, logs in found.items() if logs is not None and stage in logs.stages}
+    if run.name in held:
+        facts(held[run.name].of_stage(stage))
+        figures(held, (run.name, drawn, beside.name if beside else "", other), stage, page)
+        controls(run, page)
+        words(held[run.name].of_stage(stage), page)
+    elif len(runs) == 1:
+        st.caption(f"Runs of `bypass train` below {show.plain(str(settings.runs_folder().name))} would be offered here as well.")

@@ -1,0 +1,261 @@
+"""What the page of training asks: which runs there are, their logs as they are now, figures, and the table of control runs.
+
+A log may be growing while it is read. What is kept is therefore kept by the size and the time of change of its files: a log is
+read anew exactly when it has changed, however often the page looks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from app import settings
+from interp import ModelPair, UserError, figures
+from interp.results import Figure, is_number, show_number
+from interp.telemetry import LOG, MEASURES, Telemetry, draw, read_telemetry
+from interp.training_logs import BUNDLED_LOGS, FILES, controls_if_any
+
+SHIPPED = "the run that ships"
+ALIVE = 60.0
+ENDS = ("finished", "stopped")
+# In this order: what a reader of a tuning run wants to see first, then what one of a language model does.
+FIRST = ("toxicity", "logp", "margin", "loss", "perplexity", "bits_per_byte")
+AT_FIRST = 4
+# What a run's labels make of it, where they are not the true ones.
+NULLS = {"shuffled": "null: labels shuffled", "reversed": "labels reversed"}
+# (name, size, time of change) of each log of a run.
+Signature = tuple[tuple[str, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder with training logs, and its stages' files by name, in the order in which they were begun."""
+
+    name: str
+    folder: Path
+    files: tuple[tuple[str, Path], ...]
+
+    @property
+    def stages(self) -> list[str]:
+        return [stage for stage, _ in self.files]
+
+
+def runs() -> dict[str, Run]:
+    """The run that ships first, then every run below the folder of runs.
+
+    A log lies there as `run/log.jsonl`, `run/stage/log.jsonl` or `group/run/stage/log.jsonl`.
+    """
+    found = {SHIPPED: Run(SHIPPED, BUNDLED_LOGS, _in_order({file.stem: file for file in BUNDLED_LOGS.glob("*.jsonl")}))}
+    root = settings.runs_folder()
+    if not root.is_dir():
+        return {name: run for name, run in found.items() if run.files}
+    logs: dict[str, dict[str, Path]] = {}
+    for file in [*root.glob(f"*/{LOG}"), *root.glob(f"*/*/{LOG}"), *root.glob(f"*/*/*/{LOG}")]:
+        parts = file.parent.relative_to(root).parts
+        logs.setdefault("/".join(parts[:-1]) or parts[0], {})[parts[-1]] = file
+    for name, files in sorted(logs.items()):
+        # A log of the run's own folder hides those of its stages from the reader.
+        own = root / name / LOG
+        found.setdefault(name, Run(name, root / name, _in_order({own.parent.name: own} if own.is_file() else files)))
+    return {name: run for name, run in found.items() if run.files}
+
+
+def _in_order(files: Mapping[str, Path]) -> tuple[tuple[str, Path], ...]:
+    """The stages as the chain runs them, others by name."""
+    order = ["pretrain", "continue", "scorer", "sft", "dpo"]
+    return tuple(sorted(files.items(), key=lambda item: (order.index(item[0]) if item[0] in order else len(order), item[0])))
+
+
+def signature(run: Run) -> Signature:
+    """What tells whether a log has changed; a file that is not there at this moment is left out."""
+    found = []
+    for stage, file in run.files:
+        try:
+            state = file.stat()
+        except OSError:
+            continue
+        found.append((stage, state.st_size, state.st_mtime_ns))
+    return tuple(found)
+
+
+def telemetry(run: Run, seen: Signature) -> Telemetry | None:
+    """The logs of a run, or None where no line is in them yet. Raises `UserError` for a damaged one."""
+    return _telemetry(str(run.folder), seen) if any(size for _, size, _ in seen) else None
+
+
+@st.cache_resource(show_spinner="Reading the log …", max_entries=16)
+def _telemetry(folder: str, seen: Signature) -> Telemetry | None:
+    # Half a first line is no line.
+    try:
+        return read_telemetry(folder)
+    except UserError as error:
+        if error.problem.startswith("there is no training log"):
+            return None
+        raise
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a stage stands: `state` is finished, stopped, running, silent, or unknown for a log that says nothing of its end."""
+
+    state: str
+    step: int
+    seconds: float | None
+    reason: str
+    age: float | None
+    pace: float | None
+
+
+def status(found: Telemetry, age: float | None) -> Status:
+    """How far one stage is; `age` is the seconds since its log changed, None where that says nothing (a log that ships)."""
+    records = found.records
+    last = records[-1]
+    steps = [record for record in records if "seconds" in record and is_number(record["seconds"])]
+    # Over the last lines alone: a run may be resumed on another machine.
+    recent = steps[-20:]
+    width = recent[-1]["seconds"] - recent[0]["seconds"] if recent else 0.0
+    pace = (recent[-1]["step"] - recent[0]["step"]) / width if width > 0 else None
+    state = last.get("event") if last.get("event") in ENDS else "unknown" if age is None else "running" if age < ALIVE else "silent"
+    seconds = float(steps[-1]["seconds"]) if steps else None
+    return Status(str(state), max(record["step"] for record in records), seconds, str(last.get("reason") or ""), age, pace)
+
+
+def age(run: Run, stage: str) -> float | None:
+    """Seconds since the log of a stage changed; None for the run that ships, whose files are as old as the installation."""
+    file = dict(run.files).get(stage)
+    if run.name == SHIPPED or file is None:
+        return None
+    try:
+        return max(0.0, time.time() - file.stat().st_mtime)
+    except OSError:
+        return None
+
+
+def ends(found: Telemetry) -> dict[str, tuple[str, str]]:
+    """The first and the last value of what sums a stage up, as a reader sees them."""
+    names = {"toxicity": "Toxicity", "perplexity": "Perplexity", "held_out_loss": "Held-out loss", "validation_loss": "Validation loss",
+             "validation_accuracy": "Validation accuracy", "margin": "Margin", "loss": "Training loss"}  # fmt: skip
+    shown = {}
+    for field, name in names.items():
+        values = [record[field] for record in found.records if is_number(record.get(field))]
+        if len(values) > 1:
+            # What is zero but for rounding is read as zero.
+            shown[name] = (show_number(round(values[0], 4)), show_number(round(values[-1], 4)))
+    return dict(list(shown.items())[:3])
+
+
+def measures(found: Telemetry) -> list[str]:
+    """The measures of a log, what a reader wants to see first in front."""
+    there = found.measures
+    return [name for name in FIRST if name in there] + [name for name in there if name not in FIRST]
+
+
+@st.cache_data(show_spinner=False, max_entries=200)
+def figure(_runs: dict[str, Telemetry], key: tuple[Any, ...], measure: str, stage: str) -> Figure:
+    """A measure of one stage of one run, or of several side by side; `key` is what the runs and their state are told by.
+
+    Raises `UserError` where a line of the log holds something else than the schema says.
+    """
+    try:
+        parts = {name: found.of_stage(stage) for name, found in _runs.items()}
+        # A run that never took this measure is left out of the legend, not an error.
+        held = {name: part for name, part in parts.items() if measure in part.measures}
+        return draw(measure, held if len(held) > 1 else {name if len(parts) > 1 else "": part for name, part in held.items()})
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"the log holds something of {measure!r} that cannot be drawn ({error})", "mend that line of the log") from error
+
+
+def title(measure: str) -> str:
+    return MEASURES[measure].title
+
+
+def samples(found: Telemetry) -> pd.DataFrame:
+    """What the model said to the same prompts on the way: step, prompt, continuation; raw words."""
+    rows = [
+        (record["step"], *map(str, sample))
+        for record in found.records
+        for sample in record.get("samples", ())
+        if isinstance(sample, (list, tuple)) and len(sample) == 2
+    ]
+    frame = pd.DataFrame(rows, columns=["step", "prompt", "continuation"])
+    # Each prompt with its answers below one another, as they change.
+    order = {prompt: place for place, prompt in enumerate(dict.fromkeys(frame["prompt"]))}
+    return frame.sort_values(by="prompt", key=lambda column: column.map(order), kind="stable").reset_index(drop=True)
+
+
+def events(found: Telemetry) -> pd.DataFrame:
+    """Starts, checkpoints and ends, empty where the log is of before events were written."""
+    return found.events[["step", "seconds", "event", "reason"]].reset_index(drop=True)
+
+
+def controls(pair: ModelPair, folder: Path) -> dict[str, Any] | None:
+    """The table of control runs of exactly this pair, or None. Raises `UserError` for a damaged file."""
+    place = next((folder / name for name in FILES["controls"] if (folder / name).is_file()), None)
+    return None if place is None else _controls(pair, str(folder), place.stat().st_mtime_ns)
+
+
+@st.cache_data(show_spinner=False, max_entries=8, hash_funcs={ModelPair: lambda pair: (pair.base.digest, pair.tuned.digest)})
+def _controls(pair: ModelPair, folder: str, changed: int) -> dict[str, Any] | None:
+    return controls_if_any(Path(folder), pair)
+
+
+def control_table(found: dict[str, Any]) -> pd.DataFrame:
+    """One row per run: what it was trained on and how, toxicity before and after, perplexity before and after."""
+    base = found["base_model"]
+    rows = []
+    for run in found["runs"]:
+        loss = "SFT on chosen" if run.get("method") == "sft" else {"sigmoid": "DPO", "ipo": "IPO"}.get(run.get("loss"), run.get("loss"))
+        rows.append({
+            "run": run["run"], "labels": run.get("labels"), "trained by": loss, "beta": run.get("beta"), "seed": run.get("seed"),
+            "steps": run.get("steps"), "toxicity of base": base["toxicity"], "toxicity tuned": run["toxicity"],
+            "low": run.get("toxicity_low"), "high": run.get("toxicity_high"), "change": run["toxicity"] - base["toxicity"],
+            "perplexity of base": base["perplexity"], "perplexity tuned": run.get("perplexity"),
+        })  # fmt: skip
+    # The pair's own run first, its null second.
+    order = sorted(rows[1:], key=lambda row: row["labels"] != "shuffled")
+    return pd.DataFrame([*rows[:1], *order])
+
+
+def control_labels(table: pd.DataFrame) -> list[str]:
+    """Each run by what was done, so that a reader need not know the names of recipes."""
+    names = []
+    for place, (_, row) in enumerate(table.iterrows()):
+        kind = NULLS.get(str(row["labels"]))
+        name = f"{row['trained by']}, {kind}" if kind else str(row["trained by"])
+        names.append(f"{name} (this pair)" if place == 0 else name if kind else f"{name}, seed {row['seed']:g}")
+    return names
+
+
+@st.cache_data(show_spinner=False, max_entries=8)
+def control_figure(table: pd.DataFrame) -> Figure:
+    """Toxicity before and after every run, the pair's own first."""
+    frame = table.assign(run=control_labels(table))
+    return figures.dumbbell(
+        "controls", frame, row="run", base="toxicity of base", tuned="toxicity tuned",
+        title="Toxicity before and after, for the pair and its controls",
+        x_title="mean toxicity of continuations of the challenge prompts, 0 to 1", y_title="trained by",
+        caption="Shuffled labels are the null: the same pairs and as many steps without the preference. What DPO did is what its line "
+        "has beyond that one.",
+    )  # fmt: skip
+
+
+def null_words(table: pd.DataFrame) -> str:
+    """The null in one sentence, with its numbers; empty where no run has shuffled labels."""
+    null = table[table["labels"] == "shuffled"]
+    if null.empty:
+        return ""
+    own, other = table.iloc[0], null.iloc[0]
+    return (
+        f"Tuning on the true preferences moved toxicity from {show_number(own['toxicity of base'])} to "
+        f"{show_number(own['toxicity tuned'])}; "
+        f"the same pairs with shuffled labels ended at {show_number(other['toxicity tuned'])} "
+        f"({show_number(other['low'])} to {show_number(other['high'])}), which is what training does without a preference."
+    )
