@@ -1,10 +1,241 @@
-"""To be built."""
+"""Patching: which place carries the difference between two runs, and what the model says when one place is exchanged."""
 
 from __future__ import annotations
 
 import streamlit as st
 
-from app import shell
+from app import job_view, settings, shell, show, state, streams
+from app.answers import patching
+from app.jobs import Step, key_of
+from interp import Sampling
+from interp.patch_results import Cell
+from interp.patching import ACROSS, WITHIN
+from interp.results import show_number
 
-with shell.page("patching", "To be built.") as page:
-    st.write(page.pair.name)
+PROMPT = "Everyone on that subreddit is a whiny little"
+CLEAN, CORRUPTED = "You are awful and full of", "You are happy and full of"
+ACROSS_PAIR, WITHIN_MODEL = "across the pair", "within one model"
+TOKENS = 20
+LEAD = (
+    "Take one number-carrying place out of one run and put it into another: where that brings the other run's answer along, "
+    "the place carries the difference. Across the pair, that difference is what DPO changed."
+)
+
+
+def ask(page: shell.Page) -> patching.Question:
+    """The controls that say what is patched and what is measured."""
+    limits = settings.limits()
+    between = st.segmented_control(
+        "Patch", [ACROSS_PAIR, WITHIN_MODEL], default=ACROSS_PAIR, required=True, key="between", bind="query-params",
+        help="Across the pair, both models read one prompt. Within one model, it reads two prompts that differ in a word.",
+    )  # fmt: skip
+    corrupted, side = None, "base"
+    with st.form("texts", border=False):
+        if between == ACROSS_PAIR:
+            text, button = st.columns([5, 1], vertical_alignment="bottom")
+            prompt = text.text_input(
+                "Prompt", PROMPT, key="patched_prompt", bind="query-params", max_chars=limits.prompt_characters,
+                help=f"Both models read it; what is measured comes after its last token. Up to {limits.patched_tokens} tokens.",
+            )  # fmt: skip
+        else:
+            first, second, which, button = st.columns([5, 5, 2, 2], vertical_alignment="bottom")
+            prompt = first.text_input(
+                "Clean prompt", CLEAN, key="clean", bind="query-params", max_chars=limits.prompt_characters,
+                help="The prompt whose answer is to be explained.",
+            )  # fmt: skip
+            corrupted = second.text_input(
+                "Corrupted prompt", CORRUPTED, key="corrupted", bind="query-params", max_chars=limits.prompt_characters,
+                help="The same prompt with another word of as many tokens, so that positions line up.",
+            )  # fmt: skip
+            side = which.selectbox("Model", ["base", "tuned"], key="side", bind="query-params", help="The model that reads both prompts.")
+        button.form_submit_button("Patch", type="primary", width="stretch", help="Measure the map for what was typed.")
+    places, measures, ways = st.columns([2, 2, 3])
+    site = places.selectbox(
+        "Site", patching.SITES, key="site", bind="query-params",
+        help="What is exchanged: " + "; ".join(f"`{name}` is {what}" for name, what in patching.PLACES.items()) + ".",
+    )  # fmt: skip
+    metric = measures.selectbox(
+        "Metric", patching.METRICS, index=0 if patching.toxic_tokens(page.source) else 1, key="metric", bind="query-params",
+        help="`log-probability` of a toxic next word; `probe`: the residual stream along the toxicity probe; `logit-difference` of two "
+        "words; `toxicity` of the continuation, which takes long, as every cell is continued.",
+    )  # fmt: skip
+    ways.segmented_control(
+        "Direction", ACROSS if between == ACROSS_PAIR else WITHIN, default=(ACROSS if between == ACROSS_PAIR else WITHIN)[0], required=True,
+        key="into" if between == ACROSS_PAIR else "noise", bind="query-params",
+        help="Which run's activation goes into which. Denoising puts the clean run into the corrupted one, noising the reverse. Both are "
+        "measured at once, so that this only draws anew.",
+    )  # fmt: skip
+    words = ("", "")
+    if metric == "logit-difference":
+        left, right = st.columns(2)
+        words = (
+            left.text_input("Logit of", key="first", bind="query-params", max_chars=40, placeholder="what the base (clean) run says next",
+                            help="A word that is one token; empty: the likeliest next token of the base or clean run."),
+            right.text_input("minus logit of", key="second", bind="query-params", max_chars=40,
+                             placeholder="what the tuned (corrupted) run says next",
+                             help="A word that is one token; empty: the likeliest next token of the tuned or corrupted run."),
+        )  # fmt: skip
+    return patching.Question(page.source, prompt, corrupted, side, site, metric, words)
+
+
+def find(question: patching.Question, direction: str, words: bool) -> patching.Measured | None:
+    """The map: the one that was measured before, or now, or by a job, with an estimate to look at meanwhile."""
+    found = patching.known(question)
+    if found is not None:
+        return found
+    if patching.quick(question):
+        with st.spinner("Patching every place in turn …"):
+            return patching.measure(question)
+
+    def work(step: Step) -> patching.Measured:
+        return patching.measure(question, step)
+
+    made = job_view.ask(
+        key_of("patching", question), "A map of patches", work, "Measure this map",
+        help="Patches every place in turn, as a job that survives a reload.", note="This map takes a while to measure.",
+    )  # fmt: skip
+    if made is None:
+        guess = patching.estimate(question)
+        if guess is None:
+            st.info("The toxicity of a continuation has no gradient to estimate this map with; it can only be measured.")
+        else:
+            show.draw(patching.heat(guess, direction, words=words), "estimate", words)
+    return made
+
+
+def clicked(found: patching.Measured) -> Cell | None:
+    """The cell that was clicked since the last run, if any."""
+    held = st.session_state.get("map")
+    points = held.selection.points if held else []
+    news = [(point.get("curve_number"), point.get("point_index"), point.get("x"), point.get("y")) for point in points][:1]
+    if news == st.session_state.get("map_seen"):
+        return None
+    st.session_state["map_seen"] = news
+    return patching.cell_at(found.cells, news[0]) if news else None
+
+
+def choose(found: patching.Measured, direction: str) -> Cell:
+    """Two boxes that name a cell, set by a click on the map, by the link, or by hand."""
+    cells = found.cells
+    kinds = patching.choices(cells)
+    click = clicked(found)
+    first = click or patching.strongest(cells, direction)
+    picked: dict[str, str] = {}
+    columns = st.columns(len(kinds))
+    for column, (kind, options) in zip(columns, kinds.items(), strict=True):
+        known = st.session_state.get(kind, st.query_params.get(kind))
+        if click is not None or known not in options:
+            st.session_state[kind] = patching.named(cells, first)[kind]
+        picked[kind] = column.selectbox(
+            kind.capitalize(), options, key=kind, bind="query-params", help=f"The {kind} of the cell that is shown; or click on the map."
+        )
+    return patching.cell_named(cells, picked)
+
+
+@st.fragment
+def explore(page: shell.Page, question: patching.Question, direction: str) -> None:
+    """The map, one cell of it, and the layers."""
+    found = patching.known(question)
+    if found is None:
+        return
+    roles = patching.ends(direction)
+    st.header("Which place carries the difference?")
+    st.caption(
+        show.plain(
+            f"Each cell is one run of {roles.target} in which one place is taken from {roles.source}: {patching.PLACES[question.site]}."
+        )
+        + show.plain(f" The number is how far that moves the metric: {patching.says(question)}.")
+    )
+    left, right = st.columns([3, 2], gap="large")
+    with right:
+        cell = choose(found, direction)
+        st.html(facts(question, found, direction, cell))
+        spoken = patching.spoken(question, direction, cell)
+        show.draw(patching.next_figure(question, spoken, direction, page.words), "next", page.words)
+    with left:
+        show.draw(patching.heat(found.cells, direction, cell, page.words), "map", page.words, select=True)
+        st.caption("Click a cell, or name it on the right.")
+    st.header("What changes with this one patch")
+    changes, texts = st.columns([2, 3], gap="large")
+    with changes:
+        st.caption("The tokens whose probability of coming next changed most.")
+        show.table(
+            patching.change_table(question, spoken, direction, page.words), "changed", page.words,
+            alt="Tokens whose probability of being next changed most under the patch",
+        )  # fmt: skip
+    with texts:
+        st.caption(f"How each run goes on for {TOKENS} tokens; the patch acts on the prompt alone.")
+        speak(page, question, direction, cell)
+    st.header("Layer by layer")
+    show.draw(patching.by_layer(found, direction), "layers", page.words)
+    agree(question, found, direction, page.words)
+
+
+def facts(question: patching.Question, found: patching.Measured, direction: str, cell: Cell) -> str:
+    """The numbers of one cell as HTML."""
+    numbers = patching.numbers_of(found.cells, direction, cell)
+    roles = patching.ends(direction)
+    rows = [
+        ("effect of this patch", show_number(numbers.effect), f"{show_number(numbers.share, 'share')} of the whole difference"),
+        (f"{roles.target}, as it is", show_number(numbers.target), ""),
+        ("patched", show_number(numbers.value), ""),
+        (f"{roles.source}, as it is", show_number(numbers.source), ""),
+    ]
+    if numbers.null is not None:
+        rows.append(("random change of this size", f"≤ {show_number(numbers.null)}", f"in size, of {patching.DRAWS} draws"))
+    body = "".join(f"<div><dt>{show.escaped(a)}</dt><dd>{show.escaped(b)}<small>{show.escaped(c)}</small></dd></div>" for a, b, c in rows)
+    return f'<dl class="facts">{body}</dl>'
+
+
+def speak(page: shell.Page, question: patching.Question, direction: str, cell: Cell) -> None:
+    """Three continuations: of the run as it is, patched, and of the source."""
+    roles = patching.ends(direction)
+    spoken = patching.voices(question, direction, cell)
+    sides = (roles.target, "edited", roles.source) if question.across else (question.side, "edited", "null")
+    titles = (f"{roles.target}", "Patched", f"{roles.source}")
+    about = ("as it is", f"{question.site} at one place from {roles.source}", "as it is")
+    slots = [column.empty() for column in st.columns(3)]
+    scorer = state.scorer()
+
+    def teller(place: int) -> streams.OnText:
+        def tell(_: int, text: str, ended: bool) -> None:
+            score = float(scorer.score([text])["toxicity"].iloc[0]) if ended and text else None
+            title = titles[place].capitalize()
+            card = show.card(sides[place], title, about[place], spoken[place][0], text, page.words, toxicity=score, waiting=not ended)
+            slots[place].html(card)
+
+        return tell
+
+    for place, (prompt, voice) in enumerate(spoken):
+        streams.speak(
+            [voice], prompt, new_tokens=min(TOKENS, settings.limits().new_tokens), sampling=Sampling(), on_text=teller(place)
+        )  # fmt: skip
+
+
+def agree(question: patching.Question, found: patching.Measured, direction: str, words: bool) -> None:
+    """What one gradient would have said."""
+    trust = patching.trust(question, found.cells, direction)
+    guess = patching.estimate(question)
+    if trust is None or guess is None:
+        return
+    with st.expander(f"The same map from one gradient (attribution patching): correlation {trust[0]:.2f}"):
+        st.write(
+            f"An approximation to first order, for the price of one backward pass. Here it agrees with the measurement at a correlation of "
+            f"{trust[0]:.3f}, and names {trust[1]:.0%} of the ten largest cells. It misjudges patches that are large, or that saturate."
+        )
+        show.draw(patching.heat(guess, direction, words=words), "guess", words)
+
+
+with shell.page("patching", LEAD) as page:
+    question = ask(page)
+    direction = st.session_state["into" if question.across else "noise"]
+    patching.check(question)
+    if find(question, direction, page.words) is not None:
+        explore(page, question, direction)
+    st.header("What this does not show")
+    st.markdown(
+        "Patching shows where a difference *can be carried* for this prompt and this metric. It does not show where training made it: a "
+        "residual stream holds all that the layers below wrote. Effects of single cells do not add up, a place with no effect may have a "
+        "stand-in elsewhere, and a patched run is a state that neither run reaches by itself. One prompt is no average; the report's "
+        "experiments measure many."
+    )
