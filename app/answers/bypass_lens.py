@@ -1,0 +1,135 @@
+"""What the page *Bypass* asks of the logit lens: one prompt, one token, both models, after every half layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from app import state
+from app.answers.bypass import light, random_changes, states, study
+from app.settings import Source
+from interp import Model, UserError, figures
+from interp.lens import lens_table, logit_lens
+from interp.lexicon import is_toxic_word
+from interp.next_tokens import next_tokens
+from interp.results import Figure
+from interp.tokens import token_rows
+
+EXAMPLES, OFFERED, SAID = 12, 6, 3
+NULL = "random changes of equal norm (null)"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A token that may come next, and its probability in both models."""
+
+    token: int
+    text: str
+    base: float
+    tuned: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One token along the stack, with its final probability in each model (and under random changes, where these are cheap)."""
+
+    figure: Figure
+    final: dict[str, float]
+    ranks: dict[str, int]
+    largest: str
+
+
+@st.cache_data(show_spinner=False, max_entries=16)
+def examples(source: Source, count: int) -> list[str]:
+    """The prompts on which the base model's likeliest next token loses most by tuning, those with a word of the list first."""
+    context = study(source, count)
+    base, tuned = context.pair.sides.values()
+    site = f"resid_post.{base.n_layers - 1}"
+    before, after = (side[site] for side in states(source, count))
+    likely = next_tokens(base, before, [0] * len(before), top=1).top[:, 0].tolist()
+    lost = (next_tokens(base, before, likely).log_probs.exp() - next_tokens(tuned, after, likely).log_probs.exp()).tolist()
+    # The lens reads prompts as they are typed, so one that had to be cut for the context is no example.
+    whole = [len(row) < base.context - context.new_tokens for row in context.prompt_rows()]
+    toxic = [is_toxic_word(base.tokenizer.decode([token])) for token in likely]
+    order = sorted(range(len(lost)), key=lambda place: (not toxic[place], -lost[place]))
+    return [context.prompts[place] for place in order if whole[place]][:EXAMPLES] or context.prompts[:EXAMPLES]
+
+
+@st.cache_data(show_spinner=False, max_entries=128)
+def candidates(source: Source, prompt: str) -> list[Candidate]:
+    """What either model says next, the base model's likeliest first. Raises `UserError` for a prompt that does not fit."""
+    pair = state.load_pair(source)
+    ids: list[int] = []
+    for model in pair.sides.values():
+        table = lens_table(model, prompt, OFFERED, masked=False)
+        ids += table[table["point"] == table["point"].max()]["id"].tolist()
+    chosen = list(dict.fromkeys(ids))
+    row = token_rows(pair.base, [prompt])[0]
+    base, tuned = (logit_lens(model, [row] * len(chosen), chosen).probabilities[:, -1].tolist() for model in pair.sides.values())
+    decode = pair.base.tokenizer.decode
+    return [Candidate(token, decode([token]), a, b) for token, a, b in zip(chosen, base, tuned, strict=True)]
+
+
+def one_token(model: Model, word: str) -> int:
+    """The token that a typed word is, as it follows a space or as it stands. Raises `UserError` where it is several."""
+    pieces: list[int] = []
+    for text in (" " + word.strip(), word):
+        pieces = token_rows(model, [text])[0]
+        if len(pieces) == 1:
+            return pieces[0]
+    told = " | ".join(model.tokenizer.decode([piece]) for piece in pieces[:8])
+    raise UserError(
+        f"{word[:40]!r} is {len(pieces)} tokens for this model: {told}", "give a word that is one token, or one of these pieces"
+    )
+
+
+@st.cache_data(show_spinner=False, max_entries=256)
+def curve(source: Source, prompt: str, token: int) -> Curve:
+    """The probability of one token after every half layer, in both models."""
+    pair = state.load_pair(source)
+    lenses = {name: logit_lens(model, [prompt], [token]) for name, model in pair.sides.items()}
+    held = {name: lens.probabilities[0].numpy().astype(float) for name, lens in lenses.items()}
+    if light(pair):
+        held[NULL] = np.mean([logit_lens(model, [prompt], [token]).probabilities[0].numpy() for model in random_changes(source)], axis=0)
+    labels, steps = lenses["base"].labels, lenses["base"].steps
+    frame = pd.DataFrame(
+        [(name, at / 2, labels[at], value) for name, values in held.items() for at, value in enumerate(values)],
+        columns=["model", "layers done", "point", "probability"],
+    )
+    rises = lenses["base"].rises[0, 1:]
+    best = int(rises.argmax()) + 1
+    figure = figures.lines(
+        "lens", frame, x="layers done", y="probability", colour="model", title="The token along the stack", markers=True,
+        shaded=[(at / 2, (at + 1) / 2, "MLP steps") for at in range(1, len(steps), 2)],
+        x_title="layers done", y_title="probability of the token",
+        caption="Each point is what the model would say if it ended there; half layers are after attention. A late rise in the base model "
+        "that is lower in the tuned one is "
+        "the word being bypassed. The lens reads early states with the last layer's unembedding, which they are not made for: low values "
+        "there do not show absence. One prompt has no interval.",
+    )  # fmt: skip
+    return Curve(
+        figure, {name: float(values[-1]) for name, values in held.items()}, {name: int(lens.ranks[0, -1]) for name, lens in lenses.items()},
+        f"{'the MLP' if steps[best] == 'mlp' else 'attention'} of layer {(best - 1) // 2} adds most ({float(rises[best - 1]):+.1%})",
+    )  # fmt: skip
+
+
+@st.cache_data(show_spinner=False, max_entries=128)
+def said(source: Source, prompt: str) -> pd.DataFrame:
+    """The likeliest tokens after each half layer: point, and one column per model with tokens and probabilities."""
+    columns: dict[str, list[str]] = {}
+    for name, model in state.load_pair(source).sides.items():
+        table = lens_table(model, prompt, SAID, masked=False)
+        labels = table["label"].unique().tolist()
+        columns.setdefault("after", [_place(label) for label in labels])
+        columns[name] = [
+            "   ".join(f"{row.token} {row.probability:.0%}" for row in part.itertuples()) for _, part in table.groupby("point")
+        ]
+    return pd.DataFrame(columns)
+
+
+def _place(label: str) -> str:
+    kind, _, layer = label.partition(" ")
+    return {"embed": "the embedding", "mid": f"attention {layer}", "post": f"MLP {layer}"}[kind]

@@ -1,0 +1,164 @@
+"""What the page *Bypass* asks about where the shift comes from: parts of the model, and updates of value vectors against it.
+
+The decomposition and the cosines are those of experiment A-E11, at any layer; its null, gradient steps that know nothing of
+toxicity, is that experiment itself, run for the layer that was chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+import torch
+
+from app.answers.bypass import by_layer, study
+from app.jobs import Step
+from app.settings import Source
+from interp import figures
+from interp.capture import Captured
+from interp.experiments.a_e11_antipodal import antipodes
+from interp.experiments.registry import Context, Finding, find_experiments
+from interp.offset_sources import decompose, pooled
+from interp.offsets import shifts
+from interp.results import Figure
+
+# Phrases of A-E11: the states, and five controls (three in a quick run).
+CONTROLS, QUICK_CONTROLS = 5, 3
+MLP = ("changed values", "changed activations", "both", "value bias")
+
+
+@dataclass(frozen=True)
+class Written:
+    """Which parts of the model write the mean shift before one layer's MLP."""
+
+    contributors: Figure
+    parts: Figure
+    table: pd.DataFrame
+    shares: dict[str, float]
+    length: float
+    residual: float
+
+
+@dataclass(frozen=True)
+class Against:
+    """How value updates lie to the shift, and what the sign of the neurons' activation alone says of it."""
+
+    profile: Figure
+    last: float
+    predicted: float
+    guessed: float
+
+
+@dataclass(eq=False)
+class AtLayer(Context):
+    """A study whose offset is read at a chosen layer in place of the one that the rule finds."""
+
+    layer: int = 1
+
+    @property
+    def offset_layer(self) -> int:  # type: ignore[override]
+        return self.layer
+
+
+@st.cache_resource(show_spinner="Reading the prompts at every position …", max_entries=6)
+def means(source: Source, count: int) -> tuple[Captured, Captured]:
+    """Each prompt's means over positions, base and tuned: streams, attention outputs, neurons."""
+    context = study(source, count)
+    base, tuned = (context.mean_states(model) for model in context.pair.sides.values())
+    return base, tuned
+
+
+def weights(source: Source, count: int) -> torch.Tensor:
+    """The number of positions behind each prompt's mean."""
+    return torch.tensor([len(row) for row in study(source, count).prompt_rows()]).double()
+
+
+@st.cache_data(show_spinner=False, max_entries=128)
+def written(source: Source, count: int, layer: int) -> Written:
+    """The mean shift before the MLP of `layer` as parts that add up to it. Raises `UserError` as `decompose` does."""
+    context = study(source, count)
+    base, tuned = means(source, count)
+    found = decompose(context.pair, layer, base, tuned, weights(source, count))
+    frame = found.table.copy()
+    frame["contributor"] = ["MLP" if part in MLP else part for part in frame["part"]]
+    by = frame.groupby(["layer", "contributor"], sort=False)["share"].sum().reset_index()
+    by["layer"] = by["layer"].astype(str)
+    parts = found.by_part()
+    parts["part"] = [f"{part}, {sign} neurons" if sign else part for part, sign in zip(parts["part"], parts["sign"], strict=True)]
+    parts["part"] = [f"MLP: {part}" if part.split(",")[0] in MLP else part for part in parts["part"]]
+    return Written(
+        figures.bars(
+            "contributors", by, x="layer", y="share", colour="contributor", horizontal=False,
+            title=f"Who writes the shift at layer {layer}?", x_title="layer that writes", y_title="share of the shift",
+            caption="The bars add up to 1: how much of the mean shift each layer's attention and MLP add. Attention also hands on what "
+            "MLPs "
+            "below wrote at earlier positions, so a tall attention bar does not clear the MLPs.",
+        ),
+        figures.bars(
+            "parts", parts, x="part", y="share", horizontal=True, title="By what has changed", x_title="",
+            y_title="share of the shift",
+            caption="“Inactive” neurons have a mean activation below 0 in the base model. The paper's claim is that changed values of "
+            "inactive neurons write the shift: that bar would be the longest. It is a sum, not a causal account, and has no null.",
+        ),
+        found.table, {name: float(by[by["contributor"] == name]["share"].sum()) for name in ("attention", "MLP", "embedding")},
+        found.length, found.residual,
+    )  # fmt: skip
+
+
+@st.cache_data(show_spinner=False, max_entries=128)
+def against(source: Source, count: int, layer: int) -> Against:
+    """Cosines of the value updates below `layer` (at least 1) with the shift there."""
+    base, tuned = means(source, count)
+    lengths, site = weights(source, count), f"resid_mid.{layer}"
+    activations = [pooled(base[f"mlp_post.{below}"], lengths) for below in range(layer)]
+    found = antipodes(study(source, count).pair, layer, shifts(base[site], tuned[site]), activations, lengths)
+    rows = []
+    for below, cosines in found.cosines.items():
+        low, high = (float(cosines.quantile(at)) for at in (0.25, 0.75))
+        rows.append((below, "tuned", float(cosines.median()), low, high))
+    frame = pd.DataFrame(rows, columns=["layer", "model", "cosine", "low", "high"])
+    return Against(
+        by_layer(figures.lines(
+            "against", frame, x="layer", y="cosine", colour="model",
+            low="low", high="high", reference=(0, "at right angles"), title="Value updates against the shift, by layer", x_title="layer "
+            "of the value vectors",
+            y_title="cosine with the shift",
+            caption="Median over neurons, with quartiles. Below 0, the value vectors were moved against the shift. Any gradient step does "
+            "this to neurons of negative "
+            "activation, so by itself this says little: compare it with steps that know nothing of toxicity.",
+        ), frame),
+        found.last, found.predicted, found.guessed,
+    )  # fmt: skip
+
+
+def controls(source: Source, count: int, layer: int, quick: bool) -> Callable[[Step], Finding]:
+    """Experiment A-E11 at this layer, on these prompts, as the work of a job."""
+    context, (experiment,) = study(source, count), find_experiments(["A-E11"])
+
+    def work(step: Step) -> Finding:
+        said = 0
+
+        def say(text: str) -> None:
+            nonlocal said
+            step(text, said, 1 + (QUICK_CONTROLS if quick else CONTROLS))
+            said += 1
+
+        given = {item.name: getattr(context, item.name) for item in fields(Context) if item.name not in ("say", "quick")}
+        return experiment.run(AtLayer(**given, layer=layer, say=say, quick=quick))
+
+    return work
+
+
+def drawn(finding: Finding) -> tuple[Figure, float, float]:
+    """The figure with its nulls, the last layer's median, and the lowest of the gradient steps'."""
+    table = finding.tables["changes"]
+    last = "median cosine, last layer"
+    steps = table[table["model"].str.contains("step")][last]
+    return (
+        by_layer(finding.figures[0], finding.tables["by layer"]),
+        float(table[table["model"] == "tuned"][last].iloc[0]),
+        float(np.min(steps)),
+    )
