@@ -19,7 +19,6 @@ from interp.neurons import Neuron
 from interp.probe import Probe
 
 Op = Literal["scale_keys", "add", "project_out", "set", "scale"]
-Side = Literal["base", "tuned"]
 MOST_NEURONS = 64
 # Where an op changes nothing; the others have no strength that could be turned down.
 NEUTRAL: dict[str, float] = {"scale_keys": 1.0, "scale": 1.0, "add": 0.0}
@@ -30,12 +29,13 @@ class Form:
     """What is done to which side of the pair.
 
     Attributes:
+        side: `tuned` or `base`.
         vector: `probe`, `difference` or `value.5.770`.
         strength: the factor of `scale_keys` and `scale`, the value of `set`, the multiple of the vector of `add`.
     """
 
     op: Op
-    side: Side = "tuned"
+    side: str = "tuned"
     neurons: tuple[Neuron, ...] = ()
     vector: str = ""
     site: str = ""
