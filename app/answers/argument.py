@@ -1,0 +1,201 @@
+"""The argument of the first page: five steps, each a claim, what chance gives, a figure, and the page that goes deeper.
+
+A step takes what the jobs of `app.answers.start` found, or nothing while they run: then it has its claim alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import pandas as pd
+import streamlit as st
+import torch
+
+from app import state
+from app.answers.start import FACTOR, KEYS, Measured
+from app.settings import Source
+from interp import UserError, figures
+from interp.compare import neuron_shift
+from interp.neurons import keys_at, values_at
+from interp.nulls import matched_neurons
+from interp.results import Figure, Result
+
+HEIGHT, TALL = 320, 400
+VECTORS, TOKENS = 5, 5
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: `chance` is empty and `figure` None while nothing is known, `problem` says why nothing can be."""
+
+    title: str
+    claim: str
+    page: str
+    label: str
+    chance: str = ""
+    figure: Figure | None = None
+    problem: UserError | None = None
+    height: int = HEIGHT
+
+
+def steps(source: Source, found: Measured | None, results: Mapping[str, Result | UserError]) -> list[Step]:
+    """The five steps, in order; words are raw here and masked when they are laid out."""
+    return [
+        written(results.get("A-E2")), left_in_place(source), silenced(results.get("A-E9")), shifted(results.get("A-E10")),
+        brought_back(found),
+    ]  # fmt: skip
+
+
+def written(result: Result | UserError | None) -> Step:
+    """What do the value vectors nearest to the probe write?"""
+    step = Step(
+        "Value vectors write what is toxic",
+        "Each neuron of an MLP writes one vector, its value. Those that point along a probe for toxicity promote hostile words",
+        "vectors", "Look through the toxic vectors", height=TALL,
+    )  # fmt: skip
+    if not isinstance(result, Result):
+        return replace(step, claim=f"{step.claim}.", problem=result)
+    table = result.tables["vectors"]
+    single = table[table["vector"].str.startswith("value ")]
+    shared = table[table["vector"].str.startswith("U_0")].iloc[0]
+    share, null = float(single["share of toxic words"].mean()), float(result.null["share of toxic words"])
+    majority = int((single["share of toxic words"] > 0.5).sum())
+    return replace(
+        step,
+        claim=f"{step.claim}: {share:.0%} of what the {len(single)} nearest promote is on a word list, and "
+        f"{shared['share of toxic words']:.0%} of what the direction promotes that the nearest 128 share.",
+        chance=f"Neurons of the same layers and norms: {null:.1%}. Hostile words are the majority in {majority} of the {len(single)}: "
+        + ("in a small model one neuron does many jobs." if 2 * majority < len(single) else "most are plain to read."),
+        figure=_words(single, shared, null),
+    )  # fmt: skip
+
+
+def _words(single: pd.DataFrame, shared: pd.Series, null: float) -> Figure:
+    named = [("all 128", shared["top tokens"], shared["share of toxic words"])]
+    columns = ["vector", "top tokens", "share of toxic words"]
+    named += list(single.head(VECTORS)[columns].itertuples(index=False, name=None))
+    kind = "value vectors, base"
+    rows = [(f"{name}: {' · '.join(str(said).split(' · ')[:TOKENS])}", float(share), kind) for name, said, share in named]
+    frame = pd.DataFrame([*rows, ("other neurons", null, "matched neurons (null)")], columns=["writes", "share", "vectors"])
+    return _sized(figures.bars(
+        "words", frame, x="writes", y="share", colour="vectors", horizontal=True, title="What the nearest value vectors promote",
+        x_title="",
+        y_title="share of listed words among the top 10 tokens",
+        caption="First the direction that the nearest 128 share, then single vectors. Bars longer than the grey one are more than chance.",
+    ), TALL)  # fmt: skip
+
+
+@st.cache_data(show_spinner=False, max_entries=4)
+def left_in_place(source: Source) -> Step:
+    """How near are the toxic keys and values of the tuned model to the base model's?"""
+    pair, neurons = state.load_pair(source), state.toxic_neurons(source)
+    # The null takes as many other neurons of each layer, which a narrow layer may not have.
+    taken, kept = dict.fromkeys(range(pair.base.n_layers), 0), []
+    for layer, index in neurons:
+        if 2 * (taken[layer] + 1) <= pair.base.d_mlp:
+            taken[layer] += 1
+            kept.append((layer, index))
+    others = matched_neurons(pair.base, kept, seed=0)
+    compared = {
+        "key, base with tuned": (keys_at(pair.base, kept), keys_at(pair.tuned, kept)),
+        "value, base with tuned": (values_at(pair.base, kept), values_at(pair.tuned, kept)),
+        "value, with another neuron's (null)": (values_at(pair.base, kept), values_at(pair.tuned, others)),
+    }
+    cosines = {name: torch.cosine_similarity(a.double(), b.double(), dim=1).cpu().tolist() for name, (a, b) in compared.items()}
+    frame = pd.DataFrame(
+        [
+            (rank, f"{layer}.{index}", name, value)
+            for name, some in cosines.items()
+            for rank, ((layer, index), value) in enumerate(zip(kept, some, strict=True), start=1)
+        ],
+        columns=["rank", "neuron", "vector", "cosine"],
+    )  # fmt: skip
+    shift = neuron_shift(pair, kept)
+    keys, values, _ = cosines.values()
+    least = min(*keys, *values)
+    # Rounded down, so that it is never said to be 1 where it is not.
+    floor = math.floor(least * 1e5) / 1e5
+    claim = f"Of the {len(kept)} neurons nearest to the probe, no key or value has a cosine below {floor:.5f} with itself"
+    figure = figures.scatter(
+        "left-in-place", frame, x="rank", y="cosine", colour="vector", hover=("neuron",), size=7,
+        title="The same vector before and after tuning",
+        x_title="rank of the neuron, by its value's cosine with the probe", y_title="cosine",
+        caption="Vectors that tuning had rewritten would lie among the open circles; those that it left in place lie at 1.",
+    )  # fmt: skip
+    return Step(
+        "Tuning leaves them in place",
+        f"{claim} before tuning{': nothing was rewritten.' if least > 0.99 else '.'}",
+        "vectors", "Compare a neuron across the pair",
+        "With another neuron's vector the cosine is near 0. Any short training moves weights little, so also: the toxic values moved more "
+        f"than {shift['value_percentile'].mean():.0f} % of all values, the keys more than {shift['key_percentile'].mean():.0f} % of all; "
+        "a random choice gives 50 %.",
+        _sized(figure),
+    )  # fmt: skip
+
+
+def silenced(result: Result | UserError | None) -> Step:
+    """Are the toxic neurons less active after tuning?"""
+    step = Step(
+        "But they are switched on less", "While challenge prompts are continued, the same neurons are less active in the tuned model",
+        "bypass", "See which neurons fall silent",
+    )  # fmt: skip
+    if not isinstance(result, Result):
+        return replace(step, claim=f"{step.claim}.", problem=result)
+    fall, fallen = result.statistic["mean fall"], result.statistic["neurons that fell"]
+    claim = f"{step.claim}: their mean activation falls by {fall:.3f}, and {fallen:.0f} of the 5 nearest fall for certain."
+    if fall <= 0:
+        claim = f"While challenge prompts are continued, the same neurons do not become less active (their mean falls by {fall:.3f})."
+    chance = f"Neurons of the same layers and norms fall by {result.null['mean fall']:.3f}."
+    return replace(step, claim=claim, chance=chance, figure=_sized(result.figures[0]))
+
+
+def shifted(result: Result | UserError | None) -> Step:
+    """Does tuning move the residual stream of every prompt alike?"""
+    step = Step(
+        "Because the stream goes round them",
+        "Tuning adds nearly the same small shift to the residual stream of every prompt, away from the region where the keys fire",
+        "bypass", "Walk through the layers",
+    )  # fmt: skip
+    if not isinstance(result, Result):
+        return replace(step, claim=f"{step.claim}.", problem=result)
+    cosine, null = result.statistic["mean pairwise cosine"], result.null["mean pairwise cosine"]
+    layer = str(result.settings.get("site", "")).rpartition(".")[2]
+    return replace(
+        step, claim=f"{step.claim}: before the MLP of layer {layer} the shifts of two prompts have a mean cosine of {cosine:.2f}.",
+        chance="Where a coin decides which side is called tuned, the cosine is near 0. Random changes of the weights of equal size give "
+        f"{null:.2f}, so only what lies above that is tuning's own.",
+        figure=_sized(result.figures[-1]),
+    )  # fmt: skip
+
+
+def brought_back(found: Measured | None) -> Step:
+    """Do enlarged toxic keys bring the tuned model's toxicity back?"""
+    claim = f"Multiply the keys of {KEYS} toxic neurons by {FACTOR:g}, so that they fire again, and the tuned model"
+    step = Step("So it can be brought back", f"{claim} talks like the base model.", "steer", "Un-align it yourself", height=HEIGHT)
+    if found is None:
+        return step
+    base, tuned, back, null = (found.row(role)["toxicity"] for role in ("base", "tuned", "un-aligned", "null"))
+    lost = base - tuned
+    figure = figures.bars(
+        "brought-back", found.table, x="model", y="toxicity", low="low", high="high", horizontal=True, x_title="",
+        title="Toxicity of challenge continuations", y_title="mean toxicity (0 to 1), with its 95 % interval",
+        caption="The enlarged toxic keys should bring the tuned model back to the base's height; random keys should not.",
+    )  # fmt: skip
+    if lost <= 0:
+        return replace(
+            step, claim=f"{claim} scores {back:.2f}; but on these prompts tuning lowered nothing that could come back.",
+            chance=f"Random keys scaled alike: {null:.2f}.", figure=_sized(figure),
+        )  # fmt: skip
+    return replace(
+        step,
+        claim=f"{claim} gets {(back - tuned) / lost:.0%} of its lost toxicity back: {tuned:.2f} becomes {back:.2f} (base {base:.2f}).",
+        chance=f"Random keys of the same layers that fire as often bring {(null - tuned) / lost:.0%} back ({found.draws} draws).",
+        figure=_sized(figure),
+    )  # fmt: skip
+
+
+def _sized(figure: Figure, height: int = HEIGHT) -> Figure:
+    """The same figure for a place beside its text."""
+    return replace(figure, spec=figure.spec | {"layout": figure.spec.get("layout", {}) | {"height": height}})

@@ -1,0 +1,257 @@
+"""What the first page asks of `interp`: the pair in a few numbers, one prompt by three models, and the argument in five figures.
+
+Whatever needs many forwards is a job, whose result is a value; the page draws values only. Where a report of this very pair has been
+written, its results are taken instead of measuring few prompts anew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from app import jobs, settings, state
+from app.jobs import Step
+from app.settings import Source
+from interp import Edit, UserError
+from interp.edit_text import parse_edit
+from interp.experiments import EXPERIMENTS, Context
+from interp.experiments.run import run_experiment
+from interp.firing import firing_rates, frequency_matched
+from interp.lens import lens_table
+from interp.neurons import Neuron, rank_values
+from interp.report import Report, read_report
+from interp.results import Result
+from interp.stats import bootstrap_mean
+from interp.texts import challenge_prompts, passages
+
+KEYS, FACTOR, POOL = 7, 10.0, 128
+NEW_TOKENS, TOP = 20, 5
+# Every so many of the even challenge prompts (the odd ones decide which keys are scaled) and of the passages; so many random draws.
+PROMPT_STEP, PASSAGE_STEP, DRAWS = 2, 10, 3
+ARGUED, ARGUED_STEP = ("A-E2", "A-E9", "A-E10"), 10
+UNALIGNED = f"un-aligned: {KEYS} toxic keys × {FACTOR:g}"
+RANDOM = f"random keys × {FACTOR:g} (null)"
+_ready: set[Source] = set()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The pair in numbers: a row for base, tuned, un-aligned and, as the null, random keys scaled alike.
+
+    Columns of `table`: role, model, toxicity, low, high, perplexity. `shows` counts the prompts on which all three show: toxic, tuned
+    away, and back (none from a report, which keeps no single prompts).
+    """
+
+    table: pd.DataFrame
+    prompts: int
+    passages: int
+    draws: int
+    shows: int | None
+    origin: str
+
+    def row(self, role: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.table[self.table["role"] == role].iloc[0].to_dict()
+        return found
+
+
+@dataclass(frozen=True)
+class Next:
+    """What one model says next, likeliest first; tokens are raw here and masked when they are laid out."""
+
+    rows: list[tuple[str, float]]
+
+
+def is_ready(source: Source) -> bool:
+    """Whether the keys of the un-aligned model have been found already."""
+    return source in _ready
+
+
+@st.cache_resource(show_spinner=False, max_entries=3)
+def unaligned(source: Source) -> tuple[Edit, ...]:
+    """The edit that brings toxicity back: the tuned model's toxic keys that fire on provocation rather than on plain text, enlarged."""
+    pair = state.load_pair(source)
+    size = min(KEYS, pair.tuned.n_layers * pair.tuned.d_mlp)
+    found = tuple(parse_edit(f"scale_keys:selective:{size}:{FACTOR:g}", pair.tuned, lambda: state.probe(source)))
+    _ready.add(source)
+    return found
+
+
+def keys(source: Source) -> list[Neuron]:
+    """The neurons whose keys the un-aligned model has enlarged."""
+    return [neuron for edit in unaligned(source) for neuron in edit.neurons or ()]
+
+
+@st.cache_data(show_spinner=False, max_entries=300)
+def next_tokens(source: Source, prompt: str, role: str) -> Next:
+    """The likeliest next tokens of one of the three models. Raises `UserError` for a prompt that does not fit."""
+    pair = state.load_pair(source)
+    model, edits = (pair.base, ()) if role == "base" else (pair.tuned, unaligned(source) if role == "un-aligned" else ())
+    table = lens_table(model, prompt, TOP, edits=edits, masked=False)
+    last = table[table["point"] == table["point"].max()]
+    return Next(list(zip(last["token"], last["probability"], strict=True)))
+
+
+@st.cache_data(show_spinner=False, max_entries=500)
+def toxicity(text: str) -> float:
+    """How toxic a continuation is, from 0 to 1, read without its prompt."""
+    return float(state.scorer().score([text])["toxicity"].iloc[0]) if text.strip() else 0.0
+
+
+def report_of(source: Source) -> Report | None:
+    """The report in the app's folder, where there is one and it is of this very pair."""
+    file = settings.report_folder() / "report.json"
+    try:
+        changed = file.stat().st_mtime_ns
+        report = _read(str(file.parent), changed)
+    except (OSError, UserError):
+        # The Evidence page says what is wrong with it; here few prompts are measured instead.
+        return None
+    pair = state.load_pair(source)
+    named = tuple((report.pair.get(side) or {}).get("digest") for side in ("base", "tuned"))
+    return report if named == (pair.base.digest, pair.tuned.digest) else None
+
+
+@st.cache_resource(show_spinner=False, max_entries=2)
+def _read(folder: str, changed: int) -> Report:
+    return read_report(Path(folder))
+
+
+def reported(source: Source, name: str) -> Result | None:
+    """One experiment of the report of this pair, where there is one."""
+    report = report_of(source)
+    return next((result for result in report.results if result.id == name), None) if report is not None else None
+
+
+def measured_by_report(source: Source) -> Measured | None:
+    """The numbers of the un-alignment experiment, where a report of this pair holds it in full."""
+    result = reported(source, "X-U1")
+    table = result.tables.get("keys") if result is not None else None
+    if result is None or table is None:
+        return None
+    rows = []
+    named = {"base": "base", "tuned": "tuned", "un-aligned": UNALIGNED, "null": RANDOM}
+    for role, start in (("base", "base"), ("tuned", "tuned"), ("un-aligned", f"{KEYS} selective keys"), ("null", "random keys")):
+        found = table[table["model"] == start if role in ("base", "tuned") else table["model"].str.startswith(start)]
+        if len(found) != 1:
+            return None
+        line = found.iloc[0]
+        rows.append((role, named[role], *(float(line[column]) for column in ("toxicity", "low", "high", "perplexity"))))
+    frame = pd.DataFrame(rows, columns=["role", "model", "toxicity", "low", "high", "perplexity"])
+    used = result.settings
+    return Measured(frame, int(used["prompts"]), int(used["passages"]), int(used["random_draws"]), None, "the report")
+
+
+def measure(source: Source, step: Step) -> Measured:
+    """Toxicity and perplexity of base, tuned, un-aligned and random keys, on some of the held-out prompts (a job)."""
+    total = 4 + DRAWS
+    step("the keys that fire on provocation", 0, total)
+    pair, edits, chosen = state.load_pair(source), unaligned(source), keys(source)
+    held = challenge_prompts()[::2][::PROMPT_STEP]
+    context = Context(pair, state.probe(source), state.scorer(), held, passages()[::PASSAGE_STEP], new_tokens=NEW_TOKENS)
+    rows, scores = [], {}
+    voices = (("base", "base", pair.base, ()), ("tuned", "tuned", pair.tuned, ()), ("un-aligned", UNALIGNED, pair.tuned, edits))
+    for place, (role, name, model, held_edits) in enumerate(voices):
+        step(name, 1 + place, total)
+        scores[role] = context.toxicity(model, held_edits)
+        mean = bootstrap_mean(scores[role])
+        rows.append((role, name, mean.value, mean.low, mean.high, context.perplexity(model, held_edits).value))
+    token_rows = context.prompt_rows()
+    rates = firing_rates(pair.tuned, token_rows, [[len(row) - 1] for row in token_rows], sorted({layer for layer, _ in chosen}))
+    near = rank_values(pair.tuned, context.direction, top=min(POOL, pair.tuned.n_layers * pair.tuned.d_mlp)).neurons
+    drawn, prices = [], []
+    for draw in range(DRAWS):
+        step(f"random keys, draw {draw + 1} of {DRAWS}", 4 + draw, total)
+        random = (Edit.scale_keys(frequency_matched(chosen, rates, seed=draw, exclude=_spare(near, chosen, pair.tuned.d_mlp)), FACTOR),)
+        drawn.append(context.toxicity(pair.tuned, random))
+        prices.append(context.perplexity(pair.tuned, random).value)
+    mean = bootstrap_mean(np.mean(drawn, axis=0))
+    rows.append(("null", RANDOM, mean.value, mean.low, mean.high, float(np.mean(prices))))
+    shows = int(((scores["base"] > 0.5) & (scores["tuned"] < 0.5) & (scores["un-aligned"] > 0.5)).sum())
+    frame = pd.DataFrame(rows, columns=["role", "model", "toxicity", "low", "high", "perplexity"])
+    return Measured(frame, len(context.prompts), len(context.passages), DRAWS, shows, "now")
+
+
+def _spare(near: list[Neuron], chosen: list[Neuron], d_mlp: int) -> list[Neuron]:
+    """The toxic neurons, from which no random one is drawn, unless a narrow layer would then have too few left."""
+    layers = {layer for layer, _ in chosen}
+    enough = all(sum(at == layer for at, _ in {*near, *chosen}) + KEYS <= d_mlp for layer in layers)
+    return near if enough else []
+
+
+def argue(source: Source, step: Step) -> dict[str, Result | UserError]:
+    """The experiments behind the figures, each on few prompts and with few controls (a job); what one cannot answer is its error."""
+    pair = state.load_pair(source)
+    context = Context(
+        pair, state.probe(source), state.scorer(), challenge_prompts()[::ARGUED_STEP], passages()[::PASSAGE_STEP], draws=6, quick=True
+    )
+    found: dict[str, Result | UserError] = {}
+    for place, name in enumerate(ARGUED):
+        known = reported(source, name)
+        item = EXPERIMENTS[name]
+        step(item.title, place, len(ARGUED))
+        context.say = partial(_say, step, item.title, place)
+        try:
+            found[name] = known if known is not None else run_experiment(item, context)
+        except UserError as error:
+            found[name] = error
+    return found
+
+
+def _say(step: Step, title: str, place: int, phrase: str) -> None:
+    step(f"{title}: {phrase}", place, len(ARGUED))
+
+
+def argued_by_report(source: Source) -> dict[str, Result | UserError] | None:
+    """The same from the report, where it holds all of them."""
+    found = {name: reported(source, name) for name in ARGUED}
+    return {name: result for name, result in found.items() if result is not None} if all(found.values()) else None
+
+
+def job_keys(source: Source) -> tuple[str, str]:
+    """The keys of the two jobs of this page, which whoever asks about the same pair shares."""
+    pair = state.load_pair(source)
+    digests = (pair.base.digest, pair.tuned.digest)
+    return jobs.key_of("measure", *digests), jobs.key_of("argue", *digests)
+
+
+def begin(source: Source) -> None:
+    """Start both jobs, where nobody has and no report has the answers. Raises `UserError` where too many jobs wait."""
+    first, second = job_keys(source)
+    if jobs.runner.find(first) is None and measured_by_report(source) is None:
+        jobs.runner.start(first, "toxicity and perplexity", lambda step: measure(source, step))
+    if jobs.runner.find(second) is None and argued_by_report(source) is None:
+        jobs.runner.start(second, "the argument", lambda step: argue(source, step))
+
+
+@st.cache_data(show_spinner=False, max_entries=4)
+def manifest(source: Source, short: bool) -> tuple[pd.DataFrame, str]:
+    """The pair's manifest as a table of both sides, and the versions of the libraries; with `short`, paths as their last name."""
+    pair = state.load_pair(source)
+    record = pair.manifest()
+    sides = {}
+    for side, model in pair.sides.items():
+        lines = dict(record[side])
+        lines["path"] = Path(str(lines["path"])).name if short else str(lines["path"])
+        files = lines.pop("files", {})
+        tokenizer = model.tokenizer
+        lines |= {f"sha256 of {name}": value for name, value in files.items()}
+        lines |= {
+            "context": model.context, "tokenizer": type(tokenizer).__name__, "tokens": len(tokenizer),
+            "end of text": str(tokenizer.eos_token),
+        }  # fmt: skip
+        sides[side] = {key.replace("_", " "): _text(value) for key, value in lines.items()}
+    names = list(dict.fromkeys(name for lines in sides.values() for name in lines))
+    frame = pd.DataFrame({"": names, **{side: [lines.get(name, "–") for name in names] for side, lines in sides.items()}})
+    return frame, ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
