@@ -67,7 +67,8 @@ FROM dependencies AS app
 LABEL org.opencontainers.image.title="Bypass" \
       org.opencontainers.image.description="What preference tuning changes inside a language model: the browser app" \
       org.opencontainers.image.licenses="Apache-2.0"
-# The folders stay as they are under a read-only root: everything that is written goes to /data.
+# The root can be read-only: everything that is written goes to /data. Streamlit's welcome would ask a server on the internet for
+# this machine's address.
 RUN groupadd --gid 10001 bypass \
  && useradd --uid 10001 --gid bypass --home-dir /data --no-create-home --no-log-init --shell /usr/sbin/nologin bypass \
  && install -d -o bypass -g bypass /data \
@@ -81,6 +82,7 @@ ENV PATH=/opt/project/bin:/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     XDG_CACHE_HOME=/data/cache \
     HF_HOME=/data/huggingface \
     HF_HUB_DISABLE_TELEMETRY=1 \
+    STREAMLIT_LOGGER_HIDE_WELCOME_MESSAGE=true \
     MPLCONFIGDIR=/data/matplotlib \
     BYPASS_MODELS=/models \
     BYPASS_REPORT=/data/report \
