@@ -44,7 +44,7 @@ PLACES = {
 }
 METRICS = ("log-probability", "probe", "logit-difference", "toxicity")
 WHOLE = {"head_out": "attn_out", "mlp_post": "mlp_out"}
-DRAWS, NEURONS, NEW_TOKENS, NEXT, CHANGED, KEPT = 2, 48, 12, 4, 10, 64
+DRAWS, NEURONS, NEW_TOKENS, NEXT, CHANGED, KEPT = 2, 48, 12, 4, 8, 64
 # Multiplications that a page does while its reader waits: some seconds of one core; what is longer is a job.
 QUICK = 5e10
 Step = Callable[[str, int, int], None]
@@ -100,6 +100,11 @@ class Ends:
 
 _measured: OrderedDict[Question, Measured] = OrderedDict()
 _lock = threading.Lock()
+
+
+def phrase(role: str) -> str:
+    """A run as a sentence names it."""
+    return f"the {role} model" if role in ("base", "tuned") else f"the {role} prompt"
 
 
 def ends(direction: str) -> Ends:
@@ -353,11 +358,13 @@ def heat(cells: PatchMap, direction: str, chosen: Cell | None = None, words: boo
         "hovermode": "closest",
         "hoverdistance": -1,
     }
-    caption = figure.caption
-    data = [drawn]
+    caption, data = figure.caption, [drawn]
     if drawn["type"] == "heatmap":
         spots = [(drawn["x"][_column(cells, cell)], drawn["y"][cell.layer]) for cell in cells.cells]
         effects, null = cells.effects[at].mean(dim=0).tolist(), cells.null_most
+        weak = [False if null is None else abs(effect) <= float(null[at, place]) for place, effect in enumerate(effects)]
+        drawn, layout = _readable(cells, drawn, layout, [None if faint else effect for effect, faint in zip(effects, weak, strict=True)])
+        data = [drawn]
         told = [
             f"layer {cell.layer}, {x}<br><b>{show_number(effect)}</b>"
             + ("" if null is None else f"<br>random change: up to {show_number(float(null[at, place]))}")
@@ -365,15 +372,32 @@ def heat(cells: PatchMap, direction: str, chosen: Cell | None = None, words: boo
         ]
         data.append(_marks(spots, {"symbol": "square", "size": 26, "opacity": 0}, told))
         if null is not None:
-            faint = [spot for spot, effect, most in zip(spots, effects, null[at].tolist(), strict=True) if abs(effect) <= most]
-            data.append(_marks(faint, {"symbol": "x-thin", "size": 9, "line": {"width": 1, "color": show.colour("null")}}))
+            data.append(
+                _marks(
+                    [spot for spot, faint in zip(spots, weak, strict=True) if faint],
+                    {"symbol": "x-thin", "size": 9, "line": {"width": 1, "color": show.colour("null")}},
+                )
+            )
             caption += " Orange raises it, blue lowers it; a cross marks places where the random change does as much."
         if chosen is not None:
             spot = spots[number_of(cells, chosen)]
-            data.append(_marks([spot], {"symbol": "square-open", "size": 24, "line": {"width": 3, "color": show.colour("edited")}}))
+            data.append(_marks([spot], {"symbol": "square-open", "size": 26, "color": show.colour("edited"), "line": {"width": 3}}))
     if guess:
         caption = "An estimate from one gradient, not a measurement. " + caption
     return replace(figure, spec={"data": data, "layout": layout}, caption=caption)
+
+
+def _readable(cells: PatchMap, drawn: Any, layout: Any, effects: Sequence[float | None]) -> tuple[Any, Any]:
+    """The map with numbers that fit into narrow cells, only where they say something, and rows high enough to point at."""
+    columns, rows = len(drawn["x"]), len(drawn["y"])
+    digits = 1 if max((abs(effect) for effect in effects if effect is not None), default=0.0) >= 10 else 2
+    text = [[""] * columns for _ in range(rows)]
+    for cell, effect in zip(cells.cells, effects, strict=True):
+        if effect is not None:
+            text[cell.layer][_column(cells, cell)] = f"{effect:.{digits}f}".replace("-", "−")
+    bar = {"thickness": 10, "outlinewidth": 0}
+    drawn = drawn | {"text": text, "texttemplate": "%{text}" if columns <= 14 else "", "textfont": {"size": 10}, "colorbar": bar}
+    return drawn, layout | {"height": 130 + 34 * rows, "margin": layout["margin"] | {"r": 8}}
 
 
 def _column(cells: PatchMap, cell: Cell) -> int:
@@ -395,7 +419,7 @@ def by_layer(found: Measured, direction: str) -> Figure:
     cells, whole, roles = found.cells, found.whole, ends(direction)
     at = cells.directions.index(direction)
     one = {"head_out": "strongest head", "mlp_post": "strongest of these neurons"}.get(cells.site, "strongest token")
-    all_of = f"{roles.source}, whole layer" + (f" ({whole.site})" if whole.site != cells.site else "")
+    all_of = f"{roles.source}: whole layer" + (f" ({whole.site})" if whole.site != cells.site else "")
     rows = []
     single = cells.effects[at].mean(dim=0).tolist()
     for place, cell in enumerate(whole.cells):
@@ -414,8 +438,8 @@ def by_layer(found: Measured, direction: str) -> Figure:
         "by-layer", frame, x="layer", y="effect", colour="run", low="low", high="high",
         x_title="layer", title=f"{whole.site}: what each layer carries",
         y_title=f"effect on {cells.metric}", reference=(gap, "whole difference"),
-        caption=f"Where the line of the whole layer meets the dotted one, patching that layer alone turns the {roles.target} run into the "
-        f"{roles.source} run, as far as this metric sees. The band is what random changes of equal norm do.",
+        caption=f"Where the line of the whole layer meets the dotted one, patching that layer alone gives {phrase(roles.target)} "
+        f"the answer of {phrase(roles.source)}, as far as this metric sees. The band is what random changes of equal norm do.",
     )  # fmt: skip
     ticks = {"tickmode": "linear", "tick0": 0, "dtick": 1 if len(whole.cells) <= 16 else 4}
     layout = figure.spec["layout"]
@@ -465,13 +489,11 @@ def _parts(runs: Runs, direction: str, cell: Cell) -> tuple[Any, Any, Any]:
     return target, source, selection(target, runs.site, [cell])
 
 
-def next_figure(question: Question, spoken: Spoken, direction: str, words: bool) -> Figure:
+def next_figure(spoken: Spoken, direction: str, words: bool) -> Figure:
     """The likeliest next tokens of the three runs, side by side."""
     roles = ends(direction)
     labels = _distinct([show.visible(token, words) for token in spoken.likeliest["token"]])
-    parts = (("before", f"{roles.target}, as it is"), ("patched", "patched"), ("source", f"{roles.source}, as it is"))
-    names = {column: name if question.across or column == "patched" else name.replace(",", " run,") for column, name in parts}
-    names = {column: {"tuned, as it is": "tuned", "base, as it is": "base"}.get(name, name) for column, name in names.items()}
+    names = {"before": roles.target, "patched": "patched", "source": roles.source}
     frame = pd.concat(
         [pd.DataFrame({"token": labels, "probability": spoken.likeliest[column], "run": name}) for column, name in names.items()]
     )
@@ -481,7 +503,7 @@ def next_figure(question: Question, spoken: Spoken, direction: str, words: bool)
     )  # fmt: skip
 
 
-def change_table(question: Question, spoken: Spoken, direction: str, words: bool) -> pd.DataFrame:
+def change_table(spoken: Spoken, direction: str, words: bool) -> pd.DataFrame:
     """The tokens that changed most, as a table to be read: probabilities in per cent, the change in points."""
     roles, frame = ends(direction), spoken.changed
     return pd.DataFrame(

@@ -8,7 +8,7 @@ from app import job_view, settings, shell, show, state, streams
 from app.answers import patching
 from app.jobs import Step, key_of
 from interp import Sampling
-from interp.patch_results import Cell
+from interp.patch_results import Cell, PatchMap
 from interp.patching import ACROSS, WITHIN
 from interp.results import show_number
 
@@ -17,8 +17,8 @@ CLEAN, CORRUPTED = "You are awful and full of", "You are happy and full of"
 ACROSS_PAIR, WITHIN_MODEL = "across the pair", "within one model"
 TOKENS = 20
 LEAD = (
-    "Take one number-carrying place out of one run and put it into another: where that brings the other run's answer along, "
-    "the place carries the difference. Across the pair, that difference is what DPO changed."
+    "Take what one place holds in one run and put it into another run: where that brings the other run's answer along, the place "
+    "carries the difference. Across the pair, that difference is what DPO changed."
 )
 
 
@@ -49,7 +49,7 @@ def ask(page: shell.Page) -> patching.Question:
             )  # fmt: skip
             side = which.selectbox("Model", ["base", "tuned"], key="side", bind="query-params", help="The model that reads both prompts.")
         button.form_submit_button("Patch", type="primary", width="stretch", help="Measure the map for what was typed.")
-    places, measures, ways = st.columns([2, 2, 3])
+    places, measures = st.columns(2)
     site = places.selectbox(
         "Site", patching.SITES, key="site", bind="query-params",
         help="What is exchanged: " + "; ".join(f"`{name}` is {what}" for name, what in patching.PLACES.items()) + ".",
@@ -58,12 +58,6 @@ def ask(page: shell.Page) -> patching.Question:
         "Metric", patching.METRICS, index=0 if patching.toxic_tokens(page.source) else 1, key="metric", bind="query-params",
         help="`log-probability` of a toxic next word; `probe`: the residual stream along the toxicity probe; `logit-difference` of two "
         "words; `toxicity` of the continuation, which takes long, as every cell is continued.",
-    )  # fmt: skip
-    ways.segmented_control(
-        "Direction", ACROSS if between == ACROSS_PAIR else WITHIN, default=(ACROSS if between == ACROSS_PAIR else WITHIN)[0], required=True,
-        key="into" if between == ACROSS_PAIR else "noise", bind="query-params",
-        help="Which run's activation goes into which. Denoising puts the clean run into the corrupted one, noising the reverse. Both are "
-        "measured at once, so that this only draws anew.",
     )  # fmt: skip
     words = ("", "")
     if metric == "logit-difference":
@@ -78,7 +72,7 @@ def ask(page: shell.Page) -> patching.Question:
     return patching.Question(page.source, prompt, corrupted, side, site, metric, words)
 
 
-def find(question: patching.Question, direction: str, words: bool) -> patching.Measured | None:
+def find(question: patching.Question, words: bool) -> patching.Measured | None:
     """The map: the one that was measured before, or now, or by a job, with an estimate to look at meanwhile."""
     found = patching.known(question)
     if found is not None:
@@ -99,7 +93,7 @@ def find(question: patching.Question, direction: str, words: bool) -> patching.M
         if guess is None:
             st.info("The toxicity of a continuation has no gradient to estimate this map with; it can only be measured.")
         else:
-            show.draw(patching.heat(guess, direction, words=words), "estimate", words)
+            show.draw(patching.heat(guess, guess.directions[0], words=words), "estimate", words)
     return made
 
 
@@ -115,63 +109,75 @@ def clicked(found: patching.Measured) -> Cell | None:
 
 
 def choose(found: patching.Measured, direction: str) -> Cell:
-    """Two boxes that name a cell, set by a click on the map, by the link, or by hand."""
+    """Boxes that name a cell, set by a click on the map, by the link, or by hand; empty they stand for the strongest cell."""
     cells = found.cells
-    kinds = patching.choices(cells)
-    click = clicked(found)
-    first = click or patching.strongest(cells, direction)
-    picked: dict[str, str] = {}
-    columns = st.columns(len(kinds))
-    for column, (kind, options) in zip(columns, kinds.items(), strict=True):
-        known = st.session_state.get(kind, st.query_params.get(kind))
-        if click is not None or known not in options:
-            st.session_state[kind] = patching.named(cells, first)[kind]
-        picked[kind] = column.selectbox(
-            kind.capitalize(), options, key=kind, bind="query-params", help=f"The {kind} of the cell that is shown; or click on the map."
-        )
-    return patching.cell_named(cells, picked)
+    kinds, click = patching.choices(cells), clicked(found)
+    names = patching.named(cells, patching.strongest(cells, direction))
+    for (kind, options), column in zip(kinds.items(), st.columns(len(kinds)), strict=True):
+        if click is not None:
+            st.session_state[kind] = patching.named(cells, click)[kind]
+        elif st.session_state.get(kind) not in (None, *options):
+            # Another prompt has other tokens.
+            st.session_state[kind] = None
+        picked = column.selectbox(
+            kind.capitalize(), options, index=None, key=kind, bind="query-params", placeholder=f"{names[kind]} (strongest)",
+            help=f"The {kind} of the cell that is shown; empty, that of the strongest cell. A click on the map sets it.",
+        )  # fmt: skip
+        names[kind] = picked or names[kind]
+    return patching.cell_named(cells, names)
 
 
 @st.fragment
-def explore(page: shell.Page, question: patching.Question, direction: str) -> None:
+def explore(page: shell.Page, question: patching.Question) -> None:
     """The map, one cell of it, and the layers."""
-    found = patching.known(question)
-    if found is None:
-        return
-    roles = patching.ends(direction)
+    with shell.told():
+        found = patching.known(question)
+        if found is not None:
+            lay_out(page, question, found)
+
+
+def lay_out(page: shell.Page, question: patching.Question, found: patching.Measured) -> None:
+    """What the fragment shows."""
     st.header("Which place carries the difference?")
+    ways = ACROSS if question.across else WITHIN
+    direction = st.segmented_control(
+        "Direction", ways, default=ways[0], required=True, key="into" if question.across else "noise", bind="query-params",
+        help="Which run's activation goes into which. Denoising puts the clean run into the corrupted one, noising the reverse. Both are "
+        "measured at once, so that this only draws anew.",
+    )  # fmt: skip
+    roles = patching.ends(direction)
     st.caption(
         show.plain(
-            f"Each cell is one run of {roles.target} in which one place is taken from {roles.source}: {patching.PLACES[question.site]}."
+            f"Each cell is one run of {patching.phrase(roles.target)} in which one place is taken from {patching.phrase(roles.source)}: "
+            f"{patching.PLACES[question.site]}. The number is how far that moves the metric, which is {patching.says(question)}."
         )
-        + show.plain(f" The number is how far that moves the metric: {patching.says(question)}.")
     )
-    left, right = st.columns([3, 2], gap="large")
+    left, right = st.columns([5, 3], gap="large")
     with right:
         cell = choose(found, direction)
-        st.html(facts(question, found, direction, cell))
-        spoken = patching.spoken(question, direction, cell)
-        show.draw(patching.next_figure(question, spoken, direction, page.words), "next", page.words)
+        st.html(facts(found, direction, cell))
     with left:
         show.draw(patching.heat(found.cells, direction, cell, page.words), "map", page.words, select=True)
-        st.caption("Click a cell, or name it on the right.")
-    st.header("What changes with this one patch")
-    changes, texts = st.columns([2, 3], gap="large")
+        st.caption("Click a cell for what it changes, or name it beside the map.")
+    st.header("What the patched run says")
+    spoken = patching.spoken(question, direction, cell)
+    likeliest, changes = st.columns(2, gap="large")
+    with likeliest:
+        show.draw(patching.next_figure(spoken, direction, page.words), "next", page.words)
     with changes:
-        st.caption("The tokens whose probability of coming next changed most.")
+        st.markdown("**Tokens whose probability of coming next changed most**")
         show.table(
-            patching.change_table(question, spoken, direction, page.words), "changed", page.words,
+            patching.change_table(spoken, direction, page.words), "changed", page.words,
             alt="Tokens whose probability of being next changed most under the patch",
         )  # fmt: skip
-    with texts:
-        st.caption(f"How each run goes on for {TOKENS} tokens; the patch acts on the prompt alone.")
-        speak(page, question, direction, cell)
+    st.caption("How each run goes on; the patch acts on the prompt alone, and what follows is the model's own.")
+    speak(page, question, found.cells, direction, cell)
     st.header("Layer by layer")
     show.draw(patching.by_layer(found, direction), "layers", page.words)
     agree(question, found, direction, page.words)
 
 
-def facts(question: patching.Question, found: patching.Measured, direction: str, cell: Cell) -> str:
+def facts(found: patching.Measured, direction: str, cell: Cell) -> str:
     """The numbers of one cell as HTML."""
     numbers = patching.numbers_of(found.cells, direction, cell)
     roles = patching.ends(direction)
@@ -187,13 +193,14 @@ def facts(question: patching.Question, found: patching.Measured, direction: str,
     return f'<dl class="facts">{body}</dl>'
 
 
-def speak(page: shell.Page, question: patching.Question, direction: str, cell: Cell) -> None:
+def speak(page: shell.Page, question: patching.Question, cells: PatchMap, direction: str, cell: Cell) -> None:
     """Three continuations: of the run as it is, patched, and of the source."""
     roles = patching.ends(direction)
     spoken = patching.voices(question, direction, cell)
-    sides = (roles.target, "edited", roles.source) if question.across else (question.side, "edited", "null")
-    titles = (f"{roles.target}", "Patched", f"{roles.source}")
-    about = ("as it is", f"{question.site} at one place from {roles.source}", "as it is")
+    names = [f"{kind} {name}" for kind, name in patching.named(cells, cell).items()]
+    sides = (roles.target, "edited", roles.source) if question.across else (question.side, "edited", question.side)
+    titles = (roles.target, "patched", roles.source)
+    about = ("as it is", f"{question.site} of {', '.join(names)} from {patching.phrase(roles.source)}", "as it is")
     slots = [column.empty() for column in st.columns(3)]
     scorer = state.scorer()
 
@@ -228,10 +235,9 @@ def agree(question: patching.Question, found: patching.Measured, direction: str,
 
 with shell.page("patching", LEAD) as page:
     question = ask(page)
-    direction = st.session_state["into" if question.across else "noise"]
     patching.check(question)
-    if find(question, direction, page.words) is not None:
-        explore(page, question, direction)
+    if find(question, page.words) is not None:
+        explore(page, question)
     st.header("What this does not show")
     st.markdown(
         "Patching shows where a difference *can be carried* for this prompt and this metric. It does not show where training made it: a "
