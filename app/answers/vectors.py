@@ -20,6 +20,7 @@ from app.settings import Source
 from app.turns import turns
 from interp import Examples, ModelPair, figures, max_activating
 from interp.compare import neuron_shift
+from interp.example_results import Window
 from interp.experiments.a_e2_vectors import TOKENS, TOP, toxic_shares
 from interp.firing import LONGEST, firing_rates, selective_first
 from interp.neurons import Neuron, explain_neuron, keys_at, rank_values, svd_directions, top_tokens, values_at
@@ -32,6 +33,10 @@ from interp.vocabulary import search
 LISTED, DRAWS, OTHERS, TRIED, WINDOWS = 8, 20, 100, 32, 5
 # Lower than any activation: a prompt on which a neuron never fires is an answer too.
 ANYTHING = -1e9
+MEASURES = [
+    "norm in base", "norm in tuned", "cosine, base to tuned", "random neurons: median", "moved, of its norm", "random neurons: median",
+    "random neurons: middle 90 %", "moved more than",
+]  # fmt: skip
 KINDS = {"challenge": "challenge prompts", "neutral": "neutral prompts"}
 Step = Callable[[str, int, int], None]
 
@@ -76,7 +81,7 @@ def by_likeness(source: Source, neuron: Neuron, count: int) -> Ranked:
 def by_word(source: Source, word: str, count: int) -> Ranked:
     """The value vectors that have this word among the tokens that they promote most."""
     found = search(state.index(source), word, limit=count, masked=False)
-    reasons = found[["token", "rank"]].rename(columns={"token": "writes", "rank": "as its word number"})
+    reasons = found[["token", "rank"]].rename(columns={"token": "writes"})
     return Ranked(tuple(zip(found["layer"].tolist(), found["neuron"].tolist(), strict=True)), reasons)
 
 
@@ -135,7 +140,7 @@ class Written:
 
     def same(self) -> int:
         """How many of the base model's promoted tokens the tuned model's value vector still promotes most."""
-        first, second = (set(token for token, _ in self.promoted[side]) for side in ("base", "tuned"))
+        first, second = ({token for token, _ in self.promoted[side]} for side in ("base", "tuned"))
         return len(first & second)
 
 
@@ -158,7 +163,6 @@ class Changed:
 
     table: pd.DataFrame
     figure: Figure
-    explained: dict[str, float]
     percentile: float
     others: int
 
@@ -172,17 +176,14 @@ def changed(source: Source, neuron: Neuron) -> Changed:
     shift = neuron_shift(pair, [neuron, *others])
     own, null = shift.iloc[0], shift.iloc[1:]
     cosines = {"key": _cosines(pair, others, keys_at), "value": _cosines(pair, others, values_at)}
-    lines = []
+    columns: dict[str, list[str]] = {"measure": MEASURES}
     for kind in ("key", "value"):
-        norms = (float(rows.loc["base", f"{kind}_norm"]), float(rows.loc["tuned", f"{kind}_norm"]))
-        drawn = null[f"{kind}_shift"]
-        lines.append({
-            "vector": f"{kind} (what it reads)" if kind == "key" else f"{kind} (what it writes)",
-            "norm in base": norms[0], "norm in tuned": norms[1], "cosine, base to tuned": float(rows.loc["tuned", f"{kind}_cosine"]),
-            "cosine, random neurons": float(np.median(cosines[kind])), "moved, % of its norm": 100 * float(own[f"{kind}_shift"]),
-            "moved, random neurons": f"{100 * drawn.median():.2g} ({100 * drawn.quantile(0.05):.2g} to {100 * drawn.quantile(0.95):.2g})",
-            "moved more than": float(own[f"{kind}_percentile"]),
-        })  # fmt: skip
+        drawn = 100 * null[f"{kind}_shift"]
+        columns[kind] = [
+            *(f"{rows.loc[side, f'{kind}_norm']:.4f}" for side in ("base", "tuned")),
+            f"{rows.loc['tuned', f'{kind}_cosine']:.6f}", f"{np.median(cosines[kind]):.6f}", f"{100 * own[f'{kind}_shift']:.3f} %",
+            f"{drawn.median():.3f} %", f"{drawn.quantile(0.05):.3f} to {drawn.quantile(0.95):.3f}", f"{own[f'{kind}_percentile']:.0f} %",
+        ]  # fmt: skip
     title = name_of(neuron)
     points = pd.DataFrame({
         "key": 100 * shift["key_shift"], "value": 100 * shift["value_shift"], "neuron": [title, *map(name_of, others)],
@@ -194,23 +195,20 @@ def changed(source: Source, neuron: Neuron) -> Changed:
         caption=f"Every circle is one of {len(others)} random neurons of the same layer. A point far to the upper right of the circles "
         "would mean that tuning went for this neuron; a point among them means that it did not.",
     )  # fmt: skip
-    explained = {side: float(rows.loc[side, "key_bias"]) for side in pair.sides}
-    return Changed(pd.DataFrame(lines), figure, explained, float(own["value_percentile"]), len(others))
+    return Changed(pd.DataFrame(columns), figure, float(own["value_percentile"]), len(others))
 
 
 @dataclass(frozen=True)
 class Fired:
-    """One prompt's tokens with the activation of one neuron at each, in both models."""
+    """One prompt with the activation of one neuron at each token, in both models; and whether the prompt is there as a whole."""
 
-    tokens: tuple[str, ...]
-    activations: dict[str, tuple[float, ...]]
-    at: int
+    window: Window
     whole: bool
 
     @property
     def top(self) -> float:
         """The largest size of an activation in either model: what full colour means in both strips."""
-        return max(abs(value) for values in self.activations.values() for value in values)
+        return max(abs(value) for values in self.window.activations.values() for value in values)
 
 
 @st.cache_data(show_spinner=False, max_entries=500)
@@ -221,8 +219,7 @@ def fired(source: Source, neuron: Neuron, prompt: str) -> Fired:
     texts = [prompt] if own else challenge_prompts()[:TRIED]
     with turns.turn():
         found = max_activating(pair, [neuron], texts, top=1, before=pair.base.context, after=pair.base.context, above=ANYTHING)
-    window = found.of(*neuron, side="base")[0]
-    return Fired(window.tokens, window.activations, window.at, not own or found.settings["tokens"] <= pair.base.context)
+    return Fired(found.of(*neuron, side="base")[0], not own or found.settings["tokens"] <= pair.base.context)
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,8 +276,8 @@ def firing(survey: Survey, neuron: Neuron) -> Figure:
     return figures.bars(
         "firing", pd.DataFrame(rows), x="prompts", y="share", colour="who", title=f"How often {name_of(neuron)} fires",
         x_title="", y_title="share of prompts at whose end it fires", horizontal=False,
-        caption="It fires where its input is above zero, read at the last token. Higher on challenge prompts than on neutral ones means that it answers to provocation; "
-        "a tuned bar below the base bar means that tuning keeps the neuron silent without changing what it would write.",
+        caption="It fires where its input is above zero, read at the last token. Higher on challenge prompts than on neutral ones means "
+        "that it answers to provocation; a tuned bar below the base bar means that the neuron is kept silent more often.",
     )  # fmt: skip
 
 

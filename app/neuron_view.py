@@ -1,0 +1,200 @@
+"""What is shown of one neuron: what it writes, where it fires, what tuning changed in it. Every section says what its null is."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from app import job_view, jobs, settings, shell, show, state
+from app.answers import vectors as answers
+from app.answers.vectors import TOKENS, Survey, name_of
+from interp import Examples, UserError
+from interp.example_results import Window
+from interp.neurons import Neuron
+
+SIDES = ("base", "tuned")
+
+
+def facts(page: shell.Page, neuron: Neuron) -> None:
+    """The neuron in three numbers."""
+    place, cosine = answers.places(page.source)[neuron]
+    row, null = answers.described(page.source, (neuron,)).iloc[0], answers.hostility(page.source).null
+    st.html(
+        '<dl class="facts">'
+        + fact("cosine with the probe", f"{cosine:.3f}", f"place {place:,} of {len(answers.places(page.source)):,}")
+        + fact("hostile words", f"{row['hostile words']} of {TOKENS}", f"random neurons {TOKENS * null:.2g}")
+        + fact("tuning moved its value vector by", f"{row['value moved']:.2f} %", f"of its norm, cosine {row['value kept']:.6f}")
+        + "</dl>"
+    )
+
+
+def fact(title: str, value: str, more: str) -> str:
+    return f"<div><dt>{show.escaped(title)}</dt><dd>{show.escaped(value)}<small>{show.escaped(more)}</small></dd></div>"
+
+
+def words(page: shell.Page, neuron: Neuron) -> None:
+    """The words that it promotes and suppresses, in both models."""
+    found = answers.written(page.source, neuron)
+    same, many = found.same(), len(found.promoted["base"])
+    st.subheader("What it writes", anchor=False)
+    left = "tuning left them in place" if same > many / 2 else "tuning changed what it writes"
+    st.caption(
+        "The words whose logits one unit of activation raises or lowers most. "
+        f"{same} of the {many} that it promotes in the base model are the same in the tuned model: {left}."
+    )
+    parts = [(kind, side) for kind in ("Promoted", "Suppressed") for side in SIDES]
+    for column, (kind, side) in zip(st.columns(len(parts)), parts, strict=True):
+        rows = (found.promoted if kind == "Promoted" else found.suppressed)[side]
+        column.html(show.bars(rows, show.colour(side), page.words, caption=f"{kind}, {side} (logit per unit)", number="+.2f"))
+
+
+@st.fragment
+def fires(page: shell.Page, neuron: Neuron) -> None:
+    """Where it fires in one prompt, in both models."""
+    st.subheader("Where it fires in a prompt", anchor=False)
+    text = st.text_input(
+        "Prompt", key="text", bind="query-params", max_chars=settings.limits().prompt_characters,
+        placeholder=f"Type your own; empty: of the first {answers.TRIED} challenge prompts, the one on which it fires most",
+        help="Every token is shaded by the activation of this neuron there; hover over a token for the number.",
+    )  # fmt: skip
+    try:
+        found = answers.fired(page.source, neuron, text)
+    except UserError as error:
+        shell.problem(error)
+        return
+    for side in SIDES:
+        title = f"{side.capitalize()}: {found.window.activations[side][found.window.at]:.2f} at {peak(found.window, page.words)}"
+        head = f'<div><span class="role" style="--hue:{show.colour(side)}">{show.escaped(title)}</span></div>'
+        st.html(head + strip(found.window, side, page.words, found.top))
+    cut = "" if found.whole else " The text is longer than the model reads at once: the part with the highest activation is shown."
+    st.caption(compared(*(found.window.activations[side][found.window.at] for side in SIDES)) + cut)
+
+
+def strip(window: Window, side: str, words: bool, top: float) -> str:
+    values = window.activations[side]
+    label = f"Activation of neuron {window.layer}.{window.neuron} in the {side} model: {values[window.at]:.2f} at {peak(window, words)}"
+    return show.strip(window.tokens, values, show.colour(side), words, top=top, label=label)
+
+
+def peak(window: Window, words: bool) -> str:
+    """The token of the highest activation; masked with its neighbours, because a word may be cut into several tokens."""
+    return show.visible(window.strip(masked=not words)[window.at][0], True)
+
+
+def compared(before: float, after: float) -> str:
+    """What the two numbers at the highest token say."""
+    scale = "Both strips share one scale of colour."
+    if before <= 0:
+        return f"The neuron does not fire on this prompt in the base model. {scale}"
+    if after <= 0:
+        return f"At its highest token the neuron no longer fires in the tuned model. {scale}"
+    change = after / before - 1
+    way = "less strongly" if change < 0 else "more strongly"
+    return f"At its highest token the neuron fires {abs(change):.0%} {way} in the tuned model. {scale}"
+
+
+def change(page: shell.Page, neuron: Neuron) -> None:
+    """How far tuning moved its key and its value, beside random neurons of its layer."""
+    found = answers.changed(page.source, neuron)
+    st.subheader("What tuning changed in it", anchor=False)
+    st.caption(
+        f"Its value vector moved more than {found.percentile:.0f} % of all value vectors of the model did (chance is 50 %). "
+        f"The null: {found.others} random neurons of layer {neuron[0]}."
+    )
+    left, right = st.columns([6, 5])
+    with left:
+        show.draw(found.figure, "moved", page.words)
+    with right:
+        show.table(
+            found.table, "changed", page.words, column_config=COLUMNS,
+            alt="Norm, cosine and change of the key and of the value of this neuron, beside random neurons of its layer",
+        )  # fmt: skip
+
+
+COLUMNS = {
+    "measure": st.column_config.TextColumn(width=200),
+    "key": st.column_config.TextColumn(width=105, help="What the neuron reads."),
+    "value": st.column_config.TextColumn(width=105, help="What the neuron writes."),
+}
+
+
+def survey_key(page: shell.Page) -> str:
+    return jobs.key_of("texts", page.pair.base.digest, page.pair.tuned.digest)
+
+
+def surveyed(page: shell.Page) -> Survey | None:
+    """What reading the texts gave, if it has been done."""
+    job = jobs.runner.find(survey_key(page))
+    return job.result if job is not None and job.state == "done" else None
+
+
+def ask_survey(page: shell.Page, note: str) -> Survey | None:
+    """What reading the texts gave, or the button that starts it."""
+    pair, neurons = page.pair, state.toxic_neurons(page.source)
+    found: Survey | None = job_view.ask(
+        survey_key(page), "Reading the texts that ship", lambda step: answers.survey(pair, neurons, step), "Read the texts that ship",
+        help="Reads 760 short texts with both models, once for all neurons near the probe; half a minute for the pair that ships.",
+        note=note,
+    )  # fmt: skip
+    return found
+
+
+def most(page: shell.Page, neuron: Neuron, asked: bool) -> None:
+    """The texts on which it fires most; `asked` where the button that reads them is on the page already."""
+    st.subheader("Where it fires most", anchor=False)
+    near = neuron in state.toxic_neurons(page.source)
+    found = surveyed(page)
+    if near and found is None:
+        if asked:
+            st.caption("Shown here once the texts have been read: the button is above.")
+            return
+        found = ask_survey(
+            page,
+            "The pieces of text on which it fires most, and how often it fires at all. Both models read 760 texts for this, "
+            "once for all neurons near the probe.",
+        )
+        if found is None:
+            return
+    examples = found.examples if near and found is not None else ask_examples(page, neuron)
+    if examples is None:
+        return
+    spread(examples, neuron)
+    left, right = st.columns([6, 5])
+    with left:
+        windows(examples.of(*neuron, side="base"), page.words, examples.settings["tokens"])
+    if found is not None:
+        with right:
+            show.draw(answers.firing(found, neuron), "firing", page.words)
+
+
+def ask_examples(page: shell.Page, neuron: Neuron) -> Examples | None:
+    """The examples of one neuron far from the probe, or the button that looks for them."""
+    pair, name = page.pair, name_of(neuron)
+    found: Examples | None = job_view.ask(
+        jobs.key_of("examples", pair.base.digest, pair.tuned.digest, neuron), f"Reading the texts that ship for {name}",
+        lambda step: answers.examples(pair, [neuron], step), f"Read the texts for {name}",
+        note=f"This neuron is not among the {len(state.toxic_neurons(page.source))} nearest to the probe, so the texts are read for it alone.",
+        help="Reads 760 short texts with both models, once for this neuron.",
+    )  # fmt: skip
+    return found
+
+
+def spread(examples: Examples, neuron: Neuron) -> None:
+    rows = examples.spread[(examples.spread["layer"] == neuron[0]) & (examples.spread["neuron"] == neuron[1])].set_index("side")
+    parts = [
+        fact(f"active in {side}", f"{rows.loc[side, 'active']:.1%}", f"of tokens, at most {rows.loc[side, 'max']:.2f}") for side in SIDES
+    ]
+    st.html(f'<dl class="facts">{"".join(parts)}</dl>')
+
+
+def windows(found: list[Window], words: bool, tokens: int) -> None:
+    """Pieces of text, best first, shaded by the base model's neuron, with what the tuned model's does at the same token."""
+    if not found:
+        st.caption(f"It is active on none of {tokens:,} tokens in the base model.")
+        return
+    st.caption(f"Of {tokens:,} tokens, those with the highest activation in the base model, and the tuned model at the same token.")
+    top = max(abs(value) for window in found for value in window.activations["base"])
+    for window in found:
+        numbers = [f"{side} {window.activations[side][window.at]:.2f}" for side in SIDES]
+        roles = [f'<span class="role" style="--hue:{show.colour(side)}">{n}</span>' for side, n in zip(SIDES, numbers, strict=True)]
+        at = show.escaped(f" at {peak(window, words)}")
+        st.html(f"<div>{' → '.join(roles)}{at}</div>" + strip(window, "base", words, top))
