@@ -26,7 +26,7 @@ STAGES = {
     "continue": ("pretrain", "continue_pretraining"), "scorer": ("scorer", "train_scorer"), "probe": ("probe", "train_probe"),
     "pairs": ("pairs", "make_pairs"), "dpo": ("dpo", "tune"), "bundle": ("bundle", "bundle"),
 }  # fmt: skip
-PARALLEL = ("pretrain", "continue")
+PARALLEL = ("pretrain", "continue", "dpo")
 # Stages that go on from a checkpoint, which only `again` may throw away.
 RESUMED = ("pretrain", "continue", "scorer", "dpo")
 

@@ -26,6 +26,7 @@ from interp.models import Model
 from interp.tokens import pad
 from interp.toxicity import Scorer
 from training.pairs import challenge_prefixes
+from training.parallel import Processes
 from training.telemetry import group_norms
 
 NEW_TOKENS = 20
@@ -81,6 +82,19 @@ def prepare(policy: Model, heldout: Path, settings: dict[str, Any], scorer: Scor
     weights = {name: p.detach().cpu().clone() for name, p in policy.hf.named_parameters() if p.requires_grad}
     found = Development(tuple(prompts), scorer, texts, tuple(rows), tuple(drawn), logprobs, weights, {})
     return replace(found, start=found.measure(policy))
+
+
+class Watch:
+    """What the writer measures of the policy, told to all processes, so that they decide alike; `before` was measured first."""
+
+    def __init__(self, processes: Processes, policy: Model, development: Development | None) -> None:
+        self.processes, self.policy, self.development = processes, policy, development
+        self.before: dict[str, Any] = processes.from_writer(lambda: development.start if development else {})
+
+    def measure(self) -> dict[str, Any]:
+        """Fields of the telemetry schema; every process asks at once."""
+        development = self.development
+        return self.processes.from_writer(lambda: development.measure(self.policy) if development else {})
 
 
 @contextmanager

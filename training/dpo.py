@@ -4,6 +4,9 @@ The stage ends at the first of four marks: `max_steps` (or `equal_steps` with th
 development prompts at most `stop_at_ratio` of what it was, `patience` measurements without a better validation loss (the
 best weights are then kept), or an error. Whatever happens at a step, its line is in the log before its checkpoint is
 written, and what a resumed run does next depends on the step alone, so it ends with the weights of an uninterrupted one.
+
+Started by `accelerate launch` in several processes, each reads its share of every batch. One of them measures, decides and
+writes, and tells the others what it found.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +32,10 @@ from interp.errors import UserError
 from interp.loading import quiet
 from interp.models import Model, load_model
 from interp.toxicity import load_scorer
-from training.checkpoint import load_checkpoint, save_checkpoint, save_model
+from training.checkpoint import load_checkpoint, recover, save_checkpoint, save_model
 from training.controls import Pair, read_pairs, reading_order, relabel, split_pairs, steps_to_take
-from training.development import Development, prepare
+from training.development import Development, Watch, prepare
+from training.parallel import Processes
 from training.preference_trainer import (  # fmt: skip
     Objective,
     TokenPairTrainer,
@@ -44,7 +49,7 @@ from training.preference_trainer import (  # fmt: skip
 )
 from training.recipe import Recipe, base_folder
 from training.stamps import digest, made_from
-from training.telemetry import Monitor
+from training.telemetry import Monitor, Mute
 
 # TRL's names of what it logs at every step, under those of the telemetry schema.
 LOGGED = {
@@ -71,9 +76,14 @@ def tune(recipe: Recipe) -> Path:
     With `lora` the adapter is kept beside the model, into which it is merged.
 
     Raises `UserError` where pairs or base are missing, a setting is not usable, an unfinished run was begun with other
-    settings, pairs or base, the first loss is not exact, or loss or gradient are no longer finite.
+    settings, pairs or base, the first loss is not exact, loss or gradient are no longer finite, or the launcher asks for what
+    this stage does not do.
     """
-    settings = recipe.stage("dpo")
+    settings, processes = recipe.stage("dpo"), Processes()
+    if processes.sharded:
+        problem = "the stage dpo measures and writes whole weights in one process, and FSDP divides them over all"
+        raise UserError(problem, "launch with data-parallel.yaml; where gradients and moments do not fit one GPU, set lora")
+    rows = processes.rows(settings["batch"])
     goal, steps = objective(settings), steps_to_take(recipe, settings)
     seed = settings.get("seed", recipe.seed)
     pairs = relabel(read_pairs(recipe.folder("pairs") / "pairs.jsonl"), settings.get("labels", "true"), seed)
@@ -82,24 +92,26 @@ def tune(recipe: Recipe) -> Path:
         raise UserError("patience is set, but no pairs are held out", "set validation_share too")
     policy = load_model(base_folder(recipe), name="policy")
     check_lengths(pairs, policy)
-    made = {**made_from(recipe, "dpo"), "settings": {**settings, "max_steps": steps}}
+    with processes.writer_first():
+        made = {**made_from(recipe, "dpo"), "settings": {**settings, "max_steps": steps}}
     reference, folder = policy.digest, recipe.run / "dpo"
-    policy.hf.requires_grad_(True).to("cuda" if torch.cuda.is_available() else "cpu")
-    scorer = load_scorer(settings.get("scorer", "bundled"))
-    development = prepare(policy, recipe.folder("corpus") / "heldout.jsonl", settings, scorer, recipe.seed)
-    if stop_ratio(settings) is not None and not development.start["toxicity_share"]:
+    policy.hf.requires_grad_(True).to(processes.device)
+    development = None
+    if processes.writer:
+        scorer = load_scorer(settings.get("scorer", "bundled"))
+        development = prepare(policy, recipe.folder("corpus") / "heldout.jsonl", settings, scorer, recipe.seed)
+    watch = Watch(processes, policy, development)
+    if stop_ratio(settings) is not None and not watch.before["toxicity_share"]:
         problem = "no continuation of the development prompts is toxic, so stop_at_ratio has nothing to fall from"
         raise UserError(problem, "set max_steps alone, or use another scorer or base model")
     with silent_bars():
         trainer = TokenPairTrainer(
-            model=policy.hf, ref_model=None, args=arguments(folder / "trainer", settings, goal, steps, seed),
+            model=policy.hf, ref_model=None, args=arguments(folder / "trainer", settings, goal, steps, seed, rows),
             train_dataset=Dataset.from_list(train), eval_dataset=Dataset.from_list(held) if held else None,
             processing_class=copy.deepcopy(policy.tokenizer), peft_config=lora_config(policy.hf, settings),
             reference=reference, cache=recipe.folder("pairs") / "reference",
         )  # fmt: skip
-        if trainer.accelerator.num_processes > 1:
-            raise UserError("the stage dpo was started in several processes", "start it in one: it is not written for more")
-        run = Run(trainer, policy, development, settings, goal, folder, made)
+        run = Run(trainer, watch, settings, goal, folder, made)
         run.resume()
         run.train(len(train), steps, seed)
         return run.finish()
@@ -124,24 +136,26 @@ class Run(TrainerCallback):
     """One sitting of a run: after each step it measures, logs, decides whether to go on, and writes checkpoints."""
 
     def __init__(
-        self, trainer: TokenPairTrainer, policy: Model, development: Development, settings: dict[str, Any], goal: Objective, folder: Path,
-        made: dict[str, Any],
-    ) -> None:  # fmt: skip
-        self.trainer, self.policy, self.development, self.settings, self.goal = trainer, policy, development, settings, goal
+        self, trainer: TokenPairTrainer, watch: Watch, settings: dict[str, Any], goal: Objective, folder: Path, made: dict[str, Any]
+    ) -> None:
+        self.trainer, self.watch, self.settings, self.goal = trainer, watch, settings, goal
+        self.processes, self.policy = watch.processes, watch.policy
         self.folder, self.made, self.digest = folder, made, digest(made)
         trainable = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
         # A checkpoint holds what is trained: of an adapter's run not the model below it.
-        self.weights: nn.Module = policy.hf if not settings.get("lora") else nn.ParameterList(trainable)
+        self.weights: nn.Module = watch.policy.hf if not settings.get("lora") else nn.ParameterList(trainable)
         self.optimizer = build_optimizer(trainable, settings)
         self.progress = Progress()
-        self.measured: tuple[int, dict[str, Any]] = 0, development.start
-        self.start = 0
+        self.measured: tuple[int, dict[str, Any]] = 0, watch.before
+        self.start = self.steps = 0
         self.seconds = 0.0
         self.first: float | None = None
-        self.monitor: Monitor | None = None
+        self.monitor: Monitor | Mute = Mute()
 
     def resume(self) -> None:
         """Restore the last checkpoint, if there is one."""
+        with self.processes.writer_first():
+            recover(self.folder / "checkpoint")
         found = load_checkpoint(self.folder / "checkpoint", self.weights, self.optimizer, self.digest, self.made)
         if found is not None:
             self.progress, self.seconds = Progress(**found["progress"]), found["seconds"]
@@ -153,16 +167,19 @@ class Run(TrainerCallback):
     def train(self, count: int, steps: int, seed: int) -> None:
         """Take the steps that are left, each with the pairs that belong to it out of `count`."""
         order = reading_order(count, self.settings["batch"], self.start, steps, seed)
-        with Monitor(self.folder / "log.jsonl", "dpo", steps, resumed=self.start, seconds=self.seconds) as monitor:
-            self.monitor = monitor
-            # It would print the first validation, which comes before training.
+        shown: AbstractContextManager[Monitor | Mute] = nullcontext(Mute())
+        if self.processes.writer:
+            shown = Monitor(self.folder / "log.jsonl", "dpo", steps, resumed=self.start, seconds=self.seconds)
+        with shown as monitor:
+            self.monitor, self.steps = monitor, steps
+            # What it would print, the monitor shows.
             self.trainer.remove_callback(PrinterCallback)
             if not self.start:
-                monitor.write(0, report=True, **self.development.start, **self.validation())
+                monitor.write(0, report=True, **self.watch.before, **self.validation())
             if order and self.progress.stopped is None:
                 trainer = self.trainer
                 trainer.train_dataset = trainer.train_dataset.select(order)
-                self.first = trainer.first_value(self.goal, self.settings["batch"]) if not self.start else None
+                self.first = trainer.first_value(self.goal) if not self.start else None
                 trainer.args.max_steps = steps - self.start
                 trainer.optimizer = self.optimizer
                 trainer.lr_scheduler = build_schedule(self.optimizer, self.settings["warmup_steps"], self.start)
@@ -174,36 +191,32 @@ class Run(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> Any:
         """After each step: TRL has logged it, and the weights are those after it."""
         logs, monitor = logs or {}, self.monitor
-        if "loss" not in logs or monitor is None:
+        if "loss" not in logs:
             return control
         if self.first is not None:
-            check_first(self.first, float(logs["loss"]), float(logs["rewards/margins"]))
+            check_first(self.first, self.trainer.own_loss, float(logs["rewards/margins"]))
             self.first = None
         progress = self.progress
         progress.step = step = self.start + state.global_step
         fields: dict[str, Any] = {new: logs[name] for name, new in LOGGED.items() if name in logs}
-        last = step == monitor.total
+        last = step == self.steps
         measured = last or step % self.settings["evaluate_every"] == 0
         if measured:
-            self.measured = step, self.development.measure(self.policy)
+            self.measured = step, self.watch.measure()
             fields |= self.measured[1] | self.validation()
             self.judge(fields)
         monitor.write(step, report=measured, gradient_norm=self.trainer.gradient, **fields)
         if last or progress.stopped is not None or step % self.settings.get("checkpoint_every", self.settings["evaluate_every"]) == 0:
             record = {"step": step, "seconds": monitor.seconds, "progress": asdict(progress), "digest": self.digest, "made_from": self.made}
-            save_checkpoint(self.folder / "checkpoint", self.weights, self.optimizer, record)
+            save_checkpoint(self.folder / "checkpoint", self.weights, self.optimizer, record, writer=self.processes.writer)
+            self.processes.wait()
         if progress.stopped is not None:
             control.should_training_stop = True
         return control
 
     def validation(self) -> dict[str, float]:
         """Loss and accuracy on the held-out pairs, where there are any."""
-        if self.trainer.eval_dataset is None:
-            return {}
-        training = self.policy.hf.training
-        found = self.trainer.evaluate()
-        self.policy.hf.train(training)
-        return {"validation_loss": found["eval_loss"], "validation_accuracy": found["eval_rewards/accuracies"]}
+        return {} if self.trainer.eval_dataset is None else self.trainer.validate()
 
     def judge(self, fields: dict[str, Any]) -> None:
         """Keep the weights if they are the best so far, and note whether the run has reached a mark at which it ends."""
@@ -213,22 +226,30 @@ class Run(TrainerCallback):
             progress.misses = 0 if better else progress.misses + 1
             if better:
                 progress.best_step, progress.best_loss = progress.step, fields["validation_loss"]
-                keep(self.weights.named_parameters(), self.folder / "best.safetensors")
+                if self.processes.writer:
+                    keep(self.weights.named_parameters(), self.folder / "best.safetensors")
             if progress.misses >= patience:
                 progress.stopped = f"{patience} measurements without a better validation loss than at step {progress.best_step}"
         if ratio is not None:
-            most = ratio * self.development.start["toxicity_share"]
+            most = ratio * self.watch.before["toxicity_share"]
             if fields["toxicity_share"] <= most:
                 progress.stopped = f"toxicity on development prompts is at most {ratio} of what it was"
 
     def finish(self) -> Path:
+        """Write the model that the run keeps; return its folder."""
+        if self.watch.development is not None:
+            self.write(self.watch.development)
+        self.processes.wait()
+        return self.folder / "model"
+
+    def write(self, development: Development) -> None:
         """Write the model that the run keeps, then its summary, and remove what only a resumed run needs."""
         progress, hf = self.progress, self.policy.hf
         kept = progress.step
         if progress.best_step:
             restore(self.weights.named_parameters(), self.folder / "best.safetensors")
             kept = progress.best_step
-        found = self.measured[1] if self.measured[0] == kept else self.development.measure(self.policy)
+        found = self.measured[1] if self.measured[0] == kept else development.measure(self.policy)
         measured = {name: found[name] for name in ("toxicity", "toxicity_share", "perplexity")}
         if self.settings.get("lora"):
             temporary = self.folder / "adapter.tmp"
@@ -239,7 +260,7 @@ class Run(TrainerCallback):
             hf = self.trainer.model.merge_and_unload()
         hf.eval()
         save_model(self.folder / "model", hf, self.policy.tokenizer)
-        before = {name: self.development.start[name] for name in measured}
+        before = {name: development.start[name] for name in measured}
         summary = {
             "steps": progress.step, "kept_step": kept, "stopped": progress.stopped, "before": before, "after": measured,
             "objective": asdict(self.goal), "base": self.trainer.reference, "made_from": self.made,
@@ -250,7 +271,6 @@ class Run(TrainerCallback):
         for left in ("checkpoint", "trainer"):
             shutil.rmtree(self.folder / left, ignore_errors=True)
         (self.folder / "best.safetensors").unlink(missing_ok=True)
-        return self.folder / "model"
 
 
 def keep(parameters: Iterable[tuple[str, nn.Parameter]], file: Path) -> None:

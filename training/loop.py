@@ -28,7 +28,7 @@ from training.loss import PiecewiseLoss
 from training.optimizers import build_optimizers, chosen, learning_rate
 from training.parallel import Processes
 from training.stamps import digest
-from training.telemetry import Monitor, group_norms
+from training.telemetry import Monitor, Mute, group_norms
 
 LOG_EVERY = 25
 
@@ -47,18 +47,6 @@ class Task:
     tokens: np.ndarray
     held: np.ndarray
     passages: dict[str, Passages]
-
-
-class Mute:
-    """Stands in for the monitor in processes that do not write."""
-
-    seconds = 0.0
-
-    def write(self, step: int, *, report: bool = False, **fields: Any) -> None:
-        pass
-
-    def show(self, step: int, **fields: Any) -> None:
-        pass
 
 
 def train(task: Task, processes: Processes) -> Path:

@@ -1,4 +1,4 @@
-"""One process or several: the few things that a training loop must know of it, over `accelerate`.
+"""One process or several: the few things that training must know of it, over `accelerate`.
 
 A run alone on a machine never touches `accelerate`. Started by `accelerate launch`, each process trains on its share of every
 batch, so the number of processes changes the time that a run takes and not what it makes. One process writes.
@@ -7,9 +7,9 @@ batch, so the number of processes changes the time that a run takes and not what
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from torch.optim import Optimizer
 
 from interp.errors import UserError
 from training.loss import PiecewiseLoss
+
+Found = TypeVar("Found")
 
 
 def process_count() -> int:
@@ -87,6 +89,13 @@ class Processes:
             raise UserError(problem, "change batch, accumulate, or the number of processes")
         return list(batch[self.rank :: self.count].to(self.device).chunk(parts))
 
+    def rows(self, batch: int) -> int:
+        """How many rows of each batch are this process's; raises `UserError` where they do not divide."""
+        if batch % self.count:
+            problem = f"a batch of {batch} cannot be divided over {self.count} processes"
+            raise UserError(problem, "change batch, or the number of processes")
+        return batch // self.count
+
     def quietly(self, forward: Any, last: bool) -> AbstractContextManager[Any]:
         """Keep gradients to this process until the last part of a batch."""
         if self.sharded:
@@ -106,6 +115,16 @@ class Processes:
         else:
             with self.accelerator.main_process_first():
                 yield
+
+    def from_writer(self, find: Callable[[], Found]) -> Found:
+        """What the writer finds, for every process; the others wait for it."""
+        if self.accelerator is None:
+            return find()
+        from accelerate.utils import broadcast_object_list
+
+        found: list[Any] = [find() if self.writer else None]
+        broadcast_object_list(found)
+        return found[0]
 
     def wait(self) -> None:
         """Go on when all processes are here."""

@@ -5,6 +5,9 @@ to continuations that were cut off. The reference is the policy as it stands bef
 it from disk). The rows come in the order in which they are given, so that a run can be resumed at any step. And a loss or a
 gradient that is not finite ends the run before the weights are touched.
 
+In several processes each reads its part of every batch, and `accelerate` takes the mean of their gradients. That is the
+gradient of the batch for means over pairs; the SFT term, a mean over tokens, is weighted by each process's share of them.
+
 What the papers call by the same names differs from TRL by the length T of a completion (all of ours are equally long):
 - IPO: TRL divides log-probabilities by T. Its `beta` is T times the tau of paper B, its loss that of the paper over T squared.
 - The SFT term: TRL takes the mean over tokens, so a weight of w is paper B's lambda = w / T.
@@ -22,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
@@ -80,13 +84,17 @@ def check_first(wanted: float, value: float, margin: float) -> None:
 class TokenPairTrainer(DPOTrainer):
     """A DPOTrainer that takes `prompt_ids`, `chosen_ids`, `rejected_ids` as they are, in the order given.
 
-    `reference` is the digest of the policy before training, and `cache` the folder of its log-probabilities; `gradient`
-    holds the norms of the last step's gradient by parameter group, before clipping.
+    `reference` is the digest of the policy before training, and `cache` the folder of its log-probabilities; after a step
+    `gradient` holds the norms of the batch's gradient by parameter group, before clipping, and `own_loss` the loss of this
+    process's part of the batch.
     """
+
+    loss_weights: list[float]
 
     def __init__(self, *args: Any, reference: str, cache: Path, **settings: Any) -> None:
         self.reference, self.cache = reference, cache
         self.gradient: dict[str, float] = {}
+        self.own_loss = math.nan
         super().__init__(*args, **settings)
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
@@ -97,35 +105,71 @@ class TokenPairTrainer(DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         def compute() -> tuple[Tensor, Tensor]:
-            loader = self.accelerator.prepare(DataLoader(dataset, batch_size=batch_size, collate_fn=self.data_collator))
-            sides = [self.compute_ref_log_probs(self.model, batch) for batch in loader]
+            sides = [self.compute_ref_log_probs(self.model, batch) for batch in self.batches(dataset, batch_size)]
             return torch.cat([chosen for chosen, _ in sides]), torch.cat([rejected for _, rejected in sides])
 
-        return with_reference(dataset, self.reference, self.cache, compute)
+        # One process computes, and the others find its file.
+        with self.accelerator.main_process_first():
+            return with_reference(dataset, self.reference, self.cache, compute)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss = super().training_step(*args, **kwargs)
-        self.gradient = gradient_norms(self.model)
-        if not (math.isfinite(float(loss)) and math.isfinite(self.gradient["all"])):
-            problem = f"the loss is {float(loss)} and the norm of its gradient {self.gradient['all']}"
+    def batches(self, dataset: Dataset, size: int) -> Iterator[dict[str, Tensor]]:
+        """All rows in order, in every process, on its device."""
+        for batch in DataLoader(dataset, batch_size=size, collate_fn=self.data_collator):
+            yield send_to_device(batch, self.accelerator.device)
+
+    def training_step(self, model: Any, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        weights, share = self.loss_weights, self.token_share(inputs)
+        self.loss_weights = [weight * share if loss == "sft" else weight for loss, weight in zip(self.loss_types, weights, strict=True)]
+        try:
+            loss = super().training_step(model, inputs, *args, **kwargs)
+        finally:
+            self.loss_weights = weights
+        self.own_loss, self.gradient = float(loss), gradient_norms(self.model)
+        whole = float(self.accelerator.reduce(loss, reduction="mean"))
+        if not (math.isfinite(whole) and math.isfinite(self.gradient["all"])):
+            problem = f"the loss is {whole} and the norm of its gradient {self.gradient['all']}"
             raise UserError(problem, "lower the learning rate; the last checkpoint is kept")
         return loss
 
-    def first_value(self, goal: Objective, batch: int) -> float:
-        """The exact loss of the first batch before training, from the reference's log-probabilities of its rows."""
-        rows = self.train_dataset[:batch]
-        return goal.first_value(-sum(rows["ref_chosen_logps"]) / sum(map(len, rows["chosen_ids"])))
+    def token_share(self, inputs: dict[str, Tensor]) -> float:
+        """This process's number of chosen tokens, relative to the mean over processes."""
+        own = inputs["completion_mask"].chunk(2)[0].sum().float()
+        return float(own / self.accelerator.reduce(own, reduction="mean"))
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Loss and accuracy on the held-out pairs, each counted once; every process reads them all and finds the same."""
+        training, found, count = self.model.training, torch.zeros(2, dtype=torch.float64), 0
+        # TRL keeps what it measures under the mode of the model.
+        self.model.eval()
+        for batch in self.batches(self.eval_dataset, self.args.per_device_eval_batch_size):
+            rows, loss = len(batch["ref_chosen_logps"]), self.compute_loss(self.model, batch)
+            found += rows * torch.tensor([float(loss), self._metrics["eval"]["rewards/accuracies"][-1]])
+            count += rows
+        self._metrics["eval"].clear()
+        self.model.train(training)
+        return dict(zip(("validation_loss", "validation_accuracy"), (found / count).tolist(), strict=True))
+
+    def first_value(self, goal: Objective) -> float:
+        """The exact loss of this process's part of the first batch before training, from the reference's log-probabilities."""
+        part, processes = self.args.per_device_train_batch_size, self.accelerator.num_processes
+        rows, first = self.train_dataset[: part * processes], part * self.accelerator.process_index
+        chosen = rows["ref_chosen_logps"][first : first + part]
+        return goal.first_value(-sum(chosen) * processes / sum(map(len, rows["chosen_ids"])))
 
 
-def arguments(folder: Path, settings: dict[str, Any], goal: Objective, steps: int, seed: int) -> DPOConfig:
-    """TRL's configuration: one process, full precision, no dropout, nothing saved or reported but by us."""
-    return DPOConfig(
+def arguments(folder: Path, settings: dict[str, Any], goal: Objective, steps: int, seed: int, rows: int) -> DPOConfig:
+    """TRL's configuration: `rows` of each batch in this process, full precision, no dropout, nothing saved or reported but by us."""
+    found = DPOConfig(
         output_dir=str(folder), beta=goal.beta, loss_type=list(goal.losses), loss_weights=list(goal.weights), max_steps=steps,
-        per_device_train_batch_size=settings["batch"], per_device_eval_batch_size=64, max_grad_norm=settings["clip"],
+        per_device_train_batch_size=rows, per_device_eval_batch_size=64, max_grad_norm=settings["clip"],
         precompute_ref_log_probs=True, precompute_ref_batch_size=64, bf16=False, gradient_checkpointing=False, disable_dropout=True,
         report_to=[], use_cpu=not torch.cuda.is_available(), logging_steps=1, log_level="error", save_strategy="no", seed=seed,
         max_length=None, disable_tqdm=True, dataloader_pin_memory=False, remove_unused_columns=False, logging_nan_inf_filter=False,
     )  # fmt: skip
+    # Without a launcher, the trainer would take every GPU of the machine and a batch for each of them.
+    found._n_gpu = 1
+    return found
 
 
 def build_optimizer(parameters: list[torch.nn.Parameter], settings: dict[str, Any]) -> torch.optim.Optimizer:

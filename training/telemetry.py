@@ -159,6 +159,21 @@ class Monitor:
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+class Mute:
+    """Stands in for the monitor in processes that do not write."""
+
+    seconds = 0.0
+
+    def write(self, step: int, *, report: bool = False, **fields: Any) -> None:
+        pass
+
+    def show(self, step: int, **fields: Any) -> None:
+        pass
+
+    def stop(self, step: int, reason: str) -> None:
+        pass
+
+
 def _words(numbers: Mapping[str, Any]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {show_number(value, name)}" for name, value in numbers.items())
 
