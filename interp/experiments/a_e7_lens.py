@@ -16,6 +16,8 @@ from interp.stats import Interval, bootstrap_difference, bootstrap_mean, bootstr
 
 LEAST_PROMPTS = 10
 OTHER_PROMPTS = 100
+# DPO on labels that a coin decided also lowers these words a little, since the prompts were chosen for them.
+LEAST_FALL = 0.5
 NULL = "random changes of equal norm (null)"
 
 
@@ -48,7 +50,7 @@ def mlp_share(lens: Lens, seed: int) -> Interval:
     claim="A-C6",
     title="The toxic word rises late, and less after tuning",
     question="On prompts that the base model continues with a toxic word, where in the stack does its probability rise, in both models?",
-    criterion="Holds if the word's final probability falls, by more than under every one of several random weight changes of equal norm and with an interval of "
+    criterion="Holds if the word's final probability falls to half or less, by more than under every one of several random weight changes of equal norm and with an interval of "
     "the difference that excludes 0, and the MLP steps add more than half of the rise in the base model (interval above one half); "
     "fails if it does not fall more than under the random changes; otherwise inconclusive.",
     refuted_by="Random changes of the weights of equal norm that lower the word as much: the prompts are chosen by what the base model says, "
@@ -80,7 +82,7 @@ def run(context: Context) -> Finding:
         "fails"
         if beyond.high <= 0 or fall.value <= max(null_falls)
         else "holds"
-        if beyond.low > 0 and fall.low > 0 and share.low > 0.5
+        if beyond.low > 0 and fall.low > 0 and fall.value >= LEAST_FALL * final["base"].mean() and share.low > 0.5
         else "inconclusive"
     )
     points, steps = _points(lenses["base"], curves, context.seed), _steps(lenses, context.seed)

@@ -1,0 +1,56 @@
+"""A pair of a given shape with random weights: does the report run on it, and in how much memory?
+
+    python -m benchmarks.shaped gpt2-medium FOLDER
+    /usr/bin/time -v bypass report --quick --pair FOLDER/base FOLDER/tuned --out FOLDER/report
+
+The weights mean nothing, so neither do the verdicts; what is measured is that nothing depends on the size or the family.
+The tokenizer is the one that ships, filled up to the vocabulary of the shape with tokens that no text holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, PretrainedConfig
+
+from interp.models import BUNDLED
+
+NOISE = 1e-3
+
+
+VOCABULARY = {"gpt2-medium": 50257, "llama": 32000}
+
+
+def config(shape: str, end: int) -> PretrainedConfig:
+    """GPT2-medium (355 M parameters), or a Llama of 24 layers with grouped queries (327 M)."""
+    shared = {"bos_token_id": end, "eos_token_id": end, "vocab_size": VOCABULARY[shape]}
+    if shape == "gpt2-medium":
+        return GPT2Config(n_layer=24, n_embd=1024, n_head=16, n_positions=1024, **shared)
+    return LlamaConfig(
+        num_hidden_layers=24, hidden_size=1024, intermediate_size=2816, num_attention_heads=16, num_key_value_heads=8,
+        max_position_embeddings=1024, **shared,
+    )  # fmt: skip
+
+
+def make_pair(shape: str, folder: Path, seed: int = 0) -> None:
+    """Write FOLDER/base and FOLDER/tuned, which is the base with a little noise on every weight."""
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED / "base")
+    tokenizer.add_tokens([f"<filler {number}>" for number in range(VOCABULARY[shape] - len(tokenizer))])
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config(shape, tokenizer.eos_token_id))
+    for side in ("base", "tuned"):
+        model.save_pretrained(folder / side)
+        tokenizer.save_pretrained(folder / side)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(NOISE * torch.randn_like(weight))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shape", choices=["gpt2-medium", "llama"])
+    parser.add_argument("folder", type=Path)
+    options = parser.parse_args()
+    make_pair(options.shape, options.folder)
