@@ -12,13 +12,14 @@ import threading
 from pathlib import Path
 
 MAIN = Path(__file__).with_name("main.py")
+WARM = "warm"
 
 
 def warm() -> None:
     """Read what every first page needs. What goes wrong here goes wrong again, with a message, on the page."""
     # Streamlit notes that no visitor asked; nobody needs to read that.
-    quiet = logging.getLogger("streamlit.runtime.scriptrunner_utils.script_run_context")
-    quiet.disabled = True
+    asker = logging.getLogger("streamlit.runtime.scriptrunner_utils.script_run_context")
+    asker.addFilter(lambda record: threading.current_thread().name != WARM)
     try:
         from app import settings, state
 
@@ -28,12 +29,10 @@ def warm() -> None:
         state.scorer()
     except Exception as error:
         logging.getLogger(__name__).warning("warming up failed: %s", error)
-    finally:
-        quiet.disabled = False
 
 
 def main() -> None:
-    threading.Thread(target=warm, name="warm", daemon=True).start()
+    threading.Thread(target=warm, name=WARM, daemon=True).start()
     from streamlit.web.cli import main as serve
 
     sys.argv = ["streamlit", "run", str(MAIN), *sys.argv[1:]]
