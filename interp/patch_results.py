@@ -189,9 +189,9 @@ class PatchMap:
     def _sentence(self, frame: pd.DataFrame, at: int, masked: bool) -> str:
         row = frame.loc[frame["effect"].abs().idxmax()].to_dict()
         unit = UNIT_NAMES.get(self.site)
-        place = f"layer {row['layer']}" + (f", {unit} {row[unit]}," if unit else "")
+        place = f"layer {row['layer']}" + (f", {unit} {row[unit]}" if unit else "")
         if row["position"] != "all":
-            place += f" at token {position_labels(self.tokens, masked)[row['position']]}"
+            place += ("," if unit else "") + f" at token {position_labels(self.tokens, masked)[row['position']]}"
         gap = float((self.source[at] - self.target[at]).mean())
         if not row["effect"]:
             return f"No cell moves the metric; the whole difference between the two runs is {show_number(gap)}."

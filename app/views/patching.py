@@ -72,7 +72,17 @@ def ask(page: shell.Page) -> patching.Question:
     return patching.Question(page.source, prompt, corrupted, side, site, metric, words)
 
 
-def find(question: patching.Question, words: bool) -> patching.Measured | None:
+def way(question: patching.Question) -> str:
+    """The switch of the direction, which only draws anew."""
+    ways = ACROSS if question.across else WITHIN
+    return st.segmented_control(
+        "Direction", ways, default=ways[0], required=True, key="into" if question.across else "noise", bind="query-params",
+        help="Which run's activation goes into which. Denoising puts the clean run into the corrupted one, noising the reverse. Both are "
+        "measured at once.",
+    )  # fmt: skip
+
+
+def find(question: patching.Question, direction: str, words: bool) -> patching.Measured | None:
     """The map: the one that was measured before, or now, or by a job, with an estimate to look at meanwhile."""
     found = patching.known(question)
     if found is not None:
@@ -93,7 +103,7 @@ def find(question: patching.Question, words: bool) -> patching.Measured | None:
         if guess is None:
             st.info("The toxicity of a continuation has no gradient to estimate this map with; it can only be measured.")
         else:
-            show.draw(patching.heat(guess, guess.directions[0], words=words), "estimate", words)
+            show.draw(patching.heat(guess, direction, words=words), "estimate", words)
     return made
 
 
@@ -108,6 +118,11 @@ def clicked(found: patching.Measured) -> Cell | None:
     return patching.cell_at(found.cells, news[0]) if news else None
 
 
+def into_link(key: str) -> None:
+    """Of what is chosen within a fragment, Streamlit writes into the link only what the script sets."""
+    st.session_state[key] = st.session_state[key]
+
+
 def choose(found: patching.Measured, direction: str) -> Cell:
     """Boxes that name a cell, set by a click on the map, by the link, or by hand; empty they stand for the strongest cell."""
     cells = found.cells
@@ -120,7 +135,8 @@ def choose(found: patching.Measured, direction: str) -> Cell:
             # Another prompt has other tokens.
             st.session_state[kind] = None
         picked = column.selectbox(
-            kind.capitalize(), options, index=None, key=kind, bind="query-params", placeholder=f"{names[kind]} (strongest)",
+            kind.capitalize(), options, index=None, key=kind, bind="query-params", on_change=into_link, args=(kind,),
+            placeholder=f"{names[kind]} (strongest)",
             help=f"The {kind} of the cell that is shown; empty, that of the strongest cell. A click on the map sets it.",
         )  # fmt: skip
         names[kind] = picked or names[kind]
@@ -128,23 +144,16 @@ def choose(found: patching.Measured, direction: str) -> Cell:
 
 
 @st.fragment
-def explore(page: shell.Page, question: patching.Question) -> None:
+def explore(page: shell.Page, question: patching.Question, direction: str) -> None:
     """The map, one cell of it, and the layers."""
     with shell.told():
         found = patching.known(question)
         if found is not None:
-            lay_out(page, question, found)
+            lay_out(page, question, found, direction)
 
 
-def lay_out(page: shell.Page, question: patching.Question, found: patching.Measured) -> None:
+def lay_out(page: shell.Page, question: patching.Question, found: patching.Measured, direction: str) -> None:
     """What the fragment shows."""
-    st.header("Which place carries the difference?")
-    ways = ACROSS if question.across else WITHIN
-    direction = st.segmented_control(
-        "Direction", ways, default=ways[0], required=True, key="into" if question.across else "noise", bind="query-params",
-        help="Which run's activation goes into which. Denoising puts the clean run into the corrupted one, noising the reverse. Both are "
-        "measured at once, so that this only draws anew.",
-    )  # fmt: skip
     roles = patching.ends(direction)
     st.caption(
         show.plain(
@@ -236,8 +245,10 @@ def agree(question: patching.Question, found: patching.Measured, direction: str,
 with shell.page("patching", LEAD) as page:
     question = ask(page)
     patching.check(question)
-    if find(question, page.words) is not None:
-        explore(page, question)
+    st.header("Which place carries the difference?")
+    direction = way(question)
+    if find(question, direction, page.words) is not None:
+        explore(page, question, direction)
     st.header("What this does not show")
     st.markdown(
         "Patching shows where a difference *can be carried* for this prompt and this metric. It does not show where training made it: a "
