@@ -12,6 +12,7 @@ from app import state
 from app.answers.bypass import light, random_changes, states, study
 from app.settings import Source
 from interp import Model, UserError, figures
+from interp.capture import capture
 from interp.lens import lens_table, logit_lens
 from interp.lexicon import is_toxic_word
 from interp.next_tokens import next_tokens
@@ -39,7 +40,8 @@ class Curve:
     figure: Figure
     final: dict[str, float]
     ranks: dict[str, int]
-    largest: str
+    step: str
+    rise: float
 
 
 @st.cache_data(show_spinner=False, max_entries=16)
@@ -59,16 +61,22 @@ def examples(source: Source, count: int) -> list[str]:
 
 
 @st.cache_data(show_spinner=False, max_entries=128)
+def tables(source: Source, prompt: str) -> dict[str, pd.DataFrame]:
+    """What each model would say after every half layer. Raises `UserError` for a prompt that does not fit."""
+    return {name: lens_table(model, prompt, OFFERED, masked=False) for name, model in state.load_pair(source).sides.items()}
+
+
+@st.cache_data(show_spinner=False, max_entries=128)
 def candidates(source: Source, prompt: str) -> list[Candidate]:
     """What either model says next, the base model's likeliest first. Raises `UserError` for a prompt that does not fit."""
     pair = state.load_pair(source)
-    ids: list[int] = []
-    for model in pair.sides.values():
-        table = lens_table(model, prompt, OFFERED, masked=False)
-        ids += table[table["point"] == table["point"].max()]["id"].tolist()
-    chosen = list(dict.fromkeys(ids))
-    row = token_rows(pair.base, [prompt])[0]
-    base, tuned = (logit_lens(model, [row] * len(chosen), chosen).probabilities[:, -1].tolist() for model in pair.sides.values())
+    lasts = [table[table["point"] == table["point"].max()] for table in tables(source, prompt).values()]
+    chosen = list(dict.fromkeys(token for last in lasts for token in last["id"].tolist()))
+    row, site = token_rows(pair.base, [prompt]), f"resid_post.{pair.base.n_layers - 1}"
+    base, tuned = (
+        next_tokens(model, capture(model, row, [site])[site].expand(len(chosen), -1), chosen).log_probs.exp().tolist()
+        for model in pair.sides.values()
+    )
     decode = pair.base.tokenizer.decode
     return [Candidate(token, decode([token]), a, b) for token, a, b in zip(chosen, base, tuned, strict=True)]
 
@@ -112,7 +120,7 @@ def curve(source: Source, prompt: str, token: int) -> Curve:
     )  # fmt: skip
     return Curve(
         figure, {name: float(values[-1]) for name, values in held.items()}, {name: int(lens.ranks[0, -1]) for name, lens in lenses.items()},
-        f"{'the MLP' if steps[best] == 'mlp' else 'attention'} of layer {(best - 1) // 2} adds most ({float(rises[best - 1]):+.1%})",
+        f"{'MLP' if steps[best] == 'mlp' else 'attention'} of layer {(best - 1) // 2}", float(rises[best - 1]),
     )  # fmt: skip
 
 
@@ -120,8 +128,8 @@ def curve(source: Source, prompt: str, token: int) -> Curve:
 def said(source: Source, prompt: str) -> pd.DataFrame:
     """The likeliest tokens after each half layer: point, and one column per model with tokens and probabilities."""
     columns: dict[str, list[str]] = {}
-    for name, model in state.load_pair(source).sides.items():
-        table = lens_table(model, prompt, SAID, masked=False)
+    for name, every in tables(source, prompt).items():
+        table = every[every["rank"] <= SAID]
         labels = table["label"].unique().tolist()
         columns.setdefault("after", [_place(label) for label in labels])
         columns[name] = [

@@ -13,6 +13,7 @@ from app.jobs import key_of
 from interp import UserError
 from interp.edit_text import parse_neuron
 from interp.experiments.a_e10_offset import FLIPPED, RANDOM
+from interp.lexicon import mask
 
 VIEWS = ("The shift", "Activation drop", "Where it comes from", "Logit lens")
 LEAD = (
@@ -30,9 +31,23 @@ def facts(*rows: tuple[str, str, str]) -> None:
     st.html(f'<dl class="facts">{told}</dl>')
 
 
-def two(value: float) -> str:
-    """Two decimals, and no zero with a sign."""
-    return f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
+def two(value: float, digits: int = 2) -> str:
+    """Two decimals or more, with a true minus and no zero that has a sign."""
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+
+
+def chosen(key: str, options: list[int]) -> int:
+    """The place among the options of what the link holds under this key, where it holds one of them; else the first."""
+    text = st.query_params.get(key, "")
+    return options.index(int(text)) if text.isascii() and text.isdecimal() and len(text) < 9 and int(text) in options else 0
+
+
+def keep(key: str, value: int, first: int) -> None:
+    """Keep in the link what was chosen, unless it is what everyone sees first. Labels hold words, so that they cannot be bound."""
+    if value == first:
+        st.query_params.pop(key, None)
+    else:
+        st.query_params[key] = str(value)
 
 
 def ready(page: shell.Page, count: int, what: str, read: Callable[[Any, int], Any]) -> bool:
@@ -161,8 +176,8 @@ def silenced(page: shell.Page) -> None:
         found = bypass_drop.drop(page.source, count, top)
         facts(
             ("neurons that fall", f"{found.fallen} of {found.neurons}", "interval above 0"),
-            ("mean fall", f"{found.mean.value:.3f}", f"{found.mean.low:.3f} to {found.mean.high:.3f}"),
-            ("matched neurons", f"{found.null.value:.3f}", f"{found.null.low:.3f} to {found.null.high:.3f}, p = {found.p:.3f}"),
+            ("mean fall", two(found.mean.value, 3), f"{two(found.mean.low, 3)} to {two(found.mean.high, 3)}"),
+            ("matched neurons", two(found.null.value, 3), f"{two(found.null.low, 3)} to {two(found.null.high, 3)}, p = {found.p:.3f}"),
         )  # fmt: skip
         left, right = st.columns(2)
         with left:
@@ -243,30 +258,32 @@ def lens(page: shell.Page) -> None:
             return
         offered = bypass_lens.examples(page.source, bypass.USUAL)
         left, right = st.columns(2)
+        numbers = list(range(1, len(offered) + 1))
         at = left.selectbox(
-            "Example prompt", range(len(offered)), key="example",
-            format_func=lambda place: f"{place + 1}: {show.shown(offered[place], page.words)}",
+            "Example prompt", numbers, index=chosen("example", numbers), key="example",
+            format_func=lambda number: f"{number}: {show.shown(offered[number - 1], page.words)}",
             help="Challenge prompts on which the base model's likeliest word lost most by tuning, the largest loss first.",
         )  # fmt: skip
+        keep("example", at, 1)
         own = right.text_input(
             "Or a prompt of your own", key="prompt", bind="query-params", max_chars=limit, placeholder="You are such a",
             help="Where this holds text, it is read in place of the example. The word is looked for right after it: end without a space.",
         )  # fmt: skip
-        prompt = own if own.strip() else offered[at or 0]
+        prompt = own if own.strip() else offered[at - 1]
         if len(prompt) > limit:
             raise UserError(f"the prompt has {len(prompt)} characters, and at most {limit} are read", "shorten it")
         found = bypass_lens.candidates(page.source, prompt)
         left, right = st.columns(2)
-        labels = [f"{show.visible(one.text, page.words)}   {one.base:.1%} → {one.tuned:.1%}" for one in found]
-        chosen = left.selectbox(
-            "Next token", range(len(found)), format_func=lambda place: labels[place], key="token",
+        labels = {one.token: f"{show.visible(one.text, page.words)}   {one.base:.1%} → {one.tuned:.1%}" for one in found}
+        token = left.selectbox(
+            "Next token", list(labels), index=chosen("token", list(labels)), key="token", format_func=lambda one: labels[one],
             help="What either model finds likeliest, with its probability in base and tuned; the base model's first choice comes first.",
         )  # fmt: skip
+        keep("token", token, found[0].token)
         word = right.text_input(
             "Or a word of your own", key="word", bind="query-params", max_chars=40, placeholder="idiot",
             help="A single token of the model's vocabulary; the space before it is added.",
         )  # fmt: skip
-        token = found[chosen or 0].token
         if word.strip():
             try:
                 token = bypass_lens.one_token(page.pair.base, word)
@@ -276,14 +293,17 @@ def lens(page: shell.Page) -> None:
         if bypass.light(page.pair):
             bypass.random_changes(page.source)
         drawn = bypass_lens.curve(page.source, prompt, token)
+        # Masked as a whole, because a word may begin in the prompt and end in the token; a mask keeps the length.
+        joined = prompt + text if page.words else mask(prompt + text)
+        given, new = (show.escaped(show.shown(part, True)) for part in (joined[: len(prompt)], joined[len(prompt) :]))
         st.html(
-            f'<p class="lead"><span style="opacity:.75">{show.escaped(show.shown(prompt, page.words))}</span>'
-            f'<span class="role" style="--hue:{show.colour("base")}">{show.escaped(show.shown(text, page.words))}</span></p>'
+            f'<p class="lead" dir="auto" style="overflow-wrap:anywhere"><span style="opacity:.75">{given}</span>'
+            f'<span class="role" style="--hue:{show.colour("base")}">{new}</span></p>'
         )
         facts(
             *((name, f"{drawn.final[name]:.1%}", f"rank {drawn.ranks[name]}") for name in ("base", "tuned")),
             *((("random changes", f"{value:.1%}", "of equal norm"),) if (value := drawn.final.get(bypass_lens.NULL)) is not None else ()),
-            ("largest step in the base model", drawn.largest.split(" adds ")[0], drawn.largest.split(" adds ")[1]),
+            ("largest step in the base model", drawn.step, f"{drawn.rise:+.1%}"),
         )
         show.draw(drawn.figure, "lens", page.words)
         with st.expander("What each model would say after every half layer"):
