@@ -46,12 +46,12 @@ def is_toxic_word(token: str, kinds: Iterable[str] = HOSTILE_KINDS) -> bool:
 
 def mask(text: str) -> str:
     """Replace the inner letters of profane words by asterisks: the first and last letter stay (`sh*t`, `f**k`)."""
+    return word_pattern(MASKED_KINDS).sub(_hide, text)
 
-    def hide(match: re.Match[str]) -> str:
-        word = match.group(0)
-        if word.lower() in {"hell", "balls", "sex", "crap", "crappy", "nude"}:
-            return word
-        vowel = next((i for i in range(1, len(word)) if word[i].lower() in "aeiouy1"), 1)
-        return word[:vowel] + "*" + word[vowel + 1 :] if len(word) > 1 else word
 
-    return word_pattern(MASKED_KINDS).sub(hide, text)
+def _hide(match: re.Match[str]) -> str:
+    word = match.group(0)
+    if word.lower() in {"hell", "balls", "sex", "crap", "crappy", "nude"}:
+        return word
+    vowel = next((i for i in range(1, len(word)) if word[i].lower() in "aeiouy1"), 1)
+    return word[:vowel] + "*" + word[vowel + 1 :] if len(word) > 1 else word
