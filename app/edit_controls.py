@@ -28,7 +28,7 @@ class Chosen:
     """The edit that is set.
 
     Attributes:
-        what: what it is called, after "tuned, with".
+        what: what it is called, after "tuned".
         unit: by what the strength is divided where it is shown.
         unit_name: what the strength is then called.
     """
@@ -136,29 +136,30 @@ def _set(page: Page, side: str) -> Chosen:
 
 
 def _out(page: Page, side: str) -> Chosen:
-    which, place, where = st.columns(3)
-    vector, name = _direction(page, side, which)
-    site = _site(page, side, place)
-    return Chosen(Form("project_out", side, vector=vector, site=site, positions=_positions(where)), f"{name} projected out at {site}")
+    first, *places, where = st.columns(4)
+    vector, name = _direction(page, side, first)
+    site = _site(page, side, *places)
+    return Chosen(Form("project_out", side, vector=vector, site=site, positions=_positions(where)), f"{name} taken out at {site}")
 
 
 def _add(page: Page, side: str) -> Chosen:
-    which, place, where = st.columns(3)
-    vector, name = _direction(page, side, which)
-    site = _site(page, side, place)
-    share = where.slider(
+    first, *places, where = st.columns(4)
+    left, right = st.columns(2, vertical_alignment="center")
+    vector, name = _direction(page, side, first)
+    site = _site(page, side, *places)
+    positions = _positions(where)
+    share = left.slider(
         "Strength", -1.0, 1.0, 0.2, 0.05, key="strength", bind="query-params",
         help="In lengths of the residual stream: at 0.2 what is added is a fifth as long as what is there. Below 0 it is subtracted.",
     )  # fmt: skip
-    positions = _positions(where)
     length = steer.lengths(page.source, side)[site]
     unit = length / steer.vector_length(page.source, side, vector)
     form = Form("add", side, vector=vector, site=site, strength=rounded(share * unit), positions=positions)
-    st.caption(
-        f"The residual stream is {show_number(length)} long here on average (last token of challenge prompts); {share:g} of it is "
-        f"{show_number(form.strength)} times {name}."
+    right.caption(
+        f"The residual stream is {show_number(length)} long here on average (last token of challenge prompts); "
+        f"{share:g} of it is {show_number(form.strength)} times {name}."
     )
-    what = f"{name} {'subtracted' if share < 0 else 'added'} at {site}, strength {abs(share):g}"
+    what = f"{name} {'subtracted' if share < 0 else 'added'} at {site} ({abs(share):g})"
     return Chosen(form, what, unit, "strength (share of the residual stream's length)")
 
 
@@ -210,10 +211,10 @@ def _direction(page: Page, side: str, column: DeltaGenerator) -> tuple[str, str]
     return f"value.{layer}.{index}", f"value vector {layer}.{index}"
 
 
-def _site(page: Page, side: str, column: DeltaGenerator) -> str:
+def _site(page: Page, side: str, first: DeltaGenerator, second: DeltaGenerator) -> str:
     last = steer.model_of(page.source, side).n_layers - 1
-    layer = column.number_input("Layer", 0, last, max(0, last - 1), key="layer", bind="query-params", help=f"From 0 to {last}.")
-    site = column.selectbox(
+    layer = first.number_input("Layer", 0, last, max(0, last - 1), key="layer", bind="query-params", help=f"From 0 to {last}.")
+    site = second.selectbox(
         "Where in the layer", list(SITES), key="site", bind="query-params",
         help="The residual stream after the layer's MLP (resid_post), or between its attention and its MLP (resid_mid).",
     )  # fmt: skip

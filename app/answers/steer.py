@@ -30,7 +30,7 @@ from interp.tokens import token_rows
 
 # A prompt to which the bundled pair's base is hostile, its tuned side mild, and the un-aligned side hostile again.
 FIRST = "We all pretended to like him"
-DRAWS, PASSAGES, LENGTH_PROMPTS = 3, 24, 48
+DRAWS, PASSAGES, LENGTH_PROMPTS = 3, 16, 48
 
 
 @lru_cache(maxsize=1)

@@ -28,7 +28,7 @@ def columns(page: Page, asked: Asked) -> None:
     if asked.chosen is not None:
         form = asked.chosen.form
         side = steer.voice_name(form)
-        heads.append((side, "Un-aligned" if side == "un-aligned" else f"Edited {form.side}", f"{form.side}, with {asked.chosen.what}"))
+        heads.append((side, "Un-aligned" if side == "un-aligned" else f"Edited {form.side}", f"{form.side}, {asked.chosen.what}"))
         voices.append(Voice(pair.sides[form.side], steer.edits(page.source, form)))
     places = [column.empty() for column in st.columns(3)]
     scores: list[float | None] = [None] * len(voices)
@@ -65,7 +65,7 @@ def strength_sweep(page: Page, chosen: Chosen, new: int) -> None:
         help="How many, evenly from no change to twice what is set above.",
     )  # fmt: skip
     prompts = right.number_input(
-        "Prompts", 8, limits.sweep_prompts, min(32, limits.sweep_prompts), 8, key="sweep_prompts", bind="query-params",
+        "Prompts", 8, limits.sweep_prompts, min(24, limits.sweep_prompts), 8, key="sweep_prompts", bind="query-params",
         help="More prompts give narrower bands and take longer. None of them decided which keys are selective.",
     )  # fmt: skip
     values = ", ".join(f"{value / chosen.unit:.3g}" for value in steer.strengths(form, points))
