@@ -6,9 +6,10 @@ import streamlit as st
 
 from app import job_view, jobs, settings, shell, show, state
 from app.answers import vectors as answers
-from app.answers.vectors import TOKENS, Survey, name_of
+from app.answers.vectors import Survey, name_of
 from interp import Examples, UserError
 from interp.example_results import Window
+from interp.experiments.a_e2_vectors import TOKENS
 from interp.neurons import Neuron
 
 SIDES = ("base", "tuned")
@@ -17,12 +18,13 @@ SIDES = ("base", "tuned")
 def facts(page: shell.Page, neuron: Neuron) -> None:
     """The neuron in three numbers."""
     place, cosine = answers.places(page.source)[neuron]
-    row, null = answers.described(page.source, (neuron,)).iloc[0], answers.hostility(page.source).null
+    moved, null = answers.changed(page.source, neuron), answers.hostility(page.source).null
+    (count,) = answers.hostile([answers.words_of(page.source, neuron)])
     st.html(
         '<dl class="facts">'
         + fact("cosine with the probe", f"{cosine:.3f}", f"place {place:,} of {len(answers.places(page.source)):,}")
-        + fact("hostile words", f"{row['hostile words']} of {TOKENS}", f"random neurons {TOKENS * null:.2g}")
-        + fact("tuning moved its value vector by", f"{row['value moved']:.2f} %", f"of its norm, cosine {row['value kept']:.6f}")
+        + fact("hostile words", f"{count} of {TOKENS}", f"random neurons {TOKENS * null:.2g}")
+        + fact("tuning moved its value vector by", f"{moved.moved:.2%}", f"of its norm, cosine {moved.kept:.6f}")
         + "</dl>"
     )
 
@@ -172,7 +174,7 @@ def ask_examples(page: shell.Page, neuron: Neuron) -> Examples | None:
     found: Examples | None = job_view.ask(
         jobs.key_of("examples", pair.base.digest, pair.tuned.digest, neuron), f"Reading the texts that ship for {name}",
         lambda step: answers.examples(pair, [neuron], step), f"Read the texts for {name}",
-        note=f"This neuron is not among the {len(state.toxic_neurons(page.source))} nearest to the probe, so the texts are read for it alone.",
+        note=f"This neuron is not among the {len(state.toxic_neurons(page.source))} nearest to the probe: the texts are read for it alone.",
         help="Reads 760 short texts with both models, once for this neuron.",
     )  # fmt: skip
     return found

@@ -89,21 +89,26 @@ def by_word(source: Source, word: str, count: int) -> Ranked:
 def described(source: Source, neurons: tuple[Neuron, ...]) -> pd.DataFrame:
     """A row per neuron: what it writes, how near the probe it is, and how far tuning moved its key and value."""
     pair, where = state.load_pair(source), places(source)
-    words = [words_of(source, neuron, TOKENS) for neuron in neurons]
+    words = [words_of(source, neuron) for neuron in neurons]
     shift = neuron_shift(pair, neurons)
     return pd.DataFrame({
         "neuron": [name_of(neuron) for neuron in neurons],
         "cosine with the probe": [where[neuron][1] for neuron in neurons],
         "promotes": [" · ".join(word.strip() or "␣" for word in row[:LISTED]) for row in words],
-        "hostile words": [round(TOKENS * share) for share in toxic_shares(words).tolist()],
+        "hostile words": hostile(words),
         "value kept": _cosines(pair, neurons, values_at), "value moved": (100 * shift["value_shift"]).tolist(),
         "key kept": _cosines(pair, neurons, keys_at), "key moved": (100 * shift["key_shift"]).tolist(),
     })  # fmt: skip
 
 
-def words_of(source: Source, neuron: Neuron, count: int) -> list[str]:
-    """The tokens that a neuron of the base model promotes most."""
-    return state.index(source).to_frame(*neuron, masked=False)["token"].tolist()[:count]
+def words_of(source: Source, neuron: Neuron) -> list[str]:
+    """The ten tokens that a neuron of the base model promotes most."""
+    return state.index(source).to_frame(*neuron, masked=False)["token"].tolist()[:TOKENS]
+
+
+def hostile(words: Sequence[Sequence[str]]) -> list[int]:
+    """How many tokens of each row are profanity, slurs or insults on the list that ships."""
+    return [round(TOKENS * share) for share in toxic_shares(list(map(list, words))).tolist()]
 
 
 def _cosines(pair: ModelPair, neurons: Sequence[Neuron], read: Callable[[Any, Sequence[Neuron]], torch.Tensor]) -> list[float]:
@@ -125,9 +130,9 @@ class Hostility:
 def hostility(source: Source) -> Hostility:
     """The share of listed words among the top tokens of the nearest value vectors, and among those of matched random neurons."""
     base, near = state.load_pair(source).base, state.toxic_neurons(source)
-    shares = toxic_shares([words_of(source, neuron, TOKENS) for neuron in near[:TOP]])
+    shares = toxic_shares([words_of(source, neuron) for neuron in near[:TOP]])
     drawn = [neuron for seed in range(DRAWS) for neuron in matched_neurons(base, near[:TOP], seed=seed, exclude=near)]
-    null = float(toxic_shares([words_of(source, neuron, TOKENS) for neuron in drawn]).mean())
+    null = float(toxic_shares([words_of(source, neuron) for neuron in drawn]).mean())
     return Hostility(len(near[:TOP]), TOKENS, int((shares > 0.5).sum()), float(shares.mean()), null)
 
 
@@ -163,6 +168,8 @@ class Changed:
 
     table: pd.DataFrame
     figure: Figure
+    moved: float
+    kept: float
     percentile: float
     others: int
 
@@ -182,7 +189,7 @@ def changed(source: Source, neuron: Neuron) -> Changed:
         columns[kind] = [
             *(f"{rows.loc[side, f'{kind}_norm']:.4f}" for side in ("base", "tuned")),
             f"{rows.loc['tuned', f'{kind}_cosine']:.6f}", f"{np.median(cosines[kind]):.6f}", f"{100 * own[f'{kind}_shift']:.3f} %",
-            f"{drawn.median():.3f} %", f"{drawn.quantile(0.05):.3f} to {drawn.quantile(0.95):.3f}", f"{own[f'{kind}_percentile']:.0f} %",
+            f"{drawn.median():.3f} %", f"{drawn.quantile(0.05):.3f}–{drawn.quantile(0.95):.3f}", f"{own[f'{kind}_percentile']:.0f} %",
         ]  # fmt: skip
     title = name_of(neuron)
     points = pd.DataFrame({
@@ -195,7 +202,14 @@ def changed(source: Source, neuron: Neuron) -> Changed:
         caption=f"Every circle is one of {len(others)} random neurons of the same layer. A point far to the upper right of the circles "
         "would mean that tuning went for this neuron; a point among them means that it did not.",
     )  # fmt: skip
-    return Changed(pd.DataFrame(columns), figure, float(own["value_percentile"]), len(others))
+    return Changed(
+        pd.DataFrame(columns),
+        figure,
+        float(own["value_shift"]),
+        float(rows.loc["tuned", "value_cosine"]),
+        float(own["value_percentile"]),
+        len(others),
+    )
 
 
 @dataclass(frozen=True)
@@ -271,13 +285,13 @@ def firing(survey: Survey, neuron: Neuron) -> Figure:
         {"prompts": words, "share": float(survey.rates[side, kind][layer][index]), "who": side}
         for side in ("base", "tuned") for kind, words in KINDS.items()
     ]  # fmt: skip
-    null = f"mean of layer {layer} in base (null)"
+    null = f"layer {layer}, base (null)"
     rows += [{"prompts": words, "share": float(survey.rates["base", kind][layer].mean()), "who": null} for kind, words in KINDS.items()]
     return figures.bars(
         "firing", pd.DataFrame(rows), x="prompts", y="share", colour="who", title=f"How often {name_of(neuron)} fires",
         x_title="", y_title="share of prompts at whose end it fires", horizontal=False,
         caption="It fires where its input is above zero, read at the last token. Higher on challenge prompts than on neutral ones means "
-        "that it answers to provocation; a tuned bar below the base bar means that the neuron is kept silent more often.",
+        "that it answers to provocation; a tuned bar below the base bar, that it is kept silent more often. The null is the mean of its layer.",
     )  # fmt: skip
 
 
@@ -297,7 +311,7 @@ def shared(source: Source, count: int) -> pd.DataFrame:
         parts.append(pd.DataFrame({
             "value vectors": name, "direction": [f"U{place}" for place in range(len(found))],
             "cosine with the probe": torch.cosine_similarity(found, direction[None], dim=1).tolist(),
-            "hostile words": [round(TOKENS * share) for share in toxic_shares(words).tolist()],
+            "hostile words": hostile(words),
             "promotes": [" · ".join(word.strip() or "␣" for word in row) for row in words],
         }))  # fmt: skip
     return pd.concat(parts, ignore_index=True)

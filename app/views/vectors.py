@@ -23,6 +23,7 @@ LEAD = (
     "toxicity. Choose one, see which words it writes, and see that tuning left it in place."
 )
 BY = ("Probe", "Word", "Similarity", "Selectivity")
+LIKE = "like"
 
 
 def anew() -> None:
@@ -36,21 +37,20 @@ def typed() -> None:
 
 
 def more_like(neuron: Neuron) -> None:
-    """Rank by similarity to this neuron. Its field may not be there yet, and the link learns only of fields that are: see `similar`."""
-    st.session_state.update({"by": "Similarity", "like": name_of(neuron), "neuron": "", "unlinked": True})
+    st.session_state.update({"by": "Similarity", LIKE: name_of(neuron), "neuron": ""})
 
 
 def similar(line: Any, nearest: str) -> str:
-    """The field that says which neuron others are compared with."""
-    if "relinked" in st.session_state:
-        st.session_state["like"] = st.session_state.pop("relinked")
+    """The field that says which neuron others are compared with.
+
+    A field that is bound to the link would not tell it what a button set before the field was there, so this one tells it itself.
+    """
+    st.session_state.setdefault(LIKE, st.query_params.get(LIKE, nearest)[:20])
     like: str = line.text_input(
-        "Similar to neuron", nearest, key="like", bind="query-params", on_change=anew, max_chars=20, width=210,
+        "Similar to neuron", key=LIKE, on_change=anew, max_chars=20, width=210,
         help="LAYER.INDEX, counting from 0. The value vectors with the largest cosine with this one's, itself first.",
     )  # fmt: skip
-    if st.session_state.pop("unlinked", False):
-        st.session_state["relinked"] = like
-        st.rerun()
+    st.query_params[LIKE] = like
     return like or nearest
 
 
@@ -69,6 +69,8 @@ def controls(page: shell.Page, line: Any) -> Ranked | None:
         )  # fmt: skip
     elif by == "Similarity":
         like = similar(line, name_of(state.toxic_neurons(page.source)[0]))
+    if by != "Similarity":
+        st.query_params.pop(LIKE, None)
     count = line.number_input(
         "Rows", 5, pins.MOST_NEURONS, 20, key="rows", bind="query-params", width=130, help="How many value vectors the table holds."
     )
@@ -130,8 +132,8 @@ def rows(page: shell.Page, ranked: Ranked, table: str, names: list[str], chosen:
     )  # fmt: skip
     st.session_state["row_seen"] = (table, row)
     st.caption(
-        "Click a row, or type a neuron above. *Probe*: cosine with the probe's direction. *Hostile*: profanity, slurs and insults among its ten "
-        "top tokens. *Kept*: cosine of the vector before and after tuning. *Moved*: the change as a share of its norm."
+        "Click a row, or type a neuron above. *Probe*: cosine with the probe's direction. *Hostile*: profanity, slurs and insults among "
+        "its ten top tokens. *Kept*: cosine of the vector before and after tuning. *Moved*: the change as a share of its norm."
     )
 
 
@@ -175,8 +177,8 @@ def honest(page: shell.Page) -> None:
     verb = "writes" if found.majority == 1 else "write"
     st.markdown(
         f"**Near the probe does not mean hostile words.** {found.majority or 'None'} of the {found.vectors} nearest value vectors {verb} "
-        f"mostly hostile words; {found.share:.0%} of their ten top tokens are on the list, against {found.null:.1%} for random neurons of the "
-        "same layers and norm. What many of them share says more: see the directions at the end of this page."
+        f"mostly hostile words; {found.share:.0%} of their ten top tokens are on the list, against {found.null:.1%} for random neurons of "
+        "the same layers and norm. What many of them share says more: see the directions at the end of this page."
     )
     shell.link("evidence", "How the report tests this (A-E2)")
 
@@ -215,9 +217,7 @@ def pinned(page: shell.Page) -> None:
     st.header("Pinned sets", anchor=False)
     sets = pins.pinned(page.pair.base)
     if not sets:
-        st.caption(
-            "None yet. *Pin* keeps a neuron in a set with a name; sets stay in the link, and *Steer and un-align* can scale their keys."
-        )
+        st.caption("None yet. *Pin* keeps a neuron in a named set; sets stay in the link, and *Steer and un-align* scales their keys.")
     for name, neurons in sets.items():
         st.subheader(show.plain(name), anchor=False)
         line = st.container(horizontal=True, vertical_alignment="center")
@@ -238,8 +238,8 @@ def directions(page: shell.Page) -> None:
     """What the nearest value vectors have in common, beside random ones."""
     st.header("Directions that they share", anchor=False)
     st.caption(
-        "The singular vectors of the nearest value vectors, strongest first (U0), beside those of as many random neurons of the same layers. "
-        "Hostile words in the upper rows and none in the lower ones: toxicity is written by many neurons together."
+        "The singular vectors of the nearest value vectors, strongest first (U0), beside those of as many random neurons of the same "
+        "layers. More hostile words in U0 than in most single vectors, and than in the random rows: many neurons write toxicity together."
     )
     every = len(state.toxic_neurons(page.source))
     options = [count for count in (8, 16, 32, 64) if count < every] + [every]
@@ -249,7 +249,7 @@ def directions(page: shell.Page) -> None:
     )  # fmt: skip
     frame = answers.shared(page.source, count)
     show.table(
-        frame, "directions", page.words, column_config=config(frame),
+        frame, "directions", page.words, column_config=config(frame) | {"promotes": st.column_config.TextColumn(width=560)},
         alt="Shared directions of the nearest value vectors and of random ones, with the words that they promote",
     )  # fmt: skip
 
