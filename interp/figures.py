@@ -204,7 +204,7 @@ def scatter(
         extra = "".join(f"<br>{text_of(column)} %{{customdata[{position}]}}" for position, column in enumerate(hover))
         figure.add_scatter(
             x=numbers(part[x]), y=numbers(part[y]), mode="markers+text" if text and len(frame) <= 30 else "markers", text=labels,
-            textposition=spread(part[x], part[y], frame, x, y), textfont={"size": 11}, name=text_of(label),
+            textposition=spread(part[x], part[y], frame, x, y) if text else None, textfont={"size": 11}, name=text_of(label),
             showlegend=colour not in (None, text),
             cliponaxis=False, error_x=errors(part, x, x_low, x_high), error_y=errors(part, y, low, high), customdata=details or None,
             marker={"color": hue, "size": size if few else max(4.0, size / 2), "opacity": 0.95 if few else 0.6,
