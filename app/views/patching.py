@@ -6,6 +6,8 @@ import streamlit as st
 
 from app import job_view, settings, shell, show, state, streams
 from app.answers import patching
+from app.answers import patching_cells as cellwise
+from app.answers import patching_figures as drawn
 from app.jobs import Step, key_of
 from interp import Sampling
 from interp.patch_results import Cell, PatchMap
@@ -103,8 +105,13 @@ def find(question: patching.Question, direction: str, words: bool) -> patching.M
         if guess is None:
             st.info("The toxicity of a continuation has no gradient to estimate this map with; it can only be measured.")
         else:
-            show.draw(patching.heat(guess, direction, words=words), "estimate", words)
+            show.draw(drawn.heat(guess, direction, words=words, dark=dark()), "estimate", words)
     return made
+
+
+def dark() -> bool:
+    """Whether the ground of the page is dark."""
+    return st.context.theme.type == "dark"
 
 
 def clicked(found: patching.Measured) -> Cell | None:
@@ -115,7 +122,7 @@ def clicked(found: patching.Measured) -> Cell | None:
     if news == st.session_state.get("map_seen"):
         return None
     st.session_state["map_seen"] = news
-    return patching.cell_at(found.cells, news[0]) if news else None
+    return cellwise.cell_at(found.cells, news[0]) if news else None
 
 
 def into_link(key: str) -> None:
@@ -126,11 +133,11 @@ def into_link(key: str) -> None:
 def choose(found: patching.Measured, direction: str) -> Cell:
     """Boxes that name a cell, set by a click on the map, by the link, or by hand; empty they stand for the strongest cell."""
     cells = found.cells
-    kinds, click = patching.choices(cells), clicked(found)
-    names = patching.named(cells, patching.strongest(cells, direction))
+    kinds, click = cellwise.choices(cells), clicked(found)
+    names = cellwise.named(cells, cellwise.strongest(cells, direction))
     for (kind, options), column in zip(kinds.items(), st.columns(len(kinds)), strict=True):
         if click is not None:
-            st.session_state[kind] = patching.named(cells, click)[kind]
+            st.session_state[kind] = cellwise.named(cells, click)[kind]
         elif st.session_state.get(kind) not in (None, *options):
             # Another prompt has other tokens.
             st.session_state[kind] = None
@@ -140,7 +147,7 @@ def choose(found: patching.Measured, direction: str) -> Cell:
             help=f"The {kind} of the cell that is shown; empty, that of the strongest cell. A click on the map sets it.",
         )  # fmt: skip
         names[kind] = picked or names[kind]
-    return patching.cell_named(cells, names)
+    return cellwise.cell_named(cells, names)
 
 
 @st.fragment
@@ -166,29 +173,29 @@ def lay_out(page: shell.Page, question: patching.Question, found: patching.Measu
         cell = choose(found, direction)
         st.html(facts(found, direction, cell))
     with left:
-        show.draw(patching.heat(found.cells, direction, cell, page.words), "map", page.words, select=True)
-        st.caption("Click a cell for what it changes, or name it beside the map.")
+        show.draw(drawn.heat(found.cells, direction, cell, page.words, dark()), "map", page.words, select=True)
+        st.caption("Click a cell for what it changes, or name it in the boxes.")
     st.header("What the patched run says")
-    spoken = patching.spoken(question, direction, cell)
+    spoken = cellwise.spoken(question, direction, cell)
     likeliest, changes = st.columns(2, gap="large")
     with likeliest:
-        show.draw(patching.next_figure(spoken, direction, page.words), "next", page.words)
+        show.draw(drawn.next_figure(spoken, direction, page.words), "next", page.words)
     with changes:
         st.markdown("**Tokens whose probability of coming next changed most**")
         show.table(
-            patching.change_table(spoken, direction, page.words), "changed", page.words,
+            drawn.change_table(spoken, direction, page.words), "changed", page.words,
             alt="Tokens whose probability of being next changed most under the patch",
         )  # fmt: skip
     st.caption("How each run goes on; the patch acts on the prompt alone, and what follows is the model's own.")
     speak(page, question, found.cells, direction, cell)
     st.header("Layer by layer")
-    show.draw(patching.by_layer(found, direction), "layers", page.words)
+    show.draw(drawn.by_layer(found, direction), "layers", page.words)
     agree(question, found, direction, page.words)
 
 
 def facts(found: patching.Measured, direction: str, cell: Cell) -> str:
     """The numbers of one cell as HTML."""
-    numbers = patching.numbers_of(found.cells, direction, cell)
+    numbers = cellwise.numbers_of(found.cells, direction, cell)
     roles = patching.ends(direction)
     rows = [
         ("effect of this patch", show_number(numbers.effect), f"{show_number(numbers.share, 'share')} of the whole difference"),
@@ -205,11 +212,11 @@ def facts(found: patching.Measured, direction: str, cell: Cell) -> str:
 def speak(page: shell.Page, question: patching.Question, cells: PatchMap, direction: str, cell: Cell) -> None:
     """Three continuations: of the run as it is, patched, and of the source."""
     roles = patching.ends(direction)
-    spoken = patching.voices(question, direction, cell)
-    names = [f"{kind} {name}" for kind, name in patching.named(cells, cell).items()]
+    spoken = cellwise.voices(question, direction, cell)
+    names = [f"{kind} {name}" for kind, name in cellwise.named(cells, cell).items()]
     sides = (roles.target, "edited", roles.source) if question.across else (question.side, "edited", question.side)
     titles = (roles.target, "patched", roles.source)
-    about = ("as it is", f"{question.site} of {', '.join(names)} from {patching.phrase(roles.source)}", "as it is")
+    about = ("as it is", f"{', '.join(names)} from {roles.source}", "as it is")
     slots = [column.empty() for column in st.columns(3)]
     scorer = state.scorer()
 
@@ -239,7 +246,7 @@ def agree(question: patching.Question, found: patching.Measured, direction: str,
             f"An approximation to first order, for the price of one backward pass. Here it agrees with the measurement at a correlation of "
             f"{trust[0]:.3f}, and names {trust[1]:.0%} of the ten largest cells. It misjudges patches that are large, or that saturate."
         )
-        show.draw(patching.heat(guess, direction, words=words), "guess", words)
+        show.draw(drawn.heat(guess, direction, words=words, dark=dark()), "guess", words)
 
 
 with shell.page("patching", LEAD) as page:

@@ -1,0 +1,150 @@
+"""One cell of a map: how it is named and clicked, what it does to the metric, and what the run says with it patched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+import torch
+
+from app.answers.patching import Question, runs_of
+from app.streams import Voice
+from app.turns import turns
+from interp import Edit
+from interp.patch_cells import selection
+from interp.patch_results import Cell, PatchMap, position_labels
+from interp.patching import ACROSS, WITHIN, Runs, run_patched
+
+NEXT, CHANGED = 4, 8
+
+
+def labels_of(cells: PatchMap) -> list[str]:
+    """A name per position, masked, as the map's axis has it."""
+    return position_labels(cells.tokens)
+
+
+def strongest(cells: PatchMap, direction: str) -> Cell:
+    """The cell to look at first: the one that moves the metric most.
+
+    Of the residual stream the last layer is left out, because there the last token alone gives the source's answer.
+    """
+    most = max(cell.layer for cell in cells.cells)
+    skip = cells.site.startswith("resid_") and most > 0
+    size = cells.effects[cells.directions.index(direction)].mean(dim=0).abs().tolist()
+    return max((cell for cell in cells.cells if not (skip and cell.layer == most)), key=lambda cell: size[cells.cells.index(cell)])
+
+
+def number_of(cells: PatchMap, cell: Cell) -> int:
+    return cells.cells.index(cell)
+
+
+def choices(cells: PatchMap) -> dict[str, list[str]]:
+    """What names a cell of this map, and the names there are: layer with token or head, or a neuron alone."""
+    found: dict[str, dict[str, None]] = {}
+    for cell in cells.cells:
+        for kind, name in named(cells, cell).items():
+            found.setdefault(kind, {})[name] = None
+    return {kind: list(names) for kind, names in found.items()}
+
+
+def named(cells: PatchMap, cell: Cell) -> dict[str, str]:
+    """The names of one cell, masked, so that a link holds no words that were not asked for."""
+    if cells.site == "mlp_post":
+        return {"neuron": f"{cell.layer}.{cell.unit}"}
+    if cell.position is None:
+        return {"layer": str(cell.layer), "head": str(cell.unit)}
+    return {"layer": str(cell.layer), "token": labels_of(cells)[cell.position]}
+
+
+def cell_named(cells: PatchMap, names: dict[str, str]) -> Cell:
+    """The cell of these names."""
+    return next(cell for cell in cells.cells if named(cells, cell) == names)
+
+
+def cell_at(cells: PatchMap, point: tuple[Any, Any, Any, Any]) -> Cell | None:
+    """The cell of a clicked point (curve, index, x, y), or None where the point is no cell."""
+    curve, index, x, y = point
+    if cells.site == "mlp_post":
+        return next((cell for cell in cells.cells if f"{cell.layer}.{cell.unit}" in (str(x), str(y))), None)
+    if curve != 1 or not isinstance(index, int) or not 0 <= index < len(cells.cells):
+        return None
+    return cells.cells[index]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """One cell's effect, and what it stands between: the metric of the run as it is, patched, and of the source."""
+
+    effect: float
+    share: float
+    value: float
+    target: float
+    source: float
+    null: float | None
+
+
+def numbers_of(cells: PatchMap, direction: str, cell: Cell) -> Numbers:
+    """The numbers of one cell."""
+    at, place, most = cells.directions.index(direction), number_of(cells, cell), cells.null_most
+    parts = (cells.effects[at, :, place], cells.values[at, :, place], cells.target[at], cells.source[at])
+    effect, value, target, source = (float(part.mean()) for part in parts)
+    return Numbers(effect, float(cells.shares[at, place]), value, target, source, None if most is None else float(most[at, place]))
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """The next token of the run as it is, patched, and of the source: `likeliest` and `changed` have one row per token.
+
+    Columns: token, id, before, patched, source (probabilities), change (patched minus before).
+    """
+
+    likeliest: pd.DataFrame
+    changed: pd.DataFrame
+
+
+@st.cache_data(show_spinner=False, max_entries=512)
+def spoken(question: Question, direction: str, cell: Cell) -> Spoken:
+    """What is said next under one patch, and which tokens' probabilities it changes most."""
+    runs = runs_of(question)
+    target, source, where = _parts(runs, direction, cell)
+    site = f"{question.site}.{cell.layer}"
+    with torch.no_grad(), turns.turn():
+        patched = run_patched(target, site, source[site].to(target.stream), where)
+        size = min(question.model.d_vocab, len(question.model.tokenizer))
+        before, after, theirs = (
+            reading.logits[0].float().softmax(dim=0)[:size].cpu() for reading in (target.reading, patched, source.reading)
+        )
+    ids = dict.fromkeys(token for row in (before, after, theirs) for token in row.topk(min(NEXT, size)).indices.tolist())
+    likeliest = sorted(ids, key=lambda token: -float(torch.stack([before[token], after[token], theirs[token]]).max()))
+    changed = (after - before).abs().topk(min(CHANGED, size)).indices.tolist()
+
+    def frame(tokens: list[int]) -> pd.DataFrame:
+        return pd.DataFrame(
+            {
+                "token": [question.model.tokenizer.decode([token]) for token in tokens], "id": tokens, "before": before[tokens].tolist(),
+                "patched": after[tokens].tolist(), "source": theirs[tokens].tolist(), "change": (after - before)[tokens].tolist(),
+            }
+        )  # fmt: skip
+
+    return Spoken(frame(likeliest), frame(changed))
+
+
+def _parts(runs: Runs, direction: str, cell: Cell) -> tuple[Any, Any, Any]:
+    target, source = runs.traces[runs.directions.index(direction)][0]
+    return target, source, selection(target, runs.site, [cell])
+
+
+def voices(question: Question, direction: str, cell: Cell) -> tuple[tuple[str, Voice], ...]:
+    """The runs that are continued, each with its prompt: as it is, patched in the prompt, and the source."""
+    runs = runs_of(question)
+    target, source, where = _parts(runs, direction, cell)
+    site = f"{question.site}.{cell.layer}"
+    values = torch.where(where, source[site].to(target.stream), target[site].unsqueeze(0))[0].flatten(1)
+    edit = Edit.patch(site, values, positions=range(len(target.row)))
+    own, other = (question.prompt, question.corrupted or question.prompt)
+    prompts = (own, other) if direction in (ACROSS[1], WITHIN[1]) else (other, own)
+    return (
+        (prompts[0], Voice(target.model)), (prompts[0], Voice(target.model, (edit,))), (prompts[1], Voice(source.model)),
+    )  # fmt: skip
