@@ -166,11 +166,33 @@ def figure(_runs: dict[str, Telemetry], key: tuple[Any, ...], measure: str, stag
         parts = {name: found.of_stage(stage) for name, found in _runs.items()}
         # A run that never took this measure is left out of the legend, not an error.
         held = {name: part for name, part in parts.items() if measure in part.measures}
-        return draw(measure, held if len(held) > 1 else {name if len(parts) > 1 else "": part for name, part in held.items()})
+        return legend_below(draw(measure, held if len(held) > 1 else {name if len(parts) > 1 else "": part for name, part in held.items()}))
     except UserError:
         raise
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"the log holds something of {measure!r} that cannot be drawn ({error})", "mend that line of the log") from error
+
+
+def legend_below(drawn: Figure) -> Figure:
+    """The figure for half a page: its legend, which a narrow figure would lay over its title, in lines of its own below the axis."""
+    layout = drawn.spec.get("layout", {})
+    lines = sum(bool(trace.get("showlegend")) for trace in drawn.spec.get("data", []))
+    if not layout.get("showlegend") or not lines:
+        return drawn
+    upright = lines > 2
+    room = 30 * lines + 10 if upright else 64
+    legend = {
+        "orientation": "v" if upright else "h",
+        "yref": "container",
+        "y": 0,
+        "yanchor": "bottom",
+        "x": 0,
+        "xanchor": "left",
+        "maxheight": room + 8,
+    }
+    margin = {**layout.get("margin", {}), "t": 56, "b": 64 + room}
+    placed = {**layout, "legend": legend, "margin": margin, "height": layout.get("height", 400) - 28 + room}
+    return Figure(drawn.name, drawn.caption, {**drawn.spec, "layout": placed})
 
 
 def title(measure: str) -> str:
@@ -241,9 +263,9 @@ def control_figure(table: pd.DataFrame) -> Figure:
     return figures.dumbbell(
         "controls", frame, row="run", base="toxicity of base", tuned="toxicity tuned",
         title="Toxicity before and after, for the pair and its controls",
-        x_title="mean toxicity of continuations of the challenge prompts, 0 to 1", y_title="trained by",
-        caption="Shuffled labels are the null: the same pairs and as many steps without the preference. What DPO did is what its line "
-        "has beyond that one.",
+        x_title="mean toxicity, 0 to 1", y_title="trained by",
+        caption="Continuations of the challenge prompts. Shuffled labels are the null: the same pairs and as many steps without the "
+        "preference. What DPO did is what its line has beyond that one.",
     )  # fmt: skip
 
 

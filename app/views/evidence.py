@@ -189,7 +189,7 @@ def run_missing(found: Found, lacking: Mapping[str, Experiment], page: shell.Pag
     job_view.ask(
         key, "Experiments of the report", work, f"Run {count}",
         help="Runs on this machine, one experiment after another; the rest of the app stays usable, somewhat slower.",
-        note="All of them take about five minutes on the pair that ships on two cores, a few seconds to a minute and a half each.",
+        note="On the pair that ships all of them took five minutes on two idle cores: seconds to a minute and a half each.",
         cancelled="Cancelled. Experiments that were done are in the report; the rest goes on from where it stopped.",
     )  # fmt: skip
 

@@ -75,8 +75,8 @@ def told(status: Status) -> str:
     if status.state == "stopped" and status.reason:
         text += f": {show.shown(status.reason, False)}"
     if status.state == "running":
-        pace = f" at {status.pace:.3g} steps a second" if status.pace else ""
-        text += f"{pace}. The log does not say how many steps are planned, so there is no time left to tell"
+        pace = f", {status.pace:.3g} steps a second" if status.pace else ""
+        text += f"{pace}. How many steps are planned, and so the time left, is not in the log"
     if status.state == "silent":
         text += ". Nothing for a minute: it was killed, or one of its steps takes longer than that"
     return f'<p class="running {status.state}"><b>{words}</b> {show.escaped(text)}.</p>'
