@@ -166,6 +166,7 @@ def arguments(folder: Path, settings: dict[str, Any], goal: Objective, steps: in
         precompute_ref_log_probs=True, precompute_ref_batch_size=64, bf16=False, gradient_checkpointing=False, disable_dropout=True,
         report_to=[], use_cpu=not torch.cuda.is_available(), logging_steps=1, log_level="error", save_strategy="no", seed=seed,
         max_length=None, disable_tqdm=True, dataloader_pin_memory=False, remove_unused_columns=False, logging_nan_inf_filter=False,
+        ddp_find_unused_parameters=False,
     )  # fmt: skip
     # Without a launcher, the trainer would take every GPU of the machine and a batch for each of them.
     found._n_gpu = 1
