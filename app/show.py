@@ -73,13 +73,20 @@ def draw(figure: Figure, key: str, words: bool, *, select: bool = False) -> Any:
 
 def table(frame: pd.DataFrame, key: str, words: bool, *, alt: str, select: bool = False, **options: Any) -> int | None:
     """A table whose texts are masked unless `words`; with `select`, gives the row that was clicked."""
-    flat = flatten(frame).map(lambda cell: shown(cell, words) if isinstance(cell, str) else cell)
+    flat = flatten(frame).map(lambda cell: told(cell, words))
     chosen: dict[str, Any] = {"on_select": "rerun", "selection_mode": "single-row"} if select else {}
     event: Any = st.dataframe(flat, hide_index=True, width="stretch", key=key, alt=alt, **chosen, **options)
     if not select:
         return None
     rows = event.selection.rows
     return int(rows[0]) if rows else None
+
+
+def told(cell: Any, words: bool) -> Any:
+    """A cell of a table: texts masked, also those in a list, which shows as one text."""
+    if isinstance(cell, list | tuple):
+        return " · ".join(str(told(item, words)) for item in cell)
+    return shown(cell, words) if isinstance(cell, str) else cell
 
 
 def strip(
