@@ -143,8 +143,9 @@ def choose(found: patching.Measured, direction: str) -> Cell:
             st.session_state[kind] = None
         picked = column.selectbox(
             kind.capitalize(), options, index=None, key=kind, bind="query-params", on_change=into_link, args=(kind,),
-            placeholder=f"{names[kind]} (strongest)",
-            help=f"The {kind} of the cell that is shown; empty, that of the strongest cell. A click on the map sets it.",
+            placeholder=names[kind],
+            help=f"The {kind} of the cell that is shown; empty, that of the strongest one (in the residual stream, below the last layer, "
+            "where the last token holds the whole answer). A click on the map sets it.",
         )  # fmt: skip
         names[kind] = picked or names[kind]
     return cellwise.cell_named(cells, names)
