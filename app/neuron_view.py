@@ -24,7 +24,7 @@ def facts(page: shell.Page, neuron: Neuron) -> None:
         '<dl class="facts">'
         + fact("cosine with the probe", f"{cosine:.3f}", f"place {place:,} of {len(answers.places(page.source)):,}")
         + fact("hostile words", f"{count} of {TOKENS}", f"random neurons {TOKENS * null:.2g}")
-        + fact("tuning moved its value vector by", f"{moved.moved:.2%}", f"of its norm, cosine {moved.kept:.6f}")
+        + fact("tuning moved its value vector by", f"{100 * moved.moved:.2f} %", f"of its norm, cosine {moved.kept:.6f}")
         + "</dl>"
     )
 

@@ -35,7 +35,7 @@ LISTED, DRAWS, OTHERS, TRIED, WINDOWS = 8, 20, 100, 32, 5
 ANYTHING = -1e9
 MEASURES = [
     "norm in base", "norm in tuned", "cosine, base to tuned", "random neurons: median", "moved, of its norm", "random neurons: median",
-    "random neurons: middle 90 %", "moved more than",
+    "random: middle 90 %", "moved more than",
 ]  # fmt: skip
 KINDS = {"challenge": "challenge prompts", "neutral": "neutral prompts"}
 Step = Callable[[str, int, int], None]
@@ -291,7 +291,7 @@ def firing(survey: Survey, neuron: Neuron) -> Figure:
         "firing", pd.DataFrame(rows), x="prompts", y="share", colour="who", title=f"How often {name_of(neuron)} fires",
         x_title="", y_title="share of prompts at whose end it fires", horizontal=False,
         caption="It fires where its input is above zero, read at the last token. Higher on challenge prompts than on neutral ones means "
-        "that it answers to provocation; a tuned bar below the base bar, that it is kept silent more often. The null is the mean of its layer.",
+        "that it answers to provocation; a tuned bar below the base bar, that it is silent more often. The null is the mean of its layer.",
     )  # fmt: skip
 
 
