@@ -139,7 +139,7 @@ def test_the_parts_of_the_shift_are_those_of_interp_and_add_up(source: settings.
 
 def test_the_null_of_antipodality_is_the_experiment_at_the_chosen_layer(source: settings.Source) -> None:
     said: list[tuple[str, int, int]] = []
-    finding = bypass_sources.controls(source, 6, 1, True)(lambda text, done, total: said.append((text, done, total)))
+    finding = bypass_sources.controls(source, 6, 1)(lambda text, done, total: said.append((text, done, total)))
     figure, last, lowest = bypass_sources.drawn(finding)
     assert finding.settings["site"] == "resid_mid.1"
     assert last == pytest.approx(bypass_sources.against(source, 6, 1).last, abs=1e-6)

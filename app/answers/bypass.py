@@ -37,7 +37,7 @@ LETTERS = 70
 PLANES = {"what the neuron reads": "read", "first principal component": "component"}
 TAILS = (0.025, 0.975)
 TUNED, ALONE, SHIFTED, MATCHED = (
-    "tuned", "base with the shift alone", "random shift of equal length (null)", "matched neurons (null)"
+    "tuned", "base, shift alone", "random shift (null)", "matched neurons (null)"
 )  # fmt: skip
 
 
@@ -207,8 +207,8 @@ def _leaving(
             rows.append((name, float(values.mean()), low, high))
     return figures.bars(
         "leaving", pd.DataFrame(rows, columns=["model", "share", "low", "high"]), x="model", y="share", low="low", high="high",
-        horizontal=True, title=f"How many leave the reach of {layer}.{index}?", x_title="",
-        y_title="share of the firing prompts",
+        horizontal=True, title="How many fall silent?", x_title="",
+        y_title="share that leaves",
         caption="Of the prompts on which the neuron fires in the base model, how many fall silent (with 95 % intervals; of nulls, "
         "ranges)? The shift alone keeps the base model's key. The nulls are random shifts, each as long as the prompt's own, and other "
         "neurons of the layer that write about as strongly, under the true shift: where those fall silent as often, the shift is not "

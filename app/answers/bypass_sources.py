@@ -25,8 +25,8 @@ from interp.offset_sources import decompose, pooled
 from interp.offsets import shifts
 from interp.results import Figure
 
-# Phrases of A-E11: the states, and five controls (three in a quick run).
-CONTROLS, QUICK_CONTROLS = 5, 3
+# What a quick run of A-E11 says: the states, then three controls.
+PHRASES = 4
 MLP = ("changed values", "changed activations", "both", "value bias")
 
 
@@ -87,8 +87,10 @@ def written(source: Source, count: int, layer: int) -> Written:
     by = frame.groupby(["layer", "contributor"], sort=False)["share"].sum().reset_index()
     by["layer"] = by["layer"].astype(str)
     parts = found.by_part()
-    parts["part"] = [f"{part}, {sign} neurons" if sign else part for part, sign in zip(parts["part"], parts["sign"], strict=True)]
-    parts["part"] = [f"MLP: {part}" if part.split(",")[0] in MLP else part for part in parts["part"]]
+    names = {part: f"MLP {part.removeprefix('changed ').removeprefix('value ')}" for part in MLP}
+    parts["part"] = [
+        names.get(part, part) + (f" ({sign})" if sign else "") for part, sign in zip(parts["part"], parts["sign"], strict=True)
+    ]
     return Written(
         figures.bars(
             "contributors", by, x="layer", y="share", colour="contributor", horizontal=False,
@@ -98,10 +100,13 @@ def written(source: Source, count: int, layer: int) -> Written:
             "below wrote at earlier positions, so a tall attention bar does not clear the MLPs.",
         ),
         figures.bars(
-            "parts", parts, x="part", y="share", horizontal=True, title="By what has changed", x_title="",
+            "parts", parts, x="part", y="share", horizontal=True, title="What has changed", x_title="",
             y_title="share of the shift",
-            caption="“Inactive” neurons have a mean activation below 0 in the base model. The paper's claim is that changed values of "
-            "inactive neurons write the shift: that bar would be the longest. It is a sum, not a causal account, and has no null.",
+            caption="What an MLP writes changes with its neurons' value vectors, with their activations, with both at once and with its "
+            "bias. "
+            "“Inactive” neurons have a mean activation below 0 in the base model. The paper's claim is that changed values of inactive "
+            "neurons "
+            "write the shift: that bar would be the longest. It is a sum, not a causal account, and has no null.",
         ),
         found.table, {name: float(by[by["contributor"] == name]["share"].sum()) for name in ("attention", "MLP", "embedding")},
         found.length, found.residual,
@@ -134,8 +139,8 @@ def against(source: Source, count: int, layer: int) -> Against:
     )  # fmt: skip
 
 
-def controls(source: Source, count: int, layer: int, quick: bool) -> Callable[[Step], Finding]:
-    """Experiment A-E11 at this layer, on these prompts, as the work of a job."""
+def controls(source: Source, count: int, layer: int) -> Callable[[Step], Finding]:
+    """Experiment A-E11, with one step of each kind, at this layer and on these prompts, as the work of a job."""
     context, (experiment,) = study(source, count), find_experiments(["A-E11"])
 
     def work(step: Step) -> Finding:
@@ -143,11 +148,11 @@ def controls(source: Source, count: int, layer: int, quick: bool) -> Callable[[S
 
         def say(text: str) -> None:
             nonlocal said
-            step(text, said, 1 + (QUICK_CONTROLS if quick else CONTROLS))
+            step(text, said, PHRASES)
             said += 1
 
         given = {item.name: getattr(context, item.name) for item in fields(Context) if item.name not in ("say", "quick")}
-        return experiment.run(AtLayer(**given, layer=layer, say=say, quick=quick))
+        return experiment.run(AtLayer(**given, layer=layer, say=say, quick=True))
 
     return work
 

@@ -121,10 +121,13 @@ def shift(page: shell.Page) -> None:
             help="The neurons of this layer whose value vectors point most along the toxicity probe, most toxic first. "
             "A neuron fires where what it reads is above 0.",
         )  # fmt: skip
+        tokens = ", ".join(show.visible(word, page.words) for word in words[name])
+        left, right = st.columns([9, 4], vertical_alignment="center")
+        left.caption(f"Neuron {name} promotes: {show.plain(tokens)}")
+        with right:
+            shell.link("vectors", "Look into this neuron", neuron=name)
         if not ready(page, count, "States of both models", bypass.states):
             return
-        tokens = ", ".join(show.visible(word, page.words) for word in words[name])
-        st.caption(f"Neuron {name} promotes: {show.plain(tokens)}")
         kind = st.segmented_control(
             "Up the plot", list(bypass.PLANES), default=next(iter(bypass.PLANES)), key="up", bind="query-params", required=True,
             help="What the neuron reads shows the border of its region. The first principal component is the plane of the paper's figure.",
@@ -235,14 +238,13 @@ def sources(page: shell.Page) -> None:
 
 
 def antipodal_null(page: shell.Page, count: int, layer: int) -> Any:
-    quick = settings.demo() or not bypass.light(page.pair)
     return job_view.ask(
-        key_of("A-E11", page.name, page.source, count, layer, quick), "Antipodality and its null",
-        bypass_sources.controls(page.source, count, layer, quick), "Compare with gradient steps",
-        help="Runs experiment A-E11 on these prompts and this layer: gradient steps on harmless text and on shuffled preferences, as large "
-        "as the tuning.",
+        key_of("A-E11", page.name, page.source, count, layer), "Antipodality and its null",
+        bypass_sources.controls(page.source, count, layer), "Compare with gradient steps",
+        help="Runs experiment A-E11 on these prompts and this layer with one gradient step on harmless text, one on shuffled preferences, "
+        "and one random change, each as large as the tuning.",
         note="A gradient step on anything moves the values of inactive neurons against what it shifts. Compare the tuning with such steps: "
-        "about ten seconds on the pair that ships.",
+        "a few seconds on the pair that ships.",
     )  # fmt: skip
 
 
