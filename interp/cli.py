@@ -26,7 +26,7 @@ from interp.errors import UserError
 DEBUG = "BYPASS_DEBUG"
 COMMANDS = {
     "report": "report", "evaluate": "evaluate", "generate": "generate", "sweep": "sweep", "vectors": "vectors", "lens": "lens",
-    "patch": "patch", "score": "score", "convert": "convert", "doctor": "doctor",
+    "attribute": "attribute", "patch": "patch", "score": "score", "convert": "convert", "doctor": "doctor",
 }  # fmt: skip
 # What a path of the user's can be guilty of; a full disk is not among them.
 BAD_PATHS = (

@@ -78,7 +78,7 @@ def token_of(model: Model, word: str) -> int:
             return int(ids[0])
     pieces = len(model.tokenizer(spellings[0], add_special_tokens=False)["input_ids"])
     raise UserError(
-        f"{common.shown(word)!r} is {pieces} tokens for {model.name}, and the lens follows one", "give a commoner or shorter word"
+        f"{common.shown(word)!r} is {pieces} tokens for {model.name}, and this command follows one", "give a commoner or shorter word"
     )
 
 

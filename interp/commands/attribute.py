@@ -1,0 +1,123 @@
+"""`bypass attribute`: which component writes a word's logit, straight to the output, and what of it did tuning change?
+
+Whatever level is asked for, the rows are all terms of the logit: the units of that level, and what is left in a few rows
+beside them. So a table can be added up, and ends with the model's own number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from interp.commands import common
+from interp.commands.lens import token_of
+from interp.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+    from interp.attribution_results import Attribution
+
+LEVELS = ("layer", "head", "mlp", "neuron")
+# What no layer writes.
+OUTSIDE = ("embedding", "position", "norm_bias", "unembedding_bias", "cap")
+
+
+def attribute(
+    model: Annotated[str, typer.Argument(help=f"both, {common.MODEL_HELP}")],
+    prompt: Annotated[str, typer.Argument(help="the text whose next token is read")],
+    token: Annotated[str, typer.Option(metavar="WORD", help="whose logit is divided up")],
+    against: Annotated[str | None, typer.Option(metavar="WORD", help="take the logit of this word off")] = None,
+    by: Annotated[str, typer.Option(help=f"{', '.join(LEVELS)}")] = "layer",
+    top: Annotated[int, typer.Option(help="heads or neurons to print; the others are one row")] = 10,
+    pair: common.Pair = None,
+    show_words: common.ShowWords = False,
+    as_json: common.AsJson = False,
+) -> None:
+    """Direct logit attribution: what each layer, head, MLP or neuron writes to a word's logit; `both` shows both sides."""
+    if by not in LEVELS:
+        raise UserError(f"there is no level {common.shown(by)!r}", f"use one of {', '.join(LEVELS)}")
+    if top < 1:
+        raise UserError(f"the top {top} were asked for", "ask for at least 1")
+    import pandas as pd
+
+    from interp.attribution import attribute as run
+
+    with common.progress(None, "loading") as (bar, task):
+        models = common.Sides(pair).named(model)
+        reader = next(iter(models.values()))
+        ids = [token_of(reader, word) for word in (token, against) if word is not None]
+        if len(set(ids)) < len(ids):
+            raise UserError("--token and --against name the same token", "name two different words")
+        bar.update(task, description="reading")
+        found = {name: run(loaded, prompt, *ids) for name, loaded in models.items()}
+    frames = [terms(held, by) for held in found.values()]
+    columns = list(found) if len(found) > 1 else ["contribution"]
+    frame = frames[0].drop(columns="contribution")
+    logits = {name: float(held.logit.mean()) for name, held in zip(columns, found.values(), strict=True)}
+    frame = pd.concat([frame, *(part["contribution"].rename(name) for name, part in zip(columns, frames, strict=True))], axis=1)
+    if len(found) > 1:
+        frame["difference"] = frame["tuned"] - frame["base"]
+        logits["difference"] = logits["tuned"] - logits["base"]
+    words = [reader.tokenizer.decode([item]) for item in ids]
+    label = next(iter(found.values())).label
+    if as_json:
+        settings = {name: dict(held.settings) for name, held in found.items()}
+        rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
+        common.print_json({"label": label, "words": words, "by": by, "settings": settings, "logit": logits, "terms": rows})
+        return
+    _show(frame, logits, top, f"{label} of {' against '.join(map(repr, words))} after {prompt!r}", label, show_words)
+
+
+def terms(found: Attribution, by: str) -> pd.DataFrame:
+    """Every term of a logit at one level: term, layer and unit (of a head or neuron; None elsewhere), and contribution, a mean
+    over prompts; their sum is the logit."""
+    import pandas as pd
+
+    rows = [*_outside(found, OUTSIDE[:2]), *_units(found, by), *_rest(found, by), *_outside(found, OUTSIDE[2:])]
+    return pd.DataFrame(rows, columns=["term", "layer", "unit", "contribution"]).astype({"layer": "Int64", "unit": "Int64"})
+
+
+def _outside(found: Attribution, names: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
+    for name in names:
+        yield name.replace("_", " "), None, None, float(getattr(found, name).mean())
+
+
+def _units(found: Attribution, by: str) -> Iterator[tuple[Any, ...]]:
+    if by in ("layer", "mlp"):
+        whole = found.mlp if by == "mlp" else found.attention + found.mlp
+        for layer, value in enumerate(whole.mean(dim=0).tolist()):
+            yield f"{'MLP' if by == 'mlp' else 'layer'} {layer}", layer, None, value
+        return
+    table: Tensor = (found.heads if by == "head" else found.neurons).mean(dim=0)
+    for layer, values in enumerate(table.tolist()):
+        for unit, value in enumerate(values):
+            yield f"{by} {layer}.{unit}", layer, unit, value
+
+
+def _rest(found: Attribution, by: str) -> Iterator[tuple[Any, ...]]:
+    """What the layers write that is no unit of the level."""
+    rest = {
+        "layer": {}, "mlp": {"attention of all layers": found.attention},
+        "head": {"attention biases": found.attention_bias, "MLPs of all layers": found.mlp},
+        "neuron": {"attention of all layers": found.attention, "MLP biases": found.mlp_bias},
+    }  # fmt: skip
+    for name, table in rest[by].items():
+        yield name, None, None, float(table.mean(dim=0).sum())
+
+
+def _show(frame: pd.DataFrame, logits: dict[str, float], top: int, title: str, label: str, show_words: bool) -> None:
+    columns = list(logits)
+    many = frame["unit"].notna()
+    order = frame.loc[many, columns[-1]].abs().sort_values(ascending=False, kind="stable").index
+    kept, others = frame.loc[order[:top]], frame.loc[order[top:]]
+    rows = [[row["term"], *row[columns]] for _, row in kept.iterrows()]
+    if len(others):
+        rows.append([f"the other {len(others):,}", *others[columns].sum()])
+    # Terms that a model does not have are zero, and left out.
+    rest = frame.loc[~many & (frame[columns] != 0).any(axis=1)]
+    rows += [[row["term"], *row[columns]] for _, row in rest.iterrows()]
+    common.print_table(["term", *columns], [*rows, [f"= {label}", *logits.values()]], title=common.shown(title, show_words))
