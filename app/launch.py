@@ -24,7 +24,9 @@ from interp.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 GRACE = 10.0
+# A full collection after every run of a page would look at all that torch and transformers hold: 0.25 s, in which nothing else runs.
 SETTINGS = {
+    "runner.postScriptGC": "false",
     "server.fileWatcherType": "none", "server.runOnSave": "false", "server.maxUploadSize": "5", "browser.gatherUsageStats": "false",
     "client.toolbarMode": "minimal", "client.showErrorDetails": "none", "client.showErrorLinks": "false",
     "theme.light.primaryColor": "#59626f", "theme.dark.primaryColor": "#6f7a89", "theme.paddingTop": "3rem", "theme.baseRadius": "0.45rem",
