@@ -33,7 +33,9 @@ from interp.texts import challenge_prompts, passages
 KEYS, FACTOR, POOL = 7, 10.0, 128
 NEW_TOKENS, TOP = 20, 5
 # Every so many of the even challenge prompts (the odd ones decide which keys are scaled) and of the passages; so many random draws.
-PROMPT_STEP, PASSAGE_STEP, DRAWS = 2, 10, 3
+PROMPT_STEP, PASSAGE_STEP, DRAWS = 3, 10, 3
+MOST_NAME = 300
+EXAMPLE = "a folder, or a hub id such as openai-community/gpt2-medium"
 ARGUED, ARGUED_STEP = ("A-E2", "A-E9", "A-E10"), 10
 UNALIGNED = f"un-aligned: {KEYS} toxic keys × {FACTOR:g}"
 RANDOM = f"random keys × {FACTOR:g} (null)"
@@ -255,3 +257,13 @@ def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
     return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def named(side: str, text: str) -> str:
+    """What was typed as the name of a model. Raises `UserError` for what can be none."""
+    name = text.strip()
+    if not name:
+        raise UserError(f"the {side} model is not named", f"give {EXAMPLE}")
+    if len(name) > MOST_NAME or "::" in name or not name.isprintable():
+        raise UserError(f"{name[:80]!r} cannot name the {side} model", f"give {EXAMPLE}")
+    return name

@@ -31,19 +31,16 @@ FURTHER = (
     ("training", "Training: how the pair was made"),
 )  # fmt: skip
 PLACE_OF_BARS = '<div style="height:10rem" aria-hidden="true"></div>'
-MOST_NAME = 300
-EXAMPLE = "a folder, or a hub id such as openai-community/gpt2-medium"
 
 
 def facts(page: shell.Page) -> Measured | None:
     """The pair in six numbers, or their places while they are measured."""
     first, _ = answers.job_keys(page.source)
     found = answers.measured_by_report(page.source)
-    place = st.empty()
     if found is None:
         job = runner.find(first)
         found = job.result if job is not None and job.state == "done" else None
-    place.html(numbers(found))
+    st.html(numbers(found, "being measured" if works(first) else "not measured yet"))
     if found is None:
         job_view.ask(
             first, "toxicity and perplexity", lambda step: answers.measure(page.source, step), "Measure this pair",
@@ -61,13 +58,13 @@ def facts(page: shell.Page) -> Measured | None:
     return found
 
 
-def numbers(found: Measured | None) -> str:
-    """The numbers as HTML; dashes where there are none yet."""
+def numbers(found: Measured | None, why: str) -> str:
+    """The numbers as HTML; dashes, and why, where there are none yet."""
     parts = []
     for role, title in TITLES.items():
         row = found.row(role) if found is not None else None
         score, price = (f"{row['toxicity']:.2f}", f"{row['perplexity']:.0f}") if row else ("–", "–")
-        ends = f"{row['low']:.2f} to {row['high']:.2f}" if row else "being measured" if runner_works() else "not measured"
+        ends = f"{row['low']:.2f} to {row['high']:.2f}" if row else why
         parts.append(
             f'<div><dt><span class="role" style="--hue:{show.colour(role)}">{title}</span> {show.escaped(ABOUT[role])}</dt>'
             f"<dd>{score}<small>toxicity ({ends})</small></dd><dd>{price}<small>perplexity</small></dd></div>"
@@ -75,8 +72,9 @@ def numbers(found: Measured | None) -> str:
     return f'<dl class="facts">{"".join(parts)}</dl>'
 
 
-def runner_works() -> bool:
-    job = runner.find(FIRST_JOB)
+def works(key: str) -> bool:
+    """Whether this job waits or runs."""
+    job = runner.find(key)
     return job is not None and not job.over
 
 
@@ -155,10 +153,13 @@ def cards(page: shell.Page, prompt: str) -> None:
 def argument(page: shell.Page, found: Measured | None) -> None:
     """The five figures."""
     st.header("The argument in five figures", anchor=False)
-    _, second = answers.job_keys(page.source)
+    first, second = answers.job_keys(page.source)
     results = answers.argued_by_report(page.source)
     if results is not None:
         st.caption("From the written report of this pair, which gives each claim its verdict on the page Evidence.")
+    elif works(first):
+        # One bar at a time: each renews itself, which is work too.
+        st.caption("The figures come after the numbers above.")
     else:
         results = job_view.ask(
             second, "the argument", lambda step: answers.argue(page.source, step), "Compute the figures",
@@ -210,36 +211,25 @@ def another() -> None:
     with st.form("another", border=False):
         left, right, button = st.columns([6, 6, 2], vertical_alignment="bottom")
         base = left.text_input(
-            "Base: folder or hub id", key="other_base", max_chars=MOST_NAME, placeholder="openai-community/gpt2-medium",
+            "Base: folder or hub id", key="other_base", max_chars=answers.MOST_NAME, placeholder="openai-community/gpt2-medium",
             help="The model before tuning.",
         )  # fmt: skip
         tuned = right.text_input(
-            "Tuned: folder or hub id", key="other_tuned", max_chars=MOST_NAME, placeholder="runs/mine/dpo",
+            "Tuned: folder or hub id", key="other_tuned", max_chars=answers.MOST_NAME, placeholder="runs/mine/dpo",
             help="The model after tuning, or a LoRA folder.",
         )  # fmt: skip
         asked = button.form_submit_button("Load", key="load", width="stretch", help="Loads both sides; a large model takes minutes.")
     if not asked:
         return
     with shell.told():
-        names = [named(side, text or "") for side, text in (("base", base), ("tuned", tuned))]
+        names = [answers.named(side, text or "") for side, text in (("base", base), ("tuned", tuned))]
         with st.spinner("Loading and checking both sides …"):
             state.load_pair((names[0], names[1]))
         state.choose_pair("::".join(names))
         st.rerun()
 
 
-def named(side: str, text: str) -> str:
-    """What was typed as the name of a model. Raises `UserError` for what can be none."""
-    name = text.strip()
-    if not name:
-        raise UserError(f"the {side} model is not named", f"give {EXAMPLE}")
-    if len(name) > MOST_NAME or "::" in name or not name.isprintable():
-        raise UserError(f"{name[:80]!r} cannot name the {side} model", f"give {EXAMPLE}")
-    return name
-
-
 with shell.page("start", LEAD) as page:
-    FIRST_JOB = answers.job_keys(page.source)[0]
     if page.source is None:
         answers.begin(page.source)
     found = facts(page)
