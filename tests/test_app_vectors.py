@@ -13,10 +13,11 @@ pytest.importorskip("streamlit", reason="the app needs the extra `app`")
 
 from streamlit.testing.v1 import AppTest
 
-from app import jobs, pins, settings, show, state
+from app import jobs, neuron_view, pins, settings, show, state
 from app.answers import vectors as answers
 from interp import ModelPair, UserError, max_activating
 from interp.compare import neuron_shift
+from interp.example_results import Window
 from interp.lexicon import mask
 from interp.neurons import explain_neuron, rank_values, svd_directions, top_tokens, values_at
 from interp.probe import Probe
@@ -167,7 +168,9 @@ def test_what_is_typed_is_shown_as_text_and_never_as_markup() -> None:
     at = open_page("vectors", neuron="1.5", text=HOSTILE)
     assert not at.exception
     body = html_of(at)
-    assert "<script" not in body
+    # The tiny vocabulary has a token for every letter.
+    assert len(re.findall(r'title="&lt;: [^"]*">&lt;</span>', body)) == 2 * HOSTILE.count("<")
+    assert "><</span>" not in body
     assert "\u202e" not in body
 
 
@@ -179,6 +182,13 @@ def test_profanity_is_masked_until_it_is_asked_for() -> None:
     assert mask(word) in tokens
     at.toggle[0].set_value(True).run()
     assert word in "".join(re.findall(r'title="[^"]*">([^<]*)</span>', html_of(at)))
+
+
+def test_the_token_of_the_peak_is_masked_with_its_neighbours() -> None:
+    window = Window("base", 0, 0, 1, 2.0, 0, 1, (" sh", "it"), 1, {"base": (1.0, 2.0)})
+    assert mask("shit") == "sh*t"
+    assert neuron_view.peak(window, False) == "*t"
+    assert neuron_view.peak(window, True) == "it"
 
 
 def test_what_tuning_changed_stands_beside_random_neurons_of_the_layer(pair: ModelPair) -> None:
