@@ -56,7 +56,7 @@ h1 {letter-spacing: -.02em}
 .running {min-height: 3rem; line-height: 1.5; max-width: 60rem; margin: .2rem 0 .4rem}
 dl.facts, dl.why {padding: 0 !important}
 @media (max-width: 640px) {.why {grid-template-columns: 1fr} .why dd {margin-bottom: .5rem} .effects td.line, .effects .key {display: none}}
-.step {margin: 0 0 .3rem; padding: 0; font-size: 1.2rem; font-weight: 650; line-height: 1.3; letter-spacing: 0}
+.step {margin: 1.1rem 0 .3rem; padding: 0; font-size: 1.2rem; font-weight: 650; line-height: 1.3; letter-spacing: 0}
 .step span {opacity: .65; margin-right: .25em; font-variant-numeric: tabular-nums}
 @media (max-width: 640px) {.st-key-map .textpoint, .st-key-guess .textpoint, .st-key-estimate .textpoint {display: none}}
 </style>"""
