@@ -99,7 +99,7 @@ def ask_edit(page: Page) -> Chosen:
         st.session_state["which"] = OWN
     first, second = st.columns([3, 1])
     kind = first.segmented_control(
-        "What is done", [KEYS, ADD, OUT, SET], default=KEYS, required=True, key="edit", bind="query-params",
+        "What is done", [KEYS, ADD, OUT, SET], default=KEYS, required=True, key="edit", bind="query-params", wrap=True,
         help="Scale keys: neurons read more (or less) of what they look for. Add: push the residual stream along a direction. "
         "Project out: take a direction away. Set: fix what neurons give.",
     )  # fmt: skip

@@ -219,7 +219,7 @@ def test_a_job_that_runs_is_cancelled_at_its_next_step_and_can_be_asked_for_anew
     assert again.state == "done", "what is over cannot be cancelled"
 
 
-@pytest.mark.parametrize("error", [UserError("the layer is missing", "name another"), RuntimeError("a secret path /home/x")])
+@pytest.mark.parametrize("error", [UserError("the layer is missing", "name another"), RuntimeError("a secret path /somewhere/x")])
 def test_a_job_that_fails_tells_one_line_and_the_next_one_runs(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     runner = Runner()
 

@@ -31,6 +31,7 @@ from interp.tokens import token_rows
 # A prompt to which the bundled pair's base is hostile, its tuned side mild, and the un-aligned side hostile again.
 FIRST = "We all pretended to like him"
 DRAWS, PASSAGES, LENGTH_PROMPTS = 3, 16, 48
+HEIGHT = 430
 
 
 @lru_cache(maxsize=1)
@@ -193,9 +194,9 @@ def _table(frame: pd.DataFrame, null: str) -> pd.DataFrame:
     ends = random["toxicity"].agg(["min", "max"])
     table = frame[frame["model"] != null].set_index("strength")
     columns = ["toxicity", "low", "high", "share above half", "perplexity", "F1", "distinct-2"]
-    table = table[columns].rename(columns={"low": "toxicity from", "high": "toxicity to"})
-    table["random: toxicity from"], table["random: toxicity to"] = ends["min"], ends["max"]
-    table["random: perplexity"] = random["perplexity"].mean()
+    table = table[columns].rename(columns={"low": "from", "high": "to"})
+    table["random from"], table["random to"] = ends["min"], ends["max"]
+    table["random perplexity"] = random["perplexity"].mean()
     return table.reset_index()
 
 
@@ -219,4 +220,6 @@ def _figures(
         caption="The number beside a point is its strength. Far to the right language itself is spoiled, whatever the toxicity: "
         f"an edit that only brings toxicity back moves straight up. Perplexity on {texts} passages that ship.",
     )  # fmt: skip
+    for figure in (curve, price):
+        figure.spec["layout"]["height"] = HEIGHT
     return curve, price
