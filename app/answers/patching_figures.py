@@ -37,7 +37,11 @@ def heat(cells: PatchMap, direction: str, chosen: Cell | None = None, words: boo
         layout |= {"height": 130 + 34 * len(data[0]["y"]), "margin": layout["margin"] | {"r": 8}}
         data = [data[0] | {"texttemplate": "", "colorbar": {"thickness": 10, "outlinewidth": 0}}]
         data += _over(cells, direction, figure.spec["data"][0], chosen, dark)
-        caption += " Orange raises it, blue lowers it" + ("." if guess else "; a cross marks places where the random change does as much.")
+        caption += " Orange raises it, blue lowers it"
+        if cells.null is not None:
+            caption += "; a cross marks places where the random change does as much."
+        else:
+            caption += "." if guess else ". No random changes were measured beside it, which would each take a continuation."
     if guess:
         caption = "An estimate from one gradient, not a measurement. " + caption
     return replace(figure, spec={"data": data, "layout": layout}, caption=caption)
