@@ -179,16 +179,16 @@ def test_toxic_vectors_are_compared_with_themselves_and_with_others(source: sett
     neurons = state.toxic_neurons(source)
     assert step.figure is not None
     series = {trace["name"]: trace for trace in step.figure.spec["data"]}
-    kept = len(series["key, base with tuned"]["y"])
+    kept = len(series["key"]["y"])
     # Ranked as the probe ranks them, and no layer gives more than half of its neurons, so that others are left.
     assert kept <= len(neurons)
-    rows = [tuple(map(int, data[0].split("."))) for data in series["key, base with tuned"]["customdata"]]
+    rows = [tuple(map(int, data[0].split("."))) for data in series["key"]["customdata"]]
     assert [neuron for neuron in neurons if neuron in rows] == rows
     expected = torch.cosine_similarity(keys_at(pair.base, rows).double(), keys_at(pair.tuned, rows).double(), dim=1)
-    assert series["key, base with tuned"]["y"] == pytest.approx(expected.tolist(), abs=1e-6)
+    assert series["key"]["y"] == pytest.approx(expected.tolist(), abs=1e-6)
     expected = torch.cosine_similarity(values_at(pair.base, rows).double(), values_at(pair.tuned, rows).double(), dim=1)
-    assert series["value, base with tuned"]["y"] == pytest.approx(expected.tolist(), abs=1e-6)
-    null = series["value, with another neuron's (null)"]["y"]
+    assert series["value"]["y"] == pytest.approx(expected.tolist(), abs=1e-6)
+    null = series["another neuron's value (null)"]["y"]
     assert sum(map(abs, null)) / len(null) < 0.5
 
 

@@ -22,8 +22,10 @@ from interp.neurons import keys_at, values_at
 from interp.nulls import matched_neurons
 from interp.results import Figure, Result
 
-HEIGHT, TALL = 320, 400
-VECTORS, TOKENS = 5, 5
+HEIGHT, TALL = 380, 420
+VECTORS, TOKENS = 5, 4
+# Room for a title and a legend of three lines, which a narrow screen needs.
+TOP = 112
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,13 @@ def _words(single: pd.DataFrame, shared: pd.Series, null: float) -> Figure:
     named = [("all 128", shared["top tokens"], shared["share of toxic words"])]
     columns = ["vector", "top tokens", "share of toxic words"]
     named += list(single.head(VECTORS)[columns].itertuples(index=False, name=None))
-    kind = "value vectors, base"
+    kind = "base model's value vectors"
     rows = [(f"{name}: {' · '.join(str(said).split(' · ')[:TOKENS])}", float(share), kind) for name, said, share in named]
     frame = pd.DataFrame([*rows, ("other neurons", null, "matched neurons (null)")], columns=["writes", "share", "vectors"])
     return _sized(figures.bars(
         "words", frame, x="writes", y="share", colour="vectors", horizontal=True, title="What the nearest value vectors promote",
         x_title="",
-        y_title="share of listed words among the top 10 tokens",
+        y_title="listed words among the top 10",
         caption="First the direction that the nearest 128 share, then single vectors. Bars longer than the grey one are more than chance.",
     ), TALL)  # fmt: skip
 
@@ -99,9 +101,9 @@ def left_in_place(source: Source) -> Step:
             kept.append((layer, index))
     others = matched_neurons(pair.base, kept, seed=0)
     compared = {
-        "key, base with tuned": (keys_at(pair.base, kept), keys_at(pair.tuned, kept)),
-        "value, base with tuned": (values_at(pair.base, kept), values_at(pair.tuned, kept)),
-        "value, with another neuron's (null)": (values_at(pair.base, kept), values_at(pair.tuned, others)),
+        "key": (keys_at(pair.base, kept), keys_at(pair.tuned, kept)),
+        "value": (values_at(pair.base, kept), values_at(pair.tuned, kept)),
+        "another neuron's value (null)": (values_at(pair.base, kept), values_at(pair.tuned, others)),
     }
     cosines = {name: torch.cosine_similarity(a.double(), b.double(), dim=1).cpu().tolist() for name, (a, b) in compared.items()}
     frame = pd.DataFrame(
@@ -121,7 +123,7 @@ def left_in_place(source: Source) -> Step:
     figure = figures.scatter(
         "left-in-place", frame, x="rank", y="cosine", colour="vector", hover=("neuron",), size=7,
         title="The same vector before and after tuning",
-        x_title="rank of the neuron, by its value's cosine with the probe", y_title="cosine",
+        x_title="neurons, nearest to the probe first", y_title="cosine, base with tuned",
         caption="Vectors that tuning had rewritten would lie among the open circles; those that it left in place lie at 1.",
     )  # fmt: skip
     return Step(
@@ -144,10 +146,11 @@ def silenced(result: Result | UserError | None) -> Step:
     if not isinstance(result, Result):
         return replace(step, claim=f"{step.claim}.", problem=result)
     fall, fallen = result.statistic["mean fall"], result.statistic["neurons that fell"]
-    claim = f"{step.claim}: their mean activation falls by {fall:.3f}, and {fallen:.0f} of the 5 nearest fall for certain."
+    claim = f"{step.claim}: their mean activation falls by {fall:.3f}, in {fallen:.0f} of the 5 nearest for certain (95 %)."
     if fall <= 0:
         claim = f"While challenge prompts are continued, the same neurons do not become less active (their mean falls by {fall:.3f})."
-    chance = f"Neurons of the same layers and norms fall by {result.null['mean fall']:.3f}."
+    null = result.null["mean fall"]
+    chance = f"In neurons of the same layers and norms it {'falls' if null >= 0 else 'rises'} by {abs(null):.3f}."
     return replace(step, claim=claim, chance=chance, figure=_sized(result.figures[0]))
 
 
@@ -166,7 +169,7 @@ def shifted(result: Result | UserError | None) -> Step:
         step, claim=f"{step.claim}: before the MLP of layer {layer} the shifts of two prompts have a mean cosine of {cosine:.2f}.",
         chance="Where a coin decides which side is called tuned, the cosine is near 0. Random changes of the weights of equal size give "
         f"{null:.2f}, so only what lies above that is tuning's own.",
-        figure=_sized(result.figures[-1]),
+        figure=_sized(result.figures[-1], y_title="mean cosine of two shifts"),
     )  # fmt: skip
 
 
@@ -180,8 +183,8 @@ def brought_back(found: Measured | None) -> Step:
     lost = base - tuned
     figure = figures.bars(
         "brought-back", found.table, x="model", y="toxicity", low="low", high="high", horizontal=True, x_title="",
-        title="Toxicity of challenge continuations", y_title="mean toxicity (0 to 1), with its 95 % interval",
-        caption="The enlarged toxic keys should bring the tuned model back to the base's height; random keys should not.",
+        title="Toxicity of challenge continuations", y_title="mean toxicity, 0 to 1",
+        caption="Enlarged toxic keys should bring the tuned model back to the base's height; random keys not. Whiskers: 95 %.",
     )  # fmt: skip
     if lost <= 0:
         return replace(
@@ -196,6 +199,11 @@ def brought_back(found: Measured | None) -> Step:
     )  # fmt: skip
 
 
-def _sized(figure: Figure, height: int = HEIGHT) -> Figure:
+def _sized(figure: Figure, height: int = HEIGHT, y_title: str | None = None) -> Figure:
     """The same figure for a place beside its text."""
-    return replace(figure, spec=figure.spec | {"layout": figure.spec.get("layout", {}) | {"height": height}})
+    layout = figure.spec.get("layout", {}) | {"height": height}
+    if layout.get("showlegend"):
+        layout["margin"] = layout.get("margin", {}) | {"t": TOP}
+    if y_title is not None:
+        layout["yaxis"] = layout.get("yaxis", {}) | {"title": {"text": y_title}}
+    return replace(figure, spec=figure.spec | {"layout": layout})

@@ -24,7 +24,7 @@ FIRST = "The comment section on any cooking video will convince you that people 
 TITLES = {"base": "Base", "tuned": "Tuned", "un-aligned": "Un-aligned"}
 ABOUT = {
     "base": "before preference tuning", "tuned": "after preference tuning (DPO)",
-    "un-aligned": f"tuned, with {answers.KEYS} of its toxic keys enlarged {answers.FACTOR:g} times",
+    "un-aligned": f"tuned, {answers.KEYS} toxic keys × {answers.FACTOR:g}",
 }  # fmt: skip
 FURTHER = (
     ("patching", "Patching: which activations carry it"), ("evidence", "Evidence: every claim with its verdict"),
@@ -139,9 +139,10 @@ def cards(page: shell.Page, prompt: str) -> None:
 
         streams.speak(voices, prompt, new_tokens=answers.NEW_TOKENS, sampling=Sampling(), on_text=heard)
 
+    for role in TITLES:
+        draw(role)
     if not answers.is_ready(page.source):
         # The first visitor reads the first two while the keys of the third are found.
-        draw("un-aligned")
         speak(["base", "tuned"])
         with st.spinner("Finding the keys that fire on provocation …"):
             answers.unaligned(page.source)
