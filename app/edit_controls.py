@@ -76,7 +76,7 @@ def ask_sampling(number: DeltaGenerator, more: DeltaGenerator) -> tuple[int, Sam
     new = number.number_input(
         "New tokens", 1, most, min(20, most), key="new", bind="query-params", help="How far each column goes on; a text may end sooner."
     )
-    with more.popover("Sampling", icon=":material/casino:", width="stretch", help="How the next token is chosen."):
+    with more.popover("Sampling", icon=":material/casino:", help="How the next token is chosen."):
         temperature = st.slider(
             "Temperature", 0.0, 2.0, 0.0, 0.1, key="temperature", bind="query-params",
             help="0 takes the likeliest token each time (greedy), so that the columns differ by the models alone. Higher is more random.",
