@@ -88,10 +88,11 @@ def try_it(page: shell.Page) -> None:
     )
     limits = settings.limits()
     prompts = list(dict.fromkeys([FIRST, *challenge_prompts(), *neutral_prompts()[:20]]))
+    # Always masked: the link names a prompt as it is listed, and must not depend on the switch for words.
     with st.form("question", border=False):
         left, middle, right = st.columns([6, 5, 2], vertical_alignment="bottom")
         chosen = left.selectbox(
-            "Prompt", prompts, key="prompt", bind="query-params", format_func=lambda text: show.shown(text, page.words),
+            "Prompt", prompts, key="prompt", bind="query-params", format_func=lambda text: show.shown(text, False),
             help="Challenge prompts break off where a hostile word is likely next; the last twenty are harmless.",
         )  # fmt: skip
         own = middle.text_input(
