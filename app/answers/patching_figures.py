@@ -31,10 +31,11 @@ def heat(cells: PatchMap, direction: str, chosen: Cell | None = None, words: boo
     guess = cells.method != "patching"
     title = f"{cells.site}: {roles.source} into {roles.target}" + (f", estimated by {cells.method}" if guess else "")
     layout = figure.spec["layout"]
-    layout = layout | {"title": layout["title"] | {"text": title}, "hovermode": "closest", "hoverdistance": -1}
+    layout = layout | {"title": layout["title"] | {"text": title}, "hovermode": "closest"}
     data, caption = figure.spec["data"], figure.caption
     if data[0]["type"] == "heatmap":
-        layout |= {"height": 130 + 34 * len(data[0]["y"]), "margin": layout["margin"] | {"r": 8}}
+        # However wide its cell, the nearest marker is meant; of bars, at any distance, the last one would be.
+        layout |= {"hoverdistance": -1, "height": 130 + 34 * len(data[0]["y"]), "margin": layout["margin"] | {"r": 8}}
         data = [data[0] | {"texttemplate": "", "colorbar": {"thickness": 10, "outlinewidth": 0}}]
         data += _over(cells, direction, figure.spec["data"][0], chosen, dark)
         caption += " Orange raises it, blue lowers it"
