@@ -29,7 +29,7 @@ SETTINGS = {
     "runner.postScriptGC": "false",
     "server.fileWatcherType": "none", "server.runOnSave": "false", "server.maxUploadSize": "5", "browser.gatherUsageStats": "false",
     "client.toolbarMode": "minimal", "client.showErrorDetails": "none", "client.showErrorLinks": "false",
-    "theme.light.primaryColor": "#59626f", "theme.dark.primaryColor": "#6f7a89", "theme.paddingTop": "3rem", "theme.baseRadius": "0.45rem",
+    "theme.light.primaryColor": "#59626f", "theme.dark.primaryColor": "#a3adbb", "theme.paddingTop": "3rem", "theme.baseRadius": "0.45rem",
     "theme.font": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif",
 }  # fmt: skip
 

@@ -22,11 +22,14 @@ def warm() -> None:
     asker.addFilter(lambda record: threading.current_thread().name != WARM)
     try:
         from app import settings, state
+        from app.answers import start, steer
 
         source = next(iter(settings.offered().values()))
         state.load_pair(source)
-        state.probe(source)
-        state.scorer()
+        state.scorer().score(["warm"])
+        start.unaligned(source)
+        steer.candidates(source, "tuned", "selective")
+        steer.lengths(source, "tuned")
     except Exception as error:
         logging.getLogger(__name__).warning("warming up failed: %s", error)
 

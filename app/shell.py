@@ -13,7 +13,7 @@ import streamlit as st
 
 from app import pins, settings, show, state
 from app.settings import Source
-from app.style import SHEET
+from app.style import DARK, SHEET
 from interp import ModelPair, UserError
 
 WORDS, SEEN = "show_words", "note_seen"
@@ -47,7 +47,7 @@ def page(name: str, lead: str) -> Iterator[Page]:
     """The frame of one page: `with shell.page("vectors", "What to do here.") as page:`. What is wrong with what was given ends the page
     with a sentence that says so; a fault of ours ends it with a line, and is logged.
     """
-    st.html(SHEET)
+    st.html(SHEET + (DARK if st.context.theme.type == "dark" else ""))
     st.title(PAGES[name][0])
     st.html(f'<p class="lead">{show.escaped(lead)}</p>')
     words = st.sidebar.toggle("Show words", key=WORDS, persist_state="session", help="Profanity is masked (`sh*t`) unless this is on.")

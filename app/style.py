@@ -4,6 +4,8 @@ from __future__ import annotations
 
 SHEET = """<style>
 .block-container {max-width: 82rem}
+[data-testid="stCaptionContainer"], [data-testid="stCaptionContainer"] :is(p, em, strong, li) {color: inherit}
+[data-testid="stCaptionContainer"] {opacity: .8}
 h1 {letter-spacing: -.02em}
 .lead {font-size: 1.06rem; line-height: 1.55; max-width: 52rem; margin: 0 0 .6rem}
 .card {border-top: 3px solid var(--hue); padding: .7rem 0 .2rem}
@@ -59,4 +61,10 @@ dl.facts, dl.why {padding: 0 !important}
 .step {margin: 1.1rem 0 .3rem; padding: 0; font-size: 1.2rem; font-weight: 650; line-height: 1.3; letter-spacing: 0}
 .step span {opacity: .65; margin-right: .25em; font-variant-numeric: tabular-nums}
 @media (max-width: 640px) {.st-key-map .textpoint, .st-key-guess .textpoint, .st-key-estimate .textpoint {display: none}}
+</style>"""
+
+# On a dark ground the accent is light, so that it is read as text; what is written on it is then dark.
+DARK = """<style>
+:is([data-testid="stBaseButton-primary"], [data-testid="stBaseButton-primaryFormSubmit"]) :is(p, span),
+[data-testid="stMultiSelect"] span[title], [data-testid="stMultiSelect"] span[title] ~ * {color: #14171c}
 </style>"""

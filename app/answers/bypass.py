@@ -21,6 +21,7 @@ from interp.capture import Captured, capture
 from interp.experiments.a_e10_offset import FLIPPED, RANDOM, STATES
 from interp.experiments.registry import Context
 from interp.figure_moves import moves
+from interp.figure_style import FURTHER
 from interp.neurons import Neuron, top_tokens, values_at
 from interp.nulls import matched_neurons, perturbed, random_directions
 from interp.offsets import coordinates, held_out_cosines, key_products, shifts, sign_flipped
@@ -36,6 +37,9 @@ LISTED = 12
 LETTERS = 70
 PLANES = {"what the neuron reads": "read", "first principal component": "component"}
 TAILS = (0.025, 0.975)
+HUES = dict(zip(STATES, FURTHER, strict=False))
+# A neuron that fires on fewer of the prompts has few to lose.
+OFTEN = 0.1
 TUNED, ALONE, SHIFTED, MATCHED = (
     "tuned", "base, shift alone", "random shift (null)", "matched neurons (null)"
 )  # fmt: skip
@@ -101,6 +105,14 @@ def random_shifts(source: Source, count: int) -> list[dict[str, Tensor]]:
 def layer_neurons(source: Source, layer: int) -> list[int]:
     """The neurons of one layer among the most toxic of all, most toxic first."""
     return [index for at, index in state.toxic_neurons(source) if at == layer][:LISTED]
+
+
+@st.cache_data(show_spinner=False, max_entries=64)
+def telling(source: Source, count: int, layer: int) -> int:
+    """The place, among a layer's toxic neurons, of the most toxic one that fires on a tenth of the prompts in the base model (else 0)."""
+    model, states_before = state.load_pair(source).base, states(source, count)[0][f"resid_mid.{layer}"]
+    often = (key_products(model, layer, layer_neurons(source, layer), states_before) > 0).double().mean(dim=0) >= OFTEN
+    return int(often.double().argmax())
 
 
 @st.cache_data(show_spinner=False, max_entries=64)
@@ -181,6 +193,9 @@ def _plane(
 def _colour_lines(figure: Figure, frame: pd.DataFrame, plane: str) -> None:
     """One dotted line per prompt in the colour of what the neuron did in the base model, in place of grey ones."""
     line, *marks = figure.spec["data"]
+    # A state keeps its hue where another one does not occur.
+    for mark in marks:
+        mark["marker"]["color"] = HUES[mark["name"]]
     ends = {side: part.reset_index(drop=True) for side, part in frame.groupby("side", sort=False)}
     lines = []
     for mark in marks:
@@ -260,6 +275,14 @@ def profile(source: Source, count: int, with_changes: bool) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["layer", "model", "cosine", "low", "high"])
 
 
+def legend_below(figure: Figure) -> Figure:
+    """The figure with its legend under it, where long labels may take several rows without meeting the title."""
+    layout = figure.spec["layout"]
+    legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.28, "yanchor": "top", "title": {"text": ""}}
+    below = {"legend": legend, "height": 480, "margin": {**layout.get("margin", {}), "t": 56, "b": 150}}
+    return Figure(figure.name, figure.caption, {**figure.spec, "layout": {**layout, **below}})
+
+
 def by_layer(figure: Figure, frame: pd.DataFrame) -> Figure:
     """The figure with a mark at every whole layer and none between, where there are few."""
     if frame["layer"].nunique() <= 12:
@@ -277,4 +300,4 @@ def profile_figure(frame: pd.DataFrame, layer: int) -> Figure:
         "lie near 0. Random changes of the weights, as large as the tuning, show how much of it any change of weights brings: only what "
         "lies above them is learnt.",
     )  # fmt: skip
-    return by_layer(figure, frame)
+    return legend_below(by_layer(figure, frame))

@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from app import state
-from app.answers.bypass import light, random_changes, states, study
+from app.answers.bypass import legend_below, light, random_changes, states, study
 from app.settings import Source
 from interp import Model, UserError, figures
 from interp.capture import capture
@@ -119,7 +119,7 @@ def curve(source: Source, prompt: str, token: int) -> Curve:
         "there do not show absence. One prompt has no interval.",
     )  # fmt: skip
     return Curve(
-        figure, {name: float(values[-1]) for name, values in held.items()}, {name: int(lens.ranks[0, -1]) for name, lens in lenses.items()},
+        legend_below(figure), {name: float(values[-1]) for name, values in held.items()}, {name: int(lens.ranks[0, -1]) for name, lens in lenses.items()},
         f"{'MLP' if steps[best] == 'mlp' else 'attention'} of layer {(best - 1) // 2}", float(rises[best - 1]),
     )  # fmt: skip
 

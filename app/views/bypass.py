@@ -114,20 +114,20 @@ def shift(page: shell.Page) -> None:
                 f"None of the most toxic value vectors lies in layer {layer}. Move the slider to another layer.", icon=":material/info:"
             )
             return
+        if not ready(page, count, "States of both models", bypass.states):
+            return
         neurons = tuple((layer, int(name.split(".")[1])) for name in names)
         words = dict(zip(names, bypass.promoted(page.source, neurons, 3), strict=True))
         name = middle.selectbox(
-            "Toxic neuron of this layer", names, key="neuron", bind="query-params",
-            help="The neurons of this layer whose value vectors point most along the toxicity probe, most toxic first. "
-            "A neuron fires where what it reads is above 0.",
+            "Toxic neuron of this layer", names, index=bypass.telling(page.source, count, layer), key="neuron", bind="query-params",
+            help="The neurons of this layer whose value vectors point most along the toxicity probe, most toxic first; at first the most "
+            "toxic one that fires on a tenth of the prompts. A neuron fires where what it reads is above 0.",
         )  # fmt: skip
         tokens = ", ".join(show.visible(word, page.words) for word in words[name])
         left, right = st.columns([9, 4], vertical_alignment="center")
         left.caption(f"Neuron {name} promotes: {show.plain(tokens)}")
         with right:
             shell.link("vectors", "Look into this neuron", neuron=name)
-        if not ready(page, count, "States of both models", bypass.states):
-            return
         kind = st.segmented_control(
             "Up the plot", list(bypass.PLANES), default=next(iter(bypass.PLANES)), key="up", bind="query-params", required=True,
             help="What the neuron reads shows the border of its region. The first principal component is the plane of the paper's figure.",

@@ -33,8 +33,10 @@ def controls_bar(runs: dict[str, answers.Run]) -> tuple[Run, str, Run | None]:
         help="Stages of one run in the order of the chain: pretraining, further pretraining, tuning on preferences (dpo).",
     )  # fmt: skip
     others = [other.name for other in runs.values() if other.name != name and stage in other.stages]
+    if not others:
+        return run, stage, None
     beside = right.selectbox(
-        "Beside it", others, index=None, key=BESIDE, bind="query-params", placeholder="no other run", disabled=not others,
+        "Beside it", others, index=None, key=BESIDE, bind="query-params", placeholder="no other run",
         help="Draws the same stage of another run into the same figures, such as a control run with shuffled labels.",
     )  # fmt: skip
     return run, stage, runs.get(beside) if beside else None
