@@ -241,6 +241,15 @@ def test_another_layer_offers_its_own_neurons(source: settings.Source) -> None:
     assert at.selectbox(key="neuron").value in at.selectbox(key="neuron").options
 
 
+def test_the_first_neuron_shown_is_the_most_toxic_that_fires_often(source: settings.Source, pair: ModelPair) -> None:
+    base = context_of(pair, source).last_states(pair.base)
+    for layer in range(pair.base.n_layers):
+        names = bypass.layer_neurons(source, layer)
+        often = (key_products(pair.base, layer, names, base[f"resid_mid.{layer}"]) > 0).double().mean(dim=0) >= 0.1
+        expected = next((place for place, fires in enumerate(often.tolist()) if fires), 0)
+        assert bypass.telling(source, 6, layer) == expected
+
+
 def test_a_layer_without_toxic_neurons_says_so(source: settings.Source, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bypass, "layer_neurons", lambda source, layer: [])
     at = open_page("bypass")

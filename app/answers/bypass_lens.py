@@ -119,7 +119,8 @@ def curve(source: Source, prompt: str, token: int) -> Curve:
         "there do not show absence. One prompt has no interval.",
     )  # fmt: skip
     return Curve(
-        legend_below(figure), {name: float(values[-1]) for name, values in held.items()}, {name: int(lens.ranks[0, -1]) for name, lens in lenses.items()},
+        legend_below(figure), {name: float(values[-1]) for name, values in held.items()},
+        {name: int(lens.ranks[0, -1]) for name, lens in lenses.items()},
         f"{'MLP' if steps[best] == 'mlp' else 'attention'} of layer {(best - 1) // 2}", float(rises[best - 1]),
     )  # fmt: skip
 
