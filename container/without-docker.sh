@@ -66,10 +66,11 @@ base() {
 size() { engine image inspect --format "$1: {{.Size}} bytes" "$1"; }
 
 # Isolation by chroot needs no rights that a container in a container would lack; health checks need Docker's image format.
+# No --layers: buildah 1.28 lends an empty folder where a stage that it took from its cache is mounted.
 build() {
   need buildah; need podman
   mkdir -p "$STORE/tmp"
-  TMPDIR=$STORE/tmp buildah "${WHERE[@]}" bud --isolation chroot --format docker --layers --pull=never "$@" -t "$IMAGE" .
+  TMPDIR=$STORE/tmp buildah "${WHERE[@]}" bud --isolation chroot --format docker --pull=never "$@" -t "$IMAGE" .
   size "$IMAGE"
 }
 
