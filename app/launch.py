@@ -23,12 +23,14 @@ from app.settings import DEMO
 from interp.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-GRACE = 10.0
+# Shorter than the ten seconds after which a container engine kills.
+GRACE = 7.0
 # A full collection after every run of a page would look at all that torch and transformers hold: 0.25 s, in which nothing else runs.
 SETTINGS = {
     "runner.postScriptGC": "false",
     "server.fileWatcherType": "none", "server.runOnSave": "false", "server.maxUploadSize": "5", "browser.gatherUsageStats": "false",
-    "client.toolbarMode": "minimal", "client.showErrorDetails": "none", "client.showErrorLinks": "false",
+    "client.toolbarMode": "minimal", "logger.hideWelcomeMessage": "true", "global.disableWidgetStateDuplicationWarning": "true",
+    "client.showErrorDetails": "none", "client.showErrorLinks": "false",
     "theme.light.primaryColor": "#59626f", "theme.dark.primaryColor": "#a3adbb", "theme.paddingTop": "3rem", "theme.baseRadius": "0.45rem",
     "theme.font": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif",
 }  # fmt: skip
@@ -49,6 +51,9 @@ def launch(port: int = 8501, host: str = "localhost", browser: bool = True, demo
         raise UserError("the browser app needs streamlit, which is not installed", "run `pip install bypass-workbench[app]`, or `make app`")
     check_port(host, port)
     process = subprocess.Popen(command(port, host, browser), env=environment(demo))
+    # Streamlit's own greeting asks a server outside for this machine's address.
+    sys.stdout.write(f"Bypass listens on http://{host}:{port} (stop it with Ctrl-C)\n")
+    sys.stdout.flush()
     if threading.current_thread() is not threading.main_thread():
         return process.wait()
     stopped: list[float] = []

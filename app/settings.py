@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from interp.errors import UserError
+from interp.models import BUNDLED as FOLDER_OF_BUNDLE
 
 PAIR, MODELS, REPORT, RUNS, DEMO = "BYPASS_PAIR", "BYPASS_MODELS", "BYPASS_REPORT", "BYPASS_RUNS", "BYPASS_DEMO"
 BUNDLED = "bundled"
+# The report that ships, made of the pair that ships.
+SHIPPED_REPORT = FOLDER_OF_BUNDLE / "report"
 # Two folders or hub ids, or None for the pair that ships.
 Source = tuple[str, str] | None
 
@@ -43,7 +46,8 @@ def limits() -> Limits:
 def offered() -> dict[str, Source]:
     """The pairs that can be chosen by name: the one of `BYPASS_PAIR` first, the one that ships, and those of `BYPASS_MODELS`.
 
-    `BYPASS_MODELS` is a folder with one folder per pair, each with `base` and `tuned` in it.
+    `BYPASS_MODELS` is a folder with one folder per pair, each with `base` and `tuned` in it. What this user may not read is
+    not offered.
     """
     found: dict[str, Source] = {}
     text = os.environ.get(PAIR, "").strip()
@@ -51,11 +55,16 @@ def offered() -> dict[str, Source]:
         found["chosen at the start"] = parse_pair(text)
     found[BUNDLED] = None
     root = Path(os.environ.get(MODELS, ""))
-    if os.environ.get(MODELS, "").strip() and root.is_dir():
+    if os.environ.get(MODELS, "").strip() and os.path.isdir(root) and os.access(root, os.R_OK | os.X_OK):
         for folder in sorted(root.iterdir()):
-            if all((folder / side / "config.json").is_file() for side in ("base", "tuned")):
+            if all(_readable(folder / side / "config.json") for side in ("base", "tuned")):
                 found[folder.name] = (str(folder / "base"), str(folder / "tuned"))
     return found
+
+
+def _readable(file: Path) -> bool:
+    """Whether it is a file that this user may read (`Path.is_file` raises below a folder that may not be entered)."""
+    return os.path.isfile(file) and os.access(file, os.R_OK)
 
 
 def parse_pair(text: str) -> tuple[str, str]:

@@ -26,6 +26,8 @@ PAGES = {
     "evidence": ("Evidence", ":material/fact_check:"),
     "training": ("Training", ":material/show_chart:"),
 }
+# The first page asks; the others are called what they are about.
+HEADINGS = {"start": "What does tuning leave behind?"}
 log = logging.getLogger(__name__)
 
 
@@ -48,7 +50,7 @@ def page(name: str, lead: str) -> Iterator[Page]:
     with a sentence that says so; a fault of ours ends it with a line, and is logged.
     """
     st.html(SHEET + (DARK if st.context.theme.type == "dark" else ""))
-    st.title(PAGES[name][0])
+    st.title(heading(name), anchor=False)
     st.html(f'<p class="lead">{show.escaped(lead)}</p>')
     words = st.sidebar.toggle("Show words", key=WORDS, persist_state="session", help="Profanity is masked (`sh*t`) unless this is on.")
     note()
@@ -82,6 +84,11 @@ def problem(error: UserError) -> None:
     """One sentence on what was wrong, one on how to mend it."""
     mend = f"  \n{show.plain(error.mend[:1].upper() + error.mend[1:])}." if error.mend else ""
     st.error(show.plain(show.shown(error.problem[:600], False)) + mend, icon=":material/info:")
+
+
+def heading(name: str) -> str:
+    """What stands above a page."""
+    return HEADINGS.get(name, PAGES[name][0])
 
 
 def note() -> None:

@@ -7,6 +7,9 @@ SHEET = """<style>
 [data-testid="stCaptionContainer"], [data-testid="stCaptionContainer"] :is(p, em, strong, li) {color: inherit}
 [data-testid="stCaptionContainer"] {opacity: .8}
 h1 {letter-spacing: -.02em}
+[data-testid="stHeading"] h1 {font-size: 2.2rem}
+[data-testid="stHeading"] h2 {font-size: 1.5rem; letter-spacing: -.01em}
+[data-testid="stHeading"] h3 {font-size: 1.15rem}
 .lead {font-size: 1.06rem; line-height: 1.55; max-width: 52rem; margin: 0 0 .6rem}
 .card {border-top: 3px solid var(--hue); padding: .7rem 0 .2rem}
 .card h3 {margin: 0; padding: 0; font-size: 1rem; font-weight: 650; letter-spacing: 0}

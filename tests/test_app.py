@@ -31,7 +31,7 @@ HOSTILE = "<script>alert(1)</script> **b** $x$ :red[y] 🙂"
 def test_every_page_opens_under_its_title_with_a_lead_and_the_switch(served: Path, name: str) -> None:
     at = open_page(name)
     assert not at.exception
-    assert [title.value for title in at.title] == [shell.PAGES[name][0]]
+    assert [title.value for title in at.title] == [shell.heading(name)]
     assert '<p class="lead">' in html_of(at)
     assert at.sidebar.toggle(key=shell.WORDS).value is False
 

@@ -3,6 +3,7 @@ loaded or refused in one message."""
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -292,6 +293,22 @@ def test_sides_that_do_not_make_a_pair_are_refused_with_the_reason(served: Path,
         ModelPair.load(gpt2_folder, llama_folder)
     assert len(at.error) == 1
     assert at.error[0].value.startswith(show.plain(refused.value.problem))
+
+
+def test_a_pair_that_the_user_may_not_read_is_not_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("open", "shut"):
+        for side in ("base", "tuned"):
+            (tmp_path / name / side).mkdir(parents=True)
+            (tmp_path / name / side / "config.json").write_text("{}")
+    monkeypatch.setenv(settings.MODELS, str(tmp_path))
+    assert {"open", "shut"} <= set(settings.offered())
+    shut = tmp_path / "shut" / "tuned" / "config.json"
+    shut.chmod(0)
+    if os.geteuid() == 0:  # Root is bound by no permission bits, so `access` refuses for it.
+        access = os.access
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != shut and access(path, mode))
+    assert "shut" not in settings.offered()
+    assert "open" in settings.offered()
 
 
 def test_visitors_are_offered_pairs_and_no_field_for_a_path(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,11 +41,15 @@ SEEN_ON = {
 
 @dataclass(frozen=True)
 class Found:
-    """Where the report of a pair lies or will lie, the report if there is one, and whose report lies in the report folder instead."""
+    """Where the report of a pair lies or will lie, the report if there is one, and whose report lies in the report folder instead.
+
+    `ships`: the report is the one that ships with this version; what is added to it is written to `folder`.
+    """
 
     folder: Path
     report: Report | None
-    other: str | None
+    other: str | None = None
+    ships: bool = False
 
 
 def find_report(pair: ModelPair) -> Found:
@@ -55,10 +59,17 @@ def find_report(pair: ModelPair) -> Found:
     """
     root = settings.report_folder()
     first = read(root)
-    if first is None or is_of(first, pair):
-        return Found(root, first, None)
-    own = root / "pairs" / f"{pair.base.digest[:12]}-{pair.tuned.digest[:12]}"
-    return Found(own, read(own), str(first.pair.get("name", "another pair")))
+    if first is not None and is_of(first, pair):
+        return Found(root, first)
+    own, other = root, None
+    if first is not None:
+        own = root / "pairs" / f"{pair.base.digest[:12]}-{pair.tuned.digest[:12]}"
+        other = str(first.pair.get("name", "another pair"))
+    found = read(own) if first is not None else None
+    shipped = read(settings.SHIPPED_REPORT) if found is None else None
+    if shipped is not None and is_of(shipped, pair):
+        return Found(own, shipped, other, ships=True)
+    return Found(own, found, other)
 
 
 def is_of(report: Report, pair: ModelPair) -> bool:
@@ -245,10 +256,11 @@ def add(pair: ModelPair, source: Source, folder: Path, result: Result | None, sk
     Raises:
         UserError: the report compares several seeds, which one run cannot extend, or another pair's has been put there meanwhile.
     """
-    held = read_report(folder) if (folder / FILE).is_file() else Report((), {}, {})
+    found = find_report(pair)
+    held = read_report(folder) if (folder / FILE).is_file() else found.report if found.ships and found.report else Report((), {}, {})
     if held.pair and not is_of(held, pair):
         raise UserError("the report of another pair has been written to this folder meanwhile", "try again")
-    if held.pair and "seeds" in read_json(folder / FILE):
+    if (folder / FILE).is_file() and "seeds" in read_json(folder / FILE):
         raise UserError("this report compares several seeds, which a run in the app would lose", "run `bypass report --seeds` again")
     results = {one.id: one for one in held.results} | ({result.id: result} if result else {})
     order = {item.id: place for place, item in enumerate(find_experiments(None))}

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import jobs, settings, state
+from app import jobs, state
+from app.answers.evidence import find_report
 from app.jobs import Step
 from app.settings import Source
 from interp import Edit, UserError
@@ -25,7 +26,7 @@ from interp.experiments.run import run_experiment
 from interp.firing import firing_rates, frequency_matched
 from interp.lens import lens_table
 from interp.neurons import Neuron, rank_values
-from interp.report import Report, read_report
+from interp.report import Report
 from interp.results import Result
 from interp.stats import bootstrap_mean
 from interp.texts import challenge_prompts, passages
@@ -106,22 +107,12 @@ def toxicity(text: str) -> float:
 
 
 def report_of(source: Source) -> Report | None:
-    """The report in the app's folder, where there is one and it is of this very pair."""
-    file = settings.report_folder() / "report.json"
+    """The report of this very pair, where there is one."""
     try:
-        changed = file.stat().st_mtime_ns
-        report = _read(str(file.parent), changed)
-    except (OSError, UserError):
+        return find_report(state.load_pair(source)).report
+    except UserError:
         # The Evidence page says what is wrong with it; here few prompts are measured instead.
         return None
-    pair = state.load_pair(source)
-    named = tuple((report.pair.get(side) or {}).get("digest") for side in ("base", "tuned"))
-    return report if named == (pair.base.digest, pair.tuned.digest) else None
-
-
-@st.cache_resource(show_spinner=False, max_entries=2)
-def _read(folder: str, changed: int) -> Report:
-    return read_report(Path(folder))
 
 
 def reported(source: Source, name: str) -> Result | None:

@@ -236,8 +236,9 @@ def control_table(found: dict[str, Any]) -> pd.DataFrame:
     for run in found["runs"]:
         loss = "SFT on chosen" if run.get("method") == "sft" else {"sigmoid": "DPO", "ipo": "IPO"}.get(run.get("loss"), run.get("loss"))
         rows.append({
-            "run": run["run"], "labels": run.get("labels"), "trained by": loss, "beta": run.get("beta"), "seed": run.get("seed"),
-            "steps": run.get("steps"), "toxicity of base": base["toxicity"], "toxicity tuned": run["toxicity"],
+            "run": run["run"], "labels": run.get("labels"), "trained by": loss,
+            "beta": run.get("beta"), "seed": run.get("seed"),
+            "pairs by": run.get("generator"), "steps": run.get("steps"), "toxicity of base": base["toxicity"], "toxicity tuned": run["toxicity"],
             "low": run.get("toxicity_low"), "high": run.get("toxicity_high"), "change": run["toxicity"] - base["toxicity"],
             "perplexity of base": base["perplexity"], "perplexity tuned": run.get("perplexity"),
         })  # fmt: skip
@@ -252,7 +253,10 @@ def control_labels(table: pd.DataFrame) -> list[str]:
     for place, (_, row) in enumerate(table.iterrows()):
         kind = NULLS.get(str(row["labels"]))
         name = f"{row['trained by']}, {kind}" if kind else str(row["trained by"])
-        names.append(f"{name} (this pair)" if place == 0 else name if kind else f"{name}, seed {row['seed']:g}")
+        first = table.iloc[0]
+        changed = [f"{what} {row[what]:g}" for what in ("seed", "beta") if row[what] != first[what] and pd.notna(row[what])]
+        changed += [f"pairs by {row['pairs by']}"] if row["pairs by"] != first["pairs by"] else []
+        names.append(f"{name} (this pair)" if place == 0 else ", ".join([name, *changed]))
     return names
 
 

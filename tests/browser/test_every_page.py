@@ -8,7 +8,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page
 
-from app.shell import PAGES
+from app.shell import PAGES, heading
 from tests.browser.conftest import Open
 
 PATHS = {name: "" if name == "start" else name for name in PAGES}
@@ -18,7 +18,7 @@ PATHS = {name: "" if name == "start" else name for name in PAGES}
 @pytest.mark.parametrize("name", list(PAGES))
 def test_a_page_passes_the_accessibility_audit(visit: Open, picture: Callable[[Page, str], None], name: str, scheme: str) -> None:
     page = visit(PATHS[name], color_scheme=scheme)
-    assert page.locator("h1").inner_text() == PAGES[name][0]
+    assert page.locator("h1").inner_text() == heading(name)
     assert page.locator('[data-testid="stAlertContentError"]').count() == 0
     picture(page, f"{name}-{scheme}")
     found = Axe().run(page).response["violations"]
