@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,6 +77,20 @@ class Checkpoint:
 
 def open_checkpoint(source: str | Path, base: str | Path | None = None) -> Checkpoint:
     """Find out what `source` is, and check its files before any library reads them."""
+    try:
+        return _open(source, base)
+    except PermissionError as error:
+        # Of a folder that may not be entered; a file that may not be read is caught where it is opened.
+        raise not_allowed(error.filename or source) from error
+
+
+def not_allowed(path: object) -> UserError:
+    """What to say of a file or folder that is there but closed to this user."""
+    folder = shlex.quote(str(Path(str(path)).parent))
+    return UserError(f"{path} may not be read by the user who runs this", f"let everyone read it: chmod -R a+rX {folder}")
+
+
+def _open(source: str | Path, base: str | Path | None) -> Checkpoint:
     text = str(source).strip()
     if not text or "\0" in text:
         raise UserError(f"{text!r} names no model", "give a folder or a hub id such as openai-community/gpt2-medium")
@@ -118,10 +133,14 @@ def _check_folder(folder: Path) -> None:
 
 
 def check_safetensors(file: Path) -> None:
-    """Raise `UserError` where a safetensors file is a pointer, truncated or corrupt."""
-    with file.open("rb") as stream:
-        if stream.read(40).startswith(b"version https://git-lfs"):
-            raise UserError(f"{file} is a Git LFS pointer, not the weights", "run git lfs pull in that repository")
+    """Raise `UserError` where a safetensors file is closed to this user, a pointer, truncated or corrupt."""
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(40)
+    except PermissionError as error:
+        raise not_allowed(file) from error
+    if start.startswith(b"version https://git-lfs"):
+        raise UserError(f"{file} is a Git LFS pointer, not the weights", "run git lfs pull in that repository")
     try:
         with safe_open(file, framework="pt") as tensors:
             if not list(tensors.keys()):
@@ -153,6 +172,8 @@ def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file, or a `UserError` that says what is wrong with it."""
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
+    except PermissionError as error:
+        raise not_allowed(file) from error
     except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{file} is not readable JSON: {error}", "restore the file") from error
     if not isinstance(record, dict):

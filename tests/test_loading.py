@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -137,6 +139,45 @@ def test_a_broken_folder_is_refused_by_the_name_of_its_fault(fault: str, gpt2_fo
         load_model(folder)
     assert caught.value.mend
     assert "\n" not in str(caught.value)
+
+
+def close(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a file or folder one that this user may not read. Root is bound by no permission bits, so the calls refuse for it."""
+    path.chmod(0)
+    if os.geteuid() != 0:
+        return
+
+    def closed(method: str, place: Path) -> bool:
+        return path in place.parents or (place == path and method == "open")
+
+    def guard(method: str) -> None:
+        plain = getattr(Path, method)
+
+        def guarded(self: Path, *args: Any, **named: Any) -> Any:
+            if closed(method, self):
+                raise PermissionError(errno.EACCES, "Permission denied", str(self))
+            return plain(self, *args, **named)
+
+        monkeypatch.setattr(Path, method, guarded)
+
+    for method in ("open", "stat"):
+        guard(method)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", ""])
+def test_what_the_user_may_not_read_is_said_with_the_command_that_opens_it(
+    name: str, gpt2_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(gpt2_folder, tmp_path / "my model")
+    close(folder / name, monkeypatch)
+    try:
+        with pytest.raises(UserError, match="may not be read by the user who runs this") as caught:
+            load_model(folder)
+    finally:
+        monkeypatch.undo()
+        (folder / name).chmod(0o755)
+    assert str(folder / name) in caught.value.problem
+    assert caught.value.mend.startswith("let everyone read it: chmod -R a+rX '")
 
 
 def test_buffers_of_old_checkpoints_are_not_foreign(gpt2_folder: Path, gpt2: Model, tmp_path: Path) -> None:
