@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 # A busy machine is slow, not wrong.
-PATIENCE = 300.0
+PATIENCE = 120.0
 RUNNING = '[data-testid="stApp"][data-test-script-state="running"]'
 
 

@@ -28,6 +28,15 @@ PAGES = {
 }
 # The first page asks; the others are called what they are about.
 HEADINGS = {"start": "What does tuning leave behind?"}
+# The argument from page to page, for whoever follows it.
+NEXT = {
+    "start": ("vectors", "Next: find the most toxic value vector, and see that tuning left it in place"),
+    "vectors": ("bypass", "Next: see how the residual stream is shifted around it"),
+    "bypass": ("steer", "Next: bring the toxicity back"),
+    "steer": ("patching", "Next: find where in the model the difference lies"),
+    "patching": ("evidence", "Next: every claim beside its null"),
+    "evidence": ("training", "Next: how the pair was made"),
+}
 log = logging.getLogger(__name__)
 
 
@@ -61,6 +70,9 @@ def page(name: str, lead: str) -> Iterator[Page]:
         about(found)
         pins.pinned(found.pair.base)
         yield found
+        if name in NEXT:
+            st.divider()
+            link(*NEXT[name])
 
 
 @contextmanager

@@ -24,8 +24,6 @@ from interp.results import Figure, Result
 
 HEIGHT, TALL = 380, 420
 VECTORS, TOKENS = 5, 4
-# Room for a title and a legend of three lines, which a narrow screen needs.
-TOP = 112
 
 
 @dataclass(frozen=True)
@@ -202,8 +200,6 @@ def brought_back(found: Measured | None) -> Step:
 def _sized(figure: Figure, height: int = HEIGHT, y_title: str | None = None) -> Figure:
     """The same figure for a place beside its text."""
     layout = figure.spec.get("layout", {}) | {"height": height}
-    if layout.get("showlegend"):
-        layout["margin"] = layout.get("margin", {}) | {"t": TOP}
     if y_title is not None:
         layout["yaxis"] = layout.get("yaxis", {}) | {"title": {"text": y_title}}
     return replace(figure, spec=figure.spec | {"layout": layout})

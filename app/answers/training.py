@@ -190,7 +190,7 @@ def legend_below(drawn: Figure) -> Figure:
         "xanchor": "left",
         "maxheight": room + 8,
     }
-    margin = {**layout.get("margin", {}), "t": 56, "b": 64 + room}
+    margin = {**layout.get("margin", {}), "t": 56 + 20 * layout["title"]["text"].count("<br>"), "b": 64 + room}
     placed = {**layout, "legend": legend, "margin": margin, "height": layout.get("height", 400) - 28 + room}
     return Figure(drawn.name, drawn.caption, {**drawn.spec, "layout": placed})
 
@@ -238,7 +238,8 @@ def control_table(found: dict[str, Any]) -> pd.DataFrame:
         rows.append({
             "run": run["run"], "labels": run.get("labels"), "trained by": loss,
             "beta": run.get("beta"), "seed": run.get("seed"),
-            "pairs by": run.get("generator"), "steps": run.get("steps"), "toxicity of base": base["toxicity"], "toxicity tuned": run["toxicity"],
+            "pairs by": run.get("generator"), "steps": run.get("steps"),
+            "toxicity of base": base["toxicity"], "toxicity tuned": run["toxicity"],
             "low": run.get("toxicity_low"), "high": run.get("toxicity_high"), "change": run["toxicity"] - base["toxicity"],
             "perplexity of base": base["perplexity"], "perplexity tuned": run.get("perplexity"),
         })  # fmt: skip

@@ -23,8 +23,8 @@ NEW = 24
 
 def question(place: int) -> tuple[str, list[tuple[int, int]], float, dict[str, str]]:
     """What person number `place` asks: a prompt, keys, a factor, and the link that says so."""
-    keys = [(5, 17 + 31 * place), (4, 100 + place), (5, 400 + place), (3, 9 * place)]
-    factor = 20.0 + 5 * place
+    keys = [(layer, 100 * place + unit) for layer in (4, 5) for unit in range(12)]
+    factor = 10.0 + place
     written = ",".join(f"{layer}.{index}" for layer, index in keys)
     query = {"own": PROMPTS[place], "which": "My list", "keys": written, "factor": f"{factor:g}", "new": str(NEW)}
     return PROMPTS[place], keys, factor, query

@@ -92,7 +92,7 @@ def test_a_link_cannot_name_a_hostile_set_or_pair(visit: Open, key: str, what: s
 
 def test_a_megabyte_in_a_prompt_is_cut_or_refused(visit: Open) -> None:
     page = visit("steer")
-    box = page.get_by_label("Or your own")
+    box = page.get_by_role("textbox", name="Or your own")
     box.fill(HOSTILE["long"])
     box.press("Enter")
     settle(page)

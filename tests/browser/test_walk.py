@@ -11,6 +11,7 @@ from playwright.sync_api import Page, expect
 from app.served import settle
 from tests.browser.conftest import Open
 
+expect.set_options(timeout=120_000)
 Keep = Callable[[Page, str], None]
 
 
@@ -92,7 +93,7 @@ def test_a_link_restores_an_edit_in_another_browser(visit: Open) -> None:
     settle(page)
     said = page.locator(".card .text").all_inner_texts()
     assert "factor=25" in page.url
-    other = visit(page.url.split("/", 3)[3])
+    other = visit(page.evaluate("location.href").split("/", 3)[3])
     assert other.get_by_label("Times", exact=True).input_value() == "25"
     assert other.locator(".card .text").all_inner_texts() == said
     assert len(set(said)) == 3
