@@ -90,7 +90,7 @@ def text_of(value: Any) -> str:
 
 
 def wrap(label: str) -> list[str]:
-    return textwrap.wrap(label, 32, break_long_words=False) or [label]
+    return textwrap.wrap(label, 26, break_long_words=False) or [label]
 
 
 def label_of(value: Any) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from interp.figure_layout import BELOW, BESIDE, ENTRY, LINE, NOTE, broken, surroundings, under
 from interp.figure_style import (  # fmt: skip
     AXIS,
     COLOURS,
@@ -48,7 +49,7 @@ from interp.results import Figure, Real, is_number, show_number
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif", "size": 13, "color": NEUTRAL},
-        "title": {"x": 0, "xanchor": "left", "xref": "paper", "font": {"size": 15}},
+        "title": {"x": 0, "xanchor": "left", "xref": "container", "font": {"size": 15}},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "colorway": [*COLOURS.values(), *FURTHER],
@@ -90,7 +91,7 @@ def bars(
         fill = [colour_of(item, COLOURS["base"]) for item in part[x].astype(str)] if colour is None else hue
         error = errors(part, y, low, high)
         figure.add_bar(
-            x=values if flat else labels, y=labels if flat else values, orientation="h" if flat else "v", name=text_of(label),
+            x=values if flat else labels, y=labels if flat else values, orientation="h" if flat else "v", name=broken(label, ENTRY),
             showlegend=colour is not None, marker={"color": fill, "line": {"width": 0}}, **{"error_x" if flat else "error_y": error},
             customdata=[[text_of(value)] for value in intervals(part, y, low, high)],
             hovertemplate=f"%{{{'y' if flat else 'x'}}}<br><b>%{{customdata[0]}}</b><extra>{text_of(label)}</extra>",
@@ -98,9 +99,12 @@ def bars(
     value_axis, category_axis = ("xaxis", "yaxis") if flat else ("yaxis", "xaxis")
     value_title, category_title = y_title or y, x_title if x_title is not None else x
     figure.update_layout(**{
-        value_axis: {"title": {"text": text_of(value_title)}, "type": "log" if log else "linear", "showgrid": True, "zeroline": not log},
+        value_axis: {
+            "title": {"text": broken(value_title, under([label_of(item) for item in categories]) if flat else BESIDE)},
+            "type": "log" if log else "linear", "showgrid": True, "zeroline": not log,
+        },
         category_axis: {
-            "title": {"text": text_of(category_title)}, "type": "category", "showgrid": False,
+            "title": {"text": broken(category_title, BESIDE if flat else BELOW)}, "type": "category", "showgrid": False,
             "categoryorder": "array", "categoryarray": [label_of(item) for item in categories],
         },
     })  # fmt: skip
@@ -130,7 +134,7 @@ def lines(
                 fillcolor=faint(hue), line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=text_of(label),
             )  # fmt: skip
         figure.add_scatter(
-            x=positions, y=numbers(part[y]), mode="lines+markers" if with_markers else "lines", name=text_of(label),
+            x=positions, y=numbers(part[y]), mode="lines+markers" if with_markers else "lines", name=broken(label, ENTRY),
             legendgroup=text_of(label), line={"color": hue, "width": 2.25, "dash": DASHES.get(role(label) or "", "solid")},
             marker={"size": 6, "symbol": SYMBOLS.get(role(label) or "", "circle"), "color": hue}, showlegend=colour is not None,
             customdata=[[text_of(value)] for value in intervals(part, y, low, high)],
@@ -143,8 +147,8 @@ def lines(
             annotation_text="" if label in seen else text_of(label), annotation_font={"size": 11}, annotation_position="top left",
         )  # fmt: skip
         seen.add(label)
-    figure.update_xaxes(title={"text": text_of(x_title or x)}, type="log" if log_x else None, showgrid=False)
-    figure.update_yaxes(title={"text": text_of(y_title or y)}, type="log" if log_y else None)
+    figure.update_xaxes(title={"text": broken(x_title or x, BELOW)}, type="log" if log_x else None, showgrid=False)
+    figure.update_yaxes(title={"text": broken(y_title or y, BESIDE)}, type="log" if log_y else None)
     _reference(figure, reference, vertical=False)
     return _finish(figure, name, title, caption, height=400, legend=colour is not None)
 
@@ -162,20 +166,24 @@ def histogram(
         counts, _ = np.histogram(part[x].to_numpy(dtype=float), bins=edges)
         heights = counts / max(1, counts.sum()) if density else counts
         figure.add_bar(
-            x=((edges[:-1] + edges[1:]) / 2).tolist(), y=heights.tolist(), width=np.diff(edges).tolist(), name=text_of(label), opacity=0.72,
-            marker={"color": hue, "line": {"width": 0}}, showlegend=colour is not None,
+            x=((edges[:-1] + edges[1:]) / 2).tolist(), y=heights.tolist(), width=np.diff(edges).tolist(), name=broken(label, ENTRY),
+            opacity=0.72, marker={"color": hue, "line": {"width": 0}}, showlegend=colour is not None,
             customdata=[[show_number(a), show_number(b)] for a, b in pairwise(edges)],
             hovertemplate=f"%{{customdata[0]}} to %{{customdata[1]}}<br><b>%{{y:.4~g}}</b><extra>{text_of(label)}</extra>",
         )  # fmt: skip
     middle = float(edges[0] + edges[-1]) / 2
-    for position, (value, label) in enumerate(marks):
+    above = 0
+    for value, label in marks:
+        note = broken(f"{label} {show_number(value)}", NOTE)
         figure.add_vline(x=value, line={"color": colour_of(label, COLOURS["tuned"]), "width": 2})
         figure.add_annotation(
-            x=value, y=1 - 0.09 * position, yref="paper", text=f"{text_of(label)} {show_number(value)}", showarrow=False, font={"size": 12},
+            x=value, y=1 - 0.07 * above, yref="paper", yanchor="top", text=note, showarrow=False, font={"size": 12},
+            align="right" if value > middle else "left",
             xanchor="right" if value > middle else "left", xshift=-6 if value > middle else 6,
         )  # fmt: skip
-    figure.update_xaxes(title={"text": text_of(x_title or x)}, showgrid=False)
-    figure.update_yaxes(title={"text": text_of(y_title or ("share" if density else "count"))})
+        above += 1 + note.count("<br>")
+    figure.update_xaxes(title={"text": broken(x_title or x, BELOW)}, showgrid=False)
+    figure.update_yaxes(title={"text": broken(y_title or ("share" if density else "count"), BESIDE)})
     figure.update_layout(barmode="overlay", bargap=0)
     return _finish(figure, name, title, caption, height=380, legend=colour is not None)
 
@@ -195,7 +203,7 @@ def scatter(
         front: `("min", "min")` and the like: join the points that no other point beats in both directions.
     """
     figure = go.Figure()
-    few = len(frame) <= 200
+    few, written = len(frame) <= 200, text is not None and len(frame) <= 30
     for label, part, hue in series(frame, colour, fallback=COLOURS["base"]):
         details = [[text_of(show_number(cell, column) if is_number(cell) else cell) for column, cell in zip(hover, row, strict=True)]
                    for row in part[list(hover)].itertuples(index=False, name=None)]  # fmt: skip
@@ -203,8 +211,8 @@ def scatter(
         lead = "<b>%{text}</b><br>" if text else ""
         extra = "".join(f"<br>{text_of(column)} %{{customdata[{position}]}}" for position, column in enumerate(hover))
         figure.add_scatter(
-            x=numbers(part[x]), y=numbers(part[y]), mode="markers+text" if text and len(frame) <= 30 else "markers", text=labels,
-            textposition=spread(part[x], part[y], frame, x, y) if text else None, textfont={"size": 11}, name=text_of(label),
+            x=numbers(part[x]), y=numbers(part[y]), mode="markers+text" if written else "markers", text=labels,
+            textposition=spread(part[x], part[y], frame, x, y) if written else None, textfont={"size": 11}, name=broken(label, ENTRY),
             showlegend=colour not in (None, text),
             cliponaxis=False, error_x=errors(part, x, x_low, x_high), error_y=errors(part, y, low, high), customdata=details or None,
             marker={"color": hue, "size": size if few else max(4.0, size / 2), "opacity": 0.95 if few else 0.6,
@@ -221,8 +229,8 @@ def scatter(
         best = pareto(frame, x, y, front)
         figure.add_scatter(x=numbers(best[x]), y=numbers(best[y]), mode="lines", line={"color": AXIS, "width": 1.5, "shape": "hv"},
                            name="no other is better in both", hoverinfo="skip")  # fmt: skip
-    figure.update_xaxes(title={"text": text_of(x_title or x)}, type="log" if log_x else None)
-    figure.update_yaxes(title={"text": text_of(y_title or y)}, type="log" if log_y else None)
+    figure.update_xaxes(title={"text": broken(x_title or x, BELOW)}, type="log" if log_x else None)
+    figure.update_yaxes(title={"text": broken(y_title or y, BESIDE)}, type="log" if log_y else None)
     figure.update_layout(legend={} if few else {"itemsizing": "constant"})
     return _finish(figure, name, title, caption, height=440, legend=(colour is not None and colour != text) or bool(front))
 
@@ -246,11 +254,13 @@ def heatmap(
         texttemplate="%{text}" if few else None, textfont={"size": 11}, colorscale=SEQUENTIAL if centre is None else DIVERGING,
         zmin=None if reach is None or centre is None else centre - reach, zmax=None if reach is None or centre is None else centre + reach,
         xgap=1, ygap=1, hoverongaps=False,
-        colorbar={"title": {"text": text_of(z_title or z), "side": "right"}, "thickness": 12, "outlinewidth": 0},
+        colorbar={"title": {"text": broken(z_title or z, BESIDE), "side": "right"}, "thickness": 12, "outlinewidth": 0},
         hovertemplate=f"{text_of(x_title or x)} %{{x}}<br>{text_of(y_title or y)} %{{y}}<br><b>%{{text}}</b><extra></extra>",
     ))  # fmt: skip
-    figure.update_xaxes(title={"text": text_of(x_title or x)}, type="category", showgrid=False, showline=False)
-    figure.update_yaxes(title={"text": text_of(y_title or y)}, type="category", showgrid=False, autorange="reversed")
+    figure.update_xaxes(
+        title={"text": broken(x_title or x, under([label_of(item) for item in rows]))}, type="category", showgrid=False, showline=False
+    )
+    figure.update_yaxes(title={"text": broken(y_title or y, BESIDE)}, type="category", showgrid=False, autorange="reversed")
     return _finish(figure, name, title, caption, height=max(320, 150 + 26 * len(rows)), legend=False)
 
 
@@ -272,13 +282,14 @@ def dumbbell(
     for label, values, fallback in zip(labels, (starts, ends), ("base", "tuned"), strict=True):
         kind = role(label) or fallback
         figure.add_scatter(
-            x=values, y=rows, mode="markers", name=text_of(label), marker={"size": 11, "color": COLOURS[kind], "symbol": SYMBOLS[kind]},
+            x=values, y=rows, mode="markers", name=broken(label, ENTRY),
+            marker={"size": 11, "color": COLOURS[kind], "symbol": SYMBOLS[kind]},
             customdata=[[show_number(value)] for value in values],
             hovertemplate=f"%{{y}}<br><b>%{{customdata[0]}}</b><extra>{text_of(label)}</extra>",
         )  # fmt: skip
-    figure.update_xaxes(title={"text": text_of(x_title)}, type="log" if log else None)
+    figure.update_xaxes(title={"text": broken(x_title, under(rows))}, type="log" if log else None)
     figure.update_yaxes(
-        title={"text": text_of(row if y_title is None else y_title)}, type="category", autorange="reversed", categoryorder="array",
+        title={"text": broken(row if y_title is None else y_title, BESIDE)}, type="category", autorange="reversed", categoryorder="array",
         categoryarray=[label_of(item) for item in categories_of(frame[row], None)], showgrid=False,
     )  # fmt: skip
     height = 150 + sum(max(28, 17 * len(wrap(str(item))) + 8) for item in frame[row].unique())
@@ -286,8 +297,12 @@ def dumbbell(
 
 
 def _finish(figure: go.Figure, name: str, title: str, caption: str, *, height: Real, legend: bool) -> Figure:
-    figure.update_layout(template=TEMPLATE, title={"text": text_of(title), "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 14}},
-                         height=int(height), showlegend=legend, margin={"t": 84 if legend else 56})  # fmt: skip
+    entries = [str(trace.name) for trace in figure.data if trace.showlegend is not False and trace.name] if legend else []
+    around = surroundings(title, entries, int(height) + LINE * str(figure.layout.xaxis.title.text).count("<br>"))
+    figure.update_layout(
+        template=TEMPLATE, title={"text": around.title, "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 14}},
+        height=around.height, showlegend=legend, margin={"t": around.top}, legend=around.legend,
+    )  # fmt: skip
     return Figure(name, caption, json.loads(figure.to_json()))
 
 
@@ -299,7 +314,6 @@ def _reference(figure: go.Figure, reference: tuple[Real, str] | None, *, vertica
     note: Mapping[str, Any] = {"annotation_text": text_of(label), "annotation_font": {"size": 11}, "line": line}
     if vertical:
         figure.add_vline(x=value, annotation_position="top", **note)
-        figure.update_layout(legend={"y": 1.07})
     else:
         figure.add_hline(y=value, annotation_position="top right", **note)
 

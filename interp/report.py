@@ -22,6 +22,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from interp.errors import UserError
+from interp.figure_layout import untitled
 from interp.lexicon import mask
 from interp.results import Real, Result, csv_files, file_names, flatten, is_number, plain, read_json, show_number, write_together
 from interp.seeds import Seeds
@@ -123,9 +124,8 @@ def _figures(results: Sequence[Result], show_words: bool) -> dict[str, Any]:
     specs = {f"{result.id}-{place}": plain(figure.spec) for result in results for place, figure in enumerate(result.figures)}
     for spec in specs.values():
         # The page sets the title itself: as text it wraps on a phone, is searchable and is read aloud.
-        layout = spec.setdefault("layout", {})
-        if layout.pop("title", None):
-            layout["margin"] = {**layout.get("margin", {}), "t": 40 if layout.get("showlegend") else 16}
+        if spec.setdefault("layout", {}).get("title"):
+            spec["layout"] = untitled(spec["layout"])
     return specs if show_words else _masked(specs)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from interp import figures
+from interp import figure_layout, figures
 from interp.figure_style import COLOURS, FURTHER, role
 from interp.results import Figure
 
@@ -72,7 +72,7 @@ def test_long_labels_lie_flat_from_top_to_bottom() -> None:
     assert spec["data"][0]["orientation"] == "h"
     assert spec["layout"]["xaxis"]["title"]["text"] == "mean toxicity"
     assert spec["layout"]["yaxis"]["autorange"] == "reversed"
-    assert spec["data"][0]["y"][2] == "seven random keys of the same<br>layers, scaled by ten"
+    assert spec["data"][0]["y"][2] == "seven random keys of the<br>same layers, scaled by ten"
 
 
 @pytest.mark.parametrize(
@@ -140,3 +140,93 @@ def test_a_dumbbell_joins_the_two_values_of_each_row() -> None:
     joint, base, tuned = MADE["dumbbell"](TOXICITY[:1]).spec["data"]
     assert (base["x"], tuned["x"], joint["x"]) == ([0.4], [0.5], [0.4, 0.5, None])
     assert (base["marker"]["color"], tuned["marker"]["color"]) == (COLOURS["base"], COLOURS["tuned"])
+
+
+LONG = "How far each neuron points along the probe's direction and how far tuning has changed it, neuron by neuron"
+NAMES = ("all positions of the layer", "one position, alone", "random change of the whole layer", "base with the tuned layer")
+
+
+def lines_of(text: str) -> list[str]:
+    return text.split("<br>")
+
+
+def test_a_long_title_is_broken_into_lines_with_room_above_the_plot() -> None:
+    say = {"caption": "Look here.", "x": "layer", "y": "toxicity"}
+    short, long = (figures.lines("n", TOXICITY, title=title, **say).spec["layout"] for title in ("T", LONG))
+    parts = lines_of(long["title"]["text"])
+    assert " ".join(parts) == LONG
+    assert max(map(len, parts)) <= figure_layout.TITLE
+    grown = figure_layout.LINE * (len(parts) - 1)
+    assert len(parts) > 1
+    assert (long["margin"]["t"] - short["margin"]["t"], long["height"] - short["height"]) == (grown, grown)
+
+
+@pytest.mark.parametrize("kind", ["lines", "scatter", "heatmap"])
+def test_long_titles_of_axes_are_broken_and_whole(kind: str) -> None:
+    made = {
+        "lines": lambda: figures.lines("n", TOXICITY, x="layer", y="toxicity", x_title=LONG, y_title=LONG, **SAY),
+        "scatter": lambda: figures.scatter("n", TOXICITY, x="layer", y="toxicity", x_title=LONG, y_title=LONG, **SAY),
+        "heatmap": lambda: figures.heatmap("n", TOXICITY, x="side", y="group", z="toxicity", x_title=LONG, y_title=LONG, **SAY),
+    }[kind]()
+    for axis, most in (("xaxis", figure_layout.BELOW), ("yaxis", figure_layout.BESIDE)):
+        parts = lines_of(made.spec["layout"][axis]["title"]["text"])
+        assert " ".join(parts) == LONG
+        assert max(map(len, parts)) <= most
+
+
+def test_the_title_below_flat_bars_fits_beside_their_labels() -> None:
+    frame = TOXICITY.assign(side=["base", "tuned", "seven random keys of the same layers, scaled by ten"])
+    flat = figures.bars("n", frame, x="side", y="toxicity", y_title=LONG, **SAY).spec["layout"]["xaxis"]["title"]["text"]
+    upright = figures.lines("n", frame, x="layer", y="toxicity", x_title=LONG, **SAY).spec["layout"]["xaxis"]["title"]["text"]
+    assert max(map(len, lines_of(flat))) < max(map(len, lines_of(upright)))
+
+
+def named(names: Sequence[str]) -> Figure:
+    frame = pd.DataFrame([{"x": x, "y": x, "s": name} for name in names for x in range(2)])
+    return figures.lines("n", frame, x="x", y="y", colour="s", **SAY)
+
+
+def test_a_legend_of_one_row_stays_above_the_plot_and_a_longer_one_goes_to_the_lower_edge() -> None:
+    above, below = (named(names).spec["layout"] for names in (("base", "tuned"), NAMES))
+    assert (above["legend"]["yanchor"], below["legend"]["yanchor"]) == ("top", "bottom")
+    assert (above["legend"]["yref"], below["legend"]["yref"]) == ("container", "container")
+    # It begins below the title, and ends above the plot.
+    assert 32 <= (1 - above["legend"]["y"]) * above["height"] <= above["margin"]["t"] - 30
+    assert below["legend"]["y"] == 0
+    assert below["margin"]["t"] < above["margin"]["t"]
+    assert below["height"] > above["height"]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [((), 0), (("base", "tuned"), 1), (NAMES, 4), (("a" * 20, "b" * 20), 2), (("a<br>b", "c"), 2), (("a", "b" * 40, "c"), 3)],
+)
+def test_the_rows_of_a_legend_are_counted_as_they_fill_a_narrow_column(names: tuple[str, ...], expected: int) -> None:
+    assert figure_layout.rows(names) == expected
+
+
+def test_a_text_that_fits_is_left_as_it_is_and_markup_is_escaped_in_every_line() -> None:
+    assert figure_layout.broken(" the", 10) == " the"
+    assert figure_layout.broken("<b> and <i>", 6) == "&lt;b&gt;<br>and<br>&lt;i&gt;"
+
+
+def test_a_figure_without_its_title_moves_up_what_stood_below_it() -> None:
+    above, below = (named(names).spec["layout"] for names in (("base", "tuned"), NAMES))
+    for layout, top in ((above, 40), (below, 16)):
+        bare = figure_layout.untitled(layout)
+        assert "title" not in bare
+        assert bare["margin"]["t"] == top
+    assert (1 - figure_layout.untitled(above)["legend"]["y"]) * above["height"] == pytest.approx(8)
+    assert figure_layout.untitled(below)["legend"] == below["legend"]
+
+
+def test_places_of_labels_are_sought_only_where_labels_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sought(*given: object) -> list[str]:
+        raise AssertionError("quadratic in the points")
+
+    monkeypatch.setattr(figures, "spread", sought)
+    many = pd.DataFrame({"a": range(31), "b": range(31), "t": [str(i) for i in range(31)]})
+    figures.scatter("n", many, x="a", y="b", text="t", **SAY)
+    figures.scatter("n", many[:5], x="a", y="b", **SAY)
+    with pytest.raises(AssertionError, match="quadratic"):
+        figures.scatter("n", many[:30], x="a", y="b", text="t", **SAY)

@@ -279,7 +279,8 @@ def legend_below(figure: Figure) -> Figure:
     """The figure with its legend under it, where long labels may take several rows without meeting the title."""
     layout = figure.spec["layout"]
     legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.28, "yanchor": "top", "title": {"text": ""}}
-    below = {"legend": legend, "height": 460, "margin": {**layout.get("margin", {}), "t": 56 + 20 * layout["title"]["text"].count("<br>"), "b": 130}}
+    top = 56 + 20 * layout["title"]["text"].count("<br>")
+    below = {"legend": legend, "height": 460, "margin": {**layout.get("margin", {}), "t": top, "b": 130}}
     return Figure(figure.name, figure.caption, {**figure.spec, "layout": {**layout, **below}})
 
 
