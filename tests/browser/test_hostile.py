@@ -12,17 +12,13 @@ from app.shell import PAGES, heading
 from tests.browser.conftest import Open
 
 HOSTILE = {
-    "html": "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script><b>bold</b>",
-    "markdown": "**b** _i_ # h [l](javascript:alert(1)) ![x](http://example.invalid/x.png) $x^2$ :red[y] :material/home: `c`",
-    "template": "{{7*7}} ${7*7} %(name)s {0} <%= 7*7 %> #{7*7}",
-    "path": "../../../../etc/passwd file:///etc/passwd /etc/passwd ~/.ssh/id_rsa C:\\\\Windows",
-    "shell": "$(touch /tmp/owned); `id` | cat && rm -rf / # '\"",
-    "unicode": "🙂🏴‍☠️ \u202eright to left\u202c שלום مرحبا é\u0301 \ufeff\u200b",
-    "control": "a\x00b\x01c\x1b[31m",
+    "markup": "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script><b>b</b> **b** _i_ # h "
+    "[l](javascript:alert(1)) ![x](http://example.invalid/x.png) $x^2$ :red[y] :material/home: `c` {{7*7}} ${7*7} %(name)s {0} <%= 7*7 %>",
+    "system": "../../../../etc/passwd file:///etc/passwd ~/.ssh/id_rsa C:\\Windows $(touch /tmp/owned); `id` | cat && rm -rf / # '\"",
+    "characters": "🙂🏴‍☠️ \u202eright to left\u202c שלום مرحبا e\u0301 \ufeff\u200b a\x00b\x01c\x1b[31m 1e999 -inf NaN 99999999999999 ١٢٣",
     "long": "a" * 1_000_000,
-    "numbers": "1e999 -inf NaN 99999999999999999999.1 0x10 ١٢٣",
 }
-# What may be typed into, page by page; a test says so when a page has another.
+# What may be typed into.
 BOXES = '[data-testid="stMain"] input[type="text"]:not([role="combobox"]), [data-testid="stMain"] textarea'
 KEYS = (
     "prompt",
@@ -75,7 +71,7 @@ def test_every_field_takes_hostile_text_as_text(visit: Open, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(PAGES))
-@pytest.mark.parametrize("what", ["html", "markdown", "path", "unicode", "numbers"])
+@pytest.mark.parametrize("what", ["markup", "system", "characters"])
 def test_a_hostile_link_is_shown_as_text_or_refused_in_a_line(visit: Open, name: str, what: str) -> None:
     keys = [key for key in KEYS if key not in ("pins", "pair")]
     page = visit(f"{'' if name == 'start' else name}?{urlencode(dict.fromkeys(keys, HOSTILE[what]))}")

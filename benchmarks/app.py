@@ -1,0 +1,249 @@
+"""How long do people wait for the app? `python -m benchmarks.app` asks a real browser, and writes `app.json` and `APP.md`.
+
+A wait is what a person sees: from the click until the page has stopped changing. Everything is measured on the pair that
+ships, on the machine named in the table, with one person at a time except where eight are named.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from urllib.parse import urlencode
+
+from playwright.sync_api import Browser, Page
+
+from app.served import PATIENCE, browsing, open_at, served, settle
+from interp.environment import machine, versions
+
+HERE = Path(__file__).parent
+QUIET_MS = 400
+PEOPLE = 8
+WATCH = """() => {
+  window.changed = performance.now();
+  new MutationObserver(() => { window.changed = performance.now(); })
+    .observe(document.body, {subtree: true, childList: true, characterData: true, attributes: true});
+}"""
+# The last touch counts: a choice in a list is two clicks, of which only the second asks for something.
+CLICK = """() => { window.clicked = null; const mark = () => { window.clicked = performance.now(); };
+  for (const kind of ['pointerup', 'keydown']) document.addEventListener(kind, mark, {capture: true}); }"""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """One kind of wait: its name, what was promised, and what was measured (seconds, or times as long)."""
+
+    name: str
+    promised: float
+    unit: str
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+
+@dataclass(frozen=True)
+class Click:
+    """One control of one page, and how a person uses it; none of them generates text."""
+
+    page: str
+    name: str
+    act: Callable[[Page], object]
+
+
+def pick(label: str) -> Callable[[Page], object]:
+    """Press what bears this label: a button, a tab, one of several choices."""
+    return lambda page: page.locator('[data-testid="stMain"]').get_by_text(label, exact=True).first.click()
+
+
+def choose(label: str, place: int) -> Callable[[Page], object]:
+    """Open a list and take its entry number `place`."""
+
+    def act(page: Page) -> None:
+        page.get_by_role("combobox", name=label).first.click()
+        page.get_by_role("option").nth(place).click()
+
+    return act
+
+
+def press(label: str, key: str) -> Callable[[Page], object]:
+    return lambda page: page.get_by_role("slider", name=label).first.press(key)
+
+
+def fill(label: str, text: str) -> Callable[[Page], object]:
+    def act(page: Page) -> None:
+        page.get_by_label(label, exact=True).first.fill(text)
+        page.get_by_label(label, exact=True).first.press("Enter")
+
+    return act
+
+
+def row(number: int) -> Callable[[Page], object]:
+    """Click the box at the beginning of a row of the first table, which is drawn on a canvas."""
+    return lambda page: page.get_by_test_id("stDataFrame").first.click(position={"x": 16, "y": 35 * number + 52})
+
+
+def words(page: Page) -> None:
+    page.locator('[data-testid="stSidebar"] [data-testid="stCheckbox"] label').first.click()
+
+
+CLICKS = (
+    Click("", "the switch Show words", words),
+    Click("vectors", "a row of the table", row(3)),
+    Click("vectors", "ranked by a word", pick("Word")),
+    Click("vectors", "ranked by selectivity", pick("Selectivity")),
+    Click("vectors", "pin a neuron", pick("Pin 5.196")),
+    Click("vectors", "how many vectors share a direction", press("Value vectors", "ArrowLeft")),
+    Click("bypass", "the layer", press("Layer", "ArrowLeft")),
+    Click("bypass", "another neuron", choose("Toxic neuron of this layer", 1)),
+    Click("bypass", "the plane of the plot", pick("first principal component")),
+    Click("bypass", "the tab Activation drop", pick("Activation drop")),
+    Click("bypass", "the tab Where it comes from", pick("Where it comes from")),
+    Click("bypass", "the tab Logit lens", pick("Logit lens")),
+    Click("steer", "the factor", fill("Times", "12")),
+    Click("steer", "another kind of edit", pick("Add a direction")),
+    Click("steer", "which keys", choose("Which", 1)),
+    Click("steer", "the tab Python", pick("Python")),
+    Click("evidence", "a row of the table", row(2)),
+    Click("evidence", "another experiment", choose("Experiment", 4)),
+    Click("training", "another stage", pick("pretrain")),
+    Click("training", "more measures", lambda page: page.get_by_test_id("stExpander").first.locator("summary").click()),
+)
+
+
+def wait_for(page: Page, act: Callable[[Page], object]) -> float:
+    """Seconds from the first touch until the page has not changed for a while."""
+    page.evaluate(CLICK)
+    act(page)
+    settle(page, quiet=QUIET_MS / 1000)
+    page.wait_for_function(f"performance.now() - window.changed > {QUIET_MS}")
+    return float(page.evaluate("(window.changed - window.clicked) / 1000"))
+
+
+def first_page(browser: Browser) -> float:
+    """Seconds from starting the app until its first page can be used: drawn, with the first continuations in it."""
+    started = time.perf_counter()
+    with served() as url:
+        page = browser.new_page()
+        page.set_default_timeout(PATIENCE * 1000)
+        page.goto(url, wait_until="commit")
+        page.wait_for_function("document.querySelectorAll('.card .new').length >= 2")
+        found = time.perf_counter() - started
+        page.context.close()
+    return found
+
+
+def first_token(page: Page) -> float:
+    """Seconds from pressing Run until a continuation begins to grow."""
+    page.evaluate("""() => { window.token = null; new MutationObserver(() => {
+        if (window.token === null && window.clicked && document.querySelector('.card .cursor')
+            && [...document.querySelectorAll('.card .new')].some(node => node.innerText)) window.token = performance.now();
+      }).observe(document.body, {subtree: true, childList: true, characterData: true}); }""")
+    page.evaluate(CLICK)
+    page.locator('[data-testid="stMain"]').get_by_role("button", name="Run", exact=True).click()
+    page.wait_for_function("window.token !== null")
+    found = float(page.evaluate("(window.token - window.clicked) / 1000"))
+    settle(page)
+    return found
+
+
+def crowd(browser: Browser, url: str, people: int, seed: int) -> list[float]:
+    """Seconds that each of several people waits for three columns of 40 tokens, asked for at the same moment."""
+    contexts = [browser.new_context() for _ in range(people)]
+    pages = [context.new_page() for context in contexts]
+    for page in pages:
+        page.set_default_timeout(PATIENCE * 1000)
+        page.goto(f"{url}/steer?{urlencode({'new': 40, 'own': 'The day began'})}", wait_until="domcontentloaded")
+    for page in pages:
+        settle(page)
+    for place, page in enumerate(pages):
+        box = page.get_by_role("textbox", name="Or your own")
+        box.fill(f"Person {place} of {people} said, {seed} times, that")
+        box.press("Enter")
+        settle(page)
+        page.evaluate("""() => { window.over = null; window.begun = false; new MutationObserver(() => {
+            const going = document.querySelector('.card .cursor') !== null;
+            if (going) { window.begun = true; window.over = null; } else if (window.begun && window.over === null) window.over = Date.now();
+          }).observe(document.body, {subtree: true, childList: true}); }""")
+    started = []
+    for page in pages:
+        started.append(time.time())
+        page.locator('[data-testid="stMain"]').get_by_role("button", name="Run", exact=True).click(no_wait_after=True)
+    found = []
+    for page, begun in zip(pages, started, strict=True):
+        page.wait_for_function("window.over !== null && Date.now() - window.over > 1000")
+        found.append(float(page.evaluate("window.over")) / 1000 - begun)
+    for context in contexts:
+        context.close()
+    return found
+
+
+def measure() -> tuple[list[Wait], list[tuple[str, str, float]]]:
+    """Every wait, and every click by itself."""
+    with browsing() as browser:
+        # The first start of all reads the libraries from the disk.
+        first_page(browser)
+        waits = [Wait("first page after `bypass app`", 5.0, "s", tuple(first_page(browser) for _ in range(3)))]
+        with served() as url:
+            clicks = []
+            for click in CLICKS:
+                page = open_at(browser, url, click.page)
+                page.evaluate(WATCH)
+                clicks.append((click.page, click.name, wait_for(page, click.act)))
+                sys.stderr.write(f"{click.page}: {click.name}: {clicks[-1][2]:.2f} s\n")
+                page.context.close()
+            waits.append(Wait("a control that generates nothing", 0.5, "s", tuple(seconds for *_, seconds in clicks)))
+            tokens = []
+            for number in range(5):
+                page = open_at(browser, url, f"steer?{urlencode({'own': f'Attempt {number} was made by'})}")
+                page.get_by_label("Times", exact=True).fill(str(11 + number))
+                page.get_by_label("Times", exact=True).press("Enter")
+                settle(page)
+                tokens.append(first_token(page))
+                page.context.close()
+            waits.append(Wait("first token of a continuation", 0.5, "s", tuple(tokens)))
+            ratios = []
+            for seed in range(3):
+                alone = crowd(browser, url, 1, 10 + seed)[0]
+                together = crowd(browser, url, PEOPLE, 20 + seed)
+                ratios.append(max(together) / alone)
+                sys.stderr.write(f"alone {alone:.2f} s, the slowest of {PEOPLE} {max(together):.2f} s\n")
+            waits.append(Wait(f"the slowest of {PEOPLE} people at once, over one alone", PEOPLE + 1.0, "times", tuple(ratios)))
+    return waits, clicks
+
+
+def write(waits: list[Wait], clicks: list[tuple[str, str, float]]) -> None:
+    record = {
+        "machine": machine(), "versions": versions(), "waits": [asdict(wait) for wait in waits],
+        "clicks": [{"page": page, "control": name, "seconds": seconds} for page, name, seconds in clicks],
+    }  # fmt: skip
+    (HERE / "app.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (HERE / "APP.md").write_text(page_of(record), encoding="utf-8")
+
+
+def page_of(record: dict) -> str:
+    """The table as Markdown, made from the record alone."""
+    lines = [
+        "# How long people wait for the app", "",
+        "Generated from `app.json` by `python -m benchmarks.app`, in a real browser, on the pair that ships; do not edit.",
+        "A wait ends when the page has stopped changing. A control is used once, on a page that nobody has opened before.", "",
+        f"{record['machine']['cores']} cores, streamlit {record['versions']['streamlit']}.", "",
+        "| wait | median | least to most | promised |", "|---|---|---|---|",
+    ]  # fmt: skip
+    for item in record["waits"]:
+        values, unit = item["values"], item["unit"]
+        ends = f"{min(values):.2f} to {max(values):.2f}"
+        lines.append(f"| {item['name']} | {statistics.median(values):.2f} {unit} | {ends} | at most {item['promised']:g} {unit} |")
+    lines += ["", "Each control by itself:", "", "| page | control | wait |", "|---|---|---|"]
+    lines += [f"| {item['page'] or 'start'} | {item['control']} | {item['seconds']:.2f} s |" for item in record["clicks"]]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    write(*measure())
+    sys.stdout.write((HERE / "APP.md").read_text(encoding="utf-8"))
