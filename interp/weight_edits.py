@@ -75,7 +75,8 @@ def values_projected(model: Model, bases: Mapping[int, Float[Tensor, "direction 
     changed = Model(model.plain_copy(), model.tokenizer, f"{model.name}, values projected")
     for layer, rows in bases.items():
         wide = rows.to(model.device, torch.float64)
-        if rows.shape[1] != model.d_model or not torch.allclose(wide @ wide.T, torch.eye(len(rows), dtype=torch.float64), atol=1e-4):
+        square = torch.eye(len(rows), dtype=torch.float64, device=wide.device)
+        if rows.shape[1] != model.d_model or not torch.allclose(wide @ wide.T, square, atol=1e-4):
             raise UserError(
                 f"the subspace at layer {layer} has rows of shape {tuple(rows.shape)} that are not orthonormal",
                 f"give unit rows of {model.d_model} numbers at right angles, for example from an SVD",

@@ -262,6 +262,8 @@ def test_only_the_profile_for_a_gpu_asks_for_one_and_for_the_other_torch() -> No
     (device,) = gpu["deploy"]["resources"]["reservations"]["devices"]
     assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
     assert gpu["image"] != plain["image"]
+    assert gpu["environment"]["BYPASS_DEVICE"] == "cuda"
+    assert "BYPASS_DEVICE" not in plain["environment"]
     arguments = [rest.partition("=") for name, rest in instructions(DOCKERFILE) if name == "ARG"]
     defaults = {name: value for name, _, value in arguments}
     assert gpu["build"]["args"] == {"PIP_EXTRA_INDEX_URL": ""}

@@ -34,6 +34,7 @@ def attribute(
     by: Annotated[str, typer.Option(help=f"{', '.join(LEVELS)}")] = "layer",
     top: Annotated[int, typer.Option(help="heads or neurons to print; the others are one row")] = 10,
     pair: common.Pair = None,
+    device: common.Device = None,
     show_words: common.ShowWords = False,
     as_json: common.AsJson = False,
 ) -> None:
@@ -47,7 +48,7 @@ def attribute(
     from interp.attribution import attribute as run
 
     with common.progress(None, "loading") as (bar, task):
-        models = common.Sides(pair).named(model)
+        models = common.Sides(pair, device=device).named(model)
         reader = next(iter(models.values()))
         ids = [token_of(reader, word) for word in (token, against) if word is not None]
         if len(set(ids)) < len(ids):

@@ -29,9 +29,13 @@ if TYPE_CHECKING:
     from interp.probe import Probe
     from interp.texts import Passage
 
+DEVICE = "BYPASS_DEVICE"
 MODEL_HELP = "base, tuned, a folder or a hub id"
 Pair = Annotated[
     tuple[str, str] | None, typer.Option("--pair", metavar="BASE TUNED", help="folders or hub ids in place of the bundled pair")
+]
+Device = Annotated[
+    str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda or cuda:1 [default: what BYPASS_DEVICE names, or cpu]")
 ]
 Edits = Annotated[
     list[str] | None,
@@ -59,10 +63,14 @@ Seed = Annotated[int, typer.Option(help="of everything that is random")]
 
 @dataclass(frozen=True)
 class Sides:
-    """Which models the words `base` and `tuned` mean, and which probe `probe`: those of the options, or those that ship."""
+    """Which models the words `base` and `tuned` mean, and which probe `probe`: those of the options, or those that ship.
+
+    `device` is where they compute, None for what `BYPASS_DEVICE` names, which the app follows too.
+    """
 
     pair: tuple[str, str] | None = None
     probe: Path | None = None
+    device: str | None = None
 
     def source(self, name: str) -> str:
         """The folder or hub id that a name on the command line stands for."""
@@ -81,16 +89,18 @@ class Sides:
         from interp.models import load_model
 
         hush()
+        device = chosen_device(self.device)
         base = self.source("base") if name == "tuned" else None
-        return load_model(self.source(name), base=base, name=name if name in ("base", "tuned") else None)
+        return load_model(self.source(name), base=base, device=device, name=name if name in ("base", "tuned") else None)
 
     def both(self) -> ModelPair:
         """The pair, checked to be comparable."""
         from interp.models import ModelPair
 
         hush()
+        device = chosen_device(self.device)
         name = None if self.pair else "bundled pair"
-        return ModelPair.load(self.source("base"), self.source("tuned"), name=name)
+        return ModelPair.load(self.source("base"), self.source("tuned"), device=device, name=name)
 
     def named(self, name: str) -> dict[str, Model]:
         """`both` gives both sides, any other name one model under that name."""
@@ -119,6 +129,32 @@ class Sides:
         if not found.matches(base):
             raise UserError(f"the probe in {self.probe} was fitted on another model than {base.name}", "name the probe of the base model")
         return found
+
+
+def chosen_device(name: str | None = None) -> str:
+    """Where models compute: `name`, or what `BYPASS_DEVICE` names, or the processor.
+
+    Raises `UserError` for a device that this machine or this torch does not have. Only those are taken whose arithmetic is
+    complete: the analyses need float64, which Apple's `mps` lacks.
+    """
+    import torch
+
+    text = name if name is not None else os.environ.get(DEVICE, "")
+    device = text.strip().lower() or "cpu"
+    told = f"{'--device' if name is not None else DEVICE} is {shown(text, show_words=True)!r}"
+    if device == "cpu":
+        return device
+    kind, _, index = device.partition(":")
+    if kind != "cuda" or (":" in device and not (index.isascii() and index.isdecimal())):
+        raise UserError(f"{told}, which is no device", "use cpu, cuda or cuda:1")
+    if torch.version.cuda is None and torch.version.hip is None:
+        raise UserError(f"{told}, but the torch that is installed computes on the processor alone", "use cpu, or install torch with CUDA")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        raise UserError(f"{told}, but torch finds no GPU", "use cpu, or see with nvidia-smi whether the driver works")
+    if index and int(index) >= count:
+        raise UserError(f"{told}, but the last of the {count} GPUs here is cuda:{count - 1}", f"use one of cuda:0 to cuda:{count - 1}")
+    return device
 
 
 def sampling(temperature: float, top_k: int | None, top_p: float | None, seed: int) -> Sampling:

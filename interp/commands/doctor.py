@@ -151,9 +151,9 @@ def self_check() -> str:
     model = _subject()
     text = "The river runs under the old stone bridge"
     # The same mask and positions for both: without a mask torch takes another kernel, which rounds differently.
-    inputs = pad(token_rows(model, [text]), 0).inputs()
+    inputs = pad(token_rows(model, [text]), 0).to(model.device).inputs()
     with torch.no_grad():
-        plain = model.plain_copy()(**inputs, use_cache=False).logits.float()
+        plain = model.plain_copy()(**inputs, use_cache=False).logits.float().cpu()
     seen = capture(model, [text], ["logits"], positions="all")["logits"].float()
     gap = float((plain - seen).abs().max())
     if gap != 0:

@@ -16,6 +16,7 @@ def evaluate(
     passages: common.Passages = None,
     edit: common.Edits = None,
     pair: common.Pair = None,
+    device: common.Device = None,
     probe: common.ProbeFolder = None,
     scorer: common.ScorerName = "bundled",
     new_tokens: common.NewTokens = 20,
@@ -36,7 +37,7 @@ def evaluate(
     sampling = common.sampling(temperature, top_k, top_p, seed)
     held, texts = common.prompts_from(prompts), common.passages_from(passages)
     with common.progress(None, "loading") as (bar, task):
-        sides = common.Sides(pair, probe)
+        sides = common.Sides(pair, probe, device)
         loaded = sides.load(model)
         edits = sides.edits(edit, model, loaded)
         judge = load_scorer(scorer)

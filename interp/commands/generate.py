@@ -16,6 +16,7 @@ def generate(
     prompt: Annotated[list[str] | None, typer.Argument(help="what the model continues", show_default=False)] = None,
     edit: common.Edits = None,
     pair: common.Pair = None,
+    device: common.Device = None,
     prompts: Annotated[Path | None, typer.Option("--prompts", help="a file of prompts in place of PROMPT")] = None,
     new_tokens: common.NewTokens = 20,
     max_prompt_tokens: common.PromptTokens = None,
@@ -37,7 +38,7 @@ def generate(
     held = list(prompt) if prompt else common.prompts_from(prompts)
     columns: dict[str, list[str]] = {}
     with common.progress(None, "loading") as (bar, task):
-        sides = common.Sides(pair)
+        sides = common.Sides(pair, device=device)
         for name, loaded in sides.named(model).items():
             edits = sides.edits(edit, name, loaded)
             for label, applied in ((name, []), (f"{name} + edit", edits)):

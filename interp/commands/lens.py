@@ -22,13 +22,14 @@ def lens(
     top: Annotated[int, typer.Option(help="tokens per half layer")] = 5,
     edit: common.Edits = None,
     pair: common.Pair = None,
+    device: common.Device = None,
     show_words: common.ShowWords = False,
     as_json: common.AsJson = False,
 ) -> None:
     """The logit lens at every half layer: the likeliest tokens, or the probability of one word."""
     rows: list[dict[str, Any]] = []
     with common.progress(None, "loading") as (bar, task):
-        sides = common.Sides(pair)
+        sides = common.Sides(pair, device=device)
         for name, loaded in sides.named(model).items():
             bar.update(task, description=name)
             edits = sides.edits(edit, name, loaded)

@@ -45,6 +45,7 @@ def patch(
     null: Annotated[int, typer.Option(help="repeat with this many random changes of equal norm")] = 2,
     top: Annotated[int, typer.Option(help="rows to print for each direction")] = 10,
     pair: common.Pair = None,
+    device: common.Device = None,
     probe: common.ProbeFolder = None,
     scorer: common.ScorerName = "bundled",
     new_tokens: common.NewTokens = 20,
@@ -73,7 +74,7 @@ def patch(
     agreed: Agreement | None = None
     found: PatchMap | PathMap
     with common.progress(1, "loading") as (bar, task):
-        sides = common.Sides(pair, probe)
+        sides = common.Sides(pair, probe, device)
         subject: Model | ModelPair = sides.both() if corrupted is None else sides.load(model)
         reader: Model = _reader(subject)
         measure = _metric(reader, model if corrupted is not None else "base", sides, metric, tokens, token, scorer, new_tokens)

@@ -15,6 +15,7 @@ from interp.errors import UserError
 def report(
     out: Annotated[Path, typer.Option("--out", help="the folder that the report is written to")] = Path("report"),
     pair: common.Pair = None,
+    device: common.Device = None,
     only: Annotated[
         list[str] | None, typer.Option("--only", metavar="ID", help="this experiment or claim, such as A-E12; can be repeated")
     ] = None,
@@ -54,7 +55,7 @@ def report(
     find_experiments(only)
     held, texts = common.prompts_from(prompts), common.passages_from(passages)
     with common.progress(1, "loading the pair") as (bar, task):
-        named = common.Sides(pair, probe)
+        named = common.Sides(pair, probe, device)
         sides = named.both()
         bar.update(task, description="the probe")
         judge = None if probe is None else named.probe_of("base", sides.base)
@@ -67,6 +68,7 @@ def report(
 
         command = _command(
             pair,
+            common.chosen_device(device),
             quick,
             seed,
             seeds,
@@ -93,10 +95,13 @@ def report(
     common.print_line(f"\nThe report is {ran.page}")
 
 
-def _command(pair: tuple[str, str] | None, quick: bool, seed: int, seeds: int, scorer: str, files: list[tuple[str, Path | None]]) -> str:
+def _command(
+    pair: tuple[str, str] | None, device: str, quick: bool, seed: int, seeds: int, scorer: str, files: list[tuple[str, Path | None]]
+) -> str:  # fmt: skip
     """What a reader types to get the same numbers again."""
     words = ["bypass", "report"]
     words += ["--pair", *pair] if pair else []
+    words += ["--device", device] if device != "cpu" else []
     words += ["--quick"] if quick else []
     words += ["--seed", str(seed)] if seed else []
     words += ["--seeds", str(seeds)] if seeds > 1 else []

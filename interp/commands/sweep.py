@@ -27,6 +27,7 @@ def sweep(
     prompts: common.Prompts = None,
     passages: common.Passages = None,
     pair: common.Pair = None,
+    device: common.Device = None,
     probe: common.ProbeFolder = None,
     scorer: common.ScorerName = "bundled",
     new_tokens: common.NewTokens = 20,
@@ -49,7 +50,7 @@ def sweep(
     held, texts = common.prompts_from(prompts), common.passages_from(passages)
     rows = []
     with common.progress(len(factors), "loading") as (bar, task):
-        sides = common.Sides(pair, probe)
+        sides = common.Sides(pair, probe, device)
         loaded = sides.load(model)
         edits = sides.edits(edit, model, loaded)
         judge = load_scorer(scorer)

@@ -35,6 +35,7 @@ def vectors(
     ] = None,
     top: Annotated[int, typer.Option(help="how many")] = 16,
     pair: common.Pair = None,
+    device: common.Device = None,
     probe: common.ProbeFolder = None,
     show_words: common.ShowWords = False,
     as_json: common.AsJson = False,
@@ -49,7 +50,7 @@ def vectors(
     masked = not (show_words or as_json)
     found: Examples | None = None
     with common.progress(None, "loading") as (bar, task):
-        sides = common.Sides(pair, probe)
+        sides = common.Sides(pair, probe, device)
         models = sides.named(model or ("both" if model is None else model))
         bar.update(task, description="reading value vectors")
         if neuron is not None:

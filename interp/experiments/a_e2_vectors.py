@@ -50,7 +50,7 @@ def run(context: Context) -> Finding:
     named = [
         ("probe", context.direction),
         ("difference in means", means),
-        *((f"U_{i} of the top 128", row) for i, row in enumerate(directions)),
+        *((f"U_{i} of the top 128", row.to(means.device)) for i, row in enumerate(directions)),
     ]
     listed = top_tokens(base, torch.stack([vector for _, vector in named]), top=TOKENS).words
     frame = context.ranking.to_frame()[:TOP]
