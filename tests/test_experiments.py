@@ -173,3 +173,15 @@ def test_all_experiments_run_on_a_small_random_pair_and_none_claims_a_bypass(con
         assert result.summary
         assert result.figures
         assert all(math.isfinite(value) or value != value for value in result.statistic.values())
+
+
+def test_the_report_that_ships_is_of_the_pair_that_ships_and_asks_what_is_asked_now() -> None:
+    from app.settings import SHIPPED_REPORT
+
+    report, pair = read_report(SHIPPED_REPORT), ModelPair.bundled()
+    assert [report.pair[side]["digest"] for side in ("base", "tuned")] == [pair.base.digest, pair.tuned.digest]
+    held = {result.id: result for result in report.results}
+    assert held.keys() | report.environment["skipped"].keys() == EXPERIMENTS.keys()
+    for name, result in held.items():
+        assert (result.question, result.criterion) == (EXPERIMENTS[name].question, EXPERIMENTS[name].criterion), name
+        assert not result.settings["quick"], name

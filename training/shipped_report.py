@@ -1,0 +1,41 @@
+"""Puts a report of the pair that ships beside it, so that the app can show every verdict at once: `python -m training.shipped_report FOLDER`.
+
+Only the record goes along, not the page, and no path of the machine on which it was made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from interp.errors import UserError
+from interp.experiments import EXPERIMENTS
+from interp.models import BUNDLED, ModelPair
+from interp.report import read_report
+from interp.results import read_json
+from training.stamps import write_json
+
+FILE = "report.json"
+
+
+def ship(folder: Path) -> Path:
+    """Copy the report of a folder into the bundle. Raises `UserError` for one that is of another pair, quick, or lacks experiments."""
+    report, pair = read_report(folder), ModelPair.bundled()
+    if [report.pair[side]["digest"] for side in ("base", "tuned")] != [pair.base.digest, pair.tuned.digest]:
+        raise UserError(f"the report in {folder} is not of the pair that ships", "run `bypass report` without --pair")
+    missing = EXPERIMENTS.keys() - {result.id for result in report.results} - report.environment["skipped"].keys()
+    if missing or any(result.settings["quick"] for result in report.results):
+        raise UserError(
+            f"the report in {folder} is quick or lacks {', '.join(sorted(missing)) or 'nothing'}", "run `bypass report` in full"
+        )
+    text = json.dumps(read_json(folder / FILE)).replace(str(BUNDLED.parent.parent) + "/", "")
+    (BUNDLED / "report").mkdir(exist_ok=True)
+    write_json(BUNDLED / "report" / FILE, json.loads(text))
+    return BUNDLED / "report" / FILE
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    print(ship(parser.parse_args().folder))  # noqa: T201
