@@ -1,4 +1,6 @@
-"""Puts a report of the pair that ships beside it, so that the app can show every verdict at once: `python -m training.shipped_report FOLDER`.
+"""Puts a report of the pair that ships beside it, so that the app shows every verdict at once.
+
+    bypass report --out FOLDER && python -m training.shipped_report FOLDER
 
 Only the record goes along, not the page, and no path of the machine on which it was made.
 """
@@ -38,4 +40,4 @@ def ship(folder: Path) -> Path:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    print(ship(parser.parse_args().folder))  # noqa: T201
+    print(ship(parser.parse_args().folder))
