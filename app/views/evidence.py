@@ -25,7 +25,7 @@ MISSING, QUICK, ROW, ROUND = "missing", "quick", "evidence-row", "evidence-round
 def heading(found: Found, page: shell.Page) -> None:
     """Whose report this is, where that is not plain."""
     if found.ships:
-        st.caption("This report ships with Bypass: `bypass report` on the pair that ships makes it again, in five minutes on two cores.")
+        st.caption("This report ships with Bypass: `bypass report` on the pair that ships makes it again.")
     elif found.other is not None:
         told = f"The report folder holds the report of another pair ({show.shown(found.other, page.words)})."
         st.info(show.plain(told) + " The report of this pair is kept beside it, and neither touches the other.", icon=":material/info:")
