@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import time
 from pathlib import Path
 
 MAIN = Path(__file__).with_name("main.py")
 WARM = "warm"
+AFTER = 6.0
 
 
 def warm() -> None:
@@ -27,6 +29,8 @@ def warm() -> None:
         source = next(iter(settings.offered().values()))
         state.load_pair(source)
         state.scorer().score(["warm"])
+        # The first visitor's page has the processor to itself now; what other pages need can wait until it is drawn.
+        time.sleep(AFTER)
         start.unaligned(source)
         steer.candidates(source, "tuned", "selective")
         steer.lengths(source, "tuned")

@@ -23,10 +23,11 @@ from interp.environment import machine, versions
 HERE = Path(__file__).parent
 QUIET_MS = 400
 PEOPLE = 8
+# Not the whole window: the sign that the page is running goes away some time after the page has answered.
 WATCH = """() => {
   window.changed = performance.now();
   new MutationObserver(() => { window.changed = performance.now(); })
-    .observe(document.body, {subtree: true, childList: true, characterData: true, attributes: true});
+    .observe(document.querySelector('[data-testid="stMain"]'), {subtree: true, childList: true, characterData: true, attributes: true});
 }"""
 # The last touch counts: a choice in a list is two clicks, of which only the second asks for something.
 CLICK = """() => { window.clicked = null; const mark = () => { window.clicked = performance.now(); };

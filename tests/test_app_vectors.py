@@ -226,7 +226,8 @@ def test_a_neuron_is_pinned_to_a_set_linked_to_and_unpinned() -> None:
     at.text_input(key="neuron").set_value("0.3").run()
     at.button(key="pin").click().run()
     assert at.session_state[pins.PINS] == "mine:1.5,0.3"
-    assert len(at.get("page_link")) == 3
+    # One to the evidence, one to scale this key, one for the set, and the way on.
+    assert len(at.get("page_link")) == 4
     at.button(key="unpin-mine-1.5").click().run()
     assert at.session_state[pins.PINS] == "mine:0.3"
     at.button(key="forget-mine").click().run()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import table
+from benchmarks import app, table
 from benchmarks.measure import Case, largest_difference, measure, peak_mib
 
 RECORD: dict[str, Any] = {
@@ -145,3 +145,12 @@ def test_every_case_gives_the_result_of_the_straightforward_way() -> None:
         ours = case.ours()
         assert ours.numel() > 0, case.name
         assert case.differ(ours, case.theirs()) <= case.tolerance, case.name
+
+
+def test_the_page_on_the_apps_waits_says_what_its_json_says() -> None:
+    record = json.loads((app.HERE / "app.json").read_text(encoding="utf-8"))
+    assert app.page_of(record) == (app.HERE / "APP.md").read_text(encoding="utf-8")
+    assert {item["name"] for item in record["waits"]} == {
+        "first page after `bypass app`", "a control that generates nothing", "first token of a continuation",
+        "the slowest of 8 people at once, over one alone",
+    }  # fmt: skip

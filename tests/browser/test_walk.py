@@ -94,7 +94,8 @@ def test_a_link_restores_an_edit_in_another_browser(visit: Open) -> None:
     said = page.locator(".card .text").all_inner_texts()
     assert "factor=25" in page.url
     other = visit(page.evaluate("location.href").split("/", 3)[3])
-    assert other.get_by_label("Times", exact=True).input_value() == "25"
+    expect(other.get_by_label("Times", exact=True)).to_have_value("25")
+    settle(other)
     assert other.locator(".card .text").all_inner_texts() == said
     assert len(set(said)) == 3
 
