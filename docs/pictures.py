@@ -28,10 +28,8 @@ VIEWS = {
 
 def shoot(page: Page, file: Path, top: str | None) -> None:
     """One picture; what needs a click on first sight has been clicked away."""
-    button = page.get_by_role("button", name="Understood")
-    if button.count():
-        button.click()
-        settle(page, quiet=1.0)
+    page.get_by_role("button", name="Understood").click()
+    settle(page, quiet=1.0)
     if top is not None:
         page.get_by_role("heading", name=top).first.evaluate("node => node.scrollIntoView()")
     settle(page, quiet=2.0)
