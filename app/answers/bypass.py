@@ -275,15 +275,6 @@ def profile(source: Source, count: int, with_changes: bool) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["layer", "model", "cosine", "low", "high"])
 
 
-def legend_below(figure: Figure) -> Figure:
-    """The figure with its legend under it, where long labels may take several rows without meeting the title."""
-    layout = figure.spec["layout"]
-    legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.28, "yanchor": "top", "title": {"text": ""}}
-    top = 56 + 20 * layout["title"]["text"].count("<br>")
-    below = {"legend": legend, "height": 460, "margin": {**layout.get("margin", {}), "t": top, "b": 130}}
-    return Figure(figure.name, figure.caption, {**figure.spec, "layout": {**layout, **below}})
-
-
 def by_layer(figure: Figure, frame: pd.DataFrame) -> Figure:
     """The figure with a mark at every whole layer and none between, where there are few."""
     if frame["layer"].nunique() <= 12:
@@ -297,8 +288,8 @@ def profile_figure(frame: pd.DataFrame, layer: int) -> Figure:
         "profile", frame, x="layer", y="cosine", colour="model", low="low", high="high", shaded=[(layer - 0.25, layer + 0.25, "chosen")],
         title="Is it one shift for all prompts?", x_title="layer (before its MLP)", y_title="cosine with other prompts' shift",
         caption="Near 1, every prompt is moved the same way. Shuffled labels (a coin decides for each prompt which side is the tuned one) "
-        "must "
-        "lie near 0. Random changes of the weights, as large as the tuning, show how much of it any change of weights brings: only what "
+        "must lie near 0. "
+        "Random changes of the weights, as large as the tuning, show how much of it any change of weights brings: only what "
         "lies above them is learnt.",
     )  # fmt: skip
-    return legend_below(by_layer(figure, frame))
+    return by_layer(figure, frame)

@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from app import state
-from app.answers.bypass import legend_below, light, random_changes, states, study
+from app.answers.bypass import light, random_changes, states, study
 from app.settings import Source
 from interp import Model, UserError, figures
 from interp.capture import capture
@@ -114,12 +114,12 @@ def curve(source: Source, prompt: str, token: int) -> Curve:
         shaded=[(at / 2, (at + 1) / 2, "MLP steps") for at in range(1, len(steps), 2)],
         x_title="layers done", y_title="probability of the token",
         caption="Each point is what the model would say if it ended there; half layers are after attention. A late rise in the base model "
-        "that is lower in the tuned one is "
-        "the word being bypassed. The lens reads early states with the last layer's unembedding, which they are not made for: low values "
+        "that is lower in the tuned one is the word being bypassed. "
+        "The lens reads early states with the last layer's unembedding, which they are not made for: low values "
         "there do not show absence. One prompt has no interval.",
     )  # fmt: skip
     return Curve(
-        legend_below(figure), {name: float(values[-1]) for name, values in held.items()},
+        figure, {name: float(values[-1]) for name, values in held.items()},
         {name: int(lens.ranks[0, -1]) for name, lens in lenses.items()},
         f"{'MLP' if steps[best] == 'mlp' else 'attention'} of layer {(best - 1) // 2}", float(rises[best - 1]),
     )  # fmt: skip

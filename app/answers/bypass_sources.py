@@ -14,7 +14,7 @@ import pandas as pd
 import streamlit as st
 import torch
 
-from app.answers.bypass import by_layer, legend_below, study
+from app.answers.bypass import by_layer, study
 from app.jobs import Step
 from app.settings import Source
 from interp import figures
@@ -163,7 +163,7 @@ def drawn(finding: Finding) -> tuple[Figure, float, float]:
     last = "median cosine, last layer"
     steps = table[table["model"].str.contains("step")][last]
     return (
-        legend_below(by_layer(finding.figures[0], finding.tables["by layer"])),
+        by_layer(finding.figures[0], finding.tables["by layer"]),
         float(table[table["model"] == "tuned"][last].iloc[0]),
         float(np.min(steps)),
     )

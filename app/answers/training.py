@@ -166,33 +166,11 @@ def figure(_runs: dict[str, Telemetry], key: tuple[Any, ...], measure: str, stag
         parts = {name: found.of_stage(stage) for name, found in _runs.items()}
         # A run that never took this measure is left out of the legend, not an error.
         held = {name: part for name, part in parts.items() if measure in part.measures}
-        return legend_below(draw(measure, held if len(held) > 1 else {name if len(parts) > 1 else "": part for name, part in held.items()}))
+        return draw(measure, held if len(held) > 1 else {name if len(parts) > 1 else "": part for name, part in held.items()})
     except UserError:
         raise
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"the log holds something of {measure!r} that cannot be drawn ({error})", "mend that line of the log") from error
-
-
-def legend_below(drawn: Figure) -> Figure:
-    """The figure for half a page: its legend, which a narrow figure would lay over its title, in lines of its own below the axis."""
-    layout = drawn.spec.get("layout", {})
-    lines = sum(bool(trace.get("showlegend")) for trace in drawn.spec.get("data", []))
-    if not layout.get("showlegend") or not lines:
-        return drawn
-    upright = lines > 2
-    room = 30 * lines + 10 if upright else 64
-    legend = {
-        "orientation": "v" if upright else "h",
-        "yref": "container",
-        "y": 0,
-        "yanchor": "bottom",
-        "x": 0,
-        "xanchor": "left",
-        "maxheight": room + 8,
-    }
-    margin = {**layout.get("margin", {}), "t": 56 + 20 * layout["title"]["text"].count("<br>"), "b": 64 + room}
-    placed = {**layout, "legend": legend, "margin": margin, "height": layout.get("height", 400) - 28 + room}
-    return Figure(drawn.name, drawn.caption, {**drawn.spec, "layout": placed})
 
 
 def title(measure: str) -> str:
