@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from urllib.parse import parse_qs, urlsplit
 
 from playwright.sync_api import Page, expect
 
@@ -37,7 +38,7 @@ def test_a_row_of_value_vectors_is_looked_into_pinned_and_taken_to_the_steering(
     page.locator('[data-testid="stMain"] [data-testid="stPageLink"] a', has_text="Scale these keys").first.click()
     page.wait_for_url(re.compile("/steer"))
     settle(page)
-    assert neuron in str(page.get_by_label("Which").first.evaluate("() => document.body.innerText") + address(page))
+    assert neuron in parse_qs(urlsplit(address(page)).query)["keys"][0].split(",")
     assert page.locator(".card").count() == 3
 
 
