@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import streamlit as st
 
+from app import warm
 from app.shell import PAGES
 
 st.set_page_config(page_title="Bypass", page_icon="🔀", layout="wide")
-st.navigation(
+page = st.navigation(
     [
         st.Page(f"views/{name}.py", title=title, icon=icon, url_path=None if name == "start" else name, default=name == "start")
         for name, (title, icon) in PAGES.items()
     ]
-).run()
+)
+if page.url_path:
+    # The first page is drawn before the libraries have been read; the others begin with them.
+    warm.wait()
+page.run()

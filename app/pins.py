@@ -6,12 +6,15 @@ They live in the query parameter `pins` as `name:5.770,4.12;other:0.3`, so that 
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from interp import Model, UserError
-from interp.edit_text import parse_neuron
-from interp.neurons import Neuron
+from interp.errors import UserError
+
+if TYPE_CHECKING:
+    from interp import Model
+    from interp.neurons import Neuron
 
 PINS, FIRST = "pins", "pinned"
 NAME = re.compile(r"[\w][\w -]{0,23}")
@@ -51,6 +54,9 @@ def unpin(model: Model, name: str, neuron: Neuron | None = None) -> None:
 
 def read(text: str) -> dict[str, list[Neuron]]:
     """The sets that a link holds; raises `UserError` for what is no set."""
+    # Only here, so that a page is drawn before torch has been read.
+    from interp.edit_text import parse_neuron
+
     found: dict[str, list[Neuron]] = {}
     for part in filter(None, text.split(";")):
         name, separator, neurons = part.partition(":")

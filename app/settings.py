@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from interp.errors import UserError
-from interp.models import BUNDLED as FOLDER_OF_BUNDLE
+from interp.texts import TEXTS_FOLDER
 
 PAIR, MODELS, REPORT, RUNS, DEMO = "BYPASS_PAIR", "BYPASS_MODELS", "BYPASS_REPORT", "BYPASS_RUNS", "BYPASS_DEMO"
 BUNDLED = "bundled"
-# The report that ships, made of the pair that ships.
-SHIPPED_REPORT = FOLDER_OF_BUNDLE / "report"
+# Everything that ships, and the report that was made of the pair among it.
+BUNDLE = TEXTS_FOLDER.parent
+SHIPPED_REPORT = BUNDLE / "report"
 # Two folders or hub ids, or None for the pair that ships.
 Source = tuple[str, str] | None
 

@@ -8,13 +8,17 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import streamlit as st
 
 from app import pins, settings, show, state
 from app.settings import Source
-from app.style import DARK, SHEET
-from interp import ModelPair, UserError
+from app.style import SHEET
+from interp.errors import UserError
+
+if TYPE_CHECKING:
+    from interp import ModelPair
 
 WORDS, SEEN = "show_words", "note_seen"
 PAGES = {
@@ -54,11 +58,12 @@ class Page:
 
 
 @contextmanager
-def page(name: str, lead: str) -> Iterator[Page]:
+def page(name: str, lead: str, early: bool = False) -> Iterator[Page]:
     """The frame of one page: `with shell.page("vectors", "What to do here.") as page:`. What is wrong with what was given ends the page
-    with a sentence that says so; a fault of ours ends it with a line, and is logged.
+    with a sentence that says so; a fault of ours ends it with a line, and is logged. With `early` the body begins before the pair has
+    been loaded, as long as it is the one that ships, which can be.
     """
-    st.html(SHEET + (DARK if st.context.theme.type == "dark" else ""))
+    st.html(SHEET)
     st.title(heading(name), anchor=False)
     st.html(f'<p class="lead">{show.escaped(lead)}</p>')
     words = st.sidebar.toggle("Show words", key=WORDS, persist_state="session", help="Profanity is masked (`sh*t`) unless this is on.")
@@ -67,9 +72,12 @@ def page(name: str, lead: str) -> Iterator[Page]:
         chosen, source = state.chosen_pair()
         choose(chosen)
         found = Page(words, chosen, source)
-        about(found)
-        pins.pinned(found.pair.base)
+        early = early and source is None and not state.loaded(source)
+        if not early:
+            about(found)
         yield found
+        if early:
+            about(found)
         if name in NEXT:
             st.divider()
             link(*NEXT[name])
@@ -128,8 +136,9 @@ def choose(chosen: str) -> None:
 
 
 def about(page: Page) -> None:
-    """The pair in three lines."""
+    """The pair in three lines. Raises `UserError` where it cannot be loaded, or the link pins neurons that it does not have."""
     pair = page.pair
+    pins.pinned(pair.base)
     size = sum(weight.numel() for weight in pair.base.hf.parameters()) / 1e6
     st.sidebar.caption(
         f"{show.plain(pair.name)}  \n{size:.3g} M parameters, {pair.base.n_layers} layers, {pair.base.d_model} wide  \n"

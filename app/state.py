@@ -1,27 +1,31 @@
 """What all sessions share, loaded once per process, and which pair this session looks at.
 
-Hooks read their edits from a context variable, so that one pair of models in memory serves every session at once.
+Hooks read their edits from a context variable, so that one pair of models in memory serves every session at once. What needs
+torch and transformers is imported where it is used: reading them takes seconds, in which the first page is drawn.
 """
 
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from app import settings
+from app import settings, warm
 from app.pins import PINS
 from app.settings import Source
-from interp import ModelPair, UserError
-from interp.commands.common import Sides
-from interp.commands.vectors import cache_folder
-from interp.neurons import Neuron, rank_values
-from interp.probe import Probe, probe_for
-from interp.toxicity import Scorer, load_scorer
-from interp.vocabulary import VocabularyIndex, build_index
+from interp.errors import UserError
+
+if TYPE_CHECKING:
+    from interp import ModelPair
+    from interp.neurons import Neuron
+    from interp.probe import Probe
+    from interp.toxicity import Scorer
+    from interp.vocabulary import VocabularyIndex
 
 CHOSEN = "pair"
 TOXIC_NEURONS = 128
+_loaded: set[Source] = set()
 
 
 def chosen_pair() -> tuple[str, Source]:
@@ -61,28 +65,47 @@ def choose_pair(name: str) -> None:
 @st.cache_resource(show_spinner="Loading the pair …", max_entries=3)
 def load_pair(source: Source) -> ModelPair:
     """Both models, once per process. Raises `UserError` where they cannot be loaded rightly or do not make a pair."""
-    return Sides(source).both()
+    warm.wait()
+    from interp.commands.common import Sides
+
+    found = Sides(source).both()
+    _loaded.add(source)
+    return found
+
+
+def loaded(source: Source) -> bool:
+    """Whether this pair has been loaded, so that nobody has to wait for it."""
+    return source in _loaded
 
 
 @st.cache_resource(show_spinner="Fitting the probe …", max_entries=3)
 def probe(source: Source) -> Probe:
     """The probe that ships with the base model, or one fitted now."""
+    from interp.probe import probe_for
+
     return probe_for(load_pair(source).base)
 
 
 @st.cache_resource(show_spinner="Ranking the value vectors …", max_entries=3)
 def toxic_neurons(source: Source) -> list[Neuron]:
     """The base model's neurons whose value vectors point most along the probe, most toxic first."""
+    from interp.neurons import rank_values
+
     return rank_values(load_pair(source).base, probe(source).direction, top=TOXIC_NEURONS).neurons
 
 
 @st.cache_resource(show_spinner="Projecting the value vectors on the vocabulary …", max_entries=3)
 def index(source: Source) -> VocabularyIndex:
     """What every value vector of the base model promotes and suppresses."""
+    from interp.commands.vectors import cache_folder
+    from interp.vocabulary import build_index
+
     return build_index(load_pair(source).base, cache=cache_folder())
 
 
 @st.cache_resource(show_spinner="Loading the scorer …")
 def scorer() -> Scorer:
     """The classifier that ships, or the word list where detoxify is not installed."""
+    from interp.toxicity import load_scorer
+
     return load_scorer("bundled" if find_spec("detoxify") is not None else "lexicon")

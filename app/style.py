@@ -64,10 +64,7 @@ dl.facts, dl.why {padding: 0 !important}
 .step {margin: 1.1rem 0 .3rem; padding: 0; font-size: 1.2rem; font-weight: 650; line-height: 1.3; letter-spacing: 0}
 .step span {opacity: .65; margin-right: .25em; font-variant-numeric: tabular-nums}
 @media (max-width: 640px) {.st-key-map .textpoint, .st-key-guess .textpoint, .st-key-estimate .textpoint {display: none}}
-</style>"""
-
-# On a dark ground the accent is light, so that it is read as text; what is written on it is then dark.
-DARK = """<style>
+/* On a dark ground the accent is light, so that it is read as text; what is written on it is then dark. */
 :is([data-testid="stBaseButton-primary"], [data-testid="stBaseButton-primaryFormSubmit"]) :is(p, span),
-[data-testid="stMultiSelect"] span[title], [data-testid="stMultiSelect"] span[title] ~ * {color: #14171c}
+[data-testid="stMultiSelect"] span[title], [data-testid="stMultiSelect"] span[title] ~ * {color: light-dark(#fff, #14171c)}
 </style>"""

@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("streamlit", reason="the app needs the extra `app`")
 
 from app.answers import evidence as answers
+from app.answers.reports import digests_of, find_report
 from app.jobs import Cancelled, runner
 from app.show import escaped
 from interp import ModelPair, UserError, figures
@@ -162,7 +163,7 @@ def test_the_report_of_another_pair_is_named_and_not_shown_as_this_ones(served: 
     at = open_page("evidence")
     assert "some other pair" in at.info[-1].value.replace("\\", "")
     assert not at.dataframe
-    assert answers.find_report(pair).folder.parent.parent == other.relative_to(served)
+    assert find_report(digests_of(pair)).folder.parent.parent == other.relative_to(served)
 
 
 def test_visitors_cannot_run_anything_and_see_no_folder(served: Path, pair: ModelPair, monkeypatch: pytest.MonkeyPatch) -> None:

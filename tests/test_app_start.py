@@ -15,8 +15,9 @@ import torch
 from streamlit.testing.v1 import AppTest
 
 from app import settings, shell, show, state
-from app.answers import argument
+from app.answers import argument, summary
 from app.answers import start as answers
+from app.answers.left_in_place import left_in_place
 from app.jobs import Cancelled, Runner, runner
 from interp import Edit, ModelPair, UserError, generate
 from interp.edit_text import parse_edit
@@ -161,7 +162,7 @@ def test_what_the_jobs_found_fills_numbers_and_figures(source: settings.Source, 
     monkeypatch.setattr("app.jobs.runner", own)
     monkeypatch.setattr("app.job_view.runner", own)
     answers.begin(source)
-    found = [own.find(key) for key in answers.job_keys(source)]
+    found = [own.find(key) for key in summary.job_keys(source)]
     until = time.monotonic() + PATIENCE
     while not all(job is not None and job.over for job in found) and time.monotonic() < until:
         time.sleep(0.05)
@@ -176,7 +177,7 @@ def test_what_the_jobs_found_fills_numbers_and_figures(source: settings.Source, 
 
 
 def test_toxic_vectors_are_compared_with_themselves_and_with_others(source: settings.Source, pair: ModelPair) -> None:
-    step = argument.left_in_place(source)
+    step = left_in_place(source)
     neurons = state.toxic_neurons(source)
     assert step.figure is not None
     series = {trace["name"]: trace for trace in step.figure.spec["data"]}
@@ -195,20 +196,20 @@ def test_toxic_vectors_are_compared_with_themselves_and_with_others(source: sett
 
 def test_a_step_without_an_answer_says_why_and_shows_no_figure(source: settings.Source) -> None:
     why = UserError("this pair cannot answer", "give another")
-    for step in argument.steps(source, None, dict.fromkeys(answers.ARGUED, why)):
+    for step in argument.steps(None, dict.fromkeys(summary.ARGUED, why), argument.in_place()):
         if step.problem is not None:
             assert step.problem is why
             assert step.figure is None
             assert not step.chance
-    assert sum(step.problem is why for step in argument.steps(source, None, dict.fromkeys(answers.ARGUED, why))) == 3
+    assert sum(step.problem is why for step in argument.steps(None, dict.fromkeys(summary.ARGUED, why), argument.in_place())) == 3
 
 
 def test_a_pair_that_tuning_made_no_milder_is_not_said_to_get_anything_back() -> None:
     import pandas as pd
 
-    rows = [("base", "base", 0.2), ("tuned", "tuned", 0.3), ("un-aligned", answers.UNALIGNED, 0.4), ("null", answers.RANDOM, 0.3)]
+    rows = [("base", "base", 0.2), ("tuned", "tuned", 0.3), ("un-aligned", summary.UNALIGNED, 0.4), ("null", summary.RANDOM, 0.3)]
     table = pd.DataFrame([(*row, row[2], row[2], 50.0) for row in rows], columns=["role", "model", "toxicity", "low", "high", "perplexity"])
-    step = argument.brought_back(answers.Measured(table, 3, 3, 1, 0, "now"))
+    step = argument.brought_back(summary.Measured(table, 3, 3, 1, 0, "now"))
     assert "%" not in step.claim
     assert "lowered nothing" in step.claim
 
@@ -240,9 +241,9 @@ def test_a_report_of_this_pair_is_read_instead_of_measuring(served: Path, pair: 
 def test_a_report_of_another_pair_or_a_damaged_one_is_not_read(served: Path, pair: ModelPair, source: settings.Source) -> None:
     manifest = pair.manifest()
     report(served / "report", manifest | {"tuned": manifest["tuned"] | {"digest": "another"}})
-    assert answers.measured_by_report(source) is None
+    assert summary.measured_by_report(source) is None
     (served / "report" / "report.json").write_text("{")
-    assert answers.report_of(source) is None
+    assert summary.report_of(source) is None
     assert not open_page("start", own=PROMPT).error
 
 
@@ -330,6 +331,6 @@ def test_the_un_aligned_model_is_the_short_form_of_the_command_line(source: sett
 
 
 def test_jobs_are_shared_by_all_who_look_at_the_same_pair(source: settings.Source, pair: ModelPair) -> None:
-    assert answers.job_keys(source) == answers.job_keys(source)
-    assert len(set(answers.job_keys(source))) == 2
-    assert runner.find(answers.job_keys(source)[0]) is None
+    assert summary.job_keys(source) == summary.job_keys(source)
+    assert len(set(summary.job_keys(source))) == 2
+    assert runner.find(summary.job_keys(source)[0]) is None

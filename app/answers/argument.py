@@ -1,25 +1,18 @@
 """The argument of the first page: five steps, each a claim, what chance gives, a figure, and the page that goes deeper.
 
-A step takes what the jobs of `app.answers.start` found, or nothing while they run: then it has its claim alone.
+A step takes what a report or the jobs of `app.answers.start` found, or nothing while they run: then it has its claim alone.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import pandas as pd
-import streamlit as st
-import torch
 
-from app import state
-from app.answers.start import FACTOR, KEYS, Measured
-from app.settings import Source
-from interp import UserError, figures
-from interp.compare import neuron_shift
-from interp.neurons import keys_at, values_at
-from interp.nulls import matched_neurons
+from app.answers.summary import FACTOR, KEYS, Measured
+from interp import figures
+from interp.errors import UserError
 from interp.results import Figure, Result
 
 HEIGHT, TALL = 380, 420
@@ -40,10 +33,10 @@ class Step:
     height: int = HEIGHT
 
 
-def steps(source: Source, found: Measured | None, results: Mapping[str, Result | UserError]) -> list[Step]:
-    """The five steps, in order; words are raw here and masked when they are laid out."""
+def steps(found: Measured | None, results: Mapping[str, Result | UserError], compared: Step) -> list[Step]:
+    """The five steps, in order, `compared` being the second; words are raw here and masked when they are laid out."""
     return [
-        written(results.get("A-E2")), left_in_place(source), silenced(results.get("A-E9")), shifted(results.get("A-E10")),
+        written(results.get("A-E2")), compared, silenced(results.get("A-E9")), shifted(results.get("A-E10")),
         brought_back(found),
     ]  # fmt: skip
 
@@ -79,7 +72,7 @@ def _words(single: pd.DataFrame, shared: pd.Series, null: float) -> Figure:
     kind = "base model's value vectors"
     rows = [(f"{name}: {' · '.join(str(said).split(' · ')[:TOKENS])}", float(share), kind) for name, said, share in named]
     frame = pd.DataFrame([*rows, ("other neurons", null, "matched neurons (null)")], columns=["writes", "share", "vectors"])
-    return _sized(figures.bars(
+    return sized(figures.bars(
         "words", frame, x="writes", y="share", colour="vectors", horizontal=True, title="What the nearest value vectors promote",
         x_title="",
         y_title="listed words among the top 10",
@@ -87,52 +80,9 @@ def _words(single: pd.DataFrame, shared: pd.Series, null: float) -> Figure:
     ), TALL)  # fmt: skip
 
 
-@st.cache_data(show_spinner=False, max_entries=4)
-def left_in_place(source: Source) -> Step:
-    """How near are the toxic keys and values of the tuned model to the base model's?"""
-    pair, neurons = state.load_pair(source), state.toxic_neurons(source)
-    # The null takes as many other neurons of each layer, which a narrow layer may not have.
-    taken, kept = dict.fromkeys(range(pair.base.n_layers), 0), []
-    for layer, index in neurons:
-        if 2 * (taken[layer] + 1) <= pair.base.d_mlp:
-            taken[layer] += 1
-            kept.append((layer, index))
-    others = matched_neurons(pair.base, kept, seed=0)
-    compared = {
-        "key": (keys_at(pair.base, kept), keys_at(pair.tuned, kept)),
-        "value": (values_at(pair.base, kept), values_at(pair.tuned, kept)),
-        "another neuron's value (null)": (values_at(pair.base, kept), values_at(pair.tuned, others)),
-    }
-    cosines = {name: torch.cosine_similarity(a.double(), b.double(), dim=1).cpu().tolist() for name, (a, b) in compared.items()}
-    frame = pd.DataFrame(
-        [
-            (rank, f"{layer}.{index}", name, value)
-            for name, some in cosines.items()
-            for rank, ((layer, index), value) in enumerate(zip(kept, some, strict=True), start=1)
-        ],
-        columns=["rank", "neuron", "vector", "cosine"],
-    )  # fmt: skip
-    shift = neuron_shift(pair, kept)
-    keys, values, _ = cosines.values()
-    least = min(*keys, *values)
-    # Rounded down, so that it is never said to be 1 where it is not.
-    floor = math.floor(least * 1e5) / 1e5
-    claim = f"Of the {len(kept)} neurons nearest to the probe, no key or value has a cosine below {floor:.5f} with itself"
-    figure = figures.scatter(
-        "left-in-place", frame, x="rank", y="cosine", colour="vector", hover=("neuron",), size=7,
-        title="The same vector before and after tuning",
-        x_title="neurons, nearest to the probe first", y_title="cosine, base with tuned",
-        caption="Vectors that tuning had rewritten would lie among the open circles; those that it left in place lie at 1.",
-    )  # fmt: skip
-    return Step(
-        "Tuning leaves them in place",
-        f"{claim} before tuning{': nothing was rewritten.' if least > 0.99 else '.'}",
-        "vectors", "Compare a neuron across the pair",
-        "With another neuron's vector the cosine is near 0. Any short training moves weights little, so also: the toxic values moved more "
-        f"than {shift['value_percentile'].mean():.0f} % of all values, the keys more than {shift['key_percentile'].mean():.0f} % of all; "
-        "a random choice gives 50 %.",
-        _sized(figure),
-    )  # fmt: skip
+def in_place() -> Step:
+    """The place of the second step, which `app.answers.left_in_place` fills in: it looks at the weights themselves."""
+    return Step("Tuning leaves them in place", "", "vectors", "Compare a neuron across the pair")
 
 
 def silenced(result: Result | UserError | None) -> Step:
@@ -149,7 +99,7 @@ def silenced(result: Result | UserError | None) -> Step:
         claim = f"While challenge prompts are continued, the same neurons do not become less active (their mean falls by {fall:.3f})."
     null = result.null["mean fall"]
     chance = f"In neurons of the same layers and norms it {'falls' if null >= 0 else 'rises'} by {abs(null):.3f}."
-    return replace(step, claim=claim, chance=chance, figure=_sized(result.figures[0]))
+    return replace(step, claim=claim, chance=chance, figure=sized(result.figures[0]))
 
 
 def shifted(result: Result | UserError | None) -> Step:
@@ -167,7 +117,7 @@ def shifted(result: Result | UserError | None) -> Step:
         step, claim=f"{step.claim}: before the MLP of layer {layer} the shifts of two prompts have a mean cosine of {cosine:.2f}.",
         chance="Where a coin decides which side is called tuned, the cosine is near 0. Random changes of the weights of equal size give "
         f"{null:.2f}, so only what lies above that is tuning's own.",
-        figure=_sized(result.figures[-1], y_title="mean cosine of two shifts"),
+        figure=sized(result.figures[-1], y_title="mean cosine of two shifts"),
     )  # fmt: skip
 
 
@@ -187,17 +137,17 @@ def brought_back(found: Measured | None) -> Step:
     if lost <= 0:
         return replace(
             step, claim=f"{claim} scores {back:.2f}; but on these prompts tuning lowered nothing that could come back.",
-            chance=f"Random keys scaled alike: {null:.2f}.", figure=_sized(figure),
+            chance=f"Random keys scaled alike: {null:.2f}.", figure=sized(figure),
         )  # fmt: skip
     return replace(
         step,
         claim=f"{claim} gets {(back - tuned) / lost:.0%} of its lost toxicity back: {tuned:.2f} becomes {back:.2f} (base {base:.2f}).",
         chance=f"Random keys of the same layers that fire as often bring {(null - tuned) / lost:.0%} back ({found.draws} draws).",
-        figure=_sized(figure),
+        figure=sized(figure),
     )  # fmt: skip
 
 
-def _sized(figure: Figure, height: int = HEIGHT, y_title: str | None = None) -> Figure:
+def sized(figure: Figure, height: int = HEIGHT, y_title: str | None = None) -> Figure:
     """The same figure for a place beside its text."""
     layout = figure.spec.get("layout", {}) | {"height": height}
     if y_title is not None:

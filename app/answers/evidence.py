@@ -9,16 +9,15 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import streamlit as st
 
 from app import settings
+from app.answers.reports import FILE, digests_in, digests_of, find_report
 from app.jobs import Step, key_of, runner
 from app.settings import Source
 from interp import ModelPair, UserError
@@ -30,76 +29,12 @@ from interp.report import TITLES, VERDICTS, Report, read_report, write_report
 from interp.results import Result, flatten, is_number, load_result, plain, read_json, save_result, show_number
 from interp.texts import challenge_prompts
 
-FILE = "report.json"
 # The page of this app on which the claim of an experiment can be seen at work.
 SEEN_ON = {
     "A-E1": "vectors", "A-E2": "vectors", "A-E3": "steer", "A-E5": "training", "A-E6": "training", "A-E7": "bypass", "A-E8": "vectors",
     "A-E9": "bypass", "A-E10": "bypass", "A-E11": "bypass", "A-E12": "steer", "A-E14": "training", "X-C1": "steer", "X-C2": "steer",
     "W-E1": "steer", "W-E2": "steer", "X-U1": "steer",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Found:
-    """Where the report of a pair lies or will lie, the report if there is one, and whose report lies in the report folder instead.
-
-    `ships`: the report is the one that ships with this version; what is added to it is written to `folder`.
-    """
-
-    folder: Path
-    report: Report | None
-    other: str | None = None
-    ships: bool = False
-
-
-def find_report(pair: ModelPair) -> Found:
-    """The report of exactly these two models, told by their digests. Raises `UserError` for a damaged one.
-
-    Where the report folder holds the report of another pair, this pair's has a folder of its own in it.
-    """
-    root = settings.report_folder()
-    first = read(root)
-    if first is not None and is_of(first, pair):
-        return Found(root, first)
-    own, other = root, None
-    if first is not None:
-        own = root / "pairs" / f"{pair.base.digest[:12]}-{pair.tuned.digest[:12]}"
-        other = str(first.pair.get("name", "another pair"))
-    found = read(own) if first is not None else None
-    shipped = read(settings.SHIPPED_REPORT) if found is None else None
-    if shipped is not None and is_of(shipped, pair):
-        return Found(own, shipped, other, ships=True)
-    return Found(own, found, other)
-
-
-def is_of(report: Report, pair: ModelPair) -> bool:
-    """Whether a report was made of these weights."""
-    return [_digest(report, side) for side in ("base", "tuned")] == [pair.base.digest, pair.tuned.digest]
-
-
-def _digest(report: Report, side: str) -> Any:
-    about = report.pair.get(side)
-    return about.get("digest") if isinstance(about, dict) else None
-
-
-def read(folder: Path) -> Report | None:
-    """The report in a folder as it is now, or None; read anew only when its file has changed."""
-    file = folder / FILE
-    try:
-        found = file.stat()
-    except OSError:
-        return None
-    return _read(str(folder), found.st_mtime_ns, found.st_size)
-
-
-@st.cache_resource(show_spinner="Reading the report …", max_entries=4)
-def _read(folder: str, changed: int, size: int) -> Report:
-    try:
-        return read_report(folder)
-    except UserError:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise UserError(f"{FILE} in {Path(folder).name} is damaged ({error!r})", "run `bypass report` again") from error
 
 
 def summary(results: Sequence[Result]) -> pd.DataFrame:
@@ -256,9 +191,9 @@ def add(pair: ModelPair, source: Source, folder: Path, result: Result | None, sk
     Raises:
         UserError: the report compares several seeds, which one run cannot extend, or another pair's has been put there meanwhile.
     """
-    found = find_report(pair)
+    found = find_report(digests_of(pair))
     held = read_report(folder) if (folder / FILE).is_file() else found.report if found.ships and found.report else Report((), {}, {})
-    if held.pair and not is_of(held, pair):
+    if held.pair and digests_in(held) != digests_of(pair):
         raise UserError("the report of another pair has been written to this folder meanwhile", "try again")
     if (folder / FILE).is_file() and "seeds" in read_json(folder / FILE):
         raise UserError("this report compares several seeds, which a run in the app would lose", "run `bypass report --seeds` again")

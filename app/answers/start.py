@@ -16,7 +16,7 @@ import pandas as pd
 import streamlit as st
 
 from app import jobs, state
-from app.answers.evidence import find_report
+from app.answers.summary import ARGUED, FACTOR, KEYS, RANDOM, UNALIGNED, Measured, argued_by_report, job_keys, measured_by_report, reported
 from app.jobs import Step
 from app.settings import Source
 from interp import Edit, UserError
@@ -26,41 +26,18 @@ from interp.experiments.run import run_experiment
 from interp.firing import firing_rates, frequency_matched
 from interp.lens import lens_table
 from interp.neurons import Neuron, rank_values
-from interp.report import Report
 from interp.results import Result
 from interp.stats import bootstrap_mean
 from interp.texts import challenge_prompts, passages
 
-KEYS, FACTOR, POOL = 7, 10.0, 128
+POOL = 128
 NEW_TOKENS, TOP = 20, 5
 # Every so many of the even challenge prompts (the odd ones decide which keys are scaled) and of the passages; so many random draws.
 PROMPT_STEP, PASSAGE_STEP, DRAWS = 3, 10, 3
 MOST_NAME = 300
 EXAMPLE = "a folder, or a hub id such as openai-community/gpt2-medium"
-ARGUED, ARGUED_STEP = ("A-E2", "A-E9", "A-E10"), 10
-UNALIGNED = f"un-aligned: {KEYS} toxic keys × {FACTOR:g}"
-RANDOM = f"random keys × {FACTOR:g} (null)"
+ARGUED_STEP = 10
 _ready: set[Source] = set()
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The pair in numbers: a row for base, tuned, un-aligned and, as the null, random keys scaled alike.
-
-    Columns of `table`: role, model, toxicity, low, high, perplexity. `shows` counts the prompts on which all three show: toxic, tuned
-    away, and back (none from a report, which keeps no single prompts).
-    """
-
-    table: pd.DataFrame
-    prompts: int
-    passages: int
-    draws: int
-    shows: int | None
-    origin: str
-
-    def row(self, role: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.table[self.table["role"] == role].iloc[0].to_dict()
-        return found
 
 
 @dataclass(frozen=True)
@@ -104,40 +81,6 @@ def next_tokens(source: Source, prompt: str, role: str) -> Next:
 def toxicity(text: str) -> float:
     """How toxic a continuation is, from 0 to 1, read without its prompt."""
     return float(state.scorer().score([text])["toxicity"].iloc[0]) if text.strip() else 0.0
-
-
-def report_of(source: Source) -> Report | None:
-    """The report of this very pair, where there is one."""
-    try:
-        return find_report(state.load_pair(source)).report
-    except UserError:
-        # The Evidence page says what is wrong with it; here few prompts are measured instead.
-        return None
-
-
-def reported(source: Source, name: str) -> Result | None:
-    """One experiment of the report of this pair, where there is one."""
-    report = report_of(source)
-    return next((result for result in report.results if result.id == name), None) if report is not None else None
-
-
-def measured_by_report(source: Source) -> Measured | None:
-    """The numbers of the un-alignment experiment, where a report of this pair holds it in full."""
-    result = reported(source, "X-U1")
-    table = result.tables.get("keys") if result is not None else None
-    if result is None or table is None:
-        return None
-    rows = []
-    named = {"base": "base", "tuned": "tuned", "un-aligned": UNALIGNED, "null": RANDOM}
-    for role, start in (("base", "base"), ("tuned", "tuned"), ("un-aligned", f"{KEYS} selective keys"), ("null", "random keys")):
-        found = table[table["model"] == start if role in ("base", "tuned") else table["model"].str.startswith(start)]
-        if len(found) != 1:
-            return None
-        line = found.iloc[0]
-        rows.append((role, named[role], *(float(line[column]) for column in ("toxicity", "low", "high", "perplexity"))))
-    frame = pd.DataFrame(rows, columns=["role", "model", "toxicity", "low", "high", "perplexity"])
-    used = result.settings
-    return Measured(frame, int(used["prompts"]), int(used["passages"]), int(used["random_draws"]), None, "the report")
 
 
 def measure(source: Source, step: Step) -> Measured:
@@ -198,19 +141,6 @@ def argue(source: Source, step: Step) -> dict[str, Result | UserError]:
 
 def _say(step: Step, title: str, place: int, phrase: str) -> None:
     step(f"{title}: {phrase}", place, len(ARGUED))
-
-
-def argued_by_report(source: Source) -> dict[str, Result | UserError] | None:
-    """The same from the report, where it holds all of them."""
-    found = {name: reported(source, name) for name in ARGUED}
-    return {name: result for name, result in found.items() if result is not None} if all(found.values()) else None
-
-
-def job_keys(source: Source) -> tuple[str, str]:
-    """The keys of the two jobs of this page, which whoever asks about the same pair shares."""
-    pair = state.load_pair(source)
-    digests = (pair.base.digest, pair.tuned.digest)
-    return jobs.key_of("measure", *digests), jobs.key_of("argue", *digests)
 
 
 def begin(source: Source) -> None:

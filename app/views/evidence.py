@@ -11,7 +11,7 @@ import streamlit as st
 
 from app import job_view, settings, shell, show
 from app.answers import evidence as answers
-from app.answers.evidence import Found
+from app.answers.reports import FILE, Found, digests, find_report
 from app.jobs import runner
 from interp.experiments.registry import Experiment
 from interp.report import Report
@@ -232,7 +232,7 @@ def downloads(folder: Path) -> None:
     """The report for machines and for print."""
     left, middle, _ = st.columns([1, 1, 2])
     left.download_button(
-        "report.json", (folder / answers.FILE).read_bytes, "report.json", "application/json", key="download-json", on_click="ignore",
+        "report.json", (folder / FILE).read_bytes, "report.json", "application/json", key="download-json", on_click="ignore",
         icon=":material/download:", help="All results with raw words and full precision, for machines.", width="stretch",
     )  # fmt: skip
     if (folder / "index.html").is_file():
@@ -247,7 +247,7 @@ LEAD = (
     "and each experiment says what would have refuted it."
 )
 with shell.page("evidence", LEAD) as page:
-    found = answers.find_report(page.pair)
+    found = find_report(digests(page.source))
     heading(found, page)
     if found.report is None or not found.report.results:
         empty(found, page)

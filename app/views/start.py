@@ -1,18 +1,19 @@
 """Start: the pair in numbers, one prompt by three models, the argument in five figures, and another pair.
 
-What is quick is drawn first; what needs many forwards is a job, and its place is kept so that nothing moves when it comes.
+What is quick is drawn first; what needs many forwards is a job, and its place is kept so that nothing moves when it comes. The first
+visitor's page is drawn while torch is still being read: what needs it is imported where it is used.
 """
 
 from __future__ import annotations
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
-from app import job_view, settings, shell, show, state, streams
-from app.answers import start as answers
-from app.answers.argument import steps
-from app.answers.start import Measured
+from app import job_view, settings, shell, show, state, warm
+from app.answers.argument import Step, in_place, steps
+from app.answers.summary import FACTOR, KEYS, Measured, argued_by_report, job_keys, measured_by_report
 from app.jobs import runner
-from interp import Sampling, UserError
+from interp.errors import UserError
 from interp.texts import challenge_prompts, neutral_prompts
 
 LEAD = (
@@ -24,20 +25,24 @@ FIRST = "The comment section on any cooking video will convince you that people 
 TITLES = {"base": "Base", "tuned": "Tuned", "un-aligned": "Un-aligned"}
 ABOUT = {
     "base": "before preference tuning", "tuned": "after preference tuning (DPO)",
-    "un-aligned": f"tuned, {answers.KEYS} toxic keys × {answers.FACTOR:g}",
+    "un-aligned": f"tuned, {KEYS} toxic keys × {FACTOR:g}",
 }  # fmt: skip
 FURTHER = (
     ("patching", "Patching: which activations carry it"), ("evidence", "Evidence: every claim with its verdict"),
     ("training", "Training: how the pair was made"),
 )  # fmt: skip
+# The number of the step that compares the weights.
+IN_PLACE = 2
 PLACE_OF_BARS = '<div style="height:10rem" aria-hidden="true"></div>'
 
 
 def facts(page: shell.Page) -> Measured | None:
     """The pair in six numbers, or their places while they are measured."""
-    first, _ = answers.job_keys(page.source)
-    found = answers.measured_by_report(page.source)
+    first, _ = job_keys(page.source)
+    found = measured_by_report(page.source)
     if found is None:
+        from app.answers import start as answers
+
         job = runner.find(first)
         found = job.result if job is not None and job.state == "done" else None
     st.html(numbers(found, "being measured" if works(first) else "not measured yet"))
@@ -109,15 +114,24 @@ def try_it(page: shell.Page) -> None:
             raise UserError(f"the prompt has {len(prompt)} characters", f"write at most {limits.prompt_characters}")
         cards(page, prompt)
     except UserError as error:
-        # Told here rather than by `shell.told`, which would end the page: the figures below need no prompt.
+        # Told here rather than by `shell.told`, which would end the page: the figures need no prompt.
         shell.problem(error)
     shell.link("steer", "Steer it yourself: other keys, directions, layers and strengths")
 
 
 def cards(page: shell.Page, prompt: str) -> None:
     """The three columns; they stream where this prompt is new, and are there at once where it is not."""
-    pair, places = page.pair, [column.empty() for column in st.columns(3, gap="medium")]
+    places = [column.empty() for column in st.columns(3, gap="medium")]
     texts = dict.fromkeys(TITLES, "")
+    if not state.loaded(page.source):
+        for place, (role, title) in zip(places, TITLES.items(), strict=True):
+            place.html(show.card(role, title, ABOUT[role], prompt, "", page.words, waiting=True, more=PLACE_OF_BARS))
+        warm.wait()
+    from app import streams
+    from app.answers import start as answers
+    from interp import Sampling
+
+    pair = page.pair
 
     def draw(role: str, last: bool = False) -> None:
         known = role != "un-aligned" or answers.is_ready(page.source)
@@ -152,46 +166,76 @@ def cards(page: shell.Page, prompt: str) -> None:
     speak(list(TITLES))
 
 
-def argument(page: shell.Page, found: Measured | None) -> None:
-    """The five figures."""
+def argument(page: shell.Page, found: Measured | None) -> DeltaGenerator | None:
+    """The five figures; gives the place of the one that needs the weights, where these are still being read."""
     st.header("The argument in five figures", anchor=False)
-    first, second = answers.job_keys(page.source)
-    results = answers.argued_by_report(page.source)
+    first, second = job_keys(page.source)
+    results = argued_by_report(page.source)
     if results is not None:
         st.caption("From the written report of this pair, which gives each claim its verdict on the page Evidence.")
     elif works(first):
         # One bar at a time: each renews itself, which is work too.
         st.caption("The figures come after the numbers above.")
     else:
+        from app.answers import start as answers
+
         results = job_view.ask(
             second, "the argument", lambda step: answers.argue(page.source, step), "Compute the figures",
             help="Runs the experiments behind the figures on few prompts.", note="The figures of this pair have not been computed yet.",
         )  # fmt: skip
         if results is not None:
             st.caption("Computed here on few prompts, to show the argument's shape. The page Evidence runs everything and gives verdicts.")
-    for number, step in enumerate(steps(page.source, found, results or {}), start=1):
-        left, right = st.columns([4, 7], gap="large")
-        with left:
-            st.html(f'<h3 class="step"><span>{number}</span> {show.escaped(step.title)}</h3>')
-            st.markdown(step.claim)
-            if step.chance:
-                st.markdown(f"**Against chance.** {step.chance}")
-            shell.link(step.page, step.label)
-        with right:
-            if step.figure is not None:
-                show.draw(step.figure, f"figure-{number}", page.words)
-            elif step.problem is not None:
-                shell.problem(step.problem)
-            else:
-                st.html(f'<div style="height:{step.height + 56}px" aria-hidden="true"></div>')
+    early = not state.loaded(page.source)
+    drawn = steps(found, results or {}, in_place() if early else compared(page))
+    places = [st.empty() for _ in drawn]
+    for number, (place, step) in enumerate(zip(places, drawn, strict=True), start=1):
+        with place.container():
+            one_step(page, number, step)
     columns = st.columns(3)
     for column, (name, label) in zip(columns, FURTHER, strict=True):
         with column:
             shell.link(name, label)
+    return places[IN_PLACE - 1] if early else None
+
+
+def one_step(page: shell.Page, number: int, step: Step) -> None:
+    """One step: its claim on the left, its figure, or the place of one, on the right."""
+    left, right = st.columns([4, 7], gap="large")
+    with left:
+        st.html(f'<h3 class="step"><span>{number}</span> {show.escaped(step.title)}</h3>')
+        st.markdown(step.claim)
+        if step.chance:
+            st.markdown(f"**Against chance.** {step.chance}")
+        shell.link(step.page, step.label)
+    with right:
+        if step.figure is not None:
+            show.draw(step.figure, f"figure-{number}", page.words)
+        elif step.problem is not None:
+            shell.problem(step.problem)
+        else:
+            st.html(f'<div style="height:{step.height + 56}px" aria-hidden="true"></div>')
+
+
+def compared(page: shell.Page) -> Step:
+    """The second step, which looks at the weights themselves."""
+    from app.answers.left_in_place import left_in_place
+
+    return left_in_place(page.source)
+
+
+def begin(page: shell.Page) -> None:
+    """Measure what no report holds, without being asked."""
+    if measured_by_report(page.source) is None or argued_by_report(page.source) is None:
+        warm.wait()
+        from app.answers import start as answers
+
+        answers.begin(page.source)
 
 
 def manifest(page: shell.Page) -> None:
     """What exactly the two models are."""
+    from app.answers import start as answers
+
     with st.expander("Manifest of the pair: where it comes from, hashes, sizes, tokenizer", key="manifest"):
         frame, versions = answers.manifest(page.source, settings.demo())
         show.table(frame, "manifest-table", page.words, alt="Manifest of both sides of the pair")
@@ -201,6 +245,8 @@ def manifest(page: shell.Page) -> None:
 @st.fragment
 def another() -> None:
     """The choice of another pair, with what is wrong with it in one message."""
+    from app.answers import start as answers
+
     st.header("Another pair", anchor=False)
     if settings.demo():
         offered = ", ".join(show.plain(name) for name in settings.offered())
@@ -231,11 +277,18 @@ def another() -> None:
         st.rerun()
 
 
-with shell.page("start", LEAD) as page:
+with shell.page("start", LEAD, early=True) as page:
+    if not state.loaded(page.source):
+        warm.hold()
     if page.source is None:
-        answers.begin(page.source)
+        begin(page)
     found = facts(page)
-    try_it(page)
-    argument(page, found)
+    middle = st.container()
+    left_open = argument(page, found)
+    with middle:
+        try_it(page)
+    if left_open is not None:
+        with left_open.container():
+            one_step(page, IN_PLACE, compared(page))
     manifest(page)
     another()

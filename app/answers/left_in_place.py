@@ -1,0 +1,65 @@
+"""The second step of the argument, which compares the weights of both sides."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pandas as pd
+import streamlit as st
+import torch
+
+from app import state
+from app.answers.argument import Step, in_place, sized
+from app.settings import Source
+from interp import figures
+from interp.compare import neuron_shift
+from interp.neurons import keys_at, values_at
+from interp.nulls import matched_neurons
+
+
+@st.cache_data(show_spinner=False, max_entries=4)
+def left_in_place(source: Source) -> Step:
+    """How near are the toxic keys and values of the tuned model to the base model's?"""
+    pair, neurons = state.load_pair(source), state.toxic_neurons(source)
+    # The null takes as many other neurons of each layer, which a narrow layer may not have.
+    taken, kept = dict.fromkeys(range(pair.base.n_layers), 0), []
+    for layer, index in neurons:
+        if 2 * (taken[layer] + 1) <= pair.base.d_mlp:
+            taken[layer] += 1
+            kept.append((layer, index))
+    others = matched_neurons(pair.base, kept, seed=0)
+    compared = {
+        "key": (keys_at(pair.base, kept), keys_at(pair.tuned, kept)),
+        "value": (values_at(pair.base, kept), values_at(pair.tuned, kept)),
+        "another neuron's value (null)": (values_at(pair.base, kept), values_at(pair.tuned, others)),
+    }
+    cosines = {name: torch.cosine_similarity(a.double(), b.double(), dim=1).cpu().tolist() for name, (a, b) in compared.items()}
+    frame = pd.DataFrame(
+        [
+            (rank, f"{layer}.{index}", name, value)
+            for name, some in cosines.items()
+            for rank, ((layer, index), value) in enumerate(zip(kept, some, strict=True), start=1)
+        ],
+        columns=["rank", "neuron", "vector", "cosine"],
+    )  # fmt: skip
+    shift = neuron_shift(pair, kept)
+    keys, values, _ = cosines.values()
+    least = min(*keys, *values)
+    # Rounded down, so that it is never said to be 1 where it is not.
+    floor = math.floor(least * 1e5) / 1e5
+    claim = f"Of the {len(kept)} neurons nearest to the probe, no key or value has a cosine below {floor:.5f} with itself"
+    figure = figures.scatter(
+        "left-in-place", frame, x="rank", y="cosine", colour="vector", hover=("neuron",), size=7,
+        title="The same vector before and after tuning",
+        x_title="neurons, nearest to the probe first", y_title="cosine, base with tuned",
+        caption="Vectors that tuning had rewritten would lie among the open circles; those that it left in place lie at 1.",
+    )  # fmt: skip
+    values_moved, keys_moved = shift["value_percentile"].mean(), shift["key_percentile"].mean()
+    return replace(
+        in_place(),
+        claim=f"{claim} before tuning{': nothing was rewritten.' if least > 0.99 else '.'}",
+        chance="With another neuron's vector the cosine is near 0. Any short training moves weights little, so also: the toxic values "
+        f"moved more than {values_moved:.0f} % of all values, the keys more than {keys_moved:.0f} % of all; a random choice gives 50 %.",
+        figure=sized(figure),
+    )

@@ -1,0 +1,107 @@
+"""The written reports: which of them was made of exactly the pair that is looked at, and where this pair's report lies or will lie.
+
+Nothing here needs a model of the pair that ships: its report can be shown while torch is still being read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from app import settings, state
+from app.settings import Source
+from interp.errors import UserError
+from interp.report import Report, read_report
+
+if TYPE_CHECKING:
+    from interp import ModelPair
+
+FILE = "report.json"
+# The digests of both sides, base first; they say which weights these are.
+Digests = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where the report of a pair lies or will lie, the report if there is one, and whose report lies in the report folder instead.
+
+    `ships`: the report is the one that ships with this version; what is added to it is written to `folder`.
+    """
+
+    folder: Path
+    report: Report | None
+    other: str | None = None
+    ships: bool = False
+
+
+def find_report(wanted: Digests) -> Found:
+    """The report of exactly the pair with these digests. Raises `UserError` for a damaged one.
+
+    Where the report folder holds the report of another pair, this pair's has a folder of its own in it.
+    """
+    own = settings.report_folder()
+    first, other = read(own), None
+    if first is not None:
+        if digests_in(first) == wanted:
+            return Found(own, first)
+        own = own / "pairs" / "-".join(digest[:12] for digest in wanted)
+        other = str(first.pair.get("name", "another pair"))
+    found = read(own) if first is not None else None
+    shipped = read(settings.SHIPPED_REPORT) if found is None else None
+    if shipped is not None and digests_in(shipped) == wanted:
+        return Found(own, shipped, other, ships=True)
+    return Found(own, found, other)
+
+
+def digests(source: Source) -> Digests:
+    """The digests of a pair; of the one that ships without loading it, as long as its files are those that its report was made of."""
+    known = _shipped() if source is None else None
+    return known or digests_of(state.load_pair(source))
+
+
+def digests_of(pair: ModelPair) -> Digests:
+    return pair.base.digest, pair.tuned.digest
+
+
+@st.cache_data(show_spinner=False)
+def _shipped() -> Digests | None:
+    report = read(settings.SHIPPED_REPORT)
+    if report is None:
+        return None
+    for side in ("base", "tuned"):
+        for name, expected in report.pair[side]["files"].items():
+            with (settings.BUNDLE / side / name).open("rb") as stream:
+                if hashlib.file_digest(stream, "sha256").hexdigest() != expected:
+                    return None
+    return digests_in(report)
+
+
+def digests_in(report: Report) -> Digests:
+    """The digests of the pair that a report was made of."""
+    sides = [report.pair.get(side) for side in ("base", "tuned")]
+    base, tuned = (str(about.get("digest")) if isinstance(about, dict) else "" for about in sides)
+    return base, tuned
+
+
+def read(folder: Path) -> Report | None:
+    """The report in a folder as it is now, or None; read anew only when its file has changed."""
+    file = folder / FILE
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return _read(str(folder), found.st_mtime_ns, found.st_size)
+
+
+@st.cache_resource(show_spinner="Reading the report …", max_entries=4)
+def _read(folder: str, changed: int, size: int) -> Report:
+    try:
+        return read_report(folder)
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise UserError(f"{FILE} in {Path(folder).name} is damaged ({error!r})", "run `bypass report` again") from error

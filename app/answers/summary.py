@@ -1,0 +1,89 @@
+"""The pair in a few numbers and the results behind the argument, where a report of this very pair holds them.
+
+Apart from `app.answers.start`, which measures them: what has been written can be shown while torch is still being read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from app.answers.reports import digests, find_report
+from app.jobs import key_of
+from app.settings import Source
+from interp.errors import UserError
+from interp.report import Report
+from interp.results import Result
+
+KEYS, FACTOR = 7, 10.0
+UNALIGNED = f"un-aligned: {KEYS} toxic keys × {FACTOR:g}"
+RANDOM = f"random keys × {FACTOR:g} (null)"
+ARGUED = ("A-E2", "A-E9", "A-E10")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The pair in numbers: a row for base, tuned, un-aligned and, as the null, random keys scaled alike.
+
+    Columns of `table`: role, model, toxicity, low, high, perplexity. `shows` counts the prompts on which all three show: toxic, tuned
+    away, and back (none from a report, which keeps no single prompts).
+    """
+
+    table: pd.DataFrame
+    prompts: int
+    passages: int
+    draws: int
+    shows: int | None
+    origin: str
+
+    def row(self, role: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.table[self.table["role"] == role].iloc[0].to_dict()
+        return found
+
+
+def report_of(source: Source) -> Report | None:
+    """The report of this very pair, where there is one."""
+    try:
+        return find_report(digests(source)).report
+    except UserError:
+        # The Evidence page says what is wrong with it; here few prompts are measured instead.
+        return None
+
+
+def reported(source: Source, name: str) -> Result | None:
+    """One experiment of the report of this pair, where there is one."""
+    report = report_of(source)
+    return next((result for result in report.results if result.id == name), None) if report is not None else None
+
+
+def measured_by_report(source: Source) -> Measured | None:
+    """The numbers of the un-alignment experiment, where a report of this pair holds it in full."""
+    result = reported(source, "X-U1")
+    table = result.tables.get("keys") if result is not None else None
+    if result is None or table is None:
+        return None
+    rows = []
+    named = {"base": "base", "tuned": "tuned", "un-aligned": UNALIGNED, "null": RANDOM}
+    for role, start in (("base", "base"), ("tuned", "tuned"), ("un-aligned", f"{KEYS} selective keys"), ("null", "random keys")):
+        found = table[table["model"] == start if role in ("base", "tuned") else table["model"].str.startswith(start)]
+        if len(found) != 1:
+            return None
+        line = found.iloc[0]
+        rows.append((role, named[role], *(float(line[column]) for column in ("toxicity", "low", "high", "perplexity"))))
+    frame = pd.DataFrame(rows, columns=["role", "model", "toxicity", "low", "high", "perplexity"])
+    used = result.settings
+    return Measured(frame, int(used["prompts"]), int(used["passages"]), int(used["random_draws"]), None, "the report")
+
+
+def argued_by_report(source: Source) -> dict[str, Result | UserError] | None:
+    """The same from the report, where it holds all of them."""
+    found = {name: reported(source, name) for name in ARGUED}
+    return {name: result for name, result in found.items() if result is not None} if all(found.values()) else None
+
+
+def job_keys(source: Source) -> tuple[str, str]:
+    """The keys of the two jobs that measure where no report does, which whoever asks about the same pair shares."""
+    wanted = digests(source)
+    return key_of("measure", *wanted), key_of("argue", *wanted)

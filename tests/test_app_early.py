@@ -1,0 +1,103 @@
+"""The first page is drawn before torch has been read: what it shows needs none, is of exactly these weights, and nobody waits for long."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("streamlit", reason="the app needs the extra `app`")
+
+from app import settings, warm
+from app.answers import reports
+from interp import ModelPair
+from interp.texts import TEXTS_FOLDER
+
+FIRST_PAGE = """
+import json, sys
+from app import job_view, settings, shell, show, state, warm
+from app.answers.argument import in_place, steps
+from app.answers.reports import digests
+from app.answers.summary import argued_by_report, measured_by_report
+
+found = measured_by_report(None)
+drawn = steps(found, argued_by_report(None), in_place())
+print(json.dumps({
+    "read": [name for name in ("torch", "transformers") if name in sys.modules],
+    "figures": sum(step.figure is not None for step in drawn), "base": found.row("base")["toxicity"], "digests": digests(None),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def bundled() -> ModelPair:
+    if not (TEXTS_FOLDER.parent / "report" / reports.FILE).is_file():
+        pytest.skip("no pair ships yet")
+    return ModelPair.bundled()
+
+
+def test_numbers_and_figures_of_the_pair_that_ships_need_no_torch(bundled: ModelPair, tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_PAGE], cwd=tmp_path, env={"PYTHONPATH": str(root), "PATH": ""}, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    said = json.loads(done.stdout)
+    assert said["read"] == []
+    assert said["figures"] == 4
+    assert 0 < said["base"] < 1
+    assert said["digests"] == [bundled.base.digest, bundled.tuned.digest]
+
+
+@pytest.mark.parametrize("side", ["base", "tuned"])
+def test_weights_that_the_report_was_not_made_of_are_not_taken_for_them(
+    bundled: ModelPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: str
+) -> None:
+    for name in ("base", "tuned"):
+        (tmp_path / name).mkdir()
+        shutil.copy(settings.BUNDLE / name / "model.safetensors", tmp_path / name)
+    monkeypatch.setattr(settings, "BUNDLE", tmp_path)
+    reports._shipped.clear()
+    assert reports._shipped() == (bundled.base.digest, bundled.tuned.digest)
+    with (tmp_path / side / "model.safetensors").open("ab") as stream:
+        stream.write(b"\0")
+    reports._shipped.clear()
+    assert reports._shipped() is None
+    reports._shipped.clear()
+
+
+def test_the_libraries_are_read_once_the_page_is_drawn_and_whoever_needs_them_waits_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    light = threading.Event()
+
+    def record(name: str) -> None:
+        read.append(name)
+        if name == "app.answers.argument":
+            light.set()
+
+    monkeypatch.setattr(warm, "import_module", record)
+    monkeypatch.setattr(warm, "_read", threading.Event())
+    warm.hold(1000.0)
+    reader = threading.Thread(target=warm._import, daemon=True)
+    reader.start()
+    assert light.wait(10)
+    reader.join(0.1)
+    assert not set(read) & set(warm.PIECES)
+    warm.wait()
+    assert set(warm.PIECES) <= set(read)
+
+
+def test_a_library_that_cannot_be_read_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(warm, "import_module", broken)
+    monkeypatch.setattr(warm, "_read", threading.Event())
+    with pytest.raises(ImportError):
+        warm._import()
+    warm.wait()
