@@ -36,9 +36,7 @@ def served(folder: str | Path | None = None, *, demo: bool = False, settings: Ma
     Raises:
         UserError: it did not come up; what it wrote is in the message.
     """
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = int(listener.getsockname()[1])
+    port = free_port()
     with tempfile.TemporaryDirectory() as spare, tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             command(port, "127.0.0.1", browser=False), cwd=folder or spare, env=environment(demo) | dict(settings or {}),
@@ -52,6 +50,13 @@ def served(folder: str | Path | None = None, *, demo: bool = False, settings: Ma
         finally:
             process.terminate()
             process.wait(timeout=PATIENCE)
+
+
+def free_port() -> int:
+    """A port on which nothing listens now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def healthy(url: str, process: subprocess.Popen) -> bool:

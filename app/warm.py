@@ -10,6 +10,10 @@ import logging
 import threading
 import time
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from app.settings import Source
 
 NAME = "warm"
 # In this order, so that between two of them there is a moment in which to look whether somebody waits.
@@ -60,6 +64,7 @@ def _warm() -> None:
         start.unaligned(source)
         steer.candidates(source, "tuned", "selective")
         steer.lengths(source, "tuned")
+        _ahead(source)
     except Exception as error:
         logging.getLogger(__name__).warning("warming up failed: %s", error)
 
@@ -77,3 +82,29 @@ def _import() -> None:
             import_module(f"app.answers.{name}")
     finally:
         _read.set()
+
+
+def _ahead(source: Source) -> None:
+    """What the other pages show before anything is chosen, where a pass over the prompts is short."""
+    from app import state
+    from app.answers import bypass, bypass_drop, bypass_lens, bypass_sources, vectors
+
+    near, pair, count = state.toxic_neurons(source), state.load_pair(source), bypass.USUAL
+    vectors.described(source, vectors.by_probe(source, vectors.USUAL).neurons)
+    vectors.hostility(source)
+    vectors.shared(source, len(near))
+    if not bypass.light(pair):
+        return
+    vectors.fired(source, near[0], "")
+    bypass.random_shifts(source, count)
+    bypass.profile(source, count, True)
+    for layer in {layer for layer, _ in near}:
+        index = bypass.layer_neurons(source, layer)[bypass.telling(source, count, layer)]
+        bypass.moved(source, count, layer, index, bypass.PLANES[bypass.FIRST])
+    layer = bypass.study(source, count).offset_layer
+    bypass_drop.drop(source, count, bypass_drop.SHOWN)
+    bypass_sources.written(source, count, layer)
+    if layer > 0:
+        bypass_sources.against(source, count, layer)
+    prompt = bypass_lens.examples(source, count)[0]
+    bypass_lens.curve(source, prompt, bypass_lens.candidates(source, prompt)[0].token)

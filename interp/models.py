@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.initialization import no_init_weights
 
 from interp.errors import UserError
 from interp.hooks import install
@@ -193,7 +194,8 @@ class Model:
                 f"some weights of {self.name} are offloaded, so it cannot be copied", "load it on one device, without device_map"
             )
         # With a configuration of its own: who is given the copy may switch its attention to another implementation.
-        copy = type(self.hf)(deepcopy(self.hf.config))
+        with no_init_weights():
+            copy = type(self.hf)(deepcopy(self.hf.config))
         copy.load_state_dict(self.hf.state_dict())
         return copy.to(self.device, self.dtype).eval()
 

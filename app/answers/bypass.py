@@ -36,6 +36,7 @@ CHANGES, SHIFTS, FLIPS, MATCHES = 2, 200, 40, 40
 LISTED = 12
 LETTERS = 70
 PLANES = {"what the neuron reads": "read", "first principal component": "component"}
+FIRST = next(iter(PLANES))
 TAILS = (0.025, 0.975)
 HUES = dict(zip(STATES, FURTHER, strict=False))
 # A neuron that fires on fewer of the prompts has few to lose.

@@ -17,7 +17,7 @@ from interp.nulls import matched_neurons
 from interp.results import Figure
 from interp.stats import Interval, bootstrap_difference, bootstrap_mean, permutation_p
 
-MOST = 12
+MOST, SHOWN = 12, 5
 
 
 @dataclass(frozen=True)

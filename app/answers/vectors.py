@@ -30,7 +30,7 @@ from interp.texts import challenge_prompts, neutral_prompts
 from interp.tokens import token_rows
 from interp.vocabulary import search
 
-LISTED, DRAWS, OTHERS, TRIED, WINDOWS = 8, 20, 100, 32, 5
+LISTED, USUAL, DRAWS, OTHERS, TRIED, WINDOWS = 8, 20, 20, 100, 32, 5
 # Lower than any activation: a prompt on which a neuron never fires is an answer too.
 ANYTHING = -1e9
 MEASURES = [
@@ -63,6 +63,14 @@ def places(source: Source) -> dict[Neuron, tuple[int, float]]:
     }
 
 
+@st.cache_resource(show_spinner="Comparing every neuron across the pair …", max_entries=3)
+def shifts(source: Source) -> pd.DataFrame:
+    """How far tuning moved every neuron's key and value, by layer and number."""
+    pair = state.load_pair(source)
+    every = [(layer, index) for layer in range(pair.base.n_layers) for index in range(pair.base.d_mlp)]
+    return neuron_shift(pair, every).set_index(["layer", "neuron"])
+
+
 @st.cache_data(show_spinner=False, max_entries=50)
 def by_probe(source: Source, count: int) -> Ranked:
     """The value vectors that point most along the probe."""
@@ -90,7 +98,7 @@ def described(source: Source, neurons: tuple[Neuron, ...]) -> pd.DataFrame:
     """A row per neuron: what it writes, how near the probe it is, and how far tuning moved its key and value."""
     pair, where = state.load_pair(source), places(source)
     words = [words_of(source, neuron) for neuron in neurons]
-    shift = neuron_shift(pair, neurons)
+    shift = shifts(source).loc[list(neurons)]
     return pd.DataFrame({
         "neuron": [name_of(neuron) for neuron in neurons],
         "cosine with the probe": [where[neuron][1] for neuron in neurons],
@@ -180,7 +188,7 @@ def changed(source: Source, neuron: Neuron) -> Changed:
     pair = state.load_pair(source)
     rows = explain_neuron(pair, *neuron, masked=False).set_index("side")
     others = random_neurons(pair.base, [neuron] * min(OTHERS, pair.base.d_mlp - 1), seed=0)
-    shift = neuron_shift(pair, [neuron, *others])
+    shift = shifts(source).loc[[neuron, *others]]
     own, null = shift.iloc[0], shift.iloc[1:]
     cosines = {"key": _cosines(pair, others, keys_at), "value": _cosines(pair, others, values_at)}
     columns: dict[str, list[str]] = {"measure": MEASURES}
@@ -193,7 +201,8 @@ def changed(source: Source, neuron: Neuron) -> Changed:
         ]  # fmt: skip
     title = name_of(neuron)
     points = pd.DataFrame({
-        "key": 100 * shift["key_shift"], "value": 100 * shift["value_shift"], "neuron": [title, *map(name_of, others)],
+        "key": 100 * shift["key_shift"].to_numpy(), "value": 100 * shift["value_shift"].to_numpy(),
+        "neuron": [title, *map(name_of, others)],
         "who": [f"neuron {title}", *[f"random neurons of layer {neuron[0]} (null)"] * len(others)],
     }).iloc[::-1]  # fmt: skip
     figure = figures.scatter(
@@ -230,10 +239,24 @@ def fired(source: Source, neuron: Neuron, prompt: str) -> Fired:
     """Where the neuron fires in this prompt; in the shipped prompt on which it fires most in the base model where none is given."""
     pair = state.load_pair(source)
     own = bool(prompt.strip())
-    texts = [prompt] if own else challenge_prompts()[:TRIED]
-    with turns.turn():
-        found = max_activating(pair, [neuron], texts, top=1, before=pair.base.context, after=pair.base.context, above=ANYTHING)
+    if own:
+        found = _fire(pair, [neuron], [prompt])
+    elif neuron in state.toxic_neurons(source):
+        found = near_fired(source)
+    else:
+        found = _fire(pair, [neuron], challenge_prompts()[:TRIED])
     return Fired(found.of(*neuron, side="base")[0], not own or found.settings["tokens"] <= pair.base.context)
+
+
+@st.cache_resource(show_spinner="Reading some prompts with both models …", max_entries=3)
+def near_fired(source: Source) -> Examples:
+    """The same for all neurons near the probe at once, so that the next one to be clicked is there already."""
+    return _fire(state.load_pair(source), state.toxic_neurons(source), challenge_prompts()[:TRIED])
+
+
+def _fire(pair: ModelPair, neurons: Sequence[Neuron], texts: list[str]) -> Examples:
+    with turns.turn():
+        return max_activating(pair, neurons, texts, top=1, before=pair.base.context, after=pair.base.context, above=ANYTHING)
 
 
 @dataclass(frozen=True, eq=False)

@@ -129,10 +129,10 @@ def shift(page: shell.Page) -> None:
         with right:
             shell.link("vectors", "Look into this neuron", neuron=name)
         kind = st.segmented_control(
-            "Up the plot", list(bypass.PLANES), default=next(iter(bypass.PLANES)), key="up", bind="query-params", required=True,
+            "Up the plot", list(bypass.PLANES), default=bypass.FIRST, key="up", bind="query-params", required=True,
             help="What the neuron reads shows the border of its region. The first principal component is the plane of the paper's figure.",
         )  # fmt: skip
-        found = bypass.moved(page.source, count, layer, int(name.split(".")[1]), bypass.PLANES[kind or next(iter(bypass.PLANES))])
+        found = bypass.moved(page.source, count, layer, int(name.split(".")[1]), bypass.PLANES[kind or bypass.FIRST])
         share = f"{found.share:.0%}" if found.before else "–"
         facts(
             ("prompts on which it fires", f"{found.before} → {found.after}", f"of {found.prompts}"),
@@ -169,7 +169,7 @@ def silenced(page: shell.Page) -> None:
         st.write("While both models read what the base model would have said, how active are the most toxic neurons?")
         left, right = st.columns(2)
         top = left.slider(
-            "Neurons", 3, bypass_drop.MOST, value=5, key="top", bind="query-params",
+            "Neurons", 3, bypass_drop.MOST, value=bypass_drop.SHOWN, key="top", bind="query-params",
             help="How many of the neurons whose value vectors point most along the probe, over all layers.",
         )  # fmt: skip
         with right:

@@ -72,7 +72,14 @@ def controls(page: shell.Page, line: Any) -> Ranked | None:
     if by != "Similarity":
         st.query_params.pop(LIKE, None)
     count = line.number_input(
-        "Rows", 5, pins.MOST_NEURONS, 20, key="rows", bind="query-params", width=130, help="How many value vectors the table holds."
+        "Rows",
+        5,
+        pins.MOST_NEURONS,
+        answers.USUAL,
+        key="rows",
+        bind="query-params",
+        width=130,
+        help="How many value vectors the table holds.",
     )
     try:
         if by == "Word":

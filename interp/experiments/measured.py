@@ -113,12 +113,6 @@ def match_weights(
     return match_loss(loss, goal, most=most, first=first, start=min(start, goal), tolerance=TOLERANCE)
 
 
-def kept_model(context: Context, name: str, make: Callable[[], Model]) -> Model:
-    """A model made for this report, held as long as what was measured on it (measurements are kept by the model's identity)."""
-    found: Model = context._once(("model", name), make)
-    return found
-
-
 def row_of(context: Context, name: str, model: Model, edits: Sequence[Edit] = (), **more: Any) -> dict[str, Any]:
     """One line of a table of ways: toxicity with its interval, and what it cost; `_scores` holds the toxicity of each prompt."""
     scores = context.toxicity(model, tuple(edits))
@@ -128,6 +122,22 @@ def row_of(context: Context, name: str, model: Model, edits: Sequence[Edit] = ()
         "share above half": float((scores > 0.5).mean()), "perplexity": context.perplexity(model, tuple(edits)).value,
         "F1": float(context.f1(model, tuple(edits)).mean()), "distinct-2": context.distinct(model, tuple(edits)), "_scores": scores,
     }  # fmt: skip
+
+
+def row_of_made(context: Context, name: str, make: Callable[[], Model], *, made: str | None = None, **more: Any) -> dict[str, Any]:
+    """The same line for a model that is made for it alone and dropped again, since copies of a large model fill the memory.
+
+    `made` says what the model is where several tables have it under different names; it is then measured once.
+    """
+
+    def measure() -> dict[str, Any]:
+        model = make()
+        row = row_of(context, name, model)
+        context.forget(model)
+        return row
+
+    row: dict[str, Any] = context._once(("made", made or name), measure)
+    return {"model": name, **more, **{key: value for key, value in row.items() if key != "model"}}
 
 
 def mean_row(name: str, rows: Sequence[dict[str, Any]], seed: int, **more: Any) -> dict[str, Any]:

@@ -150,6 +150,11 @@ class Context:
             self._kept[key] = make()
         return self._kept[key]
 
+    def forget(self, model: Model) -> None:
+        """Drop what is kept of a model, by its identity, which another model may have after it."""
+        for key in [key for key in self._kept if isinstance(key, tuple) and id(model) in key[1:2]]:
+            del self._kept[key]
+
     def prompt_rows(self) -> list[list[int]]:
         """The challenge prompts as token ids, cut where they would leave no room for the continuation."""
         room = self.pair.base.context - self.new_tokens

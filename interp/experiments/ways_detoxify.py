@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -181,8 +182,15 @@ def _whole_model(context: Context, held: Context, goal: float) -> tuple[list[dic
     ]
     for row in controls:
         row["kind"] = "null"
-    moved = measured.kept_model(held, "perturbed", lambda: perturbed(context.pair, context.seed))
-    controls.append(measured.row_of(held, "random change of the weights of DPO's norm (null)", moved, kind="null", strength=1.0))
+    controls.append(
+        measured.row_of_made(
+            held,
+            "random change of the weights of DPO's norm (null)",
+            lambda: perturbed(context.pair, context.seed),
+            kind="null",
+            strength=1.0,
+        )
+    )
     return ways, controls
 
 
@@ -196,7 +204,7 @@ def _rewritten(
 
     context.say(f"strength of {name}")
     match = measured.match_weights(held, base, make, goal, most=2.0, first=0.5)
-    return measured.row_of(held, name, measured.kept_model(held, name, lambda: make(match.strength)), kind="way", strength=match.strength)
+    return measured.row_of_made(held, name, lambda: make(match.strength), kind="way", strength=match.strength)
 
 
 def _interpolations(context: Context, held: Context) -> list[dict[str, Any]]:
@@ -204,8 +212,11 @@ def _interpolations(context: Context, held: Context) -> list[dict[str, Any]]:
     rows = []
     for share in SHARES[:1] if context.quick else SHARES:
         context.say("interpolation of weights")
-        model = measured.kept_model(held, f"interpolated {share}", lambda share=share: interpolated(base, tuned, share))  # type: ignore[misc]
-        rows.append(measured.row_of(held, f"base + {share:g} × (tuned − base)", model, kind="interpolation", strength=share))
+        rows.append(
+            measured.row_of_made(
+                held, f"base + {share:g} × (tuned − base)", partial(interpolated, base, tuned, share), kind="interpolation", strength=share
+            )
+        )
     return rows
 
 

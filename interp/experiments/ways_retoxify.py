@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -83,8 +84,16 @@ def run(context: Context) -> Finding:
             "low end": beyond.low, "above every control": min(single) > 0,
         })  # fmt: skip
     lines = _interpolations(context, held)
-    moved = measured.kept_model(held, "perturbed tuned", lambda: perturbed(type(context.pair)(tuned, base, "swapped"), context.seed))
-    controls.append(measured.row_of(held, "tuned, random change of the weights of DPO's norm (null)", moved, kind="null", strength=1.0))
+    swapped = type(context.pair)(tuned, base, "swapped")
+    controls.append(
+        measured.row_of_made(
+            held,
+            "tuned, random change of the weights of DPO's norm (null)",
+            lambda: perturbed(swapped, context.seed),
+            kind="null",
+            strength=1.0,
+        )
+    )
     table = pd.DataFrame([*rows, *ways, *lines, *controls]).drop(columns=["_scores"])
     returned = pd.DataFrame(found)
     enough = returned[(returned["share returned"] >= LEAST_RETURN) & returned["above every control"]]
@@ -184,8 +193,11 @@ def _interpolations(context: Context, held: Context) -> list[dict[str, Any]]:
     rows = []
     for share in (0.5,) if context.quick else (0.25, 0.5, 0.75):
         context.say("going back along the weights")
-        model = measured.kept_model(held, f"interpolated {share}", lambda share=share: interpolated(base, tuned, share))  # type: ignore[misc]
-        rows.append(measured.row_of(held, f"base + {share:g} × (tuned − base)", model, kind="interpolation", strength=share))
+        rows.append(
+            measured.row_of_made(
+                held, f"base + {share:g} × (tuned − base)", partial(interpolated, base, tuned, share), kind="interpolation", strength=share
+            )
+        )
     return rows
 
 
