@@ -89,7 +89,11 @@ def choose(label: str, place: int) -> Callable[[Page], object]:
     """Open a list and take its entry number `place`."""
 
     def act(page: Page) -> None:
-        page.get_by_role("combobox", name=label).first.click()
+        # A list closes when the page scrolls, which a click on what is out of sight makes it do.
+        box = page.get_by_role("combobox", name=label).first
+        box.scroll_into_view_if_needed()
+        page.wait_for_timeout(500)
+        box.click()
         page.get_by_role("option").nth(place).click()
 
     return act

@@ -196,6 +196,8 @@ class Model:
         # With a configuration of its own: who is given the copy may switch its attention to another implementation.
         with no_init_weights():
             copy = type(self.hf)(deepcopy(self.hf.config))
+        # Which the random start would have done.
+        copy.tie_weights()
         copy.load_state_dict(self.hf.state_dict())
         return copy.to(self.device, self.dtype).eval()
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import weakref
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -215,6 +217,27 @@ def test_halves_of_the_prompts_share_no_prompt_and_keep_their_measurements(pair:
     assert set(fit.prompts) | set(held.prompts) == set(context.prompts)
     assert measured.held_out(context) is held
     assert held.toxicity(pair.base) is measured.held_out(context).toxicity(pair.base)
+
+
+def test_a_model_made_for_one_line_is_measured_once_and_dropped(pair: ModelPair) -> None:
+    context = small_context(pair)
+    made: list[weakref.ref[Model]] = []
+
+    def make() -> Model:
+        model = interpolated(pair.base, pair.tuned, 0.5)
+        made.append(weakref.ref(model))
+        return model
+
+    expected = measured.row_of(small_context(pair), "half", interpolated(pair.base, pair.tuned, 0.5), kind="way")
+    row = measured.row_of_made(context, "half", make, kind="way")
+    assert made[0]() is None
+    assert row.keys() == expected.keys()
+    assert {key: row[key] for key in row if key != "_scores"} == {key: expected[key] for key in row if key != "_scores"}
+    np.testing.assert_array_equal(row["_scores"], expected["_scores"])
+    # A model that comes to lie where the dropped one lay is not taken for it.
+    assert not [key for key in context._kept if key[0] in ("toxicity", "continuations", "perplexity", "f1")]
+    assert measured.row_of_made(context, "the same, under another name", make, made="half")["toxicity"] == row["toxicity"]
+    assert len(made) == 1
 
 
 def test_prompts_that_are_not_toxic_are_refused_by_both_tables_of_ways(pair: ModelPair) -> None:
