@@ -150,6 +150,7 @@ def wait_for(page: Page, act: Callable[[Page], object]) -> float:
     page.wait_for_function(f"performance.now() - window.changed > {QUIET_MS}")
     page.evaluate(CLICK)
     act(page)
+    page.wait_for_function("window.clicked !== null && window.changed > window.clicked")
     settle(page, quiet=QUIET_MS / 1000)
     page.wait_for_function(f"performance.now() - window.changed > {QUIET_MS}")
     return float(page.evaluate("(window.changed - window.clicked) / 1000"))
