@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--large", action="store_true", help="also GPT2-medium's shape (minutes)")
     parser.add_argument("--report", action="store_true", help="also the whole report, twice (a quarter of an hour)")
-    parser.add_argument("--only", default="", help="a part of a case's name; nothing is written then")
+    parser.add_argument("--only", default="", help="a part of a case's name; the other rows stay as they are")
     parser.add_argument("--turns", type=int, help="turns per case")
     parser.add_argument("--out", type=Path, default=table.FOLDER, help="where results.json and RESULTS.md go")
     options = parser.parse_args(arguments)
@@ -55,15 +55,16 @@ def main(arguments: list[str] | None = None) -> int:
         shape = replace(shape, turns=options.turns or shape.turns)
         sys.stderr.write(f"{shape.name}\n")
         try:
+            environment = {"machine": machine(), "versions": versions()}
+            held = table.same_place(record, shape.name, environment) if options.only else []
             found, weights = run(shape, options.only, options.report)
         except UserError as error:
             sys.stderr.write(f"benchmarks: {error}\n")
             return 2
         wrong += [measured.name for measured in found if not measured.equal]
-        environment = {"machine": machine(), "versions": versions()}
-        record["shapes"][shape.name] = {"weights": weights, "environment": environment, "cases": [measured.to_json() for measured in found]}
-    if not options.only:
-        table.write(record, options.out)
+        rows = table.joined(held, [measured.to_json() for measured in found])
+        record["shapes"][shape.name] = {"weights": weights, "environment": environment, "cases": rows}
+    table.write(record, options.out)
     if wrong:
         sys.stderr.write(f"results differ: {', '.join(wrong)}\n")
     return 1 if wrong else 0

@@ -24,12 +24,12 @@ VOCABULARY = {"gpt2-medium": 50257, "llama": 32000}
 
 
 def config(shape: str, end: int) -> PretrainedConfig:
-    """GPT2-medium (355 M parameters), or a Llama of 24 layers with grouped queries (327 M)."""
+    """GPT2-medium (355 M parameters), or a Llama of 12 layers with grouped queries (67 M)."""
     shared = {"bos_token_id": end, "eos_token_id": end, "vocab_size": VOCABULARY[shape]}
     if shape == "gpt2-medium":
         return GPT2Config(n_layer=24, n_embd=1024, n_head=16, n_positions=1024, **shared)
     return LlamaConfig(
-        num_hidden_layers=24, hidden_size=1024, intermediate_size=2816, num_attention_heads=16, num_key_value_heads=8,
+        num_hidden_layers=12, hidden_size=512, intermediate_size=1408, num_attention_heads=8, num_key_value_heads=4,
         max_position_embeddings=1024, **shared,
     )  # fmt: skip
 

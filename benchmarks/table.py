@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from interp.errors import UserError
+
 FOLDER = Path(__file__).parent
 RESULTS, TABLE = "results.json", "RESULTS.md"
 HEAD = """# Benchmarks
@@ -53,6 +55,23 @@ def _gap(value: float | None) -> str:
 
 def _mib(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
+
+
+def same_place(record: dict[str, Any], shape: str, environment: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a shape, to which others may be joined. Raises `UserError` where they were measured elsewhere or with other libraries."""
+    held = record["shapes"].get(shape)
+    if held is None or held["environment"] != environment:
+        raise UserError(
+            f"the table of {shape} was not measured on this machine with these libraries, so single rows cannot join it",
+            "measure all of it, or write elsewhere with --out",
+        )
+    return list(held["cases"])
+
+
+def joined(held: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a table with some measured anew, each in its place, and new ones at the end."""
+    fresh = {row["name"]: row for row in rows}
+    return [fresh.pop(row["name"], row) for row in held] + list(fresh.values())
 
 
 def read(folder: Path = FOLDER) -> dict[str, Any]:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from interp.models import Model
 
 STEPS = ("embed", "attention", "mlp")
+# So many logits are held at once: 32 MiB in single precision.
+LOGITS = 2**23
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,11 +101,15 @@ def logit_lens(
     for start in range(0, len(rows), batch_size):
         part = slice(start, start + batch_size)
         held = capture(model, rows[part], sites, positions="last", edits=edits, batch_size=batch_size)
-        for point, site in enumerate(sites):
-            logits = unembed(model, held[site])
-            own = logits.gather(1, chosen[part].to(logits.device).unsqueeze(1))
-            probabilities[part, point] = (own[:, 0] - logits.logsumexp(dim=1)).exp().cpu()
-            ranks[part, point] = (logits > own).sum(dim=1).cpu() + 1
+        states = torch.stack([held[site] for site in sites], dim=1)
+        # Several points at once, so that the unembedding, which is most of the memory that is read, is read for all of them together.
+        several = max(1, LOGITS // (len(states) * model.d_vocab))
+        for first in range(0, len(sites), several):
+            points = slice(first, first + several)
+            logits = unembed(model, states[:, points])
+            own = logits.gather(2, chosen[part].to(logits.device)[:, None, None].expand(*logits.shape[:2], 1))
+            probabilities[part, points] = (own[..., 0] - logits.logsumexp(dim=2)).exp().cpu()
+            ranks[part, points] = (logits > own).sum(dim=2).cpu() + 1
     return Lens(probabilities, ranks, labels, steps, tuple(chosen.tolist()))
 
 
@@ -129,7 +135,7 @@ def lens_table(
     return pd.DataFrame(rows, columns=["point", "label", "step", "rank", "token", "probability", "id"])
 
 
-def unembed(model: Model, residual: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch vocab"]:
+def unembed(model: Model, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
     """The logits that the model would give if its last residual stream were this one."""
     # `forward` rather than a call: hooks at ln_final belong to forwards of the whole model, not to this reading.
     normed = model.final_norm.forward(residual.to(model.device, model.dtype))

@@ -12,6 +12,7 @@ import torch
 
 from benchmarks import app, table
 from benchmarks.measure import Case, largest_difference, measure, peak_mib
+from interp.errors import UserError
 
 RECORD: dict[str, Any] = {
     "shapes": {
@@ -81,6 +82,18 @@ def test_a_table_that_was_edited_or_left_behind_is_noticed(tmp_path: Path) -> No
     assert "make bench" in str(disagreement(tmp_path))
     (tmp_path / table.TABLE).unlink()
     assert disagreement(tmp_path) == "only results.json is there"
+
+
+def test_a_row_measured_anew_takes_its_place_where_the_rest_was_measured_here() -> None:
+    here, elsewhere = {"machine": {"cores": 2}, "versions": {"torch": "1"}}, {"machine": {"cores": 4}, "versions": {"torch": "1"}}
+    held = [{"name": "a", "ratio": 1}, {"name": "b", "ratio": 2}]
+    record = {"shapes": {"small": {"environment": here, "cases": held}}}
+    assert table.joined(table.same_place(record, "small", here), [{"name": "c", "ratio": 5}, {"name": "a", "ratio": 4}]) == [
+        {"name": "a", "ratio": 4}, held[1], {"name": "c", "ratio": 5},
+    ]  # fmt: skip
+    for shape, environment in (("small", elsewhere), ("large", here)):
+        with pytest.raises(UserError, match="was not measured on this machine"):
+            table.same_place(record, shape, environment)
 
 
 def test_turns_alternate_and_the_ratio_is_that_of_the_medians() -> None:
