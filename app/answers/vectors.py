@@ -241,17 +241,17 @@ def fired(source: Source, neuron: Neuron, prompt: str) -> Fired:
     own = bool(prompt.strip())
     if own:
         found = _fire(pair, [neuron], [prompt])
-    elif neuron in state.toxic_neurons(source):
-        found = near_fired(source)
+    elif neuron in (near := state.toxic_neurons(source)):
+        found = near_fired(source, tuple(near))
     else:
         found = _fire(pair, [neuron], challenge_prompts()[:TRIED])
     return Fired(found.of(*neuron, side="base")[0], not own or found.settings["tokens"] <= pair.base.context)
 
 
 @st.cache_resource(show_spinner="Reading some prompts with both models …", max_entries=3)
-def near_fired(source: Source) -> Examples:
+def near_fired(source: Source, neurons: tuple[Neuron, ...]) -> Examples:
     """The same for all neurons near the probe at once, so that the next one to be clicked is there already."""
-    return _fire(state.load_pair(source), state.toxic_neurons(source), challenge_prompts()[:TRIED])
+    return _fire(state.load_pair(source), neurons, challenge_prompts()[:TRIED])
 
 
 def _fire(pair: ModelPair, neurons: Sequence[Neuron], texts: list[str]) -> Examples:
