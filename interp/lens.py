@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from interp.models import Model
 
 STEPS = ("embed", "attention", "mlp")
-# So many logits are held at once: 32 MiB in single precision.
-LOGITS = 2**23
+# So many logits are held at once: 8 MiB in single precision.
+LOGITS = 2**21
 
 
 @dataclass(frozen=True, eq=False)
