@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 from interp.errors import UserError
@@ -31,7 +32,8 @@ def ship(folder: Path) -> Path:
         raise UserError(
             f"the report in {folder} is quick or lacks {', '.join(sorted(missing)) or 'nothing'}", "run `bypass report` in full"
         )
-    text = json.dumps(read_json(folder / FILE)).replace(str(BUNDLED.parent.parent) + "/", "")
+    # Whichever clone made it.
+    text = re.sub(r'"[^"]*/(interp/bundled/)', r'"\1', json.dumps(read_json(folder / FILE)))
     (BUNDLED / "report").mkdir(exist_ok=True)
     write_json(BUNDLED / "report" / FILE, json.loads(text))
     return BUNDLED / "report" / FILE
