@@ -89,18 +89,16 @@ def _ahead(source: Source) -> None:
     from app import state
     from app.answers import bypass, bypass_drop, bypass_lens, bypass_sources, vectors
 
-    near, pair, count = state.toxic_neurons(source), state.load_pair(source), bypass.USUAL
+    # Of a large pair nothing is computed that nobody asked for: projecting its value vectors alone takes tens of seconds.
+    if not bypass.light(state.load_pair(source)):
+        return
+    near, count = state.toxic_neurons(source), bypass.USUAL
     vectors.described(source, vectors.by_probe(source, vectors.USUAL).neurons)
     vectors.hostility(source)
     vectors.shared(source, len(near))
-    if not bypass.light(pair):
-        return
     vectors.fired(source, near[0], "")
     bypass.random_shifts(source, count)
     bypass.profile(source, count, True)
-    for layer in {layer for layer, _ in near}:
-        index = bypass.layer_neurons(source, layer)[bypass.telling(source, count, layer)]
-        bypass.moved(source, count, layer, index, bypass.PLANES[bypass.FIRST])
     layer = bypass.study(source, count).offset_layer
     bypass_drop.drop(source, count, bypass_drop.SHOWN)
     bypass_sources.written(source, count, layer)
@@ -108,3 +106,7 @@ def _ahead(source: Source) -> None:
         bypass_sources.against(source, count, layer)
     prompt = bypass_lens.examples(source, count)[0]
     bypass_lens.curve(source, prompt, bypass_lens.candidates(source, prompt)[0].token)
+    # Last, because there may be a layer before which tuning moved nothing, which ends this.
+    for layer in {layer for layer, _ in near}:
+        index = bypass.layer_neurons(source, layer)[bypass.telling(source, count, layer)]
+        bypass.moved(source, count, layer, index, bypass.PLANES[bypass.FIRST])

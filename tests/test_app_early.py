@@ -68,7 +68,29 @@ def test_weights_that_the_report_was_not_made_of_are_not_taken_for_them(
         stream.write(b"\0")
     reports._shipped.clear()
     assert reports._shipped() is None
+    (tmp_path / side / "model.safetensors").unlink()
     reports._shipped.clear()
+    assert reports._shipped() is None
+    reports._shipped.clear()
+
+
+def test_what_is_read_ahead_of_the_pair_that_ships_comes_to_its_end_and_of_a_large_one_is_nothing(
+    bundled: ModelPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from app import state
+    from app.answers import bypass, vectors
+
+    asked: list[object] = []
+    moved, by_probe = bypass.moved, vectors.by_probe
+    monkeypatch.setattr(bypass, "moved", lambda *given: asked.append(given[2]) or moved(*given))
+    monkeypatch.setattr(vectors, "by_probe", lambda *given: asked.append("ranked") or by_probe(*given))
+    with monkeypatch.context() as large:
+        large.setattr(bypass, "LIGHT", 1.0)
+        warm._ahead(None)
+    assert asked == []
+    warm._ahead(None)
+    assert asked[0] == "ranked"
+    assert set(asked[1:]) == {layer for layer, _ in state.toxic_neurons(None)}
 
 
 def test_the_libraries_are_read_once_the_page_is_drawn_and_whoever_needs_them_waits_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
