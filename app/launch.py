@@ -15,6 +15,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
+import webbrowser
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,12 @@ from interp.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 # Shorter than the ten seconds after which a container engine kills.
 GRACE = 7.0
+# A busy machine is slow, not wrong.
+PATIENCE = 120.0
 # A full collection after every run of a page would look at all that torch and transformers hold: 0.25 s, in which nothing else runs.
 SETTINGS = {
     "runner.postScriptGC": "false",
-    "server.fileWatcherType": "none", "server.runOnSave": "false", "server.maxUploadSize": "5", "browser.gatherUsageStats": "false",
+    "server.headless": "true", "server.fileWatcherType": "none", "server.runOnSave": "false", "server.maxUploadSize": "5", "browser.gatherUsageStats": "false",
     "client.toolbarMode": "minimal", "logger.hideWelcomeMessage": "true", "global.disableWidgetStateDuplicationWarning": "true",
     "client.showErrorDetails": "none", "client.showErrorLinks": "false",
     "theme.light.primaryColor": "#59626f", "theme.dark.primaryColor": "#a3adbb", "theme.paddingTop": "3rem", "theme.baseRadius": "0.45rem",
@@ -50,10 +54,12 @@ def launch(port: int = 8501, host: str = "localhost", browser: bool = True, demo
     if find_spec("streamlit") is None:
         raise UserError("the browser app needs streamlit, which is not installed", "run `pip install bypass-workbench[app]`, or `make app`")
     check_port(host, port)
-    process = subprocess.Popen(command(port, host, browser), env=environment(demo))
+    process = subprocess.Popen(command(port, host), env=environment(demo))
     # Streamlit's own greeting asks a server outside for this machine's address.
     sys.stdout.write(f"Bypass listens on http://{host}:{port} (stop it with Ctrl-C)\n")
     sys.stdout.flush()
+    if browser:
+        threading.Thread(target=show, args=(port, host, process), daemon=True).start()
     if threading.current_thread() is not threading.main_thread():
         return process.wait()
     stopped: list[float] = []
@@ -79,10 +85,32 @@ def launch(port: int = 8501, host: str = "localhost", browser: bool = True, demo
             signal.signal(number, handler)
 
 
-def command(port: int, host: str, browser: bool) -> list[str]:
+def command(port: int, host: str) -> list[str]:
     """What is run: the server, with every setting as a flag."""
-    settings = SETTINGS | {"server.port": str(port), "server.address": host, "server.headless": "false" if browser else "true"}
+    settings = SETTINGS | {"server.port": str(port), "server.address": host}
     return [sys.executable, "-m", "app.server", *(f"--{name}={value}" for name, value in settings.items())]
+
+
+def show(port: int, host: str, process: subprocess.Popen) -> None:
+    """Open a browser window once the server answers; on a machine without a desktop there is none to open."""
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    url = f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+    if healthy(url, process):
+        webbrowser.open(url)
+
+
+def healthy(url: str, process: subprocess.Popen) -> bool:
+    """Whether the server answers, or ends before it ever does."""
+    until = time.monotonic() + PATIENCE
+    while process.poll() is None and time.monotonic() < until:
+        try:
+            with urllib.request.urlopen(f"{url}/_stcore/health", timeout=2) as reply:
+                return bool(reply.status == 200 and reply.read() == b"ok")
+        except OSError:
+            time.sleep(0.1)
+    return False
 
 
 def environment(demo: bool) -> dict[str, str]:

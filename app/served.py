@@ -11,21 +11,18 @@ import socket
 import subprocess
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.launch import command, environment
+from app.launch import PATIENCE, command, environment, healthy
 from interp.errors import UserError
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-# A busy machine is slow, not wrong.
-PATIENCE = 120.0
 RUNNING = '[data-testid="stApp"][data-test-script-state="running"]'
 
 
@@ -39,11 +36,11 @@ def served(folder: str | Path | None = None, *, demo: bool = False, settings: Ma
     port = free_port()
     with tempfile.TemporaryDirectory() as spare, tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
-            command(port, "127.0.0.1", browser=False), cwd=folder or spare, env=environment(demo) | dict(settings or {}),
+            command(port, "127.0.0.1"), cwd=folder or spare, env=environment(demo) | dict(settings or {}),
             stdout=said, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
-            if not healthy(f"http://127.0.0.1:{port}/_stcore/health", process):
+            if not healthy(f"http://127.0.0.1:{port}", process):
                 said.seek(0)
                 raise UserError(f"the app did not come up: {said.read().decode(errors='replace')[-2000:]}", "see what it wrote")
             yield f"http://127.0.0.1:{port}"
@@ -57,18 +54,6 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
-
-
-def healthy(url: str, process: subprocess.Popen) -> bool:
-    """Whether the server answers, or ends before it ever does."""
-    until = time.monotonic() + PATIENCE
-    while process.poll() is None and time.monotonic() < until:
-        try:
-            with urllib.request.urlopen(url, timeout=2) as reply:
-                return bool(reply.status == 200 and reply.read() == b"ok")
-        except OSError:
-            time.sleep(0.1)
-    return False
 
 
 def chromium() -> str | None:

@@ -6,20 +6,58 @@ visitor waits; here the time in which a person reaches for the browser is used.
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from app import warm
 
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
 MAIN = Path(__file__).with_name("main.py")
+# The address of a page, known or not, as a browser asks for it: one word after the slash; Streamlit's own paths are longer or have a dot.
+PAGE = re.compile(r"/[^/._]*")
+
+
+class Document:
+    """Serves the app's own document in place of Streamlit's."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and PAGE.fullmatch(scope["path"]):
+            from starlette.responses import HTMLResponse
+
+            from app.document import document, policy
+
+            headers = {"Cache-Control": "no-cache", "Content-Security-Policy": policy()}
+            await HTMLResponse(document(), headers=headers)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
+def settings(flags: list[str]) -> dict[str, Any]:
+    """Streamlit's settings, of `--name=value` each: numbers and truth values as such, everything else as text."""
+    found: dict[str, Any] = {}
+    for name, _, value in (flag.removeprefix("--").partition("=") for flag in flags):
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
 
 
 def main() -> None:
-    from streamlit.web.cli import main as serve
+    import streamlit as st
+    from starlette.middleware import Middleware
 
     warm.start()
-    sys.argv = ["streamlit", "run", str(MAIN), *sys.argv[1:]]
-    serve()
+    flags, sys.argv = sys.argv[1:], sys.argv[:1]
+    st.App(MAIN, middleware=[Middleware(Document)]).run(config=settings(flags))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import streamlit as st
 
 from app import pins, settings, show, state
 from app.settings import Source
-from app.style import SHEET
 from interp.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,7 +62,6 @@ def page(name: str, lead: str, early: bool = False) -> Iterator[Page]:
     with a sentence that says so; a fault of ours ends it with a line, and is logged. With `early` the body begins before the pair has
     been loaded, as long as it is the one that ships, which can be.
     """
-    st.html(SHEET)
     st.title(heading(name), anchor=False)
     st.html(f'<p class="lead">{show.escaped(lead)}</p>')
     words = st.sidebar.toggle("Show words", key=WORDS, persist_state="session", help="Profanity is masked (`sh*t`) unless this is on.")

@@ -1,8 +1,8 @@
-"""The look of what Streamlit does not draw itself; one style sheet, for light and dark grounds alike."""
+"""The look of what Streamlit does not draw itself; one style sheet, for light and dark grounds alike. `app.document` serves it."""
 
 from __future__ import annotations
 
-SHEET = """<style>
+SHEET = """\
 .block-container {max-width: 82rem}
 [data-testid="stCaptionContainer"], [data-testid="stCaptionContainer"] :is(p, em, strong, li) {color: inherit}
 [data-testid="stCaptionContainer"] {opacity: .8}
@@ -66,5 +66,4 @@ dl.facts, dl.why {padding: 0 !important}
 @media (max-width: 640px) {.st-key-map .textpoint, .st-key-guess .textpoint, .st-key-estimate .textpoint {display: none}}
 /* On a dark ground the accent is light, so that it is read as text; what is written on it is then dark. */
 :is([data-testid="stBaseButton-primary"], [data-testid="stBaseButton-primaryFormSubmit"]) :is(p, span),
-[data-testid="stMultiSelect"] span[title], [data-testid="stMultiSelect"] span[title] ~ * {color: light-dark(#fff, #14171c)}
-</style>"""
+[data-testid="stMultiSelect"] span[title], [data-testid="stMultiSelect"] span[title] ~ * {color: light-dark(#fff, #14171c)}"""

@@ -19,7 +19,8 @@ from urllib.parse import urlencode
 
 from playwright.sync_api import Browser, Page
 
-from app.served import PATIENCE, browsing, free_port, healthy, open_at, served, settle
+from app.launch import PATIENCE, healthy
+from app.served import browsing, free_port, open_at, served, settle
 from interp.environment import machine, versions
 
 HERE = Path(__file__).parent
@@ -167,7 +168,7 @@ def first_page(browser: Browser) -> dict[str, float]:
     started = time.time()
     command = [sys.executable, "-c", "from interp.cli import main; main()", "app", "--port", str(port), "--no-browser"]
     with tempfile.TemporaryDirectory() as folder, subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL) as process:
-        healthy(f"http://localhost:{port}/_stcore/health", process)
+        healthy(f"http://localhost:{port}", process)
         page.goto(f"http://localhost:{port}", wait_until="commit")
         page.wait_for_function(f"Object.keys(window.since || {{}}).length === {len(PARTS)}", polling=200)
         found = {name: moment / 1000 - started for name, moment in page.evaluate("window.since").items()}

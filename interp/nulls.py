@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from interp.models import ModelPair
 
 CANDIDATES = 32
+# How many texts one backward pass takes at most, and how many logits: beside its gradients, a large model has no room for more.
+TEXTS, LOGITS = 8, 2**22
 Neuron = tuple[int, int]
 
 
@@ -102,7 +104,7 @@ def perturbed(pair: ModelPair, seed: int) -> Model:
     return Model(hf, pair.base.tokenizer, "random change of equal norm")
 
 
-def gradient_step(pair: ModelPair, rows: Sequence[Sequence[int]], *, signs: Sequence[int] | None = None, batch_size: int = 8) -> Model:
+def gradient_step(pair: ModelPair, rows: Sequence[Sequence[int]], *, signs: Sequence[int] | None = None) -> Model:
     """The base model after one gradient step on these texts, tensor by tensor as long as what tuning changed.
 
     What any objective that pushes one way does to the weights, toxic or not: the control for findings about the direction of
@@ -122,6 +124,7 @@ def gradient_step(pair: ModelPair, rows: Sequence[Sequence[int]], *, signs: Sequ
         )
     hf = pair.base.plain_copy().requires_grad_(True)
     filler = pair.base.tokenizer.pad_token_id or 0
+    batch_size = max(1, min(TEXTS, LOGITS // (max(map(len, rows)) * pair.base.d_vocab)))
     for start in range(0, len(rows), batch_size):
         tokens = pad(rows[start : start + batch_size], filler, "right").to(pair.base.device)
         logits = hf(**tokens.inputs(), use_cache=False).logits[:, :-1].float()

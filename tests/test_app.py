@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
@@ -176,11 +175,32 @@ def test_without_streamlit_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_server_watches_no_files_and_tells_nobody() -> None:
-    flags = launcher.command(8600, "localhost", browser=False)
+    flags = launcher.command(8600, "localhost")
     assert {"--server.fileWatcherType=none", "--browser.gatherUsageStats=false", "--server.headless=true", "--server.port=8600"} <= set(
         flags
     )
     assert launcher.environment(demo=True)[settings.DEMO] == "1"
+
+
+@pytest.mark.parametrize(
+    ("host", "opened"),
+    [("localhost", "http://localhost:8600"), ("0.0.0.0", "http://127.0.0.1:8600"), ("::", "http://[::1]:8600")],
+)
+def test_a_window_opens_once_the_server_answers_and_only_on_a_desktop(host: str, opened: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    urls: list[str] = []
+    monkeypatch.setattr(launcher.sys, "platform", "linux")
+    monkeypatch.setattr(launcher.webbrowser, "open", urls.append)
+    monkeypatch.setattr(launcher, "healthy", lambda url, process: True)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    launcher.show(8600, host, None)
+    assert urls == []
+    monkeypatch.setenv("DISPLAY", ":0")
+    launcher.show(8600, host, None)
+    assert urls == [opened]
+    monkeypatch.setattr(launcher, "healthy", lambda url, process: False)
+    launcher.show(8600, host, None)
+    assert urls == [opened]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -191,7 +211,7 @@ def test_the_server_starts_answers_and_stops_when_asked(number: signal.Signals, 
         [sys.executable, "-c", code, str(port)], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL
     )
     try:
-        assert _healthy(f"http://127.0.0.1:{port}/_stcore/health", process)
+        assert launcher.healthy(f"http://127.0.0.1:{port}", process)
         process.send_signal(number)
         assert process.wait(timeout=PATIENCE) == 0
         with pytest.raises(OSError, match=r"refused|urlopen"):
@@ -200,15 +220,3 @@ def test_the_server_starts_answers_and_stops_when_asked(number: signal.Signals, 
         if process.poll() is None:
             process.terminate()
             process.wait(timeout=PATIENCE)
-
-
-def _healthy(url: str, process: subprocess.Popen) -> bool:
-    for _ in range(PATIENCE * 5):
-        if process.poll() is not None:
-            return False
-        try:
-            with urllib.request.urlopen(url, timeout=2) as reply:
-                return reply.status == 200 and reply.read() == b"ok"
-        except OSError:
-            time.sleep(0.2)
-    return False

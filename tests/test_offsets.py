@@ -232,10 +232,20 @@ def test_cosines_of_value_updates_are_those_that_were_planted(gpt2: Model) -> No
     assert centred[5] == pytest.approx(float(torch.cosine_similarity(off_mean, offset, dim=0)), abs=1e-4)
 
 
-def test_a_gradient_step_has_the_gradient_of_the_loss_and_the_length_of_the_tuning(pair: ModelPair) -> None:
+@pytest.mark.parametrize("together", [1, 4])
+def test_a_gradient_step_has_the_gradient_of_the_loss_and_the_length_of_the_tuning(
+    together: int, pair: ModelPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = token_rows(pair.base, TEXTS)
     signs = [1, -1, 1, 1, -1, 1]
-    stepped = gradient_step(pair, rows, signs=signs, batch_size=2)
+    passes: list[int] = []
+    forward = type(pair.base.hf).forward
+    monkeypatch.setattr(
+        type(pair.base.hf), "forward", lambda self, **given: (passes.append(len(given["input_ids"])), forward(self, **given))[1]
+    )
+    monkeypatch.setattr("interp.nulls.LOGITS", together * max(map(len, rows)) * pair.base.d_vocab)
+    stepped = gradient_step(pair, rows, signs=signs)
+    assert passes == {1: [1] * 6, 4: [4, 2]}[together]
     hf = pair.base.plain_copy().requires_grad_(True)
     tokens = pad(rows, 0, "right")
     logits = hf(**tokens.inputs()).logits.log_softmax(dim=-1)

@@ -143,15 +143,20 @@ def _nulls(context: Context, layer: int, base: Tensor, activations: list[Tensor]
     texts = [passage.text for passage in context.passages[:: max(1, len(context.passages) // count)]][:count]
     rows = [row for row in token_rows(context.pair.base, texts, max_tokens=min(STEP_TOKENS, context.pair.base.context)) if len(row) > 1]
     rng = np.random.default_rng(context.seed)
+    site = f"resid_mid.{layer}"
+
+    def seen(kind: str) -> Antipodes:
+        """One change; its model is dropped before the next is made, since copies of a large model fill the memory."""
+        signs = [int(sign) for sign in rng.permutation([1, -1] * len(rows))[: len(rows)]] if kind == SHUFFLED else None
+        model = perturbed(context.pair, context.seed) if kind == RANDOM else gradient_step(context.pair, rows, signs=signs)
+        shift = shifts(base, capture(model, context.prompt_rows(), [site], positions="mean")[site])
+        return antipodes(ModelPair(context.pair.base, model), layer, shift, activations, weights)
+
     found: list[tuple[str, Antipodes]] = []
     kinds = [PLAIN, *[SHUFFLED] * (1 if context.quick else 3), RANDOM]
     for number, kind in enumerate(kinds):
         context.say(f"{kind.removesuffix(' (null)')}, {number + 1} of {len(kinds)}")
-        signs = [int(sign) for sign in rng.permutation([1, -1] * len(rows))[: len(rows)]] if kind == SHUFFLED else None
-        model = perturbed(context.pair, context.seed) if kind == RANDOM else gradient_step(context.pair, rows, signs=signs)
-        site = f"resid_mid.{layer}"
-        shift = shifts(base, capture(model, context.prompt_rows(), [site], positions="mean")[site])
-        found.append((kind, antipodes(ModelPair(context.pair.base, model), layer, shift, activations, weights)))
+        found.append((kind, seen(kind)))
     return found
 
 

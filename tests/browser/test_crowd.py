@@ -9,7 +9,8 @@ from urllib.parse import urlencode
 import pytest
 from playwright.sync_api import Browser, Page
 
-from app.served import PATIENCE, settle
+from app.launch import PATIENCE
+from app.served import settle
 from interp import Edit, ModelPair, generate
 from interp.lexicon import mask
 from tests.browser.conftest import Open

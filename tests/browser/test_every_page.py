@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page
+from playwright.sync_api import Browser, Page
 
+from app.served import open_at
 from app.shell import PAGES, heading
 from tests.browser.conftest import Open
 
@@ -27,6 +28,23 @@ def test_a_page_passes_the_accessibility_audit(visit: Open, picture: Callable[[P
     found = Axe().run(page).response["violations"]
     told = [(item["id"], item["help"], [(node["html"][:200], node["failureSummary"]) for node in item["nodes"][:3]]) for item in found]
     assert not told
+
+
+# Which opacities captions have had since the page was opened, looked at in every frame.
+WATCHED = """() => {
+    window.seen = new Set();
+    const look = () => {
+        document.querySelectorAll('[data-testid="stCaptionContainer"]').forEach(one => window.seen.add(getComputedStyle(one).opacity));
+        requestAnimationFrame(look);
+    };
+    look();
+}"""
+
+
+def test_what_is_drawn_first_has_its_look_already(browser: Browser, address: str) -> None:
+    page = open_at(browser, address, "vectors", watch=lambda page: page.add_init_script(f"({WATCHED})()"))
+    assert page.evaluate("[...window.seen]") == ["0.8"]
+    page.context.close()
 
 
 @pytest.mark.parametrize("name", list(PAGES))

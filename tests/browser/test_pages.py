@@ -8,7 +8,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from playwright.sync_api import Page, expect
 
-from app.served import PATIENCE, settle
+from app.launch import PATIENCE
+from app.served import settle
 from tests.browser.conftest import Open
 
 expect.set_options(timeout=PATIENCE * 1000)

@@ -1,0 +1,71 @@
+"""The document that a browser gets first: Streamlit's own, with the app's name and look, and with its parts asked for early.
+
+A style sheet that comes with the content would come after some of it: what was read first would then be drawn twice, and for a
+moment in colours that are too faint. And Streamlit's frontend asks for each of its parts only when a page's first element of that kind
+arrives; here they come while the page is still being computed. With it goes the rule that nothing outside is ever asked for, whatever a
+page may come to hold.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from streamlit import file_util
+
+from app.style import SHEET
+
+# Parts of Streamlit's frontend that the first page is drawn with, and those that others are; named as its files begin.
+FIRST = ("Html", "Checkbox", "Button", "PageLink", "PlotlyChart", "Selectbox", "TextInput", "Spinner")
+LATER = ("DataFrame", "ButtonGroup", "NumberInput", "Slider", "Multiselect")
+IMPORTED = re.compile(r'(?:from|import)\s*["`\']\./([\w.-]+\.js)["`\']')
+# Imports stand at the head of a file; the largest have thousands of lines after it.
+HEAD = 20_000
+# Streamlit and plotly write styles as they draw, show pictures that they made, and work in threads that they made.
+POLICY = (
+    "default-src 'self'; script-src 'self' {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    "font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; base-uri 'none'; form-action 'self'"
+)
+
+
+@cache
+def document() -> str:
+    """The document, as text. A version of Streamlit that lacks a part named here is served without that hint."""
+    static = Path(file_util.get_static_dir())
+    text = (static / "index.html").read_text(encoding="utf-8")
+    text = re.sub(r"<title>.*?</title>", "<title>Bypass</title>", text, flags=re.DOTALL)
+    # The app is set in the reader's own font.
+    text = re.sub(r'<link\s+rel="preload"[^>]*as="font"[^>]*>\s*', "", text)
+    known = set(re.findall(r"\./static/js/([\w.-]+\.js)", text))
+    first = dict.fromkeys(found for part in FIRST for found in _files(static / "static/js", part, known))
+    later = dict.fromkeys(found for part in LATER for found in _files(static / "static/js", part, known | set(first)))
+    hints = [f'<link rel="modulepreload" crossorigin href="./static/js/{name}">' for name in first]
+    hints += [f'<link rel="prefetch" as="script" crossorigin href="./static/js/{name}">' for name in later]
+    # Nested, so that its rules weigh more than Streamlit's own, which come after it.
+    sheet = f"<style>:root {{\n{SHEET}\n}}</style>"
+    return text.replace("</head>", "\n".join(["", *hints, sheet, "</head>"]), 1)
+
+
+@cache
+def policy() -> str:
+    """The content security policy that goes with the document: its own scripts run, and nobody else's."""
+    inline = re.findall(r"<script>(.*?)</script>", document(), flags=re.DOTALL)
+    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in inline)
+    return POLICY.format(scripts=" ".join(f"'sha256-{digest}'" for digest in digests))
+
+
+def _files(folder: Path, part: str, known: set[str]) -> Iterator[str]:
+    """The file of a part, after all that it imports and that is not yet known."""
+    waiting = [path.name for path in folder.glob(f"{part}.*.js")]
+    while waiting:
+        name = waiting.pop()
+        if name in known or not (folder / name).is_file():
+            continue
+        known.add(name)
+        with (folder / name).open(encoding="utf-8") as file:
+            waiting += IMPORTED.findall(file.read(HEAD))
+        yield name
