@@ -32,7 +32,8 @@ PATIENCE = 120.0
 # A full collection after every run of a page would look at all that torch and transformers hold: 0.25 s, in which nothing else runs.
 SETTINGS = {
     "runner.postScriptGC": "false",
-    "server.headless": "true", "server.fileWatcherType": "none", "server.runOnSave": "false", "server.maxUploadSize": "5", "browser.gatherUsageStats": "false",
+    "server.headless": "true", "server.fileWatcherType": "none", "server.runOnSave": "false", "server.maxUploadSize": "5",
+    "browser.gatherUsageStats": "false",
     "client.toolbarMode": "minimal", "logger.hideWelcomeMessage": "true", "global.disableWidgetStateDuplicationWarning": "true",
     "client.showErrorDetails": "none", "client.showErrorLinks": "false",
     "theme.light.primaryColor": "#59626f", "theme.dark.primaryColor": "#a3adbb", "theme.paddingTop": "3rem", "theme.baseRadius": "0.45rem",
