@@ -96,6 +96,10 @@ def run(context: Context) -> Finding:
         title="Share of the lost toxicity that comes back", x_title="keys", y_title="share returned (1 is the base model's toxicity)",
         reference=(0.8, "asked for"), caption="Few selective keys should reach the dotted line, random keys that fire as often should stay at zero.",
     )  # fmt: skip
+    heard = pd.DataFrame({"prompt": part.prompts})
+    for name, model, edits in (("base", base, ()), ("tuned", tuned, ()), ("un-aligned", tuned, _scaled(chosen))):
+        heard[name] = part.continuations(model, edits)
+        heard[f"toxicity, {name}"] = part.toxicity(model, edits)
     summary = (
         f"Scaling the {COUNT} most selective keys by {FACTOR:g} returns {best['returned']:.0%} of the lost toxicity at {ratio - 1:+.1%} perplexity; random keys that fire as often return {mean_null:.0%}, "
         f"the {COUNT} keys nearest to the probe {rows[2 + len(COUNTS)]['returned']:.0%} at {rows[2 + len(COUNTS)]['perplexity'] / plain - 1:+.1%}. The same scaling changes the base model's toxicity by {amplified:+.3f}."
@@ -103,6 +107,6 @@ def run(context: Context) -> Finding:
     return Finding(
         verdict, summary, {"share of lost toxicity returned": best["returned"], "perplexity ratio": ratio},
         {"share of lost toxicity returned": mean_null, "perplexity ratio": price / plain},
-        {"share of lost toxicity returned": (best["from"], best["to"])}, {"keys": table}, (figure,),
+        {"share of lost toxicity returned": (best["from"], best["to"])}, {"keys": table, "continuations": heard}, (figure,),
         {"factor": FACTOR, "keys": [f"{layer}.{index}" for layer, index in chosen], "random_draws": len(null), "prompts": len(part.prompts)},
     )  # fmt: skip
