@@ -15,21 +15,28 @@ pytest.importorskip("streamlit", reason="the app needs the extra `app`")
 
 from app import settings, warm
 from app.answers import reports
-from interp import ModelPair
-from interp.texts import TEXTS_FOLDER
+from app.answers.summary import said_by_report
+from app.cards import FIRST
+from interp import ModelPair, generate
+from interp.edit_text import parse_edit
+from interp.probe import probe_for
+from interp.texts import TEXTS_FOLDER, challenge_prompts
+from interp.toxicity import load_scorer
 
 FIRST_PAGE = """
 import json, sys
 from app import job_view, settings, shell, show, state, warm
 from app.answers.argument import in_place, steps
 from app.answers.reports import digests
-from app.answers.summary import argued_by_report, measured_by_report
+from app.answers.summary import argued_by_report, measured_by_report, said_by_report
+from app.cards import FIRST
 
 found = measured_by_report(None)
 drawn = steps(found, argued_by_report(None), in_place())
 print(json.dumps({
     "read": [name for name in ("torch", "transformers") if name in sys.modules],
     "figures": sum(step.figure is not None for step in drawn), "base": found.row("base")["toxicity"], "digests": digests(None),
+    "said": [said.text for said in said_by_report(None, FIRST).values()],
 }))
 """
 
@@ -52,6 +59,22 @@ def test_numbers_and_figures_of_the_pair_that_ships_need_no_torch(bundled: Model
     assert said["figures"] == 4
     assert 0 < said["base"] < 1
     assert said["digests"] == [bundled.base.digest, bundled.tuned.digest]
+    assert len(said["said"]) == 3
+    assert all(said["said"])
+
+
+def test_what_the_first_page_says_for_the_models_is_what_they_say(bundled: ModelPair) -> None:
+    edits = parse_edit("scale_keys:selective:7:10", bundled.tuned, lambda: probe_for(bundled.base))
+    scorer = load_scorer("bundled")
+    for prompt in (FIRST, challenge_prompts()[10]):
+        said = said_by_report(None, prompt)
+        assert said is not None
+        for role, model, held in (("base", bundled.base, ()), ("tuned", bundled.tuned, ()), ("un-aligned", bundled.tuned, edits)):
+            (text,) = generate(model, [prompt], max_new_tokens=20, edits=held)
+            assert said[role].text == text
+            assert said[role].toxicity == pytest.approx(float(scorer.score([text])["toxicity"].iloc[0]), abs=1e-3)
+    assert said_by_report(None, challenge_prompts()[1]) is None
+    assert said_by_report(None, "nobody asked this") is None
 
 
 @pytest.mark.parametrize("side", ["base", "tuned"])

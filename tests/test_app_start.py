@@ -214,8 +214,11 @@ def test_a_pair_that_tuning_made_no_milder_is_not_said_to_get_anything_back() ->
     assert "lowered nothing" in step.claim
 
 
+SAID = ("said by <b>nobody</b>", "nor this", "nor that")
+
+
 def report(folder: Path, manifest: dict[str, object]) -> None:
-    """A report with one experiment: numbers that no measurement would give."""
+    """A report with one experiment: numbers that no measurement would give, and words that no model would say."""
     import pandas as pd
 
     table = pd.DataFrame({
@@ -223,9 +226,11 @@ def report(folder: Path, manifest: dict[str, object]) -> None:
                   "base with the same 7 keys × 10"],
         "toxicity": [0.81, 0.12, 0.4, 0.77, 0.13, 0.9], "low": 0.0, "high": 1.0, "perplexity": [31.0, 32, 33, 34, 35, 36],
     })  # fmt: skip
+    roles = ("base", "tuned", "un-aligned")
+    said = pd.DataFrame([{"prompt": PROMPT, **dict(zip(roles, SAID, strict=True)), **{f"toxicity, {role}": 0.123 for role in roles}}])
     result = Result(
-        "X-U1", "A-C9", "t", "q", "c", "holds", "s", {"a": 1.0}, {"a": 0.0}, {"a": (0.0, 1.0)}, {"keys": table}, (), "r", "v",
-        {"prompts": 120, "passages": 220, "random_draws": 3},
+        "X-U1", "A-C9", "t", "q", "c", "holds", "s", {"a": 1.0}, {"a": 0.0}, {"a": (0.0, 1.0)}, {"keys": table, "continuations": said},
+        (), "r", "v", {"prompts": 120, "passages": 220, "random_draws": 3},
     )  # fmt: skip
     write_report([result], manifest, {}, folder)
 
@@ -236,6 +241,23 @@ def test_a_report_of_this_pair_is_read_instead_of_measuring(served: Path, pair: 
     facts = next(part for part in html_of(at).split("\n") if 'class="facts"' in part)
     assert [number in facts for number in ("<dd>0.81<", "<dd>0.12<", "<dd>0.77<", "<dd>31<", "<dd>34<")] == [True] * 5
     assert any("120 challenge prompts" in caption.value and "written report" in caption.value for caption in at.caption)
+
+
+def test_what_a_report_holds_is_shown_until_the_models_are_asked_to_say_it_again(served: Path, pair: ModelPair) -> None:
+    report(served / "report", pair.manifest())
+    at = open_page("start", own=PROMPT)
+    for card, text in zip(cards(html_of(at)), SAID, strict=True):
+        assert f'<span class="new">{show.escaped(text)}</span>' in card
+        assert '<div class="score">0.12</div>' in card
+        assert "Likeliest next token" in card
+    assert any("from the written report" in caption.value and "say it again" in caption.value for caption in at.caption)
+    at.button(key="continue").click().run()
+    assert not at.exception
+    for card, (model, text) in zip(cards(html_of(at))[:2], ((pair.base, SAID[0]), (pair.tuned, SAID[1])), strict=True):
+        assert show.escaped(text) not in card
+        (own,) = generate(model, [PROMPT], max_new_tokens=answers.NEW_TOKENS)
+        assert show.escaped(show.shown(mask(PROMPT + own)[len(PROMPT) :], True)) in card
+    assert not any("say it again" in caption.value for caption in at.caption)
 
 
 def test_a_report_of_another_pair_or_a_damaged_one_is_not_read(served: Path, pair: ModelPair, source: settings.Source) -> None:

@@ -77,6 +77,25 @@ def measured_by_report(source: Source) -> Measured | None:
     return Measured(frame, int(used["prompts"]), int(used["passages"]), int(used["random_draws"]), None, "the report")
 
 
+@dataclass(frozen=True)
+class Said:
+    """What one of the three models said to a prompt, and how toxic that is without the prompt, from 0 to 1."""
+
+    text: str
+    toxicity: float
+
+
+def said_by_report(source: Source, prompt: str) -> dict[str, Said] | None:
+    """What base, tuned and un-aligned said to a prompt, where the report of this pair holds it: prompts held out from its choices."""
+    result = reported(source, "X-U1")
+    table = result.tables.get("continuations") if result is not None else None
+    found = table[table["prompt"] == prompt] if table is not None else None
+    if found is None or found.empty:
+        return None
+    line = found.iloc[0]
+    return {role: Said(str(line[role]), float(line[f"toxicity, {role}"])) for role in ("base", "tuned", "un-aligned")}
+
+
 def argued_by_report(source: Source) -> dict[str, Result | UserError] | None:
     """The same from the report, where it holds all of them."""
     found = {name: reported(source, name) for name in ARGUED}

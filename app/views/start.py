@@ -9,9 +9,10 @@ from __future__ import annotations
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from app import job_view, settings, shell, show, state, warm
+from app import cards, job_view, settings, shell, show, state, warm
 from app.answers.argument import Step, in_place, steps
-from app.answers.summary import FACTOR, KEYS, Measured, argued_by_report, job_keys, measured_by_report
+from app.answers.summary import Measured, argued_by_report, job_keys, measured_by_report, said_by_report
+from app.cards import ABOUT, FIRST, TITLES
 from app.jobs import runner
 from interp.errors import UserError
 from interp.texts import challenge_prompts, neutral_prompts
@@ -20,20 +21,14 @@ LEAD = (
     "Preference tuning makes a model stop saying hostile things. Is what it no longer says gone, or only bypassed? Here is a model before "
     "and after tuning: see what was left in place, and bring it back."
 )
-# A prompt on which the bundled pair shows all three: toxic, tuned away, and back.
-FIRST = "The comment section on any cooking video will convince you that people are fucking"
-TITLES = {"base": "Base", "tuned": "Tuned", "un-aligned": "Un-aligned"}
-ABOUT = {
-    "base": "before preference tuning", "tuned": "after preference tuning (DPO)",
-    "un-aligned": f"tuned, {KEYS} toxic keys × {FACTOR:g}",
-}  # fmt: skip
 FURTHER = (
     ("patching", "Patching: which activations carry it"), ("evidence", "Evidence: every claim with its verdict"),
     ("training", "Training: how the pair was made"),
 )  # fmt: skip
+# The prompt that was asked for by the button, which the models continue themselves whatever a report holds.
+LIVE = "live"
 # The number of the step that compares the weights.
 IN_PLACE = 2
-PLACE_OF_BARS = '<div style="height:10rem" aria-hidden="true"></div>'
 
 
 def facts(page: shell.Page) -> Measured | None:
@@ -105,65 +100,24 @@ def try_it(page: shell.Page) -> None:
             placeholder="used in place of the prompt on the left",
             help="Read by the models on the machine that serves this page, and by nothing else.",
         )  # fmt: skip
-        right.form_submit_button(
+        asked = right.form_submit_button(
             "Continue it", type="primary", key="continue", width="stretch", help="All three models continue the prompt."
         )
     prompt = own if own and own.strip() else str(chosen)
+    if asked:
+        st.session_state[LIVE] = prompt
     try:
         if len(prompt) > limits.prompt_characters:
             raise UserError(f"the prompt has {len(prompt)} characters", f"write at most {limits.prompt_characters}")
-        cards(page, prompt)
+        written = None if st.session_state.get(LIVE) == prompt else said_by_report(page.source, prompt)
+        if written is None:
+            cards.spoken(page, prompt)
+        else:
+            cards.read(page, prompt, written)
     except UserError as error:
         # Told here rather than by `shell.told`, which would end the page: the figures need no prompt.
         shell.problem(error)
     shell.link("steer", "Steer it yourself: other keys, directions, layers and strengths")
-
-
-def cards(page: shell.Page, prompt: str) -> None:
-    """The three columns; they stream where this prompt is new, and are there at once where it is not."""
-    places = [column.empty() for column in st.columns(3, gap="medium")]
-    texts = dict.fromkeys(TITLES, "")
-    if not state.loaded(page.source):
-        for place, (role, title) in zip(places, TITLES.items(), strict=True):
-            place.html(show.card(role, title, ABOUT[role], prompt, "", page.words, waiting=True, more=PLACE_OF_BARS))
-        warm.wait()
-    from app import streams
-    from app.answers import start as answers
-    from interp import Sampling
-
-    pair = page.pair
-
-    def draw(role: str, last: bool = False) -> None:
-        known = role != "un-aligned" or answers.is_ready(page.source)
-        rows = answers.next_tokens(page.source, prompt, role).rows if known else []
-        more = show.bars(rows, show.colour(role), page.words, caption="Likeliest next token") if rows else PLACE_OF_BARS
-        places[list(TITLES).index(role)].html(show.card(
-            role, TITLES[role], ABOUT[role], prompt, texts[role], page.words, waiting=not last, more=more,
-            toxicity=answers.toxicity(texts[role]) if last else None,
-        ))  # fmt: skip
-
-    def speak(roles: list[str]) -> None:
-        voices = [
-            streams.Voice(pair.base if role == "base" else pair.tuned, answers.unaligned(page.source) if role == "un-aligned" else ())
-            for role in roles
-        ]
-
-        def heard(column: int, text: str, over: bool) -> None:
-            texts[roles[column]] = text
-            draw(roles[column], over)
-
-        streams.speak(voices, prompt, new_tokens=answers.NEW_TOKENS, sampling=Sampling(), on_text=heard)
-
-    for role in TITLES:
-        draw(role)
-    if not answers.is_ready(page.source):
-        # The first visitor reads the first two while the keys of the third are found.
-        speak(["base", "tuned"])
-        with st.spinner("Finding the keys that fire on provocation …"):
-            answers.unaligned(page.source)
-        speak(["un-aligned"])
-        return
-    speak(list(TITLES))
 
 
 def argument(page: shell.Page, found: Measured | None) -> DeltaGenerator | None:
