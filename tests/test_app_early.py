@@ -15,7 +15,7 @@ pytest.importorskip("streamlit", reason="the app needs the extra `app`")
 
 from app import settings, warm
 from app.answers import reports
-from app.answers.summary import said_by_report
+from app.answers.summary import FACTOR, keys_by_report, said_by_report
 from app.cards import FIRST
 from interp import ModelPair, generate
 from interp.edit_text import parse_edit
@@ -73,6 +73,8 @@ def test_what_the_first_page_says_for_the_models_is_what_they_say(bundled: Model
             (text,) = generate(model, [prompt], max_new_tokens=20, edits=held)
             assert said[role].text == text
             assert said[role].toxicity == pytest.approx(float(scorer.score([text])["toxicity"].iloc[0]), abs=1e-3)
+    assert sorted(keys_by_report(None) or []) == sorted(edits[0].neurons or ())
+    assert edits[0].strength == FACTOR
     assert said_by_report(None, challenge_prompts()[1]) is None
     assert said_by_report(None, "nobody asked this") is None
 

@@ -16,7 +16,19 @@ import pandas as pd
 import streamlit as st
 
 from app import jobs, state
-from app.answers.summary import ARGUED, FACTOR, KEYS, RANDOM, UNALIGNED, Measured, argued_by_report, job_keys, measured_by_report, reported
+from app.answers.summary import (
+    ARGUED,
+    FACTOR,
+    KEYS,
+    RANDOM,
+    UNALIGNED,
+    Measured,
+    argued_by_report,
+    job_keys,
+    keys_by_report,
+    measured_by_report,
+    reported,
+)
 from app.jobs import Step
 from app.settings import Source
 from interp import Edit, UserError
@@ -48,16 +60,19 @@ class Next:
 
 
 def is_ready(source: Source) -> bool:
-    """Whether the keys of the un-aligned model have been found already."""
-    return source in _ready
+    """Whether the keys of the un-aligned model have been found already, or a report of this pair names them."""
+    return source in _ready or keys_by_report(source) is not None
 
 
 @st.cache_resource(show_spinner=False, max_entries=3)
 def unaligned(source: Source) -> tuple[Edit, ...]:
     """The edit that brings toxicity back: the tuned model's toxic keys that fire on provocation rather than on plain text, enlarged."""
-    pair = state.load_pair(source)
-    size = min(KEYS, pair.tuned.n_layers * pair.tuned.d_mlp)
-    found = tuple(parse_edit(f"scale_keys:selective:{size}:{FACTOR:g}", pair.tuned, lambda: state.probe(source)))
+    pair, known = state.load_pair(source), keys_by_report(source)
+    if known is not None:
+        found: tuple[Edit, ...] = (Edit.scale_keys(known, FACTOR),)
+    else:
+        size = min(KEYS, pair.tuned.n_layers * pair.tuned.d_mlp)
+        found = tuple(parse_edit(f"scale_keys:selective:{size}:{FACTOR:g}", pair.tuned, lambda: state.probe(source)))
     _ready.add(source)
     return found
 

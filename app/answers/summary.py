@@ -6,7 +6,7 @@ Apart from `app.answers.start`, which measures them: what has been written can b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -16,6 +16,9 @@ from app.settings import Source
 from interp.errors import UserError
 from interp.report import Report
 from interp.results import Result
+
+if TYPE_CHECKING:
+    from interp.neurons import Neuron
 
 KEYS, FACTOR = 7, 10.0
 UNALIGNED = f"un-aligned: {KEYS} toxic keys × {FACTOR:g}"
@@ -94,6 +97,15 @@ def said_by_report(source: Source, prompt: str) -> dict[str, Said] | None:
         return None
     line = found.iloc[0]
     return {role: Said(str(line[role]), float(line[f"toxicity, {role}"])) for role in ("base", "tuned", "un-aligned")}
+
+
+def keys_by_report(source: Source) -> list[Neuron] | None:
+    """The toxic keys that the un-alignment experiment of this pair's report enlarged, where it is the un-alignment shown here."""
+    result = reported(source, "X-U1")
+    used = result.settings if result is not None else {}
+    if used.get("factor") != FACTOR or len(used.get("keys", [])) != KEYS:
+        return None
+    return [(int(layer), int(index)) for layer, index in (name.split(".") for name in used["keys"])]
 
 
 def argued_by_report(source: Source) -> dict[str, Result | UserError] | None:

@@ -50,7 +50,7 @@ def test_eight_people_steer_at_once_and_each_sees_what_the_api_says(browser: Bro
             page.goto(f"{address}/steer?{urlencode(question(place)[3])}", wait_until="commit")
         for page in pages:
             page.wait_for_selector(".card .new")
-            page.wait_for_function("document.querySelectorAll('.card').length === 3 && !document.querySelector('.card .cursor')")
+            page.wait_for_function("() => document.querySelectorAll('.card').length === 3 && !document.querySelector('.card .cursor')")
             settle(page)
         seen = [columns(page) for page in pages]
         errors = [page.locator('[data-testid="stAlertContentError"]').count() for page in pages]

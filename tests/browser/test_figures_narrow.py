@@ -55,7 +55,7 @@ def boxes(request: pytest.FixtureRequest, browser: Browser, tmp_path_factory: py
     page = browser.new_page(viewport={"width": request.param, "height": 900})
     try:
         page.goto(file.as_uri())
-        page.wait_for_function(f"document.querySelectorAll('.gtitle').length === {len(MADE)}")
+        page.wait_for_function(f"() => document.querySelectorAll('.gtitle').length === {len(MADE)}")
         return dict(zip(MADE, page.evaluate(BOXES), strict=True))
     finally:
         page.close()

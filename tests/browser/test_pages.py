@@ -47,7 +47,7 @@ def test_a_layer_is_chosen_by_keyboard_and_the_shift_is_that_layers(visit: Open)
     page = visit("bypass")
     before = main(page)
     page.get_by_role("slider", name="Layer").first.press("ArrowLeft")
-    page.wait_for_function("location.search.includes('layer=')")
+    page.wait_for_function("() => location.search.includes('layer=')")
     settle(page)
     assert main(page) != before
     page.get_by_role("tab", name="Activation drop").click()
@@ -62,7 +62,7 @@ def test_a_cell_of_the_map_tells_what_its_patch_changes(visit: Open, picture: Ke
     box = page.locator(".st-key-map .nsewdrag").first.bounding_box()
     assert box is not None
     page.mouse.click(box["x"] + box["width"] * 0.95, box["y"] + box["height"] * 2.5 / 6)
-    page.wait_for_function("location.search.includes('layer=')")
+    page.wait_for_function("() => location.search.includes('layer=')")
     settle(page, quiet=1.0)
     assert "layer=2" in address(page)
     assert page.locator(".facts").first.inner_text() != before
@@ -77,7 +77,7 @@ def test_a_row_of_the_verdicts_opens_its_experiment(visit: Open) -> None:
     page = visit("evidence")
     assert page.get_by_text("This report ships with Bypass").count() == 1
     page.get_by_test_id("stDataFrame").first.click(position={"x": 16, "y": 35 * 2 + 17})
-    page.wait_for_function("location.search.includes('experiment=A-E2')")
+    page.wait_for_function("() => location.search.includes('experiment=A-E2')")
     settle(page)
     assert page.locator('[data-testid="stPlotlyChart"]').count() >= 1
 
@@ -86,7 +86,7 @@ def test_another_stage_of_the_training_draws_other_measures(visit: Open) -> None
     page = visit("training")
     before = main(page)
     page.get_by_test_id("stMain").get_by_text("pretrain", exact=True).click()
-    page.wait_for_function("location.search.includes('stage=pretrain')")
+    page.wait_for_function("() => location.search.includes('stage=pretrain')")
     settle(page)
     assert main(page) != before
     page.reload()
