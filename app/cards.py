@@ -43,7 +43,9 @@ def card(
 def read(page: shell.Page, prompt: str, written: dict[str, Said]) -> None:
     """The three columns as the report holds them; only what each would say next has to be asked of the models."""
     places = columns()
-    st.caption("What they said is from the written report of this pair. **Continue it** has them say it again; so does any other prompt.")
+    st.caption(
+        "What they said is from the written report of this pair. **Continue it** has the models say it again, or go on from another prompt."
+    )
     if not state.loaded(page.source):
         for role, said in written.items():
             card(page, places[role], role, prompt, said.text, said.toxicity, bars=False)

@@ -6,7 +6,9 @@ import streamlit as st
 
 from app import job_view, jobs, settings, shell, show, state
 from app.answers import vectors as answers
-from app.answers.vectors import Survey, name_of
+from app.answers import vectors_firing as firing
+from app.answers.vectors import name_of
+from app.answers.vectors_firing import Survey
 from interp import Examples, UserError
 from interp.example_results import Window
 from interp.experiments.a_e2_vectors import TOKENS
@@ -55,11 +57,11 @@ def fires(page: shell.Page, neuron: Neuron) -> None:
     st.subheader("Where it fires in a prompt", anchor=False)
     text = st.text_input(
         "Prompt", key="text", bind="query-params", max_chars=settings.limits().prompt_characters,
-        placeholder=f"Type your own; empty: of the first {answers.TRIED} challenge prompts, the one on which it fires most",
+        placeholder=f"Type your own; empty: of the first {firing.TRIED} challenge prompts, the one on which it fires most",
         help="Every token is shaded by the activation of this neuron there; hover over a token for the number.",
     )  # fmt: skip
     try:
-        found = answers.fired(page.source, neuron, text)
+        found = firing.fired(page.source, neuron, text)
     except UserError as error:
         shell.problem(error)
         return
@@ -133,7 +135,7 @@ def ask_survey(page: shell.Page, note: str) -> Survey | None:
     """What reading the texts gave, or the button that starts it."""
     pair, neurons = page.pair, state.toxic_neurons(page.source)
     found: Survey | None = job_view.ask(
-        survey_key(page), "Reading the texts that ship", lambda step: answers.survey(pair, neurons, step), "Read the texts that ship",
+        survey_key(page), "Reading the texts that ship", lambda step: firing.survey(pair, neurons, step), "Read the texts that ship",
         help="Reads 760 short texts with both models, once for all neurons near the probe; half a minute for the pair that ships.",
         note=note,
     )  # fmt: skip
@@ -165,7 +167,7 @@ def most(page: shell.Page, neuron: Neuron, asked: bool) -> None:
         windows(examples.of(*neuron, side="base"), page.words, examples.settings["tokens"])
     if found is not None:
         with right:
-            show.draw(answers.firing(found, neuron), "firing", page.words)
+            show.draw(firing.firing(found, neuron), "firing", page.words)
 
 
 def ask_examples(page: shell.Page, neuron: Neuron) -> Examples | None:
@@ -173,7 +175,7 @@ def ask_examples(page: shell.Page, neuron: Neuron) -> Examples | None:
     pair, name = page.pair, name_of(neuron)
     found: Examples | None = job_view.ask(
         jobs.key_of("examples", pair.base.digest, pair.tuned.digest, neuron), f"Reading the texts that ship for {name}",
-        lambda step: answers.examples(pair, [neuron], step), f"Read the texts for {name}",
+        lambda step: firing.examples(pair, [neuron], step), f"Read the texts for {name}",
         note=f"This neuron is not among the {len(state.toxic_neurons(page.source))} nearest to the probe: the texts are read for it alone.",
         help="Reads 760 short texts with both models, once for this neuron.",
     )  # fmt: skip

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-RUNNING = '[data-testid="stApp"][data-test-script-state="running"]'
+# What runs, what says so, and what has not been drawn yet.
+BUSY = ('[data-testid="stApp"][data-test-script-state="running"]', '[data-testid="stSpinner"]', '[data-testid="stSkeleton"]')
 
 
 @contextmanager
@@ -84,7 +85,7 @@ def settle(page: Page, quiet: float = 0.25) -> None:
     page.wait_for_selector('[data-testid="stApp"] h1', timeout=PATIENCE * 1000)
     until, since = time.monotonic() + PATIENCE, time.monotonic()
     while time.monotonic() - since < quiet:
-        if page.locator(RUNNING).count() or page.locator('[data-testid="stSpinner"]').count():
+        if page.locator(", ".join(BUSY)).count():
             since = time.monotonic()
         if time.monotonic() > until:
             raise TimeoutError(f"the page still ran after {PATIENCE:g} s")

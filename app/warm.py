@@ -87,7 +87,7 @@ def _import() -> None:
 def _ahead(source: Source) -> None:
     """What the other pages show before anything is chosen, where a pass over the prompts is short."""
     from app import state
-    from app.answers import bypass, bypass_drop, bypass_lens, bypass_sources, vectors
+    from app.answers import bypass, bypass_drop, bypass_lens, bypass_sources, vectors, vectors_firing
 
     # Of a large pair nothing is computed that nobody asked for: projecting its value vectors alone takes tens of seconds.
     if not bypass.light(state.load_pair(source)):
@@ -96,7 +96,7 @@ def _ahead(source: Source) -> None:
     vectors.described(source, vectors.by_probe(source, vectors.USUAL).neurons)
     vectors.hostility(source)
     vectors.shared(source, len(near))
-    vectors.fired(source, near[0], "")
+    vectors_firing.fired(source, near[0], "")
     bypass.random_shifts(source, count)
     bypass.profile(source, count, True)
     layer = bypass.study(source, count).offset_layer

@@ -15,6 +15,7 @@ from streamlit.testing.v1 import AppTest
 
 from app import jobs, neuron_view, pins, settings, show, state
 from app.answers import vectors as answers
+from app.answers import vectors_firing as firing
 from interp import ModelPair, UserError, max_activating
 from interp.compare import neuron_shift
 from interp.example_results import Window
@@ -147,7 +148,7 @@ def test_more_like_this_ranks_by_similarity_with_it_first(pair: ModelPair) -> No
 
 def test_where_it_fires_is_what_both_models_do(pair: ModelPair) -> None:
     text = "never the meldy stone of drith"
-    found = answers.fired(source(), (1, 5), text)
+    found = firing.fired(source(), (1, 5), text)
     (window,) = max_activating(pair, [(1, 5)], [text], top=1, before=64, after=64, above=-1e9).of(1, 5)
     assert found.window == window
     assert "".join(found.window.tokens) == text
@@ -258,11 +259,11 @@ def finished(key: str) -> jobs.Job:
 def few(pair: ModelPair, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
     """A handful of texts in place of the hundreds that ship."""
     provoking, plain = ["the quick wintle", "never the meldy stone", "blorp and"], ["a quonk", "hoddle hoddle zimbra"]
-    monkeypatch.setattr(answers, "challenge_prompts", lambda: provoking)
-    monkeypatch.setattr(answers, "neutral_prompts", lambda: plain)
+    monkeypatch.setattr(firing, "challenge_prompts", lambda: provoking)
+    monkeypatch.setattr(firing, "neutral_prompts", lambda: plain)
     asked = max_activating
     monkeypatch.setattr(
-        answers, "max_activating", lambda model, neurons, texts=None, **more: asked(model, neurons, texts or provoking + plain, **more)
+        firing, "max_activating", lambda model, neurons, texts=None, **more: asked(model, neurons, texts or provoking + plain, **more)
     )
     return provoking, plain
 
@@ -281,16 +282,16 @@ def test_reading_the_texts_gives_examples_rates_and_a_ranking(pair: ModelPair, m
     spread = expected.spread.query("layer == @neuron[0] and neuron == @neuron[1] and side == 'base'")
     assert f"{spread['active'].iloc[0]:.1%}" in html_of(at)
     assert survey.examples.of(*neuron) == expected.of(*neuron)
-    figure = answers.firing(survey, neuron)
+    figure = firing.firing(survey, neuron)
     rows = pair.base.tokenizer(provoking, add_special_tokens=False)["input_ids"]
-    share = sum(float(answers.firing_rates(pair.base, [row], [[len(row) - 1]], [neuron[0]])[neuron[0]][neuron[1]]) for row in rows) / len(
+    share = sum(float(firing.firing_rates(pair.base, [row], [[len(row) - 1]], [neuron[0]])[neuron[0]][neuron[1]]) for row in rows) / len(
         rows
     )
     base = next(trace for trace in figure.spec["data"] if trace["name"] == "base")
     assert base["y"][0] == pytest.approx(share)
     at = open_page("vectors", by="Selectivity")
     assert table(at)["neuron"].tolist() == [f"{layer}.{index}" for layer, index in survey.selective[:20]]
-    assert survey.selective == tuple(answers.selective_first(pair.base, state.toxic_neurons(source()), provoking, plain))
+    assert survey.selective == tuple(firing.selective_first(pair.base, state.toxic_neurons(source()), provoking, plain))
 
 
 def test_before_the_texts_are_read_selectivity_asks_for_it_and_shows_no_table() -> None:

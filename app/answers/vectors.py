@@ -1,7 +1,6 @@
 """What the page of value vectors asks of `interp`.
 
-What takes milliseconds is cached by what was asked. What has to read hundreds of texts (how often neurons fire, and where they
-fire most) is read once for all neurons near the probe, in one job, so that every click after it is answered at once.
+All of it is read off the weights and takes milliseconds, so it is cached by what was asked; `app.answers.vectors_firing` reads texts.
 """
 
 from __future__ import annotations
@@ -17,28 +16,19 @@ import torch
 
 from app import state
 from app.settings import Source
-from app.turns import turns
-from interp import Examples, ModelPair, figures, max_activating
+from interp import ModelPair, figures
 from interp.compare import neuron_shift
-from interp.example_results import Window
 from interp.experiments.a_e2_vectors import TOKENS, TOP, toxic_shares
-from interp.firing import LONGEST, firing_rates, selective_first
 from interp.neurons import Neuron, explain_neuron, keys_at, rank_values, svd_directions, top_tokens, values_at
 from interp.nulls import matched_neurons, random_neurons
 from interp.results import Figure
-from interp.texts import challenge_prompts, neutral_prompts
-from interp.tokens import token_rows
 from interp.vocabulary import search
 
-LISTED, USUAL, DRAWS, OTHERS, TRIED, WINDOWS = 8, 20, 20, 100, 32, 5
-# Lower than any activation: a prompt on which a neuron never fires is an answer too.
-ANYTHING = -1e9
+LISTED, USUAL, DRAWS, OTHERS = 8, 20, 20, 100
 MEASURES = [
     "norm in base", "norm in tuned", "cosine, base to tuned", "random neurons: median", "moved, of its norm", "random neurons: median",
     "random: middle 90 %", "moved more than",
 ]  # fmt: skip
-KINDS = {"challenge": "challenge prompts", "neutral": "neutral prompts"}
-Step = Callable[[str, int, int], None]
 
 
 def name_of(neuron: Neuron) -> str:
@@ -219,103 +209,6 @@ def changed(source: Source, neuron: Neuron) -> Changed:
         float(own["value_percentile"]),
         len(others),
     )
-
-
-@dataclass(frozen=True)
-class Fired:
-    """One prompt with the activation of one neuron at each token, in both models; and whether the prompt is there as a whole."""
-
-    window: Window
-    whole: bool
-
-    @property
-    def top(self) -> float:
-        """The largest size of an activation in either model: what full colour means in both strips."""
-        return max(abs(value) for values in self.window.activations.values() for value in values)
-
-
-@st.cache_data(show_spinner=False, max_entries=500)
-def fired(source: Source, neuron: Neuron, prompt: str) -> Fired:
-    """Where the neuron fires in this prompt; in the shipped prompt on which it fires most in the base model where none is given."""
-    pair = state.load_pair(source)
-    own = bool(prompt.strip())
-    if own:
-        found = _fire(pair, [neuron], [prompt])
-    elif neuron in (near := state.toxic_neurons(source)):
-        found = near_fired(source, tuple(near))
-    else:
-        found = _fire(pair, [neuron], challenge_prompts()[:TRIED])
-    return Fired(found.of(*neuron, side="base")[0], not own or found.settings["tokens"] <= pair.base.context)
-
-
-@st.cache_resource(show_spinner="Reading some prompts with both models …", max_entries=3)
-def near_fired(source: Source, neurons: tuple[Neuron, ...]) -> Examples:
-    """The same for all neurons near the probe at once, so that the next one to be clicked is there already."""
-    return _fire(state.load_pair(source), neurons, challenge_prompts()[:TRIED])
-
-
-def _fire(pair: ModelPair, neurons: Sequence[Neuron], texts: list[str]) -> Examples:
-    with turns.turn():
-        return max_activating(pair, neurons, texts, top=1, before=pair.base.context, after=pair.base.context, above=ANYTHING)
-
-
-@dataclass(frozen=True, eq=False)
-class Survey:
-    """What reading all texts that ship gives: where the neurons near the probe fire most, and how often every neuron fires."""
-
-    examples: Examples
-    selective: tuple[Neuron, ...]
-    rates: dict[tuple[str, str], dict[int, torch.Tensor]]
-
-
-def survey(pair: ModelPair, neurons: Sequence[Neuron], step: Step) -> Survey:
-    """Read every text that ships: takes seconds to minutes, so it is a job."""
-    texts = {"challenge": challenge_prompts(), "neutral": neutral_prompts()}
-    layers = list(range(pair.base.n_layers))
-    rates: dict[tuple[str, str], dict[int, torch.Tensor]] = {}
-    for side, model in pair.sides.items():
-        for kind, prompts in texts.items():
-            step(f"how often neurons fire on {KINDS[kind]}, {side}", len(rates), 20)
-            rows = token_rows(model, prompts, max_tokens=LONGEST)
-            rates[side, kind] = firing_rates(model, rows, [[len(row) - 1] for row in rows], layers)
-    step("which neurons fire on provocation only", 4, 20)
-    selective = tuple(selective_first(pair.base, neurons, texts["challenge"], texts["neutral"]))
-    return Survey(examples(pair, neurons, lambda phrase, done, total: step(phrase, 6 + round(14 * done / total), 20)), selective, rates)
-
-
-def examples(pair: ModelPair, neurons: Sequence[Neuron], step: Step) -> Examples:
-    """Where these neurons fire most in the texts that ship, in both models."""
-    about = 760
-    step("reading texts", 0, about)
-    return max_activating(
-        pair, neurons, None, top=WINDOWS, batch_size=8, progress=lambda read: step(f"{read} texts read", min(read, about), about)
-    )
-
-
-def by_selectivity(survey: Survey, count: int) -> Ranked:
-    """Of the neurons near the probe, those first that fire on provoking prompts rather than on neutral ones."""
-    neurons = survey.selective[:count]
-    reasons = {
-        f"fires on {KINDS[kind]}": [100 * float(survey.rates["base", kind][layer][index]) for layer, index in neurons] for kind in KINDS
-    }
-    return Ranked(neurons, pd.DataFrame(reasons))
-
-
-def firing(survey: Survey, neuron: Neuron) -> Figure:
-    """How often the neuron fires at the end of challenge and of neutral prompts, in both models, beside the others of its layer."""
-    layer, index = neuron
-    rows = [
-        {"prompts": words, "share": float(survey.rates[side, kind][layer][index]), "who": side}
-        for side in ("base", "tuned") for kind, words in KINDS.items()
-    ]  # fmt: skip
-    null = f"layer {layer}, base (null)"
-    rows += [{"prompts": words, "share": float(survey.rates["base", kind][layer].mean()), "who": null} for kind, words in KINDS.items()]
-    return figures.bars(
-        "firing", pd.DataFrame(rows), x="prompts", y="share", colour="who", title=f"How often {name_of(neuron)} fires",
-        x_title="", y_title="share of prompts at whose end it fires", horizontal=False,
-        caption="It fires where its input is above zero, read at the last token. Higher on challenge prompts than on neutral ones means "
-        "that it answers to provocation; a tuned bar below the base bar, that it is silent more often. The null is the mean of its layer.",
-    )  # fmt: skip
 
 
 @st.cache_data(show_spinner=False, max_entries=50)

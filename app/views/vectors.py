@@ -13,6 +13,7 @@ import streamlit as st
 
 from app import jobs, neuron_view, pins, settings, shell, show, state
 from app.answers import vectors as answers
+from app.answers import vectors_firing
 from app.answers.vectors import Ranked, name_of
 from interp import UserError
 from interp.edit_text import parse_neuron
@@ -88,7 +89,7 @@ def controls(page: shell.Page, line: Any) -> Ranked | None:
             return answers.by_likeness(page.source, checked(page, like), count)
         if by == "Selectivity":
             found = neuron_view.ask_survey(page, "To rank by selectivity, both models have to read the prompts that ship.")
-            return answers.by_selectivity(found, count) if found is not None else None
+            return vectors_firing.by_selectivity(found, count) if found is not None else None
         return answers.by_probe(page.source, count)
     except UserError as error:
         shell.problem(error)
