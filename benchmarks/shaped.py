@@ -4,7 +4,8 @@
     /usr/bin/time -v bypass report --quick --pair FOLDER/base FOLDER/tuned --out FOLDER/report
 
 The weights mean nothing, so neither do the verdicts; what is measured is that nothing depends on the size or the family.
-The tokenizer is the one that ships, filled up to the vocabulary of the shape with tokens that no text holds.
+The tokenizer is the one that ships, filled up to the vocabulary of the shape with tokens that no text holds. So that no experiment is
+left out for want of toxicity, every input carries a direction on which hostile words are read out, and the tuned side carries less of it.
 """
 
 from __future__ import annotations
@@ -13,14 +14,28 @@ import argparse
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, PretrainedConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from interp.lexicon import is_toxic_word
 from interp.models import BUNDLED
 
 NOISE = 1e-3
-
-
+# How much of the direction an input carries, beside its own length of about 0.7, in base and tuned; and a hostile word's row.
+CARRIED, READ = {"base": 1.0, "tuned": 0.35}, 0.6
 VOCABULARY = {"gpt2-medium": 50257, "llama": 32000}
+# What is added to every position or token, and what words are read out with; GPT-2 reads in and out with one matrix.
+MATRICES = {
+    "gpt2-medium": ("transformer.wpe.weight", "transformer.wte.weight"),
+    "llama": ("model.embed_tokens.weight", "lm_head.weight"),
+}
 
 
 def config(shape: str, end: int) -> PretrainedConfig:
@@ -38,14 +53,25 @@ def make_pair(shape: str, folder: Path, seed: int = 0) -> None:
     """Write FOLDER/base and FOLDER/tuned, which is the base with a little noise on every weight."""
     tokenizer = AutoTokenizer.from_pretrained(BUNDLED / "base")
     tokenizer.add_tokens([f"<filler {number}>" for number in range(VOCABULARY[shape] - len(tokenizer))])
+    hostile = [number for number in range(len(tokenizer)) if is_toxic_word(tokenizer.decode([number]))]
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config(shape, tokenizer.eos_token_id))
-    for side in ("base", "tuned"):
-        model.save_pretrained(folder / side)
-        tokenizer.save_pretrained(folder / side)
-        with torch.no_grad():
-            for weight in model.parameters():
-                weight.add_(NOISE * torch.randn_like(weight))
+    weights = dict(model.named_parameters())
+    inputs, outputs = (weights[name] for name in MATRICES[shape])
+    direction = torch.nn.functional.normalize(torch.randn(outputs.shape[1]), dim=0)
+    with torch.no_grad():
+        outputs[hostile] += READ * direction
+        inputs += CARRIED["base"] * direction
+        save(model, tokenizer, folder / "base")
+        inputs += (CARRIED["tuned"] - CARRIED["base"]) * direction
+        for weight in model.parameters():
+            weight += NOISE * torch.randn_like(weight)
+        save(model, tokenizer, folder / "tuned")
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 if __name__ == "__main__":
