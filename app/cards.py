@@ -50,21 +50,8 @@ def read(page: shell.Page, prompt: str, written: dict[str, Said]) -> None:
         for role, said in written.items():
             card(page, places[role], role, prompt, said.text, said.toxicity, bars=False)
         warm.wait()
-    from app.answers import start as answers
-
     for role, said in written.items():
-        if role == "un-aligned" and not answers.is_ready(page.source):
-            card(page, places[role], role, prompt, said.text, said.toxicity, bars=False)
-            find_keys(page)
         card(page, places[role], role, prompt, said.text, said.toxicity)
-
-
-def find_keys(page: shell.Page) -> None:
-    """The first visitor waits until the keys of the un-aligned model are known."""
-    from app.answers import start as answers
-
-    with st.spinner("Finding the keys that fire on provocation …"):
-        answers.unaligned(page.source)
 
 
 def spoken(page: shell.Page, prompt: str) -> None:
@@ -100,9 +87,10 @@ def spoken(page: shell.Page, prompt: str) -> None:
     for role in TITLES:
         draw(role)
     if not answers.is_ready(page.source):
-        # The first visitor reads the first two meanwhile.
+        # The first visitor reads the first two while the keys of the third are found.
         speak(["base", "tuned"])
-        find_keys(page)
+        with st.spinner("Finding the keys that fire on provocation …"):
+            answers.unaligned(page.source)
         speak(["un-aligned"])
         return
     speak(list(TITLES))

@@ -25,10 +25,11 @@ LATER = ("DataFrame", "ButtonGroup", "NumberInput", "Slider", "Multiselect")
 IMPORTED = re.compile(r'(?:from|import)\s*["`\']\./([\w.-]+\.js)["`\']')
 # Imports stand at the head of a file; the largest have thousands of lines after it.
 HEAD = 20_000
+HOST = re.compile(r"[\w.\[\]:-]+")
 # Streamlit and plotly write styles as they draw, show pictures that they made, and work in threads that they made.
 POLICY = (
-    "default-src 'self'; script-src 'self' {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
-    "font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; base-uri 'none'; form-action 'self'"
+    "default-src 'self'; script-src {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    "font-src 'self' data:; connect-src {connections}; worker-src 'self' blob:; object-src 'none'; base-uri 'none'; form-action 'self'"
 )
 
 
@@ -50,12 +51,21 @@ def document() -> str:
     return text.replace("</head>", "\n".join(["", *hints, sheet, "</head>"]), 1)
 
 
+def policy(host: str) -> str:
+    """The content security policy that goes with the document: its own scripts run, nobody else's, and they talk to this host alone.
+
+    Args:
+        host: as the browser asked for it. Not every browser takes the websocket of a page for its own, so it is named.
+    """
+    named = [f"{scheme}://{host}" for scheme in ("ws", "wss")] if HOST.fullmatch(host) else []
+    return POLICY.format(scripts=" ".join(["'self'", *_scripts()]), connections=" ".join(["'self'", *named]))
+
+
 @cache
-def policy() -> str:
-    """The content security policy that goes with the document: its own scripts run, and nobody else's."""
+def _scripts() -> list[str]:
+    """The digests of the scripts that stand in the document."""
     inline = re.findall(r"<script>(.*?)</script>", document(), flags=re.DOTALL)
-    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in inline)
-    return POLICY.format(scripts=" ".join(f"'sha256-{digest}'" for digest in digests))
+    return [f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in inline]
 
 
 def _files(folder: Path, part: str, known: set[str]) -> Iterator[str]:

@@ -34,7 +34,8 @@ class Document:
 
             from app.document import document, policy
 
-            headers = {"Cache-Control": "no-cache", "Content-Security-Policy": policy()}
+            host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+            headers = {"Cache-Control": "no-cache", "Content-Security-Policy": policy(host)}
             await HTMLResponse(document(), headers=headers)(scope, receive, send)
         else:
             await self.app(scope, receive, send)

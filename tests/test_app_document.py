@@ -50,10 +50,17 @@ def test_every_part_is_asked_for_once_with_all_that_it_imports() -> None:
 def test_scripts_run_only_if_they_are_those_of_the_document() -> None:
     inline = re.findall(r"<script>(.*?)</script>", document(), flags=re.DOTALL)
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in inline]
-    rules = dict(rule.strip().split(" ", 1) for rule in policy().split(";"))
+    rules = dict(rule.strip().split(" ", 1) for rule in policy("lab.example:8501").split(";"))
     assert rules["default-src"] == "'self'"
     assert rules["script-src"].split() == ["'self'", *(f"'sha256-{digest}'" for digest in digests)]
-    assert "http" not in policy()
+    assert rules["connect-src"] == "'self' ws://lab.example:8501 wss://lab.example:8501"
+
+
+@pytest.mark.parametrize("host", ["", "a b", "x; script-src *", "x'unsafe-eval'", "x\r\ny"])
+def test_a_host_that_is_none_adds_nothing_to_the_policy(host: str) -> None:
+    assert "connect-src 'self';" in policy(host)
+    assert "*" not in policy(host)
+    assert "unsafe-eval" not in policy(host)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +77,7 @@ def client() -> TestClient:
 def test_a_page_gets_the_document(client: TestClient, path: str) -> None:
     reply = client.get(path)
     assert reply.text == document()
-    assert reply.headers["content-security-policy"] == policy()
+    assert reply.headers["content-security-policy"] == policy("testserver")
     assert reply.headers["cache-control"] == "no-cache"
     assert client.post(path).text == "behind"
 

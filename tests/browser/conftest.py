@@ -51,6 +51,7 @@ def visit(browser: Browser, address: str) -> Iterator[Open]:
     def note(page: Page) -> None:
         page.on("request", lambda request: outside.append(request.url) if not _own(request.url, address) else None)
         page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", lambda said: faults.append(said.text) if "Content Security Policy" in said.text else None)
 
     def open_page(path: str = "", **options: Any) -> Page:
         page = open_at(browser, address, path, watch=note, **options)
