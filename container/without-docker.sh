@@ -136,7 +136,7 @@ check() {
   answered || exit 1
   told "answers on the published port after" "$(since "$began")"
   case "$(python3 -c "$ASK" "$PORT" /)" in
-    *"<title>Streamlit</title>"*) told "the page" "served" ;;
+    *"<title>Bypass</title>"*) told "the page" "served" ;;
     *) wrong "the page" "not served" ;;
   esac
   if engine healthcheck run "$NAME" > /dev/null; then told "health check" "passes"; else wrong "health check" "fails"; fi
