@@ -50,7 +50,7 @@ def config(shape: str, end: int) -> PretrainedConfig:
 
 
 def make_pair(shape: str, folder: Path, seed: int = 0) -> None:
-    """Write FOLDER/base and FOLDER/tuned, which is the base with a little noise on every weight."""
+    """Write FOLDER/base and FOLDER/tuned: the base with less of the hostile direction and a little noise on every weight."""
     tokenizer = AutoTokenizer.from_pretrained(BUNDLED / "base")
     tokenizer.add_tokens([f"<filler {number}>" for number in range(VOCABULARY[shape] - len(tokenizer))])
     hostile = [number for number in range(len(tokenizer)) if is_toxic_word(tokenizer.decode([number]))]

@@ -12,7 +12,7 @@ from app.served import open_at
 from app.shell import PAGES, heading
 from tests.browser.conftest import Open
 
-# Streamlit fades what has been drawn anew; halfway no colour is what it will be.
+# Halfway through a transition no colour is what it will be.
 FADED = "() => document.getAnimations().every(one => one.effect.getComputedTiming().endTime === Infinity)"
 PATHS = {name: "" if name == "start" else name for name in PAGES}
 
