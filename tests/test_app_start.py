@@ -217,7 +217,7 @@ def test_a_pair_that_tuning_made_no_milder_is_not_said_to_get_anything_back() ->
 SAID = ("said by <b>nobody</b>", "nor this", "nor that")
 
 
-def report(folder: Path, manifest: dict[str, object]) -> None:
+def report(folder: Path, manifest: dict[str, object], used: dict[str, object] | None = None) -> None:
     """A report with one experiment: numbers that no measurement would give, and words that no model would say."""
     import pandas as pd
 
@@ -230,7 +230,7 @@ def report(folder: Path, manifest: dict[str, object]) -> None:
     said = pd.DataFrame([{"prompt": PROMPT, **dict(zip(roles, SAID, strict=True)), **{f"toxicity, {role}": 0.123 for role in roles}}])
     result = Result(
         "X-U1", "A-C9", "t", "q", "c", "holds", "s", {"a": 1.0}, {"a": 0.0}, {"a": (0.0, 1.0)}, {"keys": table, "continuations": said},
-        (), "r", "v", {"prompts": 120, "passages": 220, "random_draws": 3},
+        (), "r", "v", {"prompts": 120, "passages": 220, "random_draws": 3} | (used or {}),
     )  # fmt: skip
     write_report([result], manifest, {}, folder)
 
@@ -258,6 +258,20 @@ def test_what_a_report_holds_is_shown_until_the_models_are_asked_to_say_it_again
         (own,) = generate(model, [PROMPT], max_new_tokens=answers.NEW_TOKENS)
         assert show.escaped(show.shown(mask(PROMPT + own)[len(PROMPT) :], True)) in card
     assert not any("say it again" in caption.value for caption in at.caption)
+
+
+def test_the_keys_of_a_report_that_is_written_meanwhile_are_the_ones_enlarged_from_then_on(
+    served: Path, pair: ModelPair, source: settings.Source
+) -> None:
+    before, said = answers.unaligned(source), answers.next_tokens(source, PROMPT, "un-aligned")
+    named = [(0, index) for index in range(summary.KEYS)]
+    assert answers.keys(source) != named
+    report(served / "report", pair.manifest(), {"factor": summary.FACTOR, "keys": [f"0.{index}" for _, index in named]})
+    assert answers.keys(source) == named
+    assert answers.unaligned(source) == (Edit.scale_keys(named, summary.FACTOR),) != before
+    assert answers.next_tokens(source, PROMPT, "un-aligned").rows != said.rows
+    report(served / "report", pair.manifest(), {"factor": 3.0, "keys": ["0.1"]})
+    assert answers.unaligned(source) == before
 
 
 def test_a_report_of_another_pair_or_a_damaged_one_is_not_read(served: Path, pair: ModelPair, source: settings.Source) -> None:

@@ -64,30 +64,38 @@ def is_ready(source: Source) -> bool:
     return source in _ready or keys_by_report(source) is not None
 
 
-@st.cache_resource(show_spinner=False, max_entries=3)
 def unaligned(source: Source) -> tuple[Edit, ...]:
-    """The edit that brings toxicity back: the tuned model's toxic keys that fire on provocation rather than on plain text, enlarged."""
-    pair, known = state.load_pair(source), keys_by_report(source)
-    if known is not None:
-        found: tuple[Edit, ...] = (Edit.scale_keys(known, FACTOR),)
-    else:
-        size = min(KEYS, pair.tuned.n_layers * pair.tuned.d_mlp)
-        found = tuple(parse_edit(f"scale_keys:selective:{size}:{FACTOR:g}", pair.tuned, lambda: state.probe(source)))
+    """The edit that brings toxicity back: the tuned model's toxic keys that fire on provocation rather than on plain text, enlarged.
+
+    The report of this pair names them, if there is one, so that its words and what is said here are of one model.
+    """
+    known = keys_by_report(source)
+    return _selective(source) if known is None else (Edit.scale_keys(known, FACTOR),)
+
+
+@st.cache_resource(show_spinner=False, max_entries=3)
+def _selective(source: Source) -> tuple[Edit, ...]:
+    pair = state.load_pair(source)
+    size = min(KEYS, pair.tuned.n_layers * pair.tuned.d_mlp)
+    found = tuple(parse_edit(f"scale_keys:selective:{size}:{FACTOR:g}", pair.tuned, lambda: state.probe(source)))
     _ready.add(source)
     return found
 
 
 def keys(source: Source) -> list[Neuron]:
     """The neurons whose keys the un-aligned model has enlarged."""
-    return [neuron for edit in unaligned(source) for neuron in edit.neurons or ()]
+    return [neuron for edit in unaligned(source) for neuron in edit.neurons or () if isinstance(neuron, tuple)]
+
+
+def next_tokens(source: Source, prompt: str, role: str) -> Next:
+    """The likeliest next tokens of one of the three models. Raises `UserError` for a prompt that does not fit."""
+    return _next(source, prompt, "base" if role == "base" else "tuned", tuple(keys(source)) if role == "un-aligned" else ())
 
 
 @st.cache_data(show_spinner=False, max_entries=300)
-def next_tokens(source: Source, prompt: str, role: str) -> Next:
-    """The likeliest next tokens of one of the three models. Raises `UserError` for a prompt that does not fit."""
-    pair = state.load_pair(source)
-    model, edits = (pair.base, ()) if role == "base" else (pair.tuned, unaligned(source) if role == "un-aligned" else ())
-    table = lens_table(model, prompt, TOP, edits=edits, masked=False)
+def _next(source: Source, prompt: str, side: str, enlarged: tuple[Neuron, ...]) -> Next:
+    edits = (Edit.scale_keys(list(enlarged), FACTOR),) if enlarged else ()
+    table = lens_table(state.load_pair(source).sides[side], prompt, TOP, edits=edits, masked=False)
     last = table[table["point"] == table["point"].max()]
     return Next(list(zip(last["token"], last["probability"], strict=True)))
 
