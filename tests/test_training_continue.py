@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from interp import UserError, load_model
 from tests.grammar import build_language
-from training import packing
+from training import packing, precision
 from training.evaluation import Passages, bits_per_byte, passages, samples
 from training.optimizers import build_optimizers, learning_rate
 from training.packing import window
@@ -167,6 +167,24 @@ def test_a_run_with_muon_or_accumulated_gradients_resumes_bit_for_bit(
     for part in ("model", "checkpoint"):
         first, second = tensors(whole.run / "pretrain" / part), tensors(cut.run / "pretrain" / part)
         assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_keeps_its_precision_on_a_machine_that_would_choose_another(
+    built: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = {name: short(built, tmp_path / name) for name in ("bf16", "fp32", "cut")}
+    for name in ("bf16", "fp32"):
+        monkeypatch.setattr(precision, "multiplies_bf16", lambda device, native=name == "bf16": native)
+        pretrain(runs[name])
+    with monkeypatch.context() as patch:
+        patch.setattr(precision, "multiplies_bf16", lambda device: True)
+        patch.setattr(packing, "window", stopping(5))
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(runs["cut"])
+    pretrain(runs["cut"])
+    found = {name: tensors(recipe.run / "pretrain" / "model") for name, recipe in runs.items()}
+    assert all(torch.equal(found["cut"][name], tensor) for name, tensor in found["bf16"].items())
+    assert not all(torch.equal(found["cut"][name], tensor) for name, tensor in found["fp32"].items())
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(built: Recipe, tmp_path: Path) -> None:

@@ -25,8 +25,9 @@ from training import packing
 from training.checkpoint import gathered, load_checkpoint, recover, save_checkpoint, save_model
 from training.evaluation import PROMPTS, Passages, bits_per_byte, held_out_loss, samples
 from training.loss import PiecewiseLoss
-from training.optimizers import build_optimizers, chosen, learning_rate
+from training.optimizers import build_optimizers, learning_rate
 from training.parallel import Processes
+from training.precision import autocast, precision_of
 from training.stamps import digest
 from training.telemetry import Monitor, Mute, group_norms
 
@@ -57,7 +58,8 @@ def train(task: Task, processes: Processes) -> Path:
     """
     settings, folder = task.settings, task.folder
     every, total = settings["checkpoint_every"], packing.steps_of(len(task.tokens), settings)
-    key, made = digest(task.made), {"digest": digest(task.made), "made_from": task.made}
+    key = digest(task.made)
+    made: dict[str, Any] = {"digest": key, "made_from": task.made}
     model = task.model.to(processes.device)
     whole = PiecewiseLoss(model) if settings.get("piecewise_loss") else model
     if settings.get("attention"):
@@ -68,6 +70,8 @@ def train(task: Task, processes: Processes) -> Path:
     # All processes read together, since cutting a tensor into shards is a call that all of them make.
     state = load_checkpoint(folder / "checkpoint", model, optimizers, key, task.made)
     start, seconds = (state["step"], state["seconds"]) if state else (0, 0.0)
+    precision = precision_of(settings, processes.device, state)
+    made["precision"] = precision
     if settings.get("compile"):
         forward = cast(nn.Module, torch.compile(forward))
     watch: AbstractContextManager[Any] = nullcontext(Mute())
@@ -79,7 +83,7 @@ def train(task: Task, processes: Processes) -> Path:
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(step, total, settings)
-            loss = _gradient(task, processes, forward, step)
+            loss = _gradient(task, processes, forward, step, precision)
             logged = (step + 1) % settings.get("log_every", LOG_EVERY) == 0
             norms = {"gradient_norm": _norms(model)} if logged else {}
             norm = float(gathered(nn.utils.clip_grad_norm_(model.parameters(), settings["clip"])))
@@ -112,14 +116,13 @@ def _mend(step: int) -> str:
     return f"lower learning_rate or clip, or lengthen warmup_steps; the last good checkpoint, of a step before {step}, is kept"
 
 
-def _gradient(task: Task, processes: Processes, forward: nn.Module, step: int) -> torch.Tensor:
+def _gradient(task: Task, processes: Processes, forward: nn.Module, step: int, precision: str) -> torch.Tensor:
     """Accumulate the gradient of a step; return the mean loss over this process's share of the batch."""
     parts = processes.share(packing.window(task.tokens, step, task.settings, task.seed), task.settings.get("accumulate", 1))
-    mixed = chosen(task.settings, "precision") == "bf16"
     total = torch.zeros((), device=processes.device)
     for number, ids in enumerate(parts):
         with processes.quietly(forward, last=number == len(parts) - 1):
-            with torch.autocast(processes.device.type, dtype=torch.bfloat16, enabled=mixed):
+            with autocast(precision, processes.device):
                 loss = forward(input_ids=ids, labels=ids).loss / len(parts)
             loss.backward()
         total += loss.detach()

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from interp.errors import UserError
 from training.telemetry import parameter_group
 
-CHOICES = {"optimizer": ("adamw", "muon"), "decay": ("cosine", "linear"), "precision": ("bf16", "fp32")}
+CHOICES = {"optimizer": ("adamw", "muon"), "decay": ("cosine", "linear"), "precision": ("auto", "bf16", "fp32")}
 
 
 def chosen(settings: dict[str, Any], name: str) -> str:

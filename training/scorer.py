@@ -29,6 +29,7 @@ from interp.toxicity import CLASSES, load_scorer
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.labelled import Example, neutral_windows, obfuscate, read_labelled, view, written_sentences
 from training.optimizers import learning_rate
+from training.precision import autocast, precision_of
 from training.recipe import Recipe
 from training.scorer_report import describe, reliability
 
@@ -124,7 +125,7 @@ def train_scorer(recipe: Recipe) -> Path:
     tokenizer = BertTokenizer.from_pretrained(folder / "tokenizer")
 
     torch.manual_seed(recipe.seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=settings["width"],
@@ -146,7 +147,8 @@ def train_scorer(recipe: Recipe) -> Path:
     plain = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": decay, "weight_decay": settings["weight_decay"]}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=settings["learning_rate"], betas=(0.9, 0.98), fused=True)
-    state = load_checkpoint(folder / "checkpoint", model, optimizer, digest) or {"step": 0, "digest": digest, "seconds": 0.0}
+    state = load_checkpoint(folder / "checkpoint", model, optimizer, digest) or {"step": 0, "seconds": 0.0}
+    kept = {"digest": digest, "precision": precision_of(settings, device, state)}
     per_epoch = math.ceil(len(train) / settings["batch"])
     total = int(settings["epochs"] * per_epoch)
     started = time.monotonic() - state["seconds"]
@@ -161,7 +163,7 @@ def train_scorer(recipe: Recipe) -> Path:
         ids, targets, source = batches[step % per_epoch]
         padded = tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(device)
         torch.manual_seed(recipe.seed * 1_000_003 + step)
-        with torch.autocast(device, dtype=torch.bfloat16):
+        with autocast(kept["precision"], device):
             logits = model(padded["input_ids"], padded["attention_mask"], torch.tensor(source, device=device))
         loss = masked_loss(logits, torch.from_numpy(targets).to(device))
         loss.backward()
@@ -179,7 +181,7 @@ def train_scorer(recipe: Recipe) -> Path:
             print(f"step {done}/{total} loss {smooth:.4f} {(total - done) * seconds / done / 60:.1f} min left", flush=True)
         if done % settings["checkpoint_every"] == 0 or done == total:
             seconds = round(time.monotonic() - started, 1)
-            save_checkpoint(folder / "checkpoint", model, optimizer, {"step": done, "digest": digest, "seconds": seconds})
+            save_checkpoint(folder / "checkpoint", model, optimizer, {"step": done, "seconds": seconds, **kept})
     model.eval()
     return _finish(recipe, model.cpu(), tokenizer, held, {"texts": len(train), "left_out": left_out, "steps": total, "digest": digest})
 
