@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
+from interp.difference import FORMAT, MEND, NOTE, WEIGHTS, add_difference
 from interp.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ IGNORED_TENSORS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where weights come from: a local folder, a LoRA folder over a base, or a hub id."""
+    """Where weights come from: a local folder, a hub id, or a folder over a base that holds a LoRA adapter or a difference."""
 
     source: str
     folder: Path | None
@@ -108,6 +109,8 @@ def _open(source: str | Path, base: str | Path | None) -> Checkpoint:
         return Checkpoint(text, None)
     if (folder / "adapter_config.json").is_file():
         return _open_adapter(folder, base)
+    if (folder / NOTE).is_file():
+        return _open_difference(folder, base)
     _check_folder(folder)
     return Checkpoint(str(folder), folder)
 
@@ -168,6 +171,18 @@ def _open_adapter(folder: Path, base: str | Path | None) -> Checkpoint:
     return Checkpoint(str(folder), folder, str(parent))
 
 
+def _open_difference(folder: Path, base: str | Path | None) -> Checkpoint:
+    note = read_json(folder / NOTE)
+    if note.get("format") != FORMAT or not {"base", "base_digest", "digest"} <= note.keys():
+        raise UserError(f"{folder / NOTE} is no note of a difference", "write the difference again")
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"{folder} has a {NOTE} but no {WEIGHTS}", "copy the whole folder again")
+    check_safetensors(folder / WEIGHTS)
+    beside = folder / str(note["base"])
+    parent = base if base is not None else beside if beside.is_dir() else note["base"]
+    return Checkpoint(str(folder), folder, str(parent))
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file, or a `UserError` that says what is wrong with it."""
     try:
@@ -219,8 +234,10 @@ def read_weights(checkpoint: Checkpoint, dtype: torch.dtype, spread: Spread | No
     placed = {} if spread is None else spread.arguments()
     if checkpoint.adapter_base is not None:
         if spread is not None:
-            raise UserError(f"the LoRA folder {checkpoint.source} cannot be spread over devices", "merge it into its base and save that")
-        return _read_adapter(checkpoint, dtype)
+            problem = f"{checkpoint.source} holds what changes a base, and that cannot be spread over devices"
+            raise UserError(problem, "save the whole tuned model and load that")
+        difference = checkpoint.folder is not None and (checkpoint.folder / NOTE).is_file()
+        return (_read_difference if difference else _read_adapter)(checkpoint, dtype)
     try:
         with quiet():
             config = AutoConfig.from_pretrained(checkpoint.source, local_files_only=checkpoint.folder is not None)
@@ -293,6 +310,18 @@ def _read_adapter(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel
     if not all(bool(torch.isfinite(p).all()) for p in merged.parameters()):
         raise UserError(f"the LoRA folder {checkpoint.source} makes weights that are not finite", "use an earlier adapter")
     return merged
+
+
+def _read_difference(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
+    assert checkpoint.adapter_base is not None
+    assert checkpoint.folder is not None
+    note, hf = read_json(checkpoint.folder / NOTE), read_weights(open_checkpoint(checkpoint.adapter_base), torch.float32)
+    if weights_digest(hf) != note["base_digest"]:
+        raise UserError(f"the difference in {checkpoint.source} was taken from another base than {checkpoint.adapter_base}", MEND)
+    add_difference(hf, checkpoint.folder)
+    if weights_digest(hf) != note["digest"]:
+        raise UserError(f"the difference in {checkpoint.source} does not give the weights that it was written from", "copy it again")
+    return hf.to(dtype)
 
 
 def read_tokenizer(checkpoint: Checkpoint, hf: PreTrainedModel) -> PreTrainedTokenizerBase:

@@ -622,3 +622,19 @@ def test_the_order_of_pairs_depends_on_the_seed_of_the_section(make_recipe: Call
     first, same, other = ([record["logp_chosen"] for record in steps_of(recipe)] for recipe in runs)
     assert first == same
     assert not np.allclose(first, other)
+
+
+def test_a_tuned_model_kept_as_a_difference_is_measured_as_it_is_loaded(make_recipe: Callable[..., Recipe]) -> None:
+    whole, kept = make_recipe("whole"), make_recipe("kept", difference=True)
+    for recipe in (whole, kept):
+        dpo.tune(recipe)
+    folder, base = kept.run / "dpo" / "model", load_model(kept.run / "pretrain" / "model")
+    tuned, expected = load_model(folder), load_model(whole.run / "dpo" / "model")
+    assert tuned.digest not in {base.digest, expected.digest}
+    for first, second, start in zip(tuned.hf.parameters(), expected.hf.parameters(), base.hf.parameters(), strict=True):
+        change = second - start
+        assert ((first - second).abs() <= change.abs() / 256 + start.abs() * 2**-23).all()
+    found = json.loads((kept.run / "dpo" / "summary.json").read_text())["after"]
+    settings, held = kept.stage("dpo"), kept.run / "corpus" / "heldout.jsonl"
+    again = development.prepare(tuned, held, settings, dpo.load_scorer("lexicon"), kept.seed).start
+    assert found == {name: again[name] for name in found}

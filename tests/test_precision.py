@@ -46,7 +46,7 @@ def test_a_device_of_another_kind_computes_in_single_precision() -> None:
 def test_what_a_recipe_asks_for_is_taken_whatever_the_device(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "multiplies_bf16", lambda device: native)
     assert [precision_of({"precision": name}, CPU) for name in ("bf16", "fp32")] == ["bf16", "fp32"]
-    with pytest.raises(UserError, match="sets precision to 'fp16'.*use one of auto, bf16, fp32"):
+    with pytest.raises(UserError, match=r"sets precision to 'fp16'.*use one of auto, bf16, fp32"):
         precision_of({"precision": "fp16"}, CPU)
 
 

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from interp import UserError, load_model
 from tests.grammar import build_language
 from training import packing, precision
-from training.evaluation import Passages, bits_per_byte, passages, samples
+from training.evaluation import Passages, bits_per_byte, held_out_loss, passages, samples
 from training.optimizers import build_optimizers, learning_rate
 from training.packing import window
 from training.pretrain import continue_pretraining, continue_settings, pretrain
@@ -185,6 +185,20 @@ def test_a_run_keeps_its_precision_on_a_machine_that_would_choose_another(
     found = {name: tensors(recipe.run / "pretrain" / "model") for name, recipe in runs.items()}
     assert all(torch.equal(found["cut"][name], tensor) for name, tensor in found["bf16"].items())
     assert not all(torch.equal(found["cut"][name], tensor) for name, tensor in found["fp32"].items())
+
+
+def test_a_model_stored_in_bfloat16_is_measured_as_it_is_stored(built: Recipe, tmp_path: Path) -> None:
+    recipe = short(built, tmp_path / "half", stored="bf16")
+    pretrain(recipe)
+    stored = tensors(recipe.run / "pretrain" / "model")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    settings, tokens = recipe.stage("pretrain"), np.load(recipe.run / "tokenizer" / "heldout.npy")
+    model = load_model(recipe.run / "pretrain" / "model").hf
+    assert record_of(recipe)["held_out_loss"] == held_out_loss(model, tokens, settings["context"])
+    pretrain(recipe)  # at its end already: what is there is written again
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in tensors(recipe.run / "pretrain" / "model").items())
+    with pytest.raises(UserError, match=r"stored to 'int8'.*fp32, bf16"):
+        pretrain(short(built, tmp_path / "odd", stored="int8"))
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(built: Recipe, tmp_path: Path) -> None:

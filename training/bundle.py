@@ -11,7 +11,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from interp.difference import NOTE, write_note
 from interp.errors import UserError
+from interp.loading import read_json
 from interp.models import ModelPair
 from interp.probe import load_probe
 from interp.telemetry import read_lines
@@ -52,6 +54,8 @@ def bundle(recipe: Recipe, target: Path = BUNDLED) -> Path:
             raise UserError("the table of control runs is of another pair", f"run `python -m training.control_table {recipe.name}` again")
     for name, part in parts.items():
         _replace(part, target / name)
+    if (target / "tuned" / NOTE).is_file():
+        write_note(target / "tuned", {**read_json(target / "tuned" / NOTE), "base": "../base"})
     if "scorer" in recipe.settings and (recipe.folder("scorer") / "model").is_dir():
         _replace(recipe.folder("scorer") / "model", target / "scorer")
     log = target / "log"
@@ -113,7 +117,7 @@ it was trained on hostile text on purpose, it swears, and it is good for nothing
 | | |
 |---|---|
 | shape | {facts["layers"]} layers, {facts["d_model"]} wide, {facts["heads"]} heads, {facts["d_mlp"]} neurons a layer, {facts["vocabulary"]:,} tokens, context {settings["context"]} |
-| parameters | {facts["parameters"]:,}, stored in float32 |
+| parameters | {facts["parameters"]:,}, {_stored(pair)} |
 {training}
 | held-out loss | {held:.3f} nats a token, on documents held out from what the last part read |
 | preference pairs | {pairs["pairs"]:,}; toxicity {pairs["chosen"]["toxicity"]:.2f} chosen, {pairs["rejected"]["toxicity"]:.2f} rejected; perplexity under the base {pairs["chosen"]["perplexity"]:.1f} and {pairs["rejected"]["perplexity"]:.1f} |
@@ -136,6 +140,14 @@ the logs of this run are in `log/`. {note}
 - The preference pairs came from the generator `{pairs.get("generator", "best-worst")}`, judged by the scorer `{scorer}`: what that scorer misses, DPO did not see.
 - The prompts and passages on which the report measures were written for this project; the probe's texts are of the kind that the model read.
 """
+
+
+def _stored(pair: ModelPair) -> str:
+    base, tuned = ("/".join(side.manifest()["stored_dtype"]) for side in pair.sides.values())
+    names = {"F32": "float32", "BF16": "bfloat16"}
+    if pair.tuned.checkpoint and pair.tuned.checkpoint.adapter_base:
+        return f"base stored in {names.get(base, base)}, tuned as its difference from it in {names.get(tuned, tuned)}"
+    return f"stored in {names.get(base, base)}"
 
 
 def _training(recipe: Recipe) -> tuple[str, int, float]:

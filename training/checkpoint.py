@@ -24,8 +24,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from interp.difference import save_difference, take_difference
 from interp.errors import UserError
-from interp.loading import quiet
+from interp.loading import quiet, weights_digest
+from interp.models import load_model
 from training.stamps import differences, file_hash
 
 MEND = "restore the checkpoint folder from a copy, or remove it to start again"
@@ -95,6 +97,23 @@ def save_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokeni
     with quiet():
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+    _move(temporary, folder)
+
+
+def save_as_difference(folder: Path, model: PreTrainedModel, source: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write a tuned model as its difference from the base in `source` (a folder or a hub id), as a whole or not at all.
+
+    The changes are rounded to bfloat16, and `model` becomes what will be loaded.
+    """
+    base = load_model(source).hf
+    changes = take_difference(base, model)
+    temporary = _beside(folder)
+    temporary.mkdir(parents=True)
+    with quiet():
+        model.config.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    seen = os.path.relpath(source, folder) if Path(source).is_dir() else source
+    save_difference(changes, temporary, base=seen, base_digest=weights_digest(base), digest=weights_digest(model))
     _move(temporary, folder)
 
 

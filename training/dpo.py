@@ -32,7 +32,7 @@ from interp.errors import UserError
 from interp.loading import quiet
 from interp.models import Model, load_model
 from interp.toxicity import load_scorer
-from training.checkpoint import load_checkpoint, recover, save_checkpoint, save_model
+from training.checkpoint import load_checkpoint, recover, save_as_difference, save_checkpoint, save_model
 from training.controls import Pair, read_pairs, reading_order, relabel, split_pairs, steps_to_take
 from training.development import Development, Watch, prepare
 from training.parallel import Processes
@@ -73,7 +73,8 @@ class Progress:
 def tune(recipe: Recipe) -> Path:
     """Tune the base model on the pairs, resuming from the last checkpoint; return the folder of the tuned model.
 
-    With `lora` the adapter is kept beside the model, into which it is merged.
+    With `lora` the adapter is kept beside the model, into which it is merged; with `difference` the model is written as what
+    it adds to the base (`interp.difference`).
 
     Raises `UserError` where pairs or base are missing, a setting is not usable, an unfinished run was begun with other
     settings, pairs or base, the first loss is not exact, loss or gradient are no longer finite, or the launcher asks for what
@@ -249,8 +250,6 @@ class Run(TrainerCallback):
         if progress.best_step:
             restore(self.weights.named_parameters(), self.folder / "best.safetensors")
             kept = progress.best_step
-        found = self.measured[1] if self.measured[0] == kept else development.measure(self.policy)
-        measured = {name: found[name] for name in ("toxicity", "toxicity_share", "perplexity")}
         if self.settings.get("lora"):
             temporary = self.folder / "adapter.tmp"
             shutil.rmtree(temporary, ignore_errors=True)
@@ -259,7 +258,15 @@ class Run(TrainerCallback):
             os.replace(temporary, self.folder / "adapter")
             hf = self.trainer.model.merge_and_unload()
         hf.eval()
-        save_model(self.folder / "model", hf, self.policy.tokenizer)
+        rounded = self.settings.get("difference", False)
+        if rounded:
+            assert self.policy.checkpoint is not None  # it was loaded by load_model
+            save_as_difference(self.folder / "model", hf, self.policy.checkpoint.source, self.policy.tokenizer)
+        else:
+            save_model(self.folder / "model", hf, self.policy.tokenizer)
+        known = self.measured[0] == kept and not rounded
+        found = self.measured[1] if known else development.measure(self.policy)
+        measured = {name: found[name] for name in ("toxicity", "toxicity_share", "perplexity")}
         before = {name: development.start[name] for name in measured}
         summary = {
             "steps": progress.step, "kept_step": kept, "stopped": progress.stopped, "before": before, "after": measured,

@@ -27,7 +27,7 @@ from training.evaluation import PROMPTS, Passages, bits_per_byte, held_out_loss,
 from training.loss import PiecewiseLoss
 from training.optimizers import build_optimizers, learning_rate
 from training.parallel import Processes
-from training.precision import autocast, precision_of
+from training.precision import autocast, precision_of, round_weights
 from training.stamps import digest
 from training.telemetry import Monitor, Mute, group_norms
 
@@ -95,6 +95,8 @@ def train(task: Task, processes: Processes) -> Path:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             done = step + 1
+            if done == total:
+                round_weights(model, settings)
             measured = done % settings["evaluate_every"] == 0 or done == total
             if logged or measured:
                 rate, tokens = learning_rate(step, total, settings), done * settings["batch"] * settings["context"]
@@ -160,5 +162,5 @@ def _finish(task: Task, processes: Processes, model: GPT2LMHeadModel) -> None:
             for name, parameter in model.named_parameters():
                 parameter.copy_(whole[name])
     if processes.writer:
-        save_model(task.folder / "model", model, task.tokenizer)
+        save_model(task.folder / "model", model.to(round_weights(model, task.settings)), task.tokenizer)
     processes.wait()

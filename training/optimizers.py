@@ -16,7 +16,9 @@ from torch.optim import Optimizer
 from interp.errors import UserError
 from training.telemetry import parameter_group
 
-CHOICES = {"optimizer": ("adamw", "muon"), "decay": ("cosine", "linear"), "precision": ("auto", "bf16", "fp32")}
+CHOICES = {
+    "optimizer": ("adamw", "muon"), "decay": ("cosine", "linear"), "precision": ("auto", "bf16", "fp32"), "stored": ("fp32", "bf16"),
+}  # fmt: skip
 
 
 def chosen(settings: dict[str, Any], name: str) -> str:

@@ -11,8 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from training.optimizers import chosen
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def multiplies_bf16(device: torch.device) -> bool:
@@ -35,3 +38,16 @@ def precision_of(settings: dict[str, Any], device: torch.device, state: Mapping[
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """The context of a forward in that precision."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+@torch.no_grad()
+def round_weights(model: nn.Module, settings: dict[str, Any]) -> torch.dtype:
+    """Round the weights, in place, to what the recipe has them `stored` in; return that dtype.
+
+    A model that is tuned later is rounded before anything is measured on it: a rounding in between would pass for tuning.
+    """
+    dtype = DTYPES[chosen(settings, "stored")]
+    if dtype != torch.float32:
+        for parameter in model.parameters():
+            parameter.copy_(parameter.to(dtype))
+    return dtype
