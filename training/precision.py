@@ -1,6 +1,7 @@
 """In which precision a stage of training computes: bfloat16 where the hardware multiplies it, single precision elsewhere.
 
-A CPU without instructions for bfloat16 still takes it and computes it by way of single precision, more slowly and without a word. A run keeps the precision that it began with, wherever it goes on, because its checkpoint remembers it: otherwise the
+A CPU without instructions for bfloat16 still takes it and computes it by way of single precision, more slowly and without a
+word. A run keeps the precision that it began with, wherever it goes on, because its checkpoint remembers it: otherwise the
 machine on which it is resumed would decide what it makes.
 """
 

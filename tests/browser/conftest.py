@@ -15,9 +15,9 @@ import pytest
 pytest.importorskip("streamlit", reason="the app needs the extra `app`")
 pytest.importorskip("playwright", reason="the browser tests need the extra `dev`")
 
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Locator, Page
 
-from app.served import browsing, chromium, open_at, served
+from app.served import browsing, chromium, open_at, served, settle
 
 PICTURES = Path(os.environ.get("BYPASS_SCREENSHOTS") or "build/screenshots")
 Open = Callable[..., Page]
@@ -65,6 +65,14 @@ def visit(browser: Browser, address: str) -> Iterator[Open]:
     assert not outside, "the app asked for something outside"
     assert not faults, "something failed in the browser"
     assert not any(shown), "a traceback was shown"
+
+
+def follow(page: Page, link: Locator) -> None:
+    """Click a link to another page of the app and wait until that page is there; on a slow machine the address is, seconds before."""
+    left = page.locator("h1").first.inner_text()
+    link.click()
+    page.wait_for_function("left => ![undefined, left].includes(document.querySelector('h1')?.innerText)", arg=left)
+    settle(page)
 
 
 def _own(url: str, address: str) -> bool:

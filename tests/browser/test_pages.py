@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 
 from app.launch import PATIENCE
 from app.served import settle
-from tests.browser.conftest import Open
+from tests.browser.conftest import Open, follow
 
 expect.set_options(timeout=PATIENCE * 1000)
 Keep = Callable[[Page, str], None]
@@ -36,9 +36,8 @@ def test_a_row_of_value_vectors_is_looked_into_pinned_and_taken_to_the_steering(
     page.get_by_role("button", name=f"Pin {neuron}").click()
     settle(page)
     picture(page, "pinned")
-    page.locator('[data-testid="stMain"] [data-testid="stPageLink"] a', has_text="Scale these keys").first.click()
-    page.wait_for_url(re.compile("/steer"))
-    settle(page)
+    follow(page, page.locator('[data-testid="stMain"] [data-testid="stPageLink"] a', has_text="Scale these keys").first)
+    assert "/steer" in page.url
     assert neuron in parse_qs(urlsplit(address(page)).query)["keys"][0].split(",")
     assert page.locator(".card").count() == 3
 

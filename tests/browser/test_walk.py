@@ -9,7 +9,7 @@ from collections.abc import Callable
 from playwright.sync_api import Page, expect
 
 from app.served import settle
-from tests.browser.conftest import Open
+from tests.browser.conftest import Open, follow
 
 expect.set_options(timeout=120_000)
 Keep = Callable[[Page, str], None]
@@ -17,10 +17,8 @@ Keep = Callable[[Page, str], None]
 
 def go_on(page: Page, name: str) -> None:
     """Follow the page's own link to the next one, as somebody does who reads."""
-    page.locator(f'[data-testid="stMain"] [data-testid="stPageLink"] a[href*="{name}"]').first.click()
-    page.wait_for_url(re.compile(rf"/{name}(\?|$)"))
-    page.wait_for_function("name => document.querySelector('h1') && location.pathname.endsWith(name)", arg=name)
-    settle(page)
+    follow(page, page.locator(f'[data-testid="stMain"] [data-testid="stPageLink"] a[href*="{name}"]').first)
+    assert re.search(rf"/{name}(\?|$)", page.url)
 
 
 def scores(page: Page) -> list[float]:
