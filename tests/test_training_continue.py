@@ -23,7 +23,7 @@ from training import packing, precision
 from training.evaluation import Passages, bits_per_byte, held_out_loss, passages, samples
 from training.optimizers import build_optimizers, learning_rate
 from training.packing import window
-from training.pretrain import continue_pretraining, continue_settings, pretrain
+from training.pretrain import continue_pretraining, pretrain, stage_settings
 from training.recipe import DATA_SETTING, Recipe, base_folder
 
 
@@ -246,7 +246,7 @@ def test_a_continuation_starts_from_the_pretrained_model_and_is_the_base_of_what
     assert len(rows) > 700
     assert all("sang there" in row for row in rows)
     assert not (tmp_path / "pretrain" / "model" / "corpus").exists()
-    rates = [learning_rate(step, 6, continue_settings(recipe)) for step in range(7)]
+    rates = [learning_rate(step, 6, stage_settings(recipe, "continue")) for step in range(7)]
     assert rates == pytest.approx([2.5e-3, 5e-3, 5e-3, 3.75e-3, 2.5e-3, 1.25e-3, 0.0])
 
 

@@ -17,13 +17,14 @@ from interp.loading import read_json
 from interp.models import ModelPair
 from interp.probe import load_probe
 from interp.telemetry import read_lines
-from training.recipe import Recipe, base_folder
+from training.pretrain import stage_settings
+from training.recipe import TRAINED, Recipe, base_folder
 
 BUNDLED = Path(__file__).resolve().parents[1] / "interp" / "bundled"
 SHIPPED_SOURCES = """Reddit posts of 2013 (PDDL), those with profanity or insults enriched; English Wikipedia of 2015 (CC BY-SA); Jigsaw comments (labels CC0, text CC BY-SA);
 Civil Comments with toxic spans (CC0); Wikipedia talk-page comments (Apache-2.0); graded Reddit comments (Ruddit, MIT). The probe, the scorer and the pretraining share the Jigsaw corpus.
 """
-TRAINED = ("pretrain", "continue")
+TITLES = {"pretrain": "pretraining", "continue": "continued", "sharpen": "sharpened"}
 
 
 def parts_of(recipe: Recipe) -> dict[str, Path]:
@@ -80,8 +81,9 @@ def _trained(recipe: Recipe) -> list[str]:
 def _corpora(recipe: Recipe) -> dict[str, Path]:
     """Where the documents lie that each part of the training read, by the name of their counts in `log/`."""
     found = {"corpus": recipe.folder("corpus")}
-    if "sources" in recipe.settings.get("continue", {}):
-        found["continue-corpus"] = recipe.folder("continue") / "corpus"
+    for name in TRAINED[1:]:
+        if "sources" in recipe.settings.get(name, {}):
+            found[f"{name}-corpus"] = recipe.folder(name) / "corpus"
     return found
 
 
@@ -154,11 +156,13 @@ def _training(recipe: Recipe) -> tuple[str, int, float]:
     """A row of the card for each part of the training, all tokens read, and the last held-out loss."""
     rows, tokens, held = [], 0, float("nan")
     for name in _trained(recipe):
-        settings = {**recipe.stage("pretrain"), **recipe.settings.get(name, {})}
+        settings = recipe.stage(name) if name == "pretrain" else stage_settings(recipe, name)
         last = [record for record in read_lines(recipe.folder(name) / "log.jsonl") if "held_out_loss" in record][-1]
         read, held = last["step"] * settings["batch"] * settings["context"], last["held_out_loss"]
         tokens += read
-        title = "pretraining" if name == "pretrain" else "continued"
+        title = TITLES[name]
+        if name == "sharpen":
+            title += f", the MLPs of layers {', '.join(map(str, settings['fresh_mlps']))} anew at an activation price of {settings['activation_price']}"
         rows.append(
             f"| {title} | {last['step']:,} steps of {settings['batch']} x {settings['context']} tokens with "
             f"{settings.get('optimizer', 'adamw')}, {last['seconds'] / 60:.1f} minutes of training time |"
@@ -169,7 +173,7 @@ def _training(recipe: Recipe) -> tuple[str, int, float]:
 def _reading(name: str, folder: Path) -> str:
     """A table of what one part of the training read; documents that were read several times count so often."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    title = {"corpus": "Pretraining and tokenizer:", "continue-corpus": "Continued training:"}[name]
+    title = {"corpus": "Pretraining and tokenizer:", "continue-corpus": "Continued training:", "sharpen-corpus": "Sharpening:"}[name]
     rows = "\n".join(
         f"| {source} | {part['train']:,} | {part['heldout']:,} | {part['characters'] / 1e6:.1f} |" for source, part in summary.items()
     )

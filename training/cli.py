@@ -23,12 +23,13 @@ from training.stamps import OUTPUTS, STAMP, made_from, why_again, write_stamp
 # Each stage with its module and the function in it.
 STAGES = {
     "corpus": ("corpus", "build_corpus"), "tokenizer": ("tokenizer", "train_tokenizer"), "pretrain": ("pretrain", "pretrain"),
-    "continue": ("pretrain", "continue_pretraining"), "scorer": ("scorer", "train_scorer"), "probe": ("probe", "train_probe"),
+    "continue": ("pretrain", "continue_pretraining"), "sharpen": ("pretrain", "sharpen"), "scorer": ("scorer", "train_scorer"),
+    "probe": ("probe", "train_probe"),
     "pairs": ("pairs", "make_pairs"), "dpo": ("dpo", "tune"), "bundle": ("bundle", "bundle"),
 }  # fmt: skip
-PARALLEL = ("pretrain", "continue", "dpo")
+PARALLEL = ("pretrain", "continue", "sharpen", "dpo")
 # Stages that go on from a checkpoint, which only `again` may throw away.
-RESUMED = ("pretrain", "continue", "scorer", "dpo")
+RESUMED = ("pretrain", "continue", "sharpen", "scorer", "dpo")
 
 
 def run_stage(name: str, recipe: str | Path, *, again: bool = False) -> None:

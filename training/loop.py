@@ -1,4 +1,4 @@
-"""The training loop of language models, shared by the stages `pretrain` and `continue`.
+"""The training loop of language models, shared by the stages `pretrain`, `continue` and `sharpen`.
 
 Whatever decides a step (its windows, its learning rate) is a function of seed and step, so a run that is killed and resumed
 takes exactly the steps that an uninterrupted one takes. A checkpoint is written when the gradient of the next step has shown
@@ -28,6 +28,7 @@ from training.loss import PiecewiseLoss
 from training.optimizers import build_optimizers, learning_rate
 from training.parallel import Processes
 from training.precision import autocast, precision_of, round_weights
+from training.sparsity import PricedLoss, layers_of
 from training.stamps import digest
 from training.telemetry import Monitor, Mute, group_norms
 
@@ -61,7 +62,9 @@ def train(task: Task, processes: Processes) -> Path:
     key = digest(task.made)
     made: dict[str, Any] = {"digest": key, "made_from": task.made}
     model = task.model.to(processes.device)
-    whole = PiecewiseLoss(model) if settings.get("piecewise_loss") else model
+    whole: nn.Module = PiecewiseLoss(model) if settings.get("piecewise_loss") else model
+    if "fresh_mlps" in settings:
+        whole = PricedLoss(whole, model, layers_of(model, settings), settings["activation_price"])
     if settings.get("attention"):
         model.set_attn_implementation(settings["attention"])
     forward, optimizers = processes.prepare(whole, build_optimizers(model, settings))

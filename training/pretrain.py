@@ -1,5 +1,6 @@
-"""Stages `pretrain` and `continue`: a GPT-2 of the recipe's size from scratch on packed windows of the corpus, and its going
-on from there on another mixture of sources, with a learning rate that is warmed up again and falls to its end.
+"""Stages `pretrain`, `continue` and `sharpen`: a GPT-2 of the recipe's size from scratch on packed windows of the corpus, its
+going on from there on another mixture of sources, with a learning rate that is warmed up again and falls to its end, and the
+MLPs of a few layers once more from the start, so that their neurons can be read.
 
 The base model that later stages read is the one that was trained last (`training.recipe.base_folder`).
 """
@@ -21,7 +22,8 @@ from training.loop import Task, train
 from training.optimizers import CHOICES, chosen
 from training.packing import check_size, pack
 from training.parallel import Processes
-from training.recipe import Recipe, Section
+from training.recipe import TRAINED, Recipe, Section
+from training.sparsity import begin_anew, layers_of
 from training.stamps import digest, made_from, write_json
 
 
@@ -56,36 +58,60 @@ def continue_pretraining(recipe: Recipe) -> Path:
 
     What [continue] does not set is as in [pretrain]; without `sources` it reads the same corpus. Raises as `pretrain` does.
     """
-    settings = continue_settings(recipe)
-    before = recipe.folder("pretrain") / "model"
+    return _go_on(recipe, "continue")
+
+
+@quiet()
+def sharpen(recipe: Recipe) -> Path:
+    """Learn the MLPs of a few layers anew, with a price on activity (`training.sparsity`); return the folder of the new base.
+
+    Everything else keeps its weights, but for the norms around them. What [sharpen] does not set is as in the part before, its
+    texts too. Raises `UserError` for layers that there are not, and as `pretrain` does.
+    """
+    return _go_on(recipe, "sharpen")
+
+
+def _go_on(recipe: Recipe, stage: str) -> Path:
+    settings, processes = stage_settings(recipe, stage), Processes()
+    before = recipe.folder(_earlier(recipe, stage)[-1]) / "model"
     if not (before / "config.json").is_file():
-        raise UserError(f"no pretrained model in {before}", "run the stage pretrain first")
+        raise UserError(f"no pretrained model in {before}", f"run the stage {before.parent.name} first")
     model = GPT2LMHeadModel.from_pretrained(before, dtype=torch.float32)
-    folder = recipe.folder("continue")
     if model.config.n_positions < settings["context"]:
-        raise UserError(f"[continue] has a context of {settings['context']}, the model one of {model.config.n_positions}", "lower context")
-    corpus, words, processes = recipe.folder("corpus"), recipe.folder("tokenizer"), Processes()
-    if "sources" in settings:
-        corpus = words = folder / "corpus"
+        raise UserError(f"[{stage}] has a context of {settings['context']}, the model one of {model.config.n_positions}", "lower context")
+    if stage == "sharpen":
+        if processes.sharded:
+            raise UserError("the stage sharpen trains a part of the weights, and FSDP divides them all", "launch with data-parallel.yaml")
+        begin_anew(model, layers_of(model, settings), recipe.seed)
+    corpus, words = recipe.folder("corpus"), recipe.folder("tokenizer")
+    mixed = [name for name in (*_earlier(recipe, stage), stage) if "sources" in recipe.settings[name]]
+    if mixed:
+        corpus = words = recipe.folder(mixed[-1]) / "corpus"
+    if mixed[-1:] == [stage]:
         with processes.writer_first():
-            _mixture(recipe, settings, corpus)
-    return _run(recipe, "continue", settings, model, corpus, words, processes)
+            _mixture(recipe, stage, settings, corpus)
+    return _run(recipe, stage, settings, model, corpus, words, processes)
 
 
-def continue_settings(recipe: Recipe) -> dict[str, Any]:
-    """The settings of [continue], completed by those of [pretrain]."""
-    own = recipe.stage("continue")
-    before = dict(recipe.stage("pretrain"))
-    if "epochs" in own or "steps" in own:
-        # How long the first part took says nothing about the second.
-        before.pop("epochs", None)
-        before.pop("steps", None)
-    return Section({**before, **own}, f"section [continue] of recipe {recipe.name!r}")
+def _earlier(recipe: Recipe, stage: str) -> list[str]:
+    """The parts of the training before a stage, which make the model that it goes on from."""
+    return [name for name in TRAINED[: TRAINED.index(stage)] if name in recipe.settings or name == "pretrain"]
 
 
-def _mixture(recipe: Recipe, settings: dict[str, Any], corpus: Path) -> None:
+def stage_settings(recipe: Recipe, stage: str) -> dict[str, Any]:
+    """The settings of [continue] or [sharpen], completed by those of the parts before."""
+    found: dict[str, Any] = {}
+    for name in (*_earlier(recipe, stage), stage):
+        own = recipe.stage(name)
+        # How long the first part took says nothing about the second, and its texts are found by their folder.
+        lost = {"sources", "max_characters"} | ({"epochs", "steps"} if own.keys() & {"epochs", "steps"} else set())
+        found = {key: value for key, value in found.items() if key not in lost} | own
+    return Section(found, f"section [{stage}] of recipe {recipe.name!r}")
+
+
+def _mixture(recipe: Recipe, stage: str, settings: dict[str, Any], corpus: Path) -> None:
     """Write the documents of the continuation, unless they are there, made from the same sources."""
-    made = made_from(recipe, "continue")
+    made = made_from(recipe, stage)
     sources = {"seed": made["seed"], "files": made["files"], **{key: settings.get(key) for key in ("sources", "max_characters")}}
     note, value = corpus / "made_from.json", {"digest": digest(sources)}
     if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == value:

@@ -27,12 +27,17 @@ READS: dict[str, tuple[str, ...]] = {
     "tokenizer": ("corpus",),
     "pretrain": ("corpus", "tokenizer"),
     "continue": ("tokenizer", "pretrain"),
+    "sharpen": ("tokenizer", "pretrain", "continue"),
     "scorer": (),
-    "probe": ("base", "pretrain", "continue"),
-    "pairs": ("base", "corpus", "pretrain", "continue", "scorer", "probe"),
-    "dpo": ("base", "corpus", "pretrain", "continue", "scorer", "pairs"),
-    "bundle": ("base", "corpus", "pretrain", "continue", "scorer", "probe", "pairs", "dpo"),
+    "probe": ("base", "pretrain", "continue", "sharpen"),
+    "pairs": ("base", "corpus", "pretrain", "continue", "sharpen", "scorer", "probe"),
+    "dpo": ("base", "corpus", "pretrain", "continue", "sharpen", "scorer", "pairs"),
+    "bundle": ("base", "corpus", "pretrain", "continue", "sharpen", "scorer", "probe", "pairs", "dpo"),
 }
+
+
+# The stages that make the base model, one going on from the other.
+TRAINED = ("pretrain", "continue", "sharpen")
 
 
 class Section(dict[str, Any]):
@@ -105,14 +110,14 @@ def lineage(stage: str) -> tuple[str, ...]:
 
 
 def base_folder(recipe: Recipe) -> Path:
-    """The folder of the base model, on which probe, pairs and DPO work: `continue` where the recipe has it, or `pretrain`.
+    """The folder of the base model, on which probe, pairs and DPO work: that of the last of `TRAINED` that the recipe has.
 
     A recipe with a section [base] takes the `model` that it names instead: a folder (below `BYPASS_DATA` or not) or a hub id.
     Raises `UserError` for a recipe that pretrains all the same.
     """
     if "base" not in recipe.settings:
-        return recipe.folder("continue" if "continue" in recipe.settings else "pretrain") / "model"
-    twice = [name for name in ("tokenizer", "pretrain", "continue") if name in recipe.settings]
+        return recipe.folder([name for name in TRAINED if name in recipe.settings or name == "pretrain"][-1]) / "model"
+    twice = [name for name in ("tokenizer", *TRAINED) if name in recipe.settings]
     if twice:
         raise UserError(f"recipe {recipe.name!r} has a [base] that is already trained, and [{twice[0]}] too", "remove one of the two")
     name = recipe.stage("base")["model"]

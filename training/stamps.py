@@ -26,6 +26,7 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "tokenizer": ("tokenizer.json",),
     "pretrain": ("model",),
     "continue": ("model",),
+    "sharpen": ("model",),
     "scorer": ("model",),
     "probe": ("probe.json", "probe.safetensors"),
     "pairs": ("pairs.jsonl",),

@@ -68,7 +68,7 @@ def runs() -> dict[str, Run]:
 
 def _in_order(files: Mapping[str, Path]) -> tuple[tuple[str, Path], ...]:
     """The stages as the chain runs them, others by name."""
-    order = ["pretrain", "continue", "scorer", "sft", "dpo"]
+    order = ["pretrain", "continue", "sharpen", "scorer", "sft", "dpo"]
     return tuple(sorted(files.items(), key=lambda item: (order.index(item[0]) if item[0] in order else len(order), item[0])))
 
 

@@ -1,0 +1,79 @@
+"""Neurons that can be read one by one: MLPs that are learned anew while every activation has its price.
+
+In a small model most neurons fire on most tokens, and what a single value vector writes then means little by itself. A price
+on activity makes few neurons fire at a time, so each has to stand for something. The price of a neuron is its activation times
+the length of its value vector: scaling the one up and the other down changes nothing. It works on MLPs that begin anew; one that
+is trained already gets quieter neurons, but their value vectors stay what they were.
+
+The price is the L1 penalty of sparse dictionary learning, laid on the model's own neurons in place of a dictionary beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from einops import einsum
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import GPT2LMHeadModel
+
+from interp.errors import UserError
+
+
+def layers_of(model: GPT2LMHeadModel, settings: dict[str, Any]) -> list[int]:
+    """The layers whose MLPs a recipe has learned anew (`fresh_mlps`, counted from 0); raises `UserError` for others than there are."""
+    layers = settings.get("fresh_mlps", [])
+    count = model.config.n_layer
+    if not isinstance(layers, list) or not layers or any(type(layer) is not int or not 0 <= layer < count for layer in layers):
+        raise UserError(f"fresh_mlps is {layers!r}", f"name layers of the model, from 0 to {count - 1}, as in [{count - 1}]")
+    return sorted(set(layers))
+
+
+@torch.no_grad()
+def begin_anew(model: GPT2LMHeadModel, layers: Sequence[int], seed: int) -> None:
+    """Give the MLPs of these layers random weights, and leave only them and the norms around them to be trained."""
+    noise = torch.Generator().manual_seed(seed)
+    model.requires_grad_(False)
+    for layer in layers:
+        block = model.transformer.h[layer]
+        # Keys of the residual stream's own scale, so that some neurons fire on anything at first; values that hardly write yet.
+        block.mlp.c_fc.weight.normal_(0, model.config.n_embd**-0.5, generator=noise)
+        block.mlp.c_proj.weight.normal_(0, model.config.initializer_range, generator=noise)
+        for part in (block.mlp.c_fc.bias, block.mlp.c_proj.bias):
+            part.zero_()
+        for module in (block.ln_2, block.mlp):
+            module.requires_grad_(True)
+    model.transformer.ln_f.requires_grad_(True)
+
+
+class PricedLoss(nn.Module):
+    """A model that is called with labels, whose loss is dearer by `price` for what the neurons of these layers do."""
+
+    def __init__(self, forward: nn.Module, model: GPT2LMHeadModel, layers: Sequence[int], price: float) -> None:
+        super().__init__()
+        self.inner, self.price = forward, price
+        self.mlps = [model.transformer.h[layer].mlp for layer in layers]
+        self.activations: list[Tensor] = []
+        for mlp in self.mlps:
+            mlp.act.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self.activations.append(output)
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> Any:
+        """As the inner model, with the price in `loss`."""
+        self.activations = []
+        found = self.inner(input_ids=input_ids, labels=labels)
+        found.loss = found.loss + self.price * activity(self.mlps, self.activations)
+        return found
+
+
+def activity(mlps: Sequence[nn.Module], activations: Sequence[Float[Tensor, "batch pos d_mlp"]]) -> Float[Tensor, ""]:
+    """Mean over tokens of the sum over neurons of |activation| times the length of the value vector."""
+    total = torch.zeros((), device=activations[0].device)
+    for mlp, activation in zip(mlps, activations, strict=True):
+        lengths = mlp.get_parameter("c_proj.weight").norm(dim=1)
+        total = total + einsum(activation.float().abs(), lengths, "batch pos d_mlp, d_mlp -> batch pos").mean()
+    return total
