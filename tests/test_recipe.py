@@ -60,7 +60,7 @@ def test_a_change_of_dpo_leaves_every_other_stage_with_the_parent(tmp_path: Path
 def test_a_change_reaches_what_is_made_from_it_and_nothing_else(tmp_path: Path, runs: Path) -> None:
     child = load_recipe(write(tmp_path, 'extends = "parent"\n[pretrain]\nwidth = 16\n'))
     own = {stage for stage in READS if child.owner(stage) is child}
-    assert own == {"pretrain", "continue", "probe", "pairs", "dpo", "bundle"}
+    assert own == {"pretrain", "continue", "sharpen", "probe", "pairs", "dpo", "bundle"}
     assert child.folder("tokenizer") == runs / "parent" / "tokenizer"
     assert lineage("pretrain") == ("corpus", "tokenizer", "pretrain")
 
@@ -70,6 +70,13 @@ def test_a_continuation_added_by_the_child_becomes_its_base_model(tmp_path: Path
     assert base_folder(child) == runs / "child" / "continue" / "model"
     assert child.folder("pretrain") == runs / "parent" / "pretrain"
     assert child.folder("pairs") == runs / "child" / "pairs"
+
+
+def test_a_sharpening_added_by_the_child_becomes_its_base_model(tmp_path: Path, runs: Path) -> None:
+    child = load_recipe(write(tmp_path, 'extends = "parent"\n[sharpen]\nfresh_mlps = [0]\n'))
+    assert base_folder(child) == runs / "child" / "sharpen" / "model"
+    assert child.folder("pretrain") == runs / "parent" / "pretrain"
+    assert child.folder("probe") == runs / "child" / "probe"
 
 
 def test_another_seed_makes_everything_anew(tmp_path: Path, runs: Path) -> None:
