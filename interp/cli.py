@@ -101,7 +101,7 @@ for _module, _command in COMMANDS.items():
 
 @app.command()
 def train(
-    stage: Annotated[str, typer.Argument(help="corpus, tokenizer, pretrain, continue, scorer, probe, pairs, dpo, bundle, or all")],
+    stage: Annotated[str, typer.Argument(help="corpus, tokenizer, pretrain, continue, sharpen, scorer, probe, pairs, dpo, bundle, or all")],
     recipe: Annotated[str, typer.Argument(help="a TOML file, or the name of a recipe that ships")],
     again: Annotated[bool, typer.Option("--again", help="run from the start, also where nothing has changed")] = False,
 ) -> None:
