@@ -1,6 +1,6 @@
 """Neurons that can be read one by one: MLPs that are learned anew while every activation has its price.
 
-In a small model most neurons fire on most tokens, and what a single value vector writes then means little by itself. A price
+In a small model a large share of the neurons fires on every token, and what a single value vector writes then means little. A price
 on activity makes few neurons fire at a time, so each has to stand for something. The price of a neuron is its activation times
 the length of its value vector: scaling the one up and the other down changes nothing. It works on MLPs that begin anew; one that
 is trained already gets quieter neurons, but their value vectors stay what they were.
