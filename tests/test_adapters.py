@@ -192,10 +192,11 @@ def test_adapters_in_two_threads_leave_plain_forwards_and_one_another_alone(gpt2
         plain = gpt2.hf(ids).logits
     expected = capture(gpt2, ALL, ["logits"], edits=edits)
     found: dict[str, list[Any]] = {engine: [] for engine in OTHERS}
+    enough = threading.Event()  # the adapters go on until there were plain forwards beside them, however the threads are scheduled
 
     def work(engine: str) -> None:
         try:
-            for _ in range(2):
+            while len(found[engine]) < 2 or not enough.is_set():
                 found[engine].append(run(gpt2, ALL, sites=["logits"], edits=edits, engine=engine))
         except BaseException as error:  # shown by the assertion below
             found[engine].append(error)
@@ -204,12 +205,17 @@ def test_adapters_in_two_threads_leave_plain_forwards_and_one_another_alone(gpt2
     for thread in threads:
         thread.start()
     count = 0
-    with torch.no_grad():
-        while any(thread.is_alive() for thread in threads):
-            assert torch.equal(gpt2.hf(ids).logits, plain)
-            count += 1
+    try:
+        with torch.no_grad():
+            while any(thread.is_alive() for thread in threads):
+                assert torch.equal(gpt2.hf(ids).logits, plain)
+                count += 1
+                if count > 10:
+                    enough.set()
+    finally:
+        enough.set()
     for results in found.values():
-        assert len(results) == 2
+        assert len(results) >= 2
         for result in results:
             assert isinstance(result, Captured), result
             close(result, expected)
