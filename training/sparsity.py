@@ -2,8 +2,8 @@
 
 In a small model a large share of the neurons fires on every token, and what a single value vector writes then means little. A price
 on activity makes few neurons fire at a time, so each has to stand for something. The price of a neuron is its activation times
-the length of its value vector: scaling the one up and the other down changes nothing. It works on MLPs that begin anew; one that
-is trained already gets quieter neurons, but their value vectors stay what they were.
+the length of its value vector: scaling the one up and the other down changes nothing. The MLPs begin anew, since value vectors that are
+trained already have far to go; whether a price alone would move them in more steps was not tried.
 
 The price is the L1 penalty of sparse dictionary learning, laid on the model's own neurons in place of a dictionary beside it.
 """
