@@ -45,6 +45,9 @@ MEANINGS = {
     "stability": "cosine between the probes of two halves of the training texts",
     "cosine_difference": "cosine of probe and difference in means",
     "share_toxic": "share of toxic texts", "train": "texts trained on", "held_out": "texts measured on",
+    "unseen_auc": "AUC on documents that no stage of the training has seen", "unseen_low": "lower end of its 95 % interval",
+    "unseen_high": "upper end of its 95 % interval", "unseen": "such documents",
+    "unseen_words_auc": "control: linear classifier on token frequencies, on these documents",
 }  # fmt: skip
 
 FITTED_TOKENS = 128

@@ -147,6 +147,7 @@ def test_the_probe_tells_the_registers_apart_on_texts_that_nothing_has_seen(chai
     assert probe.matches(chain.pair.base)
     assert probe.metrics["unseen"] > 30
     assert probe.metrics["unseen_auc"] > 0.85
+    assert probe.metrics["unseen_words_auc"] > 0.85
 
 
 def test_a_pair_is_a_clean_and_a_toxic_sample_of_the_same_prompt(chain: Chain) -> None:

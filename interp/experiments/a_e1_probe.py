@@ -39,6 +39,8 @@ def run(context: Context) -> Finding:
     ]
     if "unseen_auc" in metrics:
         rows.insert(1, ("probe", "documents no stage has seen", metrics["unseen_auc"], metrics["unseen_low"], metrics["unseen_high"]))
+    if "unseen_words_auc" in metrics:
+        rows.append(("null: bag of words", "documents no stage has seen", metrics["unseen_words_auc"], None, None))
     table = pd.DataFrame(rows, columns=["direction", "texts", "AUC", "low", "high"])
     low = metrics.get("auc_low", metrics["auc"])
     # The L2 strength was chosen on the held-out texts, so the threshold is judged on documents that no stage has seen, where there are any.
@@ -63,6 +65,8 @@ def run(context: Context) -> Finding:
     )
     if "unseen_auc" in metrics:
         summary += f" The L2 strength was picked on these held-out texts; on documents that no stage has seen the AUC is {metrics['unseen_auc']:.3f}."
+    if "unseen_words_auc" in metrics:
+        summary += f" A linear classifier on how often each token occurs has {metrics['unseen_words_auc']:.3f} there."
     return Finding(
         verdict, summary, {"AUC": metrics["auc"], "AUC on own texts": written.value}, {"AUC": metrics["embeddings_auc"], "AUC on own texts": 0.5},
         {"AUC": (low, metrics.get("auc_high", metrics["auc"])), "AUC on own texts": (written.low, written.high)}, {"directions": table},
