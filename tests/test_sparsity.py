@@ -60,6 +60,16 @@ def test_the_price_is_that_of_every_activation_and_the_length_of_what_it_writes(
         assert float(priced(input_ids=ids, labels=ids).loss) == pytest.approx(plain + 0.25 * cost, rel=1e-5)
 
 
+@torch.no_grad()
+def test_the_price_rises_in_a_straight_line_to_the_full_one(model: GPT2LMHeadModel, ids: torch.Tensor) -> None:
+    free = float(PricedLoss(model, model, [0], 0.0)(input_ids=ids, labels=ids).loss)
+    whole = float(PricedLoss(model, model, [0], 2.0)(input_ids=ids, labels=ids).loss) - free
+    priced = PricedLoss(model, model, [0], 2.0, warmup=4)
+    for step, share in ((0, 0.0), (1, 0.25), (3, 0.75), (4, 1.0), (9, 1.0), (2, 0.5)):
+        priced.at(step)
+        assert float(priced(input_ids=ids, labels=ids).loss) - free == pytest.approx(share * whole, rel=1e-3, abs=1e-6)
+
+
 def test_what_is_scaled_up_in_one_place_and_down_in_the_other_costs_the_same(model: GPT2LMHeadModel, ids: torch.Tensor) -> None:
     mlps, seen = [model.transformer.h[0].mlp], activations_of(model, ids, 0)
     before = float(activity(mlps, [seen]).detach())
@@ -122,7 +132,7 @@ def test_the_stage_leaves_every_other_weight_where_it_was_and_makes_the_base(bui
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(built: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    whole, cut = (sharpened(built, tmp_path / name) for name in ("whole", "cut"))
+    whole, cut = (sharpened(built, tmp_path / name, price_warmup_steps=5) for name in ("whole", "cut"))
     for recipe in (whole, cut):
         pretrain(recipe)
     sharpen(whole)

@@ -63,8 +63,10 @@ def train(task: Task, processes: Processes) -> Path:
     made: dict[str, Any] = {"digest": key, "made_from": task.made}
     model = task.model.to(processes.device)
     whole: nn.Module = PiecewiseLoss(model) if settings.get("piecewise_loss") else model
+    priced: PricedLoss | None = None
     if "fresh_mlps" in settings:
-        whole = PricedLoss(whole, model, layers_of(model, settings), settings["activation_price"])
+        price, rising = settings["activation_price"], settings.get("price_warmup_steps", 0)
+        whole = priced = PricedLoss(whole, model, layers_of(model, settings), price, rising)
     if settings.get("attention"):
         model.set_attn_implementation(settings["attention"])
     forward, optimizers = processes.prepare(whole, build_optimizers(model, settings))
@@ -86,6 +88,8 @@ def train(task: Task, processes: Processes) -> Path:
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(step, total, settings)
+            if priced is not None:
+                priced.at(step)
             loss = _gradient(task, processes, forward, step, precision)
             logged = (step + 1) % settings.get("log_every", LOG_EVERY) == 0
             norms = {"gradient_norm": _norms(model)} if logged else {}

@@ -49,15 +49,27 @@ def begin_anew(model: GPT2LMHeadModel, layers: Sequence[int], seed: int) -> None
 
 
 class PricedLoss(nn.Module):
-    """A model that is called with labels, whose loss is dearer by `price` for what the neurons of these layers do."""
+    """A model that is called with labels, whose loss is dearer by `price` for what the neurons of these layers do.
 
-    def __init__(self, forward: nn.Module, model: GPT2LMHeadModel, layers: Sequence[int], price: float) -> None:
+    `at` raises the price in a straight line over the first `warmup` steps: neurons that must be quiet before they stand for anything
+    fall silent for good.
+    """
+
+    price: Tensor
+
+    def __init__(self, forward: nn.Module, model: GPT2LMHeadModel, layers: Sequence[int], price: float, warmup: int = 0) -> None:
         super().__init__()
-        self.inner, self.price = forward, price
+        self.inner, self.full, self.warmup = forward, price, warmup
+        # A tensor, so that a compiled forward need not be compiled again when it changes.
+        self.register_buffer("price", torch.tensor(price), persistent=False)
         self.mlps = [model.transformer.h[layer].mlp for layer in layers]
         self.activations: list[Tensor] = []
         for mlp in self.mlps:
             mlp.act.register_forward_hook(self._keep)
+
+    def at(self, step: int) -> None:
+        """Set the price of a step, counted from 0."""
+        self.price.fill_(self.full * (min(1.0, step / self.warmup) if self.warmup else 1.0))
 
     def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         self.activations.append(output)
