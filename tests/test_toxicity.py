@@ -242,7 +242,8 @@ def test_a_converted_detoxify_checkpoint_scores_as_detoxify_itself(folder: Path,
     own = detoxify.Detoxify(checkpoint=checkpoint)
     assert tuple(own.class_names) == CLASSES
     expected = pd.DataFrame([own.predict(text) for text in TEXTS]).astype("float32")
-    pd.testing.assert_frame_equal(scorer.score(TEXTS), expected, check_exact=True)
+    # Up to rounding: on some processors the same product of the same matrices ends in another last digit.
+    pd.testing.assert_frame_equal(scorer.score(TEXTS), expected, rtol=1e-6, atol=0)
 
 
 def test_a_checkpoint_that_names_a_hub_model_is_converted_with_a_local_folder(folder: Path, tmp_path: Path) -> None:
