@@ -23,8 +23,22 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-# What runs, what says so, and what has not been drawn yet.
-BUSY = ('[data-testid="stApp"][data-test-script-state="running"]', '[data-testid="stSpinner"]', '[data-testid="stSkeleton"]')
+# What runs, what says so, what has not been drawn yet, and what is still being written.
+BUSY = (
+    '[data-testid="stApp"][data-test-script-state="running"]', '[data-testid="stSpinner"]', '[data-testid="stSkeleton"]', ".card .cursor",
+)  # fmt: skip
+# A click is told to the server at once; that the page runs is known only when the server has said so, on a slow machine much later.
+NOTE_SENT = """
+const send = WebSocket.prototype.send;
+WebSocket.prototype.send = function (...message) {
+    if (!this.noted) this.addEventListener("message", () => { window.unanswered = null; });
+    this.noted = true;
+    window.unanswered = performance.now();
+    return send.apply(this, message);
+};
+"""
+# Not every message is answered.
+UNANSWERED = "() => typeof window.unanswered === 'number' && performance.now() - window.unanswered < 5000"
 
 
 @contextmanager
@@ -85,7 +99,7 @@ def settle(page: Page, quiet: float = 0.25) -> None:
     page.wait_for_selector('[data-testid="stApp"] h1', timeout=PATIENCE * 1000)
     until, since = time.monotonic() + PATIENCE, time.monotonic()
     while time.monotonic() - since < quiet:
-        if page.locator(", ".join(BUSY)).count():
+        if page.evaluate(UNANSWERED) or page.locator(", ".join(BUSY)).count():
             since = time.monotonic()
         if time.monotonic() > until:
             raise TimeoutError(f"the page still ran after {PATIENCE:g} s")
@@ -96,6 +110,7 @@ def open_at(browser: Browser, url: str, path: str = "", *, watch: Callable[[Page
     """A new visitor (a context of its own) on a page of the app, once it has settled; `watch` sees the page before it loads."""
     page = browser.new_context(**{"viewport": {"width": 1400, "height": 1000}} | options).new_page()
     page.set_default_timeout(PATIENCE * 1000)
+    page.add_init_script(NOTE_SENT)
     watch(page)
     page.goto(f"{url}/{path}", wait_until="domcontentloaded")
     settle(page)

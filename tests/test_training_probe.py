@@ -44,3 +44,10 @@ def test_only_the_tokens_that_a_probe_reads_are_counted(gpt2: Model) -> None:
     padded = ["the " * 40 + text for text in texts]
     assert len(set(np.round(word_scores(gpt2, padded, labels, padded, max_tokens=40), 9))) == 1
     assert len(set(np.round(word_scores(gpt2, padded, labels, padded), 9))) > 1
+
+
+def test_a_few_texts_of_a_class_are_enough(gpt2: Model) -> None:
+    texts, labels = corpus(60, seed=0)
+    few = [i for i, label in enumerate(labels) if not label][:30] + [i for i, label in enumerate(labels) if label][:4]
+    others, truth = corpus(80, seed=1)
+    assert auc(np.array(truth), word_scores(gpt2, [texts[i] for i in few], [labels[i] for i in few], others)) > 0.6

@@ -51,8 +51,8 @@ def begin_anew(model: GPT2LMHeadModel, layers: Sequence[int], seed: int) -> None
 class PricedLoss(nn.Module):
     """A model that is called with labels, whose loss is dearer by `price` for what the neurons of these layers do.
 
-    `at` raises the price in a straight line over the first `warmup` steps: neurons that must be quiet before they stand for anything
-    fall silent for good.
+    `at` raises the price in a straight line over the first `warmup` steps, lest neurons that must be quiet before they stand for
+    anything fall silent for good.
     """
 
     price: Tensor

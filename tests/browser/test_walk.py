@@ -88,6 +88,7 @@ def test_a_link_restores_an_edit_in_another_browser(visit: Open) -> None:
     page.get_by_role("textbox", name="Or your own").press("Enter")
     settle(page)
     page.get_by_test_id("stMain").get_by_role("button", name="Run", exact=True).click()
+    expect(page.locator(".card .given")).to_have_text(["You people are all such"] * 3)
     settle(page)
     said = page.locator(".card .text").all_inner_texts()
     assert "factor=25" in page.url
