@@ -247,7 +247,8 @@ def heatmap(
     values = grid.to_numpy(dtype=float)
     reach = float(np.nanmax(np.abs(values - centre))) if centre is not None and np.isfinite(values).any() else None
     few = values.size <= 120
-    cells = words.to_numpy() if words is not None else [[show_number(value, z) for value in line] for line in values]
+    # As `show_number` says what is not there.
+    cells = words.fillna("–").to_numpy() if words is not None else [[show_number(value, z) for value in line] for line in values]
     shown = [[text_of(cell) for cell in row] for row in cells]
     figure = go.Figure(go.Heatmap(
         x=[label_of(item) for item in columns], y=[label_of(item) for item in rows], z=[numbers(row) for row in values], text=shown,

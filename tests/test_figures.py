@@ -134,6 +134,9 @@ def test_a_heatmap_puts_each_cell_in_its_place_and_centres_its_colours() -> None
     (trace,) = figures.heatmap("n", frame, x="layer", y="part", z="v", centre=0.0, **SAY).spec["data"]
     assert (trace["x"], trace["y"], trace["z"]) == (["1", "0"], ["mlp", "attention"], [[3.0, None], [2.0, -1.0]])
     assert (trace["zmin"], trace["zmax"]) == (-3.0, 3.0)
+    assert trace["text"] == [["3", "–"], ["2", "−1"]]
+    (trace,) = figures.heatmap("n", frame.assign(word=["a", "b", "c"]), x="layer", y="part", z="v", text="word", **SAY).spec["data"]
+    assert trace["text"] == [["a", "–"], ["c", "b"]]
 
 
 def test_a_dumbbell_joins_the_two_values_of_each_row() -> None:
