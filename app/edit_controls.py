@@ -13,8 +13,8 @@ from app.edit_forms import Form, listed, rounded
 from app.settings import Source
 from app.shell import Page
 from interp import Sampling, UserError
-from interp.neurons import Neuron
-from interp.results import show_number
+from interp.models.model import Neuron
+from interp.results.result import show_number
 
 KEYS, ADD, OUT, SET = "Scale keys", "Add a direction", "Project out", "Set neurons"
 SELECTIVE, NEAREST, PINNED, OWN = "Selective", "Nearest to the probe", "A pinned set", "My list"

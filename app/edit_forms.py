@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from app.settings import Source
 from interp import Edit, Model, Sampling, UserError
-from interp.edit_text import parse_edits, parse_neuron
-from interp.neurons import Neuron
-from interp.probe import Probe
+from interp.directions.probe import Probe
+from interp.models.model import Neuron
+from interp.steering.edit_text import parse_edits, parse_neuron
 
 Op = Literal["scale_keys", "add", "project_out", "set", "scale"]
 MOST_NEURONS = 64
@@ -113,9 +113,9 @@ def python(form: Form, prompt: str, new_tokens: int, sampling: Sampling, source:
     names = ["Edit", "ModelPair", *(["Sampling"] if sampling.temperature else []), "generate"]
     imports = [f"from interp import {', '.join(names)}"]
     if form.vector in ("probe", "difference"):
-        imports.append("from interp.probe import probe_for")
+        imports.append("from interp.directions.probe import probe_for")
     elif form.vector:
-        imports.append("from interp.neurons import values_at")
+        imports.append("from interp.neurons.ranking import values_at")
     pair = "ModelPair.bundled()" if source is None else f"ModelPair.load({source[0]!r}, {source[1]!r})"
     chosen = ""
     if sampling.temperature:

@@ -10,9 +10,9 @@ from app.answers import vectors_firing as firing
 from app.answers.vectors import name_of
 from app.answers.vectors_firing import Survey
 from interp import Examples, UserError
-from interp.example_results import Window
-from interp.experiments.a_e2_vectors import TOKENS
-from interp.neurons import Neuron
+from interp.experiments.toxicity.a_e2_vectors import TOKENS
+from interp.models.model import Neuron
+from interp.neurons.example_results import Window
 
 SIDES = ("base", "tuned")
 

@@ -14,7 +14,7 @@ from interp.errors import UserError
 
 if TYPE_CHECKING:
     from interp import Model
-    from interp.neurons import Neuron
+    from interp.models.model import Neuron
 
 PINS, FIRST = "pins", "pinned"
 NAME = re.compile(r"[\w][\w -]{0,23}")
@@ -55,7 +55,7 @@ def unpin(model: Model, name: str, neuron: Neuron | None = None) -> None:
 def read(text: str) -> dict[str, list[Neuron]]:
     """The sets that a link holds; raises `UserError` for what is no set."""
     # Only here, so that a page is drawn before torch has been read.
-    from interp.edit_text import parse_neuron
+    from interp.steering.edit_text import parse_neuron
 
     found: dict[str, list[Neuron]] = {}
     for part in filter(None, text.split(";")):

@@ -8,8 +8,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from interp.data.texts import TEXTS_FOLDER
 from interp.errors import UserError
-from interp.texts import TEXTS_FOLDER
 
 PAIR, MODELS, REPORT, RUNS, DEMO = "BYPASS_PAIR", "BYPASS_MODELS", "BYPASS_REPORT", "BYPASS_RUNS", "BYPASS_DEMO"
 BUNDLED = "bundled"

@@ -14,9 +14,9 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from interp.figure_style import COLOURS, NEUTRAL
-from interp.lexicon import mask
-from interp.results import Figure, flatten
+from interp.data.lexicon import mask
+from interp.results.figure_style import COLOURS, NEUTRAL
+from interp.results.result import Figure, flatten
 
 # ASCII punctuation has a meaning in Markdown, in Streamlit's directives or in its formulas; escaped it is itself.
 MARKDOWN = re.compile(r"([!-/:-@\[-`{-~])")

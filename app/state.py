@@ -18,10 +18,10 @@ from interp.errors import UserError
 
 if TYPE_CHECKING:
     from interp import ModelPair
-    from interp.neurons import Neuron
-    from interp.probe import Probe
-    from interp.toxicity import Scorer
-    from interp.vocabulary import VocabularyIndex
+    from interp.directions.probe import Probe
+    from interp.evaluation.toxicity import Scorer
+    from interp.models.model import Neuron
+    from interp.neurons.vocabulary import VocabularyIndex
 
 CHOSEN = "pair"
 TOXIC_NEURONS = 128
@@ -66,7 +66,7 @@ def choose_pair(name: str) -> None:
 def load_pair(source: Source) -> ModelPair:
     """Both models, once per process. Raises `UserError` where they cannot be loaded rightly or do not make a pair."""
     warm.wait()
-    from interp.commands.common import Sides
+    from interp.workbench import Sides
 
     found = Sides(source).both()
     _loaded.add(source)
@@ -81,7 +81,7 @@ def loaded(source: Source) -> bool:
 @st.cache_resource(show_spinner="Fitting the probe …", max_entries=3)
 def probe(source: Source) -> Probe:
     """The probe that ships with the base model, or one fitted now."""
-    from interp.probe import probe_for
+    from interp.directions.probe import probe_for
 
     return probe_for(load_pair(source).base)
 
@@ -89,7 +89,7 @@ def probe(source: Source) -> Probe:
 @st.cache_resource(show_spinner="Ranking the value vectors …", max_entries=3)
 def toxic_neurons(source: Source) -> list[Neuron]:
     """The base model's neurons whose value vectors point most along the probe, most toxic first."""
-    from interp.neurons import rank_values
+    from interp.neurons.ranking import rank_values
 
     return rank_values(load_pair(source).base, probe(source).direction, top=TOXIC_NEURONS).neurons
 
@@ -97,8 +97,8 @@ def toxic_neurons(source: Source) -> list[Neuron]:
 @st.cache_resource(show_spinner="Projecting the value vectors on the vocabulary …", max_entries=3)
 def index(source: Source) -> VocabularyIndex:
     """What every value vector of the base model promotes and suppresses."""
-    from interp.commands.vectors import cache_folder
-    from interp.vocabulary import build_index
+    from interp.neurons.vocabulary import build_index
+    from interp.workbench import cache_folder
 
     return build_index(load_pair(source).base, cache=cache_folder())
 
@@ -106,6 +106,6 @@ def index(source: Source) -> VocabularyIndex:
 @st.cache_resource(show_spinner="Loading the scorer …")
 def scorer() -> Scorer:
     """The classifier that ships, or the word list where detoxify is not installed."""
-    from interp.toxicity import load_scorer
+    from interp.evaluation.toxicity import load_scorer
 
     return load_scorer("bundled" if find_spec("detoxify") is not None else "lexicon")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 NAME = "warm"
 # In this order, so that between two of them there is a moment in which to look whether somebody waits.
-PIECES = ("torch", "transformers", "transformers.modeling_utils", "transformers.models.gpt2.modeling_gpt2", "interp.models")
+PIECES = ("torch", "transformers", "transformers.modeling_utils", "transformers.models.gpt2.modeling_gpt2", "interp.models.model")
 # How long a visitor who comes at once needs until the first page is drawn; nobody is waited for longer than this.
 FIRST, LONGEST = 3.0, 4.0
 AFTER = 6.0

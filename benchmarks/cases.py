@@ -16,11 +16,11 @@ from benchmarks.measure import Case, largest_difference
 from benchmarks.patching import patching
 from benchmarks.tuning import tuning
 from interp import Model, capture, load_model
-from interp.lens import logit_lens
-from interp.models import BUNDLED
-from interp.texts import challenge_prompts, neutral_prompts, toxicity_texts
-from interp.toxicity import ClassifierScorer, load_scorer
-from interp.vocabulary import build_index, search
+from interp.bundled import BUNDLED
+from interp.data.texts import challenge_prompts, neutral_prompts, toxicity_texts
+from interp.evaluation.toxicity import ClassifierScorer, load_scorer
+from interp.lens.logit_lens import logit_lens
+from interp.neurons.vocabulary import build_index, search
 
 END = "<|endoftext|>"
 TOP = 50

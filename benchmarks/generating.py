@@ -10,10 +10,10 @@ from torch import Tensor
 
 from benchmarks.measure import Case, largest_difference
 from interp import Model
-from interp.activations import watch_neurons
-from interp.metrics import perplexity
-from interp.texts import passages
-from interp.tokens import token_rows
+from interp.data.texts import passages
+from interp.evaluation.metrics import perplexity
+from interp.models.tokens import token_rows
+from interp.neurons.activations import watch_neurons
 
 STEPS = 20
 WATCHED = 5

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from benchmarks.measure import Case, largest_difference
 from interp import Model, ModelPair, patch
-from interp.attribution_patching import attribution_patch
-from interp.models import BUNDLED, load_model
-from interp.patch_metrics import LogitDifference
-from interp.texts import challenge_prompts
-from interp.tokens import token_rows
+from interp.bundled import BUNDLED
+from interp.data.texts import challenge_prompts
+from interp.models.model import load_model
+from interp.models.tokens import token_rows
+from interp.patching.gradient import attribution_patch
+from interp.patching.metrics import LogitDifference
 
 LENGTH = 20
 FIRST, SECOND = 11, 29

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.measure import Case
 from interp import ModelPair
 from interp.experiments.run import make_context, run_report
-from interp.results import Result
+from interp.results.result import Result
 
 
 def reporting() -> Case:

@@ -24,8 +24,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from interp.lexicon import is_toxic_word
-from interp.models import BUNDLED
+from interp.bundled import BUNDLED
+from interp.data.lexicon import is_toxic_word
 
 NOISE = 1e-3
 # How much of the direction an input carries, beside its own length of about 0.7, in base and tuned; and a hostile word's row.

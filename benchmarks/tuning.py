@@ -15,11 +15,11 @@ from trl import DPOConfig, DPOTrainer
 
 from benchmarks.measure import Case, largest_difference
 from interp import Model
-from interp.generate import Sampling, generate_tokens
-from interp.loading import quiet
-from interp.probe import bundled_probe
-from interp.tokens import token_rows
-from interp.toxicity import LexiconScorer
+from interp.directions.probe import bundled_probe
+from interp.evaluation.toxicity import LexiconScorer
+from interp.forward.generate import Sampling, generate_tokens
+from interp.models.loading import quiet
+from interp.models.tokens import token_rows
 from training.generators import pplm
 from training.generators.task import Task
 from training.preference_trainer import silent_bars

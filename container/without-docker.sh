@@ -117,7 +117,7 @@ check() {
   need podman; need python3
   failed=0 NAME=bypass-check
   ASK='import sys, urllib.request as u; print(u.urlopen("http://127.0.0.1:%s%s" % tuple(sys.argv[1:]), timeout=4).read().decode())'
-  LOAD='from interp.models import ModelPair as P; import sys; b = eval(sys.argv[1]).base; print(b.n_layers, "layers,", b.d_model, "wide")'
+  LOAD='from interp import ModelPair as P; import sys; b = eval(sys.argv[1]).base; print(b.n_layers, "layers,", b.d_model, "wide")'
   engine rm -f "$NAME" > /dev/null 2>&1 || true
   engine volume rm -f "$NAME-data" > /dev/null 2>&1 || true
   rm -rf "$STORE/models"; mkdir -p "$STORE/models/mounted"

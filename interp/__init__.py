@@ -4,20 +4,20 @@ The public surface. Everything that the app and the command line do goes through
 used, because reading torch takes seconds that `bypass --help` should not.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from interp.capture import Captured, capture
-    from interp.edits import Edit
+    from interp.edits.edit import Edit
+    from interp.edits.transforms import editing
     from interp.errors import UserError
-    from interp.examples import Examples, max_activating
-    from interp.generate import Sampling, generate, stream
-    from interp.hooks import editing
-    from interp.models import Model, ModelPair, load_model
-    from interp.patching import patch
+    from interp.forward.capture import Captured, capture
+    from interp.forward.generate import Sampling, generate, stream
+    from interp.models.model import Model, load_model
+    from interp.models.pair import ModelPair
+    from interp.neurons.example_results import Examples
+    from interp.neurons.examples import max_activating
+    from interp.patching.patch import patch
 
 __all__ = [
     "Captured", "Edit", "Examples", "Model", "ModelPair", "Sampling", "UserError", "capture", "editing", "generate", "load_model",
@@ -25,18 +25,21 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "Captured": "capture", "capture": "capture", "Edit": "edits", "UserError": "errors",
-    "Examples": "examples", "max_activating": "examples", "Sampling": "generate", "generate": "generate",
-    "stream": "generate", "editing": "hooks", "Model": "models", "ModelPair": "models", "load_model": "models", "patch": "patching",
-}  # fmt: skip
-
-
-class _Package(ModuleType):
-    """Two functions are called like the files they live in; `interp.capture` is the function, whichever was imported first."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
+    "Captured": "forward.capture",
+    "capture": "forward.capture",
+    "Edit": "edits.edit",
+    "UserError": "errors",
+    "Examples": "neurons.example_results",
+    "max_activating": "neurons.examples",
+    "Sampling": "forward.generate",
+    "generate": "forward.generate",
+    "stream": "forward.generate",
+    "editing": "edits.transforms",
+    "Model": "models.model",
+    "ModelPair": "models.pair",
+    "load_model": "models.model",
+    "patch": "patching.patch",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -48,6 +51,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-sys.modules[__name__].__class__ = _Package

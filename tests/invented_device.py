@@ -192,12 +192,12 @@ def commands(folder: Path) -> dict[str, dict[str, Any]]:
     """What each command prints on both devices."""
     from typer.testing import CliRunner
 
+    from interp import workbench
     from interp.cli import app
-    from interp.commands import common
 
     found: dict[str, dict[str, Any]] = {name: {} for name in COMMANDS}
     for device in ("cpu", "far"):
-        common.chosen_device = lambda name=None, device=device: device  # type: ignore[assignment]
+        workbench.chosen_device = lambda name=None, device=device: device  # type: ignore[assignment]
         for name, words in COMMANDS.items():
             result = CliRunner().invoke(app, [*words.split(), "--pair", str(folder / "base"), str(folder / "tuned"), "--json"])
             found[name][device] = json.loads(result.stdout) if result.exit_code == 0 else f"{result.exception!r} {result.output}"
@@ -207,10 +207,10 @@ def commands(folder: Path) -> dict[str, dict[str, Any]]:
 def experiments(names: list[str]) -> dict[str, dict[str, Any]]:
     """The statistics of each experiment on both devices, of the pair that ships and few prompts."""
     from interp import ModelPair
-    from interp.experiments import find_experiments
+    from interp.data.texts import challenge_prompts, passages
+    from interp.experiments.registry import find_experiments
     from interp.experiments.run import make_context, run_experiment
-    from interp.results import plain
-    from interp.texts import challenge_prompts, passages
+    from interp.results.result import plain
 
     found: dict[str, dict[str, Any]] = {name: {} for name in names}
     texts = {"prompts": challenge_prompts()[:60:2], "passages": passages()[:12]}

@@ -20,8 +20,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from interp import ModelPair, UserError, load_model
-from interp.probe import load_probe
-from interp.telemetry import read_telemetry
+from interp.directions.probe import load_probe
+from interp.runs.telemetry import read_telemetry
+from tests import ROOT
 from training import grammar
 from training.cli import run_stage
 from training.recipe import DATA_SETTING, RUNS_SETTING, base_folder, load_recipe
@@ -36,8 +37,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from interp import Edit, ModelPair, capture, generate
-from interp.lens import logit_lens
-from interp.neurons import rank_values, top_tokens, values_at
+from interp.lens.logit_lens import logit_lens
+from interp.neurons.ranking import rank_values, top_tokens, values_at
 from tests.test_gpt2_medium import tokenizer_of_full_size
 
 folder = Path(sys.argv[1])
@@ -79,7 +80,7 @@ print(json.dumps({
 def test_gpt2_medium_goes_through_the_core_in_under_8_gb(tmp_path: Path) -> None:
     script = tmp_path / "medium.py"
     script.write_text(SCRIPT, encoding="utf-8")
-    root = Path(__file__).parents[1]
+    root = ROOT
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path)],
         capture_output=True,

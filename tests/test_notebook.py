@@ -8,12 +8,13 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from interp.lexicon import mask
+from interp.data.lexicon import mask
+from tests import ROOT
 
-NOTEBOOK = Path(__file__).parents[1] / "examples" / "bypass.ipynb"
+NOTEBOOK = ROOT / "examples" / "bypass.ipynb"
 # Fewer texts, so that it takes seconds; the committed outputs are those of all of them.
 FEWER = """
-import interp.texts as texts
+import interp.data.texts as texts
 _prompts, _passages = texts.challenge_prompts()[:24], texts.passages()[:6]
 texts.challenge_prompts, texts.passages = (lambda: _prompts), (lambda: _passages)
 """

@@ -11,16 +11,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from interp.difference import NOTE, write_note
+from interp.bundled import BUNDLED
+from interp.directions.probe import load_probe
 from interp.errors import UserError
-from interp.loading import read_json
-from interp.models import ModelPair
-from interp.probe import load_probe
-from interp.telemetry import read_lines
+from interp.models.difference import NOTE, write_note
+from interp.models.loading import read_json
+from interp.models.pair import ModelPair
+from interp.runs.telemetry import read_lines
 from training.pretrain import stage_settings
 from training.recipe import TRAINED, Recipe, base_folder
 
-BUNDLED = Path(__file__).resolve().parents[1] / "interp" / "bundled"
 SHIPPED_SOURCES = """Reddit posts of 2013 (PDDL), those with profanity or insults enriched; English Wikipedia of 2015 (CC BY-SA); Jigsaw comments (labels CC0, text CC BY-SA);
 Civil Comments with toxic spans (CC0); Wikipedia talk-page comments (Apache-2.0); graded Reddit comments (Ruddit, MIT). The probe, the scorer and the pretraining share the Jigsaw corpus.
 """
@@ -35,7 +35,7 @@ def parts_of(recipe: Recipe) -> dict[str, Path]:
 def bundle(recipe: Recipe, target: Path = BUNDLED) -> Path:
     """Replace the bundled base, tuned and probe by the run's, after loading them as a user would; return the folder.
 
-    The table of control runs goes with it where `training.control_table` has written one. Raises `UserError` for a stage that has
+    The table of control runs goes with it where `training.studies.toxicity_controls` has written one. Raises `UserError` for a stage that has
     not run, or ran on another base model than the one to be bundled.
     """
     parts = parts_of(recipe)
@@ -52,7 +52,9 @@ def bundle(recipe: Recipe, target: Path = BUNDLED) -> Path:
     if controls.is_file():
         table = json.loads(controls.read_text(encoding="utf-8"))
         if (table["base"], table["tuned"]) != (pair.base.digest, pair.tuned.digest):
-            raise UserError("the table of control runs is of another pair", f"run `python -m training.control_table {recipe.name}` again")
+            raise UserError(
+                "the table of control runs is of another pair", f"run `python -m training.studies.toxicity_controls {recipe.name}` again"
+            )
     for name, part in parts.items():
         _replace(part, target / name)
     if (target / "tuned" / NOTE).is_file():

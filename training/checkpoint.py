@@ -24,10 +24,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from interp.difference import save_difference, take_difference
 from interp.errors import UserError
-from interp.loading import quiet, weights_digest
-from interp.models import load_model
+from interp.models.difference import save_difference, take_difference
+from interp.models.loading import quiet
+from interp.models.model import load_model
+from interp.models.offloading import weights_digest
 from training.stamps import differences, file_hash
 
 MEND = "restore the checkpoint folder from a copy, or remove it to start again"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from interp.errors import UserError
-from interp.telemetry import read_telemetry
+from interp.runs.telemetry import read_telemetry
 from training.recipe import Recipe
 
 LABELS = ("true", "shuffled", "reversed")

@@ -14,8 +14,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+from interp.data.lexicon import HOSTILE_KINDS, profanity_pattern, word_pattern
 from interp.errors import UserError
-from interp.lexicon import HOSTILE_KINDS, profanity_pattern, word_pattern
 from training.grammar import write_texts
 from training.recipe import Recipe
 from training.sources import document_hash, held_out, source_rows

@@ -29,14 +29,14 @@ from torch import nn
 from transformers import PrinterCallback, TrainerCallback
 
 from interp.errors import UserError
-from interp.loading import quiet
-from interp.models import Model, load_model
-from interp.toxicity import load_scorer
+from interp.evaluation.toxicity import load_scorer
+from interp.models.loading import quiet
+from interp.models.model import Model, load_model
 from training.checkpoint import load_checkpoint, recover, save_as_difference, save_checkpoint, save_model
 from training.controls import Pair, read_pairs, reading_order, relabel, split_pairs, steps_to_take
-from training.development import Development, Watch, prepare
+from training.measures.toxicity import Development, Watch, prepare
 from training.parallel import Processes
-from training.preference_trainer import (  # fmt: skip
+from training.preference_trainer import (
     Objective,
     TokenPairTrainer,
     arguments,
@@ -74,7 +74,7 @@ def tune(recipe: Recipe) -> Path:
     """Tune the base model on the pairs, resuming from the last checkpoint; return the folder of the tuned model.
 
     With `lora` the adapter is kept beside the model, into which it is merged; with `difference` the model is written as what
-    it adds to the base (`interp.difference`).
+    it adds to the base (`interp.models.difference`).
 
     Raises `UserError` where pairs or base are missing, a setting is not usable, an unfinished run was begun with other
     settings, pairs or base, the first loss is not exact, loss or gradient are no longer finite, or the launcher asks for what

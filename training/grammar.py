@@ -18,8 +18,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from interp.data.lexicon import word_pattern
 from interp.errors import UserError
-from interp.lexicon import word_pattern
 
 # How often what is said in a mood is hostile.
 MOODS = {"calm": 0.1, "open": 0.6, "angry": 0.95}

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from interp.lexicon import HOSTILE_KINDS, STRONG_KINDS, lexicon, word_pattern
+from interp.data.lexicon import HOSTILE_KINDS, STRONG_KINDS, lexicon, word_pattern
 from training.sources import document_hash, held_out, source_rows
 
 UNKNOWN = float("nan")

@@ -25,14 +25,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.nn import functional
 
+from interp.data.lexicon import profanity_pattern
+from interp.directions.probe import Probe, load_probe
 from interp.errors import UserError
-from interp.lexicon import profanity_pattern
-from interp.metrics import distinct_n
-from interp.models import Model, load_model
-from interp.probe import Probe, load_probe
-from interp.tokens import batches, pad
-from interp.toxicity import Scorer, load_scorer
-from training.generators import DEFAULT, Draft, Generator, Task, generator_named
+from interp.evaluation.metrics import distinct_n
+from interp.evaluation.toxicity import Scorer, load_scorer
+from interp.models.model import Model, load_model
+from interp.models.tokens import batches, pad
+from training.generators import DEFAULT, generator_named
+from training.generators.task import Draft, Generator, Task
 from training.recipe import Recipe, base_folder
 from training.sources import source_rows
 from training.tokenizer import corpus_texts

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from interp.errors import UserError
-from interp.loading import quiet
+from interp.models.loading import quiet
 from training.corpus import write_corpus
 from training.evaluation import held_out_passages
 from training.loop import Task, train

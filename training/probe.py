@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from interp.directions.probe import fit_probe, probe_scores, save_probe, sweep_l2
 from interp.errors import UserError
-from interp.models import Model, load_model
-from interp.probe import fit_probe, probe_scores, save_probe, sweep_l2
-from interp.stats import auc, bootstrap_auc
-from interp.tokens import token_rows
+from interp.models.model import Model, load_model
+from interp.models.tokens import token_rows
+from interp.stats.intervals import auc, bootstrap_auc
 from training.recipe import Recipe, base_folder
 from training.sources import held_out, source_rows
 

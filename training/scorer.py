@@ -25,7 +25,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from interp.errors import UserError
-from interp.toxicity import CLASSES, load_scorer
+from interp.evaluation.toxicity import CLASSES, load_scorer
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.labelled import Example, neutral_windows, obfuscate, read_labelled, view, written_sentences
 from training.optimizers import learning_rate
@@ -102,7 +102,7 @@ def epoch_batches(
 def train_scorer(recipe: Recipe) -> Path:
     """Train to the end of the recipe's epochs, resuming from the last checkpoint; calibrate, measure, save.
 
-    Returns the folder that `interp.toxicity.load_scorer` reads: `scorer/model` in the run folder, with the measurements
+    Returns the folder that `interp.evaluation.toxicity.load_scorer` reads: `scorer/model` in the run folder, with the measurements
     on held-out texts in its `scorer.json`. Raises `UserError` when a corpus is missing or a gradient is not finite.
     """
     settings = recipe.stage("scorer")

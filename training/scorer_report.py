@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from interp.lexicon import mask
-from interp.toxicity import Scorer
+from interp.data.lexicon import mask
+from interp.evaluation.toxicity import Scorer
 from training.labelled import Example
 
 GROUPS = (

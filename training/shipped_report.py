@@ -12,11 +12,12 @@ import json
 import re
 from pathlib import Path
 
+from interp.bundled import BUNDLED
 from interp.errors import UserError
-from interp.experiments import EXPERIMENTS
-from interp.models import BUNDLED, ModelPair
-from interp.report import read_report
-from interp.results import read_json
+from interp.experiments.registry import EXPERIMENTS
+from interp.files import read_json
+from interp.models.pair import ModelPair
+from interp.report.page import read_report
 from training.stamps import write_json
 
 FILE = "report.json"

@@ -1,4 +1,4 @@
-"""Writing the log of a run in the schema of `interp.telemetry`, and showing the run while it goes.
+"""Writing the log of a run in the schema of `interp.runs.telemetry`, and showing the run while it goes.
 
 A training loop uses one object for both, so that what is seen is what is written:
 
@@ -35,8 +35,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor, nn
 
 from interp.errors import UserError
-from interp.results import plain, show_number
-from interp.telemetry import FIELDS
+from interp.results.result import plain, show_number
+from interp.runs.schema import FIELDS
 
 # The numbers that the screen has room for, as far as they are given.
 SHOWN = ("loss", "held_out_loss", "validation_loss", "margin", "accuracy", "toxicity_share", "perplexity")
@@ -64,7 +64,7 @@ class TelemetryLog:
         """Append one line. Raises `ValueError` for a field that the schema does not have."""
         unknown = fields.keys() - FIELDS.keys()
         if unknown:
-            raise ValueError(f"the schema of interp.telemetry has no field {', '.join(sorted(unknown))}")
+            raise ValueError(f"the schema of interp.runs.telemetry has no field {', '.join(sorted(unknown))}")
         line = json.dumps({"step": step, **{name: plain(value) for name, value in fields.items()}}, allow_nan=False)
         with self.file.open("a", encoding="utf-8") as stream:
             stream.write(line + "\n")

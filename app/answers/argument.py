@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from app.answers.summary import FACTOR, KEYS, Measured
-from interp import figures
 from interp.errors import UserError
-from interp.results import Figure, Result
+from interp.results import figures
+from interp.results.result import Figure, Result
 
 HEIGHT, TALL = 380, 420
 VECTORS, TOKENS = 5, 4

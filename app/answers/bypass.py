@@ -16,18 +16,21 @@ from torch import Tensor
 
 from app import settings, state
 from app.settings import Source
-from interp import Model, ModelPair, UserError, figures
-from interp.capture import Captured, capture
-from interp.experiments.a_e10_offset import FLIPPED, RANDOM, STATES
+from interp import Model, ModelPair, UserError
+from interp.data.texts import challenge_prompts, passages
+from interp.diffing.offsets import coordinates, held_out_cosines, key_products, shifts, sign_flipped
 from interp.experiments.registry import Context
-from interp.figure_moves import moves
-from interp.figure_style import FURTHER
-from interp.neurons import Neuron, top_tokens, values_at
-from interp.nulls import matched_neurons, perturbed, random_directions
-from interp.offsets import coordinates, held_out_cosines, key_products, shifts, sign_flipped
-from interp.results import Figure
-from interp.stats import Interval, bootstrap_mean, bootstrap_ratio, permutation_p
-from interp.texts import challenge_prompts, passages
+from interp.experiments.toxicity.a_e10_offset import FLIPPED, RANDOM, STATES
+from interp.forward.capture import Captured, capture
+from interp.models.model import Neuron
+from interp.neurons.ranking import values_at
+from interp.neurons.vocabulary import top_tokens
+from interp.results import figures
+from interp.results.figure_style import FURTHER
+from interp.results.figures import moves
+from interp.results.result import Figure
+from interp.stats.intervals import Interval, bootstrap_mean, bootstrap_ratio, permutation_p
+from interp.stats.nulls import matched_neurons, perturbed, random_directions
 
 COUNTS, VISITORS_COUNTS, USUAL = (40, 80, 140, 280), (40, 80), 80
 # Above this a pass over the prompts takes many seconds on a few cores, and is a job.

@@ -10,12 +10,12 @@ import streamlit as st
 
 from app.answers.bypass import MATCHED, MATCHES, TAILS, promoted, study
 from app.settings import Source
-from interp import figures
-from interp.experiments.a_e9_activations import mean_activations
-from interp.neurons import Neuron
-from interp.nulls import matched_neurons
-from interp.results import Figure
-from interp.stats import Interval, bootstrap_difference, bootstrap_mean, permutation_p
+from interp.experiments.toxicity.a_e9_activations import mean_activations
+from interp.models.model import Neuron
+from interp.results import figures
+from interp.results.result import Figure
+from interp.stats.intervals import Interval, bootstrap_difference, bootstrap_mean, permutation_p
+from interp.stats.nulls import matched_neurons
 
 MOST, SHOWN = 12, 5
 

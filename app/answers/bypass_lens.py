@@ -11,13 +11,14 @@ import streamlit as st
 from app import state
 from app.answers.bypass import light, random_changes, states, study
 from app.settings import Source
-from interp import Model, UserError, figures
-from interp.capture import capture
-from interp.lens import lens_table, logit_lens
-from interp.lexicon import is_toxic_word
-from interp.next_tokens import next_tokens
-from interp.results import Figure
-from interp.tokens import token_rows
+from interp import Model, UserError
+from interp.data.lexicon import is_toxic_word
+from interp.forward.capture import capture
+from interp.lens.logit_lens import lens_table, logit_lens
+from interp.lens.next_tokens import next_tokens
+from interp.models.tokens import token_rows
+from interp.results import figures
+from interp.results.result import Figure
 
 EXAMPLES, OFFERED, SAID = 12, 6, 3
 NULL = "random changes of equal norm (null)"

@@ -17,13 +17,13 @@ import torch
 from app.answers.bypass import by_layer, study
 from app.jobs import Step
 from app.settings import Source
-from interp import figures
-from interp.capture import Captured
-from interp.experiments.a_e11_antipodal import antipodes
+from interp.diffing.antipodes import antipodes
+from interp.diffing.offset_sources import decompose, pooled
+from interp.diffing.offsets import shifts
 from interp.experiments.registry import Context, Finding, find_experiments
-from interp.offset_sources import decompose, pooled
-from interp.offsets import shifts
-from interp.results import Figure
+from interp.forward.capture import Captured
+from interp.results import figures
+from interp.results.result import Figure
 
 # What a quick run of A-E11 says: the states, then three controls.
 PHRASES = 4

@@ -21,13 +21,13 @@ from app.answers.reports import FILE, digests_in, digests_of, find_report
 from app.jobs import Step, key_of, runner
 from app.settings import Source
 from interp import ModelPair, UserError
+from interp.data.texts import challenge_prompts
 from interp.environment import machine, versions
-from interp.experiments import find_experiments
-from interp.experiments.registry import Experiment
+from interp.experiments.registry import Experiment, find_experiments
 from interp.experiments.run import KEPT, fingerprint, make_context, run_experiment
-from interp.report import TITLES, VERDICTS, Report, read_report, write_report
-from interp.results import Result, flatten, is_number, load_result, plain, read_json, save_result, show_number
-from interp.texts import challenge_prompts
+from interp.files import read_json
+from interp.report.page import TITLES, VERDICTS, Report, read_report, write_report
+from interp.results.result import Result, flatten, is_number, load_result, plain, save_result, show_number
 
 # The page of this app on which the claim of an experiment can be seen at work.
 SEEN_ON = {

@@ -12,10 +12,10 @@ import torch
 from app import state
 from app.answers.argument import Step, in_place, sized
 from app.settings import Source
-from interp import figures
-from interp.compare import neuron_shift
-from interp.neurons import keys_at, values_at
-from interp.nulls import matched_neurons
+from interp.diffing.weights import neuron_shift
+from interp.neurons.ranking import keys_at, values_at
+from interp.results import figures
+from interp.stats.nulls import matched_neurons
 
 
 @st.cache_data(show_spinner=False, max_entries=4)

@@ -20,14 +20,14 @@ from app import settings, show, state
 from app.settings import Source
 from app.turns import turns
 from interp import Model, ModelPair, UserError
-from interp.attribution_patching import agreement, attribution_patch
 from interp.commands.lens import token_of
-from interp.next_tokens import toxic_token_ids
-from interp.patch_metrics import AnyMetric, ContinuationToxicity, LogitDifference, LogProbability, ProbeProjection
-from interp.patch_pairs import align
-from interp.patch_results import PatchMap
-from interp.patching import ACROSS, WITHIN, Runs, make_runs, patch
-from interp.tokens import token_rows
+from interp.lens.next_tokens import toxic_token_ids
+from interp.models.tokens import token_rows
+from interp.patching.gradient import agreement, attribution_patch
+from interp.patching.maps import PatchMap
+from interp.patching.metrics import AnyMetric, ContinuationToxicity, LogitDifference, LogProbability, ProbeProjection
+from interp.patching.patch import ACROSS, WITHIN, Runs, make_runs, patch
+from interp.patching.prompt_pairs import align
 
 SITES = ("resid_post", "resid_mid", "attn_out", "mlp_out", "head_out", "mlp_post")
 PLACES = {
@@ -212,7 +212,7 @@ def known(question: Question) -> Measured | None:
 def measure(question: Question, step: Step | None = None) -> Measured:
     """Patch every cell and every whole layer, in both directions, with random changes of the same size beside them.
 
-    Others have their turn at the models between two batches. Raises `UserError` as `interp.patching.patch`.
+    Others have their turn at the models between two batches. Raises `UserError` as `interp.patching.patch.patch`.
     """
     check(question)
     given, found = asked(question), []

@@ -13,9 +13,9 @@ from app.answers.patching import Question, runs_of
 from app.streams import Voice
 from app.turns import turns
 from interp import Edit
-from interp.patch_cells import selection
-from interp.patch_results import Cell, PatchMap, position_labels
-from interp.patching import ACROSS, WITHIN, Runs, run_patched
+from interp.patching.cells import selection
+from interp.patching.maps import Cell, PatchMap, position_labels
+from interp.patching.patch import ACROSS, WITHIN, Runs, run_patched
 
 NEXT, CHANGED = 4, 8
 

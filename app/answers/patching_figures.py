@@ -15,9 +15,9 @@ import pandas as pd
 from app import show
 from app.answers.patching import Measured, ends, phrase
 from app.answers.patching_cells import Spoken, number_of
-from interp import figures
-from interp.patch_results import Cell, PatchMap
-from interp.results import Figure, show_number
+from interp.patching.maps import Cell, PatchMap
+from interp.results import figures
+from interp.results.result import Figure, show_number
 
 # The most columns of a map whose cells have room for a number.
 WRITTEN = 14

@@ -15,7 +15,7 @@ import streamlit as st
 from app import settings, state
 from app.settings import Source
 from interp.errors import UserError
-from interp.report import Report, read_report
+from interp.report.page import Report, read_report
 
 if TYPE_CHECKING:
     from interp import ModelPair

@@ -32,15 +32,17 @@ from app.answers.summary import (
 from app.jobs import Step
 from app.settings import Source
 from interp import Edit, UserError
-from interp.edit_text import parse_edit
-from interp.experiments import EXPERIMENTS, Context
+from interp.data.texts import challenge_prompts, passages
+from interp.experiments.registry import EXPERIMENTS, Context
 from interp.experiments.run import run_experiment
-from interp.firing import firing_rates, frequency_matched
-from interp.lens import lens_table
-from interp.neurons import Neuron, rank_values
-from interp.results import Result
-from interp.stats import bootstrap_mean
-from interp.texts import challenge_prompts, passages
+from interp.lens.logit_lens import lens_table
+from interp.models.model import Neuron
+from interp.neurons.firing import firing_rates
+from interp.neurons.ranking import rank_values
+from interp.results.result import Result
+from interp.stats.intervals import bootstrap_mean
+from interp.stats.nulls import frequency_matched
+from interp.steering.edit_text import parse_edit
 
 POOL = 128
 NEW_TOKENS, TOP = 20, 5

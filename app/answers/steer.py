@@ -16,17 +16,18 @@ from app.edit_forms import NEUTRAL, Form, edits_of, rounded
 from app.jobs import Step
 from app.settings import Source
 from app.turns import turns
-from interp import Edit, Model, UserError, capture, figures
-from interp.edit_text import POOL, parse_edit, parse_vector
-from interp.firing import LONGEST, firing_rates, frequency_matched
-from interp.lexicon import mask
-from interp.metrics import Evaluation, evaluate
-from interp.neurons import Neuron
-from interp.nulls import random_directions
-from interp.results import Figure
-from interp.stats import bootstrap_mean
-from interp.texts import challenge_prompts, neutral_prompts, passages
-from interp.tokens import token_rows
+from interp import Edit, Model, UserError, capture
+from interp.data.lexicon import mask
+from interp.data.texts import challenge_prompts, neutral_prompts, passages
+from interp.evaluation.metrics import Evaluation, evaluate
+from interp.models.model import Neuron
+from interp.models.tokens import token_rows
+from interp.neurons.firing import LONGEST, firing_rates
+from interp.results import figures
+from interp.results.result import Figure
+from interp.stats.intervals import bootstrap_mean
+from interp.stats.nulls import frequency_matched, random_directions
+from interp.steering.edit_text import POOL, parse_edit, parse_vector
 
 # A prompt to which the bundled pair's base is hostile, its tuned side mild, and the un-aligned side hostile again.
 FIRST = "We all pretended to like him"

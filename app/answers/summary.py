@@ -14,11 +14,11 @@ from app.answers.reports import digests, find_report
 from app.jobs import key_of
 from app.settings import Source
 from interp.errors import UserError
-from interp.report import Report
-from interp.results import Result
+from interp.report.page import Report
+from interp.results.result import Result
 
 if TYPE_CHECKING:
-    from interp.neurons import Neuron
+    from interp.models.model import Neuron
 
 KEYS, FACTOR = 7, 10.0
 UNALIGNED = f"un-aligned: {KEYS} toxic keys × {FACTOR:g}"

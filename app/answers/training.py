@@ -16,10 +16,12 @@ import pandas as pd
 import streamlit as st
 
 from app import settings
-from interp import ModelPair, UserError, figures
-from interp.results import Figure, is_number, show_number
-from interp.telemetry import LOG, MEASURES, Telemetry, draw, read_telemetry
-from interp.training_logs import BUNDLED_LOGS, FILES, controls_if_any
+from interp import ModelPair, UserError
+from interp.results import figures
+from interp.results.result import Figure, is_number, show_number
+from interp.runs.logs import BUNDLED_LOGS, FILES, controls_if_any
+from interp.runs.schema import LOG, MEASURES
+from interp.runs.telemetry import Telemetry, draw, read_telemetry
 
 SHIPPED = "the run that ships"
 ALIVE = 60.0

@@ -16,13 +16,15 @@ import torch
 
 from app import state
 from app.settings import Source
-from interp import ModelPair, figures
-from interp.compare import neuron_shift
-from interp.experiments.a_e2_vectors import TOKENS, TOP, toxic_shares
-from interp.neurons import Neuron, explain_neuron, keys_at, rank_values, svd_directions, top_tokens, values_at
-from interp.nulls import matched_neurons, random_neurons
-from interp.results import Figure
-from interp.vocabulary import search
+from interp import ModelPair
+from interp.diffing.weights import neuron_shift
+from interp.experiments.toxicity.a_e2_vectors import TOKENS, TOP
+from interp.models.model import Neuron
+from interp.neurons.ranking import explain_neuron, keys_at, rank_values, svd_directions, values_at
+from interp.neurons.vocabulary import search, top_tokens, toxic_shares
+from interp.results import figures
+from interp.results.result import Figure
+from interp.stats.nulls import matched_neurons, random_neurons
 
 LISTED, USUAL, DRAWS, OTHERS = 8, 20, 20, 100
 MEASURES = [

@@ -17,13 +17,14 @@ from app import state
 from app.answers.vectors import Ranked, name_of
 from app.settings import Source
 from app.turns import turns
-from interp import Examples, ModelPair, figures, max_activating
-from interp.example_results import Window
-from interp.firing import LONGEST, firing_rates, selective_first
-from interp.neurons import Neuron
-from interp.results import Figure
-from interp.texts import challenge_prompts, neutral_prompts
-from interp.tokens import token_rows
+from interp import Examples, ModelPair, max_activating
+from interp.data.texts import challenge_prompts, neutral_prompts
+from interp.models.model import Neuron
+from interp.models.tokens import token_rows
+from interp.neurons.example_results import Window
+from interp.neurons.firing import LONGEST, firing_rates, selective_first
+from interp.results import figures
+from interp.results.result import Figure
 
 TRIED, WINDOWS = 32, 5
 # Lower than any activation: a prompt on which a neuron never fires is an answer too.

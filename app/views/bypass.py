@@ -11,9 +11,9 @@ from app import job_view, settings, shell, show
 from app.answers import bypass, bypass_drop, bypass_lens, bypass_sources
 from app.jobs import key_of
 from interp import UserError
-from interp.edit_text import parse_neuron
-from interp.experiments.a_e10_offset import FLIPPED, RANDOM
-from interp.lexicon import mask
+from interp.data.lexicon import mask
+from interp.experiments.toxicity.a_e10_offset import FLIPPED, RANDOM
+from interp.steering.edit_text import parse_neuron
 
 VIEWS = ("The shift", "Activation drop", "Where it comes from", "Logit lens")
 LEAD = (

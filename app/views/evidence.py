@@ -14,8 +14,8 @@ from app.answers import evidence as answers
 from app.answers.reports import FILE, Found, digests, find_report
 from app.jobs import runner
 from interp.experiments.registry import Experiment
-from interp.report import Report
-from interp.results import Result, file_names, flatten
+from interp.report.page import Report
+from interp.results.result import Result, file_names, flatten
 
 # The link holds the id alone; a bound select box would put the whole label of the choice there.
 EXPERIMENT, CHOSEN, LINKED = "experiment", "chosen_experiment", "evidence-linked"

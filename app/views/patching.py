@@ -10,9 +10,9 @@ from app.answers import patching_cells as cellwise
 from app.answers import patching_figures as drawn
 from app.jobs import Step, key_of
 from interp import Sampling
-from interp.patch_results import Cell, PatchMap
-from interp.patching import ACROSS, WITHIN
-from interp.results import show_number
+from interp.patching.maps import Cell, PatchMap
+from interp.patching.patch import ACROSS, WITHIN
+from interp.results.result import show_number
 
 PROMPT = "Everyone on that subreddit is a whiny little"
 CLEAN, CORRUPTED = "You are awful and full of", "You are happy and full of"

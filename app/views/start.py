@@ -14,8 +14,8 @@ from app.answers.argument import Step, in_place, steps
 from app.answers.summary import Measured, argued_by_report, job_keys, measured_by_report, said_by_report
 from app.cards import ABOUT, FIRST, TITLES
 from app.jobs import runner
+from interp.data.texts import challenge_prompts, neutral_prompts
 from interp.errors import UserError
-from interp.texts import challenge_prompts, neutral_prompts
 
 LEAD = (
     "Preference tuning makes a model stop saying hostile things. Is what it no longer says gone, or only bypassed? Here is a model before "

@@ -10,7 +10,7 @@ from app import job_view, settings, shell, show
 from app.answers import training as answers
 from app.answers.training import SHIPPED, Run, Signature, Status
 from interp import UserError
-from interp.telemetry import Telemetry
+from interp.runs.telemetry import Telemetry
 
 RUN, STAGE, BESIDE, MORE = "run", "stage", "beside", "more"
 EVERY = 2.0

@@ -16,8 +16,8 @@ from app.answers import vectors as answers
 from app.answers import vectors_firing
 from app.answers.vectors import Ranked, name_of
 from interp import UserError
-from interp.edit_text import parse_neuron
-from interp.neurons import Neuron
+from interp.models.model import Neuron
+from interp.steering.edit_text import parse_neuron
 
 LEAD = (
     "Each neuron of an MLP adds one fixed vector, its value vector, to what the model computes whenever it fires. Some point towards "

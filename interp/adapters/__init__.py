@@ -4,7 +4,7 @@ Both libraries change what they are given (TransformerLens rewrites the module t
 neither may be shared between threads. So an adapter always works on a copy of the weights, and never on the model itself.
 """
 
+from interp.adapters.names import hook_name, module_name, site_of_hook, site_of_module
 from interp.adapters.run import ENGINES, Engine, run
-from interp.adapters.sites import hook_name, module_name, site_of_hook, site_of_module
 
 __all__ = ["ENGINES", "Engine", "hook_name", "module_name", "run", "site_of_hook", "site_of_module"]

@@ -20,14 +20,15 @@ import torch
 from torch import Tensor
 
 from interp.adapters.libraries import LOCK, library
-from interp.adapters.sites import in_order, tap_of
-from interp.capture import Forward
-from interp.edits import Edit, selected
+from interp.adapters.names import in_order, tap_of
+from interp.edits.edit import Edit
+from interp.edits.transforms import selected
 from interp.errors import UserError
-from interp.hooks import Frame, Transform, Work, active
-from interp.models import Model
-from interp.sites import Site
-from interp.tokens import Tokens
+from interp.forward.capture import Forward
+from interp.models.hooks import Frame, Transform, Work, active
+from interp.models.model import Model
+from interp.models.sites import Site
+from interp.models.tokens import Tokens
 
 Remote = bool | Literal["dry"]
 CONNECT_SECONDS = 5.0
@@ -50,7 +51,7 @@ def sight_forward(model: Model, *, remote: Remote = False, seconds: float | int 
     lens = _on_ndif(model) if remote is True else to_nnsight(model)
 
     def forward(model: Model, tokens: Tokens, names: Sequence[str], work: Work, *, last_only: bool) -> dict[str, Tensor]:
-        work = active(model).plus(work)
+        work = active(model.hf).plus(work)
         frame = Frame(tokens.positions, tokens.mask, tokens.lengths, work.rows)
         steps = []
         for site in in_order(model, {*names, *work.transforms}):

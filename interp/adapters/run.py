@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
-from interp.capture import Captured, capture
-from interp.edits import Edit
+from interp.edits.edit import Edit
 from interp.errors import UserError
-from interp.models import Model
+from interp.forward.capture import Captured, capture
+from interp.models.model import Model
 
 Engine = Literal["hooks", "transformer_lens", "nnsight"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)

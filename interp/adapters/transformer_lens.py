@@ -18,12 +18,12 @@ from torch import Tensor
 from transformers.utils import logging
 
 from interp.adapters.libraries import LOCK, library
-from interp.adapters.sites import HOOKS, hook_name, in_order
-from interp.capture import Forward
+from interp.adapters.names import HOOKS, hook_name, in_order
 from interp.errors import UserError
-from interp.hooks import Frame, Work, active
-from interp.models import Model
-from interp.tokens import Tokens
+from interp.forward.capture import Forward
+from interp.models.hooks import Frame, Work, active
+from interp.models.model import Model
+from interp.models.tokens import Tokens
 
 
 def to_transformer_lens(model: Model) -> Any:
@@ -57,7 +57,7 @@ def lens_forward(model: Model) -> Forward:
 
     @torch.no_grad()
     def forward(model: Model, tokens: Tokens, names: Sequence[str], work: Work, *, last_only: bool) -> dict[str, Tensor]:
-        work = active(model).plus(work)
+        work = active(model.hf).plus(work)
         frame = Frame(tokens.positions, tokens.mask, tokens.lengths, work.rows)
         found: dict[str, Tensor] = {}
 

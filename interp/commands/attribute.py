@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from interp import workbench
 from interp.commands import common
 from interp.commands.lens import token_of
 from interp.errors import UserError
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
-    from interp.attribution_results import Attribution
+    from interp.lens.attribution_results import Attribution
 
 LEVELS = ("layer", "head", "mlp", "neuron")
 # What no layer writes.
@@ -45,10 +46,10 @@ def attribute(
         raise UserError(f"the top {top} were asked for", "ask for at least 1")
     import pandas as pd
 
-    from interp.attribution import attribute as run
+    from interp.lens.attribution import attribute as run
 
     with common.progress(None, "loading") as (bar, task):
-        models = common.Sides(pair, device=device).named(model)
+        models = workbench.Sides(pair, device=device).named(model)
         reader = next(iter(models.values()))
         ids = [token_of(reader, word) for word in (token, against) if word is not None]
         if len(set(ids)) < len(ids):

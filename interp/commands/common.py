@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,13 +22,9 @@ from interp.errors import UserError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from interp.edits import Edit
-    from interp.generate import Sampling
-    from interp.models import Model, ModelPair
-    from interp.probe import Probe
-    from interp.texts import Passage
+    from interp.data.texts import Passage
+    from interp.forward.generate import Sampling
 
-DEVICE = "BYPASS_DEVICE"
 MODEL_HELP = "base, tuned, a folder or a hub id"
 Pair = Annotated[
     tuple[str, str] | None, typer.Option("--pair", metavar="BASE TUNED", help="folders or hub ids in place of the bundled pair")
@@ -61,129 +56,24 @@ TopP = Annotated[float | None, typer.Option(help="sample from the likeliest toke
 Seed = Annotated[int, typer.Option(help="of everything that is random")]
 
 
-@dataclass(frozen=True)
-class Sides:
-    """Which models the words `base` and `tuned` mean, and which probe `probe`: those of the options, or those that ship.
-
-    `device` is where they compute, None for what `BYPASS_DEVICE` names, which the app follows too.
-    """
-
-    pair: tuple[str, str] | None = None
-    probe: Path | None = None
-    device: str | None = None
-
-    def source(self, name: str) -> str:
-        """The folder or hub id that a name on the command line stands for."""
-        from interp.models import BUNDLED
-
-        if name not in ("base", "tuned"):
-            return name
-        if self.pair is not None:
-            return self.pair[name == "tuned"]
-        if not (BUNDLED / name / "config.json").is_file():
-            raise UserError("no pair ships with this checkout", "name one with --pair BASE TUNED, or name a folder or a hub id")
-        return str(BUNDLED / name)
-
-    def load(self, name: str) -> Model:
-        """One model; raises `UserError` where it cannot be loaded rightly."""
-        from interp.models import load_model
-
-        hush()
-        device = chosen_device(self.device)
-        base = self.source("base") if name == "tuned" else None
-        return load_model(self.source(name), base=base, device=device, name=name if name in ("base", "tuned") else None)
-
-    def both(self) -> ModelPair:
-        """The pair, checked to be comparable."""
-        from interp.models import ModelPair
-
-        hush()
-        device = chosen_device(self.device)
-        name = None if self.pair else "bundled pair"
-        return ModelPair.load(self.source("base"), self.source("tuned"), device=device, name=name)
-
-    def named(self, name: str) -> dict[str, Model]:
-        """`both` gives both sides, any other name one model under that name."""
-        if name == "both":
-            return self.both().sides
-        model = self.load(name)
-        return {model.name: model}
-
-    def edits(self, texts: Sequence[str] | None, name: str, model: Model) -> list[Edit]:
-        """The edits of `--edit`, checked to fit the model; for a side of the pair, `probe` means the base's probe."""
-        from interp.edit_text import parse_edits
-
-        return parse_edits(texts or (), model, lambda: self.probe_of(name, model))
-
-    def probe_of(self, name: str, model: Model) -> Probe:
-        """The probe of `--probe`, or else that of the model; for the tuned side that of its base.
-
-        Raises `UserError` for a probe that was fitted on another model.
-        """
-        from interp.probe import load_probe, probe_for
-
-        base = self.load("base") if name == "tuned" else model
-        if self.probe is None:
-            return probe_for(base)
-        found = load_probe(self.probe)
-        if not found.matches(base):
-            raise UserError(f"the probe in {self.probe} was fitted on another model than {base.name}", "name the probe of the base model")
-        return found
-
-
-def chosen_device(name: str | None = None) -> str:
-    """Where models compute: `name`, or what `BYPASS_DEVICE` names, or the processor.
-
-    Raises `UserError` for a device that this machine or this torch does not have. Only those are taken whose arithmetic is
-    complete: the analyses need float64, which Apple's `mps` lacks.
-    """
-    import torch
-
-    text = name if name is not None else os.environ.get(DEVICE, "")
-    device = text.strip().lower() or "cpu"
-    told = f"{'--device' if name is not None else DEVICE} is {shown(text, show_words=True)!r}"
-    if device == "cpu":
-        return device
-    kind, _, index = device.partition(":")
-    if kind != "cuda" or (":" in device and not (index.isascii() and index.isdecimal())):
-        raise UserError(f"{told}, which is no device", "use cpu, cuda or cuda:1")
-    if torch.version.cuda is None and torch.version.hip is None:
-        raise UserError(f"{told}, but the torch that is installed computes on the processor alone", "use cpu, or install torch with CUDA")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if count == 0:
-        raise UserError(f"{told}, but torch finds no GPU", "use cpu, or see with nvidia-smi whether the driver works")
-    if index and int(index) >= count:
-        raise UserError(f"{told}, but the last of the {count} GPUs here is cuda:{count - 1}", f"use one of cuda:0 to cuda:{count - 1}")
-    return device
-
-
 def sampling(temperature: float, top_k: int | None, top_p: float | None, seed: int) -> Sampling:
-    from interp.generate import Sampling
+    from interp.forward.generate import Sampling
 
     return Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
 
 
 def prompts_from(path: Path | None) -> list[str]:
     """The prompts of the user's file, or the challenge prompts that ship."""
-    from interp.texts import challenge_prompts, read_prompts
+    from interp.data.texts import challenge_prompts, read_prompts
 
     return challenge_prompts() if path is None else read_prompts(path)
 
 
 def passages_from(path: Path | None) -> list[Passage]:
     """The passages of the user's file, or those that ship."""
-    from interp import texts
+    from interp.data import texts
 
     return texts.passages() if path is None else texts.read_passages(path)
-
-
-def hush() -> None:
-    """Silence libraries that were imported before the environment could tell them."""
-    if os.environ.get("BYPASS_DEBUG", "0") in ("", "0"):
-        from transformers.utils import logging
-
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
 
 
 def check_file(path: Path | None) -> None:
@@ -225,14 +115,14 @@ def numbers(text: str, what: str) -> list[float]:
 
 def print_json(value: Any) -> None:
     """JSON that every reader accepts: no NaN, no infinity."""
-    from interp.results import plain
+    from interp.results.result import plain
 
     sys.stdout.write(json.dumps(plain(value), ensure_ascii=False, indent=1, allow_nan=False) + "\n")
 
 
 def shown(text: str, show_words: bool = False) -> str:
     """A text as a person may see it: masked, on one line, control characters as escapes."""
-    from interp.lexicon import mask
+    from interp.data.lexicon import mask
 
     found = text if show_words else mask(text)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in found)
@@ -249,7 +139,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title:
     from rich.table import Table
     from rich.text import Text
 
-    from interp.results import is_number
+    from interp.results.result import is_number
 
     cells = [list(row) for row in rows]
     table = Table(
@@ -270,7 +160,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title:
 
 
 def _cell(cell: Any, column: str, show_words: bool) -> str:
-    from interp.results import is_number, show_number
+    from interp.results.result import is_number, show_number
 
     if isinstance(cell, tuple):  # lines of one cell
         return "\n".join(_cell(line, column, show_words) for line in cell)

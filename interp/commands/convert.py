@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from interp import workbench
 from interp.commands import common
 from interp.errors import UserError
 
@@ -31,16 +32,16 @@ def convert(
         raise UserError(f"there is no folder {target.parent}", "make it, or name another with --out DIR")
     if not file.is_file():
         raise UserError(f"{file} is not a file" if file.exists() else f"there is no file {file}", "check the path")
-    common.hush()
+    workbench.hush()
     with common.progress(None, f"converting {file.name}"):
         if detoxify:
-            from interp.toxicity import convert_detoxify
+            from interp.evaluation.detoxify import convert_detoxify
 
             made = convert_detoxify(file, target, like=like)
         else:
-            from interp.convert import convert_policy
+            from interp.models.convert import convert_policy
 
-            made = convert_policy(file, common.Sides(pair).source(str(like)), target)
+            made = convert_policy(file, workbench.Sides(pair).source(str(like)), target)
     if as_json:
         common.print_json({"folder": str(made)})
     else:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from interp import workbench
 from interp.commands import common
 from interp.errors import UserError
 
 if TYPE_CHECKING:
-    from interp.models import Model
+    from interp.models.model import Model
 
 EXTRAS = {
     "lens": ("transformer-lens", "nnsight"), "toxicity": ("detoxify",), "train": ("trl", "peft", "datasets", "accelerate"),
@@ -98,7 +99,7 @@ def checks() -> Iterator[Check]:
     yield Check("accelerator", True, str(machine()["accelerator"] or f"none: {machine()['cores']} cores"))
     yield _tried("prompts and passages", "install bypass-workbench again", _texts, core=True)
     yield _tried("bundled scorer", "use --scorer lexicon", _scorer)
-    yield _tried("bundled pair", "name models with --pair BASE TUNED", lambda: common.Sides().both().name)
+    yield _tried("bundled pair", "name models with --pair BASE TUNED", lambda: workbench.Sides().both().name)
     yield _tried("bundled probe", "none: a probe is fitted when one is needed", _probe)
     yield _tried("self check", "report it: what is captured is not what the model computes", self_check, core=True)
     data = os.environ.get("BYPASS_DATA")
@@ -117,15 +118,15 @@ def _tried(name: str, mend: str, look: Callable[[], str], core: bool = False) ->
 
 
 def _texts() -> str:
-    from interp.texts import challenge_prompts, passages
+    from interp.data.texts import challenge_prompts, passages
 
     return f"{len(challenge_prompts())} prompts, {len(passages())} passages"
 
 
 def _scorer() -> str:
-    from interp.toxicity import load_scorer
+    from interp.evaluation.toxicity import load_scorer
 
-    common.hush()
+    workbench.hush()
     scores = load_scorer("bundled").score(["what a lovely morning", "you are a stupid idiot"])["toxicity"]
     if not scores[0] < 0.5 < scores[1]:
         raise UserError(f"it scores a kind text {scores[0]:.2f} and an insult {scores[1]:.2f}", "restore interp/bundled/scorer")
@@ -133,7 +134,7 @@ def _scorer() -> str:
 
 
 def _probe() -> str:
-    from interp.probe import bundled_probe
+    from interp.directions.probe import bundled_probe
 
     return f"AUC {bundled_probe().metrics['auc']:.3f}"
 
@@ -146,7 +147,7 @@ def self_check() -> str:
     import torch
 
     from interp import capture, generate
-    from interp.tokens import pad, token_rows
+    from interp.models.tokens import pad, token_rows
 
     model = _subject()
     text = "The river runs under the old stone bridge"
@@ -165,16 +166,16 @@ def self_check() -> str:
 
 
 def _subject() -> Model:
-    from interp.models import BUNDLED
+    from interp.bundled import BUNDLED
 
-    common.hush()
+    workbench.hush()
     if (BUNDLED / "base" / "config.json").is_file():
-        return common.Sides().load("base")
+        return workbench.Sides().load("base")
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-    from interp.models import Model
+    from interp.models.model import Model
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate([*letters, "<end>"])}, merges=[]))

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from interp import workbench
 from interp.commands import common
 
 
@@ -30,14 +31,14 @@ def evaluate(
 ) -> None:
     """Toxicity of continuations (mean, share above 0.5) with perplexity, F1 and distinct-2."""
     common.check_file(csv)
-    from interp import metrics
-    from interp.results import write_together
-    from interp.toxicity import load_scorer
+    from interp.evaluation import metrics
+    from interp.evaluation.toxicity import load_scorer
+    from interp.files import write_together
 
     sampling = common.sampling(temperature, top_k, top_p, seed)
     held, texts = common.prompts_from(prompts), common.passages_from(passages)
     with common.progress(None, "loading") as (bar, task):
-        sides = common.Sides(pair, probe, device)
+        sides = workbench.Sides(pair, probe, device)
         loaded = sides.load(model)
         edits = sides.edits(edit, model, loaded)
         judge = load_scorer(scorer)
@@ -64,8 +65,8 @@ def evaluate(
 
 
 def _rows(found: Any, record: dict[str, Any]) -> list[tuple[str, Any, str]]:
-    from interp.results import show_number
-    from interp.stats import bootstrap_mean
+    from interp.results.result import show_number
+    from interp.stats.intervals import bootstrap_mean
 
     def span(low: float, high: float) -> str:
         return f"{show_number(low)} to {show_number(high)}"

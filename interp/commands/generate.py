@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from interp import workbench
 from interp.commands import common
 from interp.errors import UserError
 
@@ -38,7 +39,7 @@ def generate(
     held = list(prompt) if prompt else common.prompts_from(prompts)
     columns: dict[str, list[str]] = {}
     with common.progress(None, "loading") as (bar, task):
-        sides = common.Sides(pair, device=device)
+        sides = workbench.Sides(pair, device=device)
         for name, loaded in sides.named(model).items():
             edits = sides.edits(edit, name, loaded)
             for label, applied in ((name, []), (f"{name} + edit", edits)):

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from interp import workbench
 from interp.commands import common
 from interp.errors import UserError
 
 if TYPE_CHECKING:
-    from interp.models import Model
+    from interp.models.model import Model
 
 
 def lens(
@@ -29,7 +30,7 @@ def lens(
     """The logit lens at every half layer: the likeliest tokens, or the probability of one word."""
     rows: list[dict[str, Any]] = []
     with common.progress(None, "loading") as (bar, task):
-        sides = common.Sides(pair, device=device)
+        sides = workbench.Sides(pair, device=device)
         for name, loaded in sides.named(model).items():
             bar.update(task, description=name)
             edits = sides.edits(edit, name, loaded)
@@ -52,14 +53,14 @@ def lens(
 
 
 def _tops(model: Model, name: str, prompt: str, top: int, edits: list[Any]) -> list[dict[str, Any]]:
-    from interp.lens import lens_table
+    from interp.lens.logit_lens import lens_table
 
     frame = lens_table(model, prompt, top, edits=edits, masked=False)
     return [{"side": name, **row} for row in frame.drop(columns=["point", "id"]).to_dict(orient="records")]
 
 
 def _word(model: Model, name: str, prompt: str, word: str, edits: list[Any]) -> list[dict[str, Any]]:
-    from interp.lens import logit_lens
+    from interp.lens.logit_lens import logit_lens
 
     token = token_of(model, word)
     found = logit_lens(model, [prompt], [token], edits=edits)

@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from interp import workbench
 from interp.commands import common
 from interp.commands.lens import token_of
 from interp.errors import UserError
 
 if TYPE_CHECKING:
-    from interp.attribution_patching import Agreement
-    from interp.models import Model, ModelPair
-    from interp.patch_metrics import AnyMetric
-    from interp.patch_results import PatchMap
-    from interp.path_patching import PathMap
+    from interp.models.model import Model
+    from interp.models.pair import ModelPair
+    from interp.patching.gradient import Agreement
+    from interp.patching.maps import PatchMap
+    from interp.patching.metrics import AnyMetric
+    from interp.patching.paths import PathMap
 
 METRICS = ("logit-difference", "log-probability", "probe", "toxicity")
 METHODS = ("patching", "gradient", "integrated")
@@ -67,14 +69,14 @@ def patch(
     directions = _directions(source, into, corrupted is not None)
     if out is not None:
         common.check_folder(out)
-    from interp.attribution_patching import agreement, attribution_patch
-    from interp.patching import patch as run
-    from interp.path_patching import path_patch
+    from interp.patching.gradient import agreement, attribution_patch
+    from interp.patching.patch import patch as run
+    from interp.patching.paths import path_patch
 
     agreed: Agreement | None = None
     found: PatchMap | PathMap
     with common.progress(1, "loading") as (bar, task):
-        sides = common.Sides(pair, probe, device)
+        sides = workbench.Sides(pair, probe, device)
         subject: Model | ModelPair = sides.both() if corrupted is None else sides.load(model)
         reader: Model = _reader(subject)
         measure = _metric(reader, model if corrupted is not None else "base", sides, metric, tokens, token, scorer, new_tokens)
@@ -105,7 +107,7 @@ def patch(
 
 def _reader(subject: Model | ModelPair) -> Model:
     """The model whose tokenizer and width the options are read with."""
-    from interp.models import ModelPair
+    from interp.models.pair import ModelPair
 
     return subject.base if isinstance(subject, ModelPair) else subject
 
@@ -124,10 +126,10 @@ def _directions(source: str | None, into: str | None, within: bool) -> list[str]
 
 
 def _metric(
-    model: Model, side: str, sides: common.Sides, name: str | None, tokens: tuple[str, str] | None, words: list[str] | None, scorer: str,
+    model: Model, side: str, sides: workbench.Sides, name: str | None, tokens: tuple[str, str] | None, words: list[str] | None, scorer: str,
     new_tokens: int,
 ) -> AnyMetric:  # fmt: skip
-    from interp.patch_metrics import ContinuationToxicity, LogitDifference, LogProbability, ProbeProjection
+    from interp.patching.metrics import ContinuationToxicity, LogitDifference, LogProbability, ProbeProjection
 
     chosen = name or ("logit-difference" if tokens else "log-probability" if words else "probe")
     if chosen not in METRICS:
@@ -143,7 +145,7 @@ def _metric(
         return LogProbability(tuple(token_of(model, word) for word in words))
     if chosen == "probe":
         return ProbeProjection.of(sides.probe_of(side, model))
-    from interp.toxicity import load_scorer
+    from interp.evaluation.toxicity import load_scorer
 
     return ContinuationToxicity(load_scorer(scorer), new_tokens)
 
@@ -181,7 +183,7 @@ def _record(found: PatchMap | PathMap, agreed: Agreement | None) -> dict[str, An
 
 
 def _show(found: PatchMap | PathMap, agreed: Agreement | None, top: int, show_words: bool) -> None:
-    from interp.patch_results import PatchMap, position_labels
+    from interp.patching.maps import PatchMap, position_labels
 
     for direction in found.directions:
         frame = found.top(top, direction).drop(columns=["direction"])
@@ -199,8 +201,8 @@ def _show(found: PatchMap | PathMap, agreed: Agreement | None, top: int, show_wo
 
 
 def _write(found: PatchMap | PathMap, out: Path) -> None:
-    from interp import figures
-    from interp.results import write_together
+    from interp.files import write_together
+    from interp.results import figures
 
     found.save(out)
     made = [found.figure(direction) for direction in found.directions]

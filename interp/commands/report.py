@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from interp import workbench
 from interp.commands import common
 from interp.errors import UserError
 
@@ -42,11 +43,11 @@ def report(
     Results are kept in OUT/results: an interrupted report continues, a repeated one computes only what changed.
     """
     common.check_folder(out)
-    from interp.experiments import find_experiments
-    from interp.experiments.outside import read_experiments
+    from interp.experiments.registry import find_experiments
     from interp.experiments.run import make_context, run_report
-    from interp.terminal import print_seeds, print_summary
-    from interp.training_logs import BUNDLED_LOGS
+    from interp.experiments.user_files import read_experiments
+    from interp.report.terminal import print_seeds, print_summary
+    from interp.runs.logs import BUNDLED_LOGS
 
     if logs is not None and not logs.is_dir():
         raise UserError(f"there is no folder {logs}", "give the folder of a training run, or one that holds its logs")
@@ -55,7 +56,7 @@ def report(
     find_experiments(only)
     held, texts = common.prompts_from(prompts), common.passages_from(passages)
     with common.progress(1, "loading the pair") as (bar, task):
-        named = common.Sides(pair, probe, device)
+        named = workbench.Sides(pair, probe, device)
         sides = named.both()
         bar.update(task, description="the probe")
         judge = None if probe is None else named.probe_of("base", sides.base)
@@ -68,7 +69,7 @@ def report(
 
         command = _command(
             pair,
-            common.chosen_device(device),
+            workbench.chosen_device(device),
             quick,
             seed,
             seeds,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from interp import workbench
 from interp.commands import common
 
 SHOWN = 40
@@ -22,13 +23,13 @@ def score(
 ) -> None:
     """Toxicity of texts, and of which kind: every score is between 0 and 1."""
     common.check_file(csv)
-    from interp.texts import read_texts
+    from interp.data.texts import read_texts
 
     texts = read_texts(file)
-    from interp.results import write_together
-    from interp.toxicity import load_scorer
+    from interp.evaluation.toxicity import load_scorer
+    from interp.files import write_together
 
-    common.hush()
+    workbench.hush()
     with common.progress(None, f"{len(texts)} texts"):
         frame = load_scorer(scorer).score(texts)
     if csv is not None:

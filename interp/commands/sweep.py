@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from interp import workbench
 from interp.commands import common
 from interp.errors import UserError
 
 if TYPE_CHECKING:
-    from interp.edits import Edit
-    from interp.metrics import Evaluation
+    from interp.edits.edit import Edit
+    from interp.evaluation.metrics import Evaluation
 
 KL_TOKENS = 128
 
@@ -43,14 +44,14 @@ def sweep(
     factors = common.numbers(strengths, "--strengths")
     import pandas as pd
 
-    from interp.metrics import evaluate, kl_to
-    from interp.results import write_together
-    from interp.toxicity import load_scorer
+    from interp.evaluation.metrics import evaluate, kl_to
+    from interp.evaluation.toxicity import load_scorer
+    from interp.files import write_together
 
     held, texts = common.prompts_from(prompts), common.passages_from(passages)
     rows = []
     with common.progress(len(factors), "loading") as (bar, task):
-        sides = common.Sides(pair, probe, device)
+        sides = workbench.Sides(pair, probe, device)
         loaded = sides.load(model)
         edits = sides.edits(edit, model, loaded)
         judge = load_scorer(scorer)
@@ -88,7 +89,7 @@ def at_strength(edits: list[Edit], factor: float) -> list[Edit]:
 
 
 def _row(strength: float, found: Evaluation, divergence: Any, seed: int) -> dict[str, float]:
-    from interp.stats import bootstrap_mean
+    from interp.stats.intervals import bootstrap_mean
 
     measures = {
         "toxicity": bootstrap_mean(found.toxicity, seed=seed),
@@ -104,7 +105,7 @@ def _row(strength: float, found: Evaluation, divergence: Any, seed: int) -> dict
 
 
 def _for_people(rows: list[dict[str, float]]) -> tuple[tuple[str, ...], list[list[Any]]]:
-    from interp.results import show_number
+    from interp.results.result import show_number
 
     def cell(row: dict[str, float], name: str) -> tuple[str, str]:
         return show_number(row[name]), f"{show_number(row[f'{name}_low'])}–{show_number(row[f'{name}_high'])}"

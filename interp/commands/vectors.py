@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from interp import workbench
 from interp.commands import common
 from interp.errors import UserError
+from interp.workbench import cache_folder
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from interp.examples import Examples
-    from interp.models import Model
-    from interp.probe import Probe
+    from interp.directions.probe import Probe
+    from interp.models.model import Model
+    from interp.neurons.example_results import Examples
 
 WORDS = 8
 
@@ -50,7 +51,7 @@ def vectors(
     masked = not (show_words or as_json)
     found: Examples | None = None
     with common.progress(None, "loading") as (bar, task):
-        sides = common.Sides(pair, probe, device)
+        sides = workbench.Sides(pair, probe, device)
         models = sides.named(model or ("both" if model is None else model))
         bar.update(task, description="reading value vectors")
         if neuron is not None:
@@ -85,9 +86,10 @@ def _rank(models: dict[str, Model], like: str, top: int, masked: bool, probe: Ca
     """The value vectors of the first model nearest to a direction; with a pair, how far tuning turned each."""
     import torch
 
-    from interp.edit_text import parse_vector
-    from interp.lexicon import mask
-    from interp.neurons import rank_values, top_tokens, values_at
+    from interp.data.lexicon import mask
+    from interp.neurons.ranking import rank_values, values_at
+    from interp.neurons.vocabulary import top_tokens
+    from interp.steering.edit_text import parse_vector
 
     first = next(iter(models.values()))
     direction = torch.tensor(parse_vector(like, first, probe))
@@ -106,7 +108,7 @@ def _search(models: dict[str, Model], word: str, top: int, masked: bool) -> pd.D
     """Neurons of each side that have the word among their top tokens."""
     import pandas as pd
 
-    from interp.vocabulary import build_index, search
+    from interp.neurons.vocabulary import build_index, search
 
     frames = []
     for name, loaded in models.items():
@@ -117,23 +119,23 @@ def _search(models: dict[str, Model], word: str, top: int, masked: bool) -> pd.D
 
 
 def _explain(models: dict[str, Model], neuron: str, masked: bool) -> pd.DataFrame:
-    from interp.edit_text import parse_neuron
-    from interp.neurons import explain_neuron
+    from interp.neurons.ranking import explain_neuron
+    from interp.steering.edit_text import parse_neuron
 
     layer, index = parse_neuron(neuron)
     return explain_neuron(_subject(models), layer, index, masked=masked)
 
 
 def _subject(models: dict[str, Model]) -> Any:
-    from interp.models import ModelPair
+    from interp.models.pair import ModelPair
 
     return ModelPair(models["base"], models["tuned"]) if len(models) > 1 else next(iter(models.values()))
 
 
 def _examples(models: dict[str, Model], neuron: str, source: str, top: int, progress: Callable[[int], None]) -> Examples:
     """Where the neuron fires most, in each side."""
-    from interp.edit_text import parse_neuron
-    from interp.examples import max_activating
+    from interp.neurons.examples import max_activating
+    from interp.steering.edit_text import parse_neuron
 
     subject = _subject(models)
     return max_activating(subject, [parse_neuron(neuron)], None if source == "bundled" else Path(source), top=top, progress=progress)
@@ -153,13 +155,3 @@ def _print_examples(found: Examples, show_words: bool) -> None:
         columns = [str(c).replace("_", " ") for c in part.columns]
         title = f"where it fires most in {side}"
         common.print_table(columns, part.itertuples(index=False), title=title, show_words=show_words)
-
-
-def cache_folder() -> Path | None:
-    """Where indexes are kept between calls, or None where nothing can be kept."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bypass"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    return folder if os.access(folder, os.W_OK) else None

@@ -19,19 +19,20 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from interp.capture import Captured, capture
-from interp.edits import Edit
+from interp.data.texts import Passage
+from interp.directions.probe import Probe
+from interp.edits.edit import Edit
 from interp.errors import UserError
-from interp.generate import generate, generate_tokens
-from interp.metrics import Perplexity, distinct_n, f1_of, perplexity
-from interp.models import Model, ModelPair
-from interp.neurons import Ranking, rank_values
-from interp.probe import Probe
-from interp.results import Figure, Verdict
-from interp.texts import Passage
-from interp.tokens import token_rows
-from interp.toxicity import Scorer
-from interp.training_logs import BUNDLED_LOGS
+from interp.evaluation.metrics import Perplexity, distinct_n, f1_of, perplexity
+from interp.evaluation.toxicity import Scorer
+from interp.forward.capture import Captured, capture
+from interp.forward.generate import generate, generate_tokens
+from interp.models.model import Model
+from interp.models.pair import ModelPair
+from interp.models.tokens import token_rows
+from interp.neurons.ranking import Ranking, rank_values
+from interp.results.result import Figure, Verdict
+from interp.runs.logs import BUNDLED_LOGS
 
 Progress = Callable[[str], None]
 BATCH = 512

@@ -14,18 +14,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from interp.data.texts import Passage, challenge_prompts
+from interp.data.texts import passages as shipped_passages
+from interp.directions.probe import Probe, probe_for
 from interp.environment import machine, versions
 from interp.errors import UserError
+from interp.evaluation.toxicity import load_scorer
 from interp.experiments.registry import Context, Experiment, find_experiments, with_seed
-from interp.models import ModelPair
-from interp.probe import Probe, probe_for
-from interp.report import write_report
-from interp.results import Result, load_result, save_result
-from interp.seeds import Seeds, seeds_of
-from interp.texts import Passage, challenge_prompts
-from interp.texts import passages as shipped_passages
-from interp.toxicity import load_scorer
-from interp.training_logs import BUNDLED_LOGS, logs_digest
+from interp.models.pair import ModelPair
+from interp.report.page import write_report
+from interp.report.seeds import Seeds, seeds_of
+from interp.results.result import Result, load_result, save_result
+from interp.runs.logs import BUNDLED_LOGS, logs_digest
 
 KEPT = "results"
 Progress = Callable[[str, int, int], None]

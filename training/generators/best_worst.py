@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from interp.generate import Sampling, generate_tokens
+from interp.forward.generate import Sampling, generate_tokens
 from training.generators.task import Block, Draft, Generator, Task, check_range
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import UserError
-from interp.models import Model
+from interp.models.model import Model
 from training.generators.task import Block, Draft, Generator, Task, read_options
 from training.recipe import data_file
 from training.sources import rows

@@ -23,12 +23,12 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.cache_utils import Cache, DynamicLayer
 
+from interp.directions.probe import Probe
 from interp.errors import UserError
-from interp.generate import GREEDY, Sampling, choose, generate_tokens
-from interp.hooks import Work, working
-from interp.models import Model
-from interp.probe import Probe
-from interp.tokens import batches, pad, positions_of
+from interp.forward.generate import GREEDY, Sampling, choose, generate_tokens
+from interp.models.hooks import Work, working
+from interp.models.model import Model
+from interp.models.tokens import batches, pad, positions_of
 from training.generators.task import Block, Draft, Generator, Task, check_range, check_room, read_options
 
 # Models whose every layer keeps all earlier keys and values as they were read: nothing slides, nothing is shared.
@@ -180,7 +180,7 @@ def read(
     inputs |= {"input_ids": ids} if ids is not None else {"inputs_embeds": embeddings}
     kept: list[Tensor] = []
     work = Work(collectors={f"resid_post.{model.n_layers - 1}": (lambda value, frame: kept.append(value),)})
-    with working(model, work):
+    with working(model.hf, work):
         # One position is kept: dropping its axis costs nothing backwards, picking it would fill a tensor of zeros.
         scores = model.hf(**inputs, logits_to_keep=1).logits.squeeze(1) if logits else None
         if not logits:

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from interp.capture import capture
-from interp.edits import Edit
+from interp.edits.edit import Edit
 from interp.errors import UserError
-from interp.generate import Sampling, generate_tokens
-from interp.models import Model
+from interp.forward.capture import capture
+from interp.forward.generate import Sampling, generate_tokens
+from interp.models.model import Model
 from training.generators.task import Block, Draft, Generator, Task, check_range, read_options
 
 MEASURED = 256

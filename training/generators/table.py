@@ -20,8 +20,8 @@ import pandas as pd
 import torch
 
 from interp.errors import UserError
-from interp.stats import bootstrap_mean
-from interp.toxicity import load_scorer
+from interp.evaluation.toxicity import load_scorer
+from interp.stats.intervals import bootstrap_mean
 from training.generators import GENERATORS, pplm
 from training.generators.task import Draft, Task
 from training.pairs import SIDES, describe_pairs, draft_all, load_base, prompt_rows, records_of, task_of, usable, write_text

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, TypeVar, get_type_hints
 
+from interp.directions.probe import Probe
 from interp.errors import UserError
-from interp.models import Model
-from interp.probe import Probe
-from interp.toxicity import Scorer
+from interp.evaluation.toxicity import Scorer
+from interp.models.model import Model
 
 Options = TypeVar("Options")
 

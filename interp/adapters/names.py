@@ -1,0 +1,88 @@
+"""What our sites are called in TransformerLens (hook names) and in nnsight (module and side), and back again.
+
+One table for each direction would drift apart; the way back is therefore derived from the way there.
+"""
+
+from __future__ import annotations
+
+import re
+
+from interp.errors import UserError
+from interp.models.model import Model
+from interp.models.sites import Site, Tap, parse_site
+
+# `None`: TransformerLens computes the tensor, but has no hook point for it.
+HOOKS: dict[str, str | None] = {
+    "resid_pre": "hook_resid_pre", "attn_out": "hook_attn_out", "head_out": "attn.hook_z", "resid_mid": "hook_resid_mid",
+    "mlp_pre": "mlp.hook_pre", "mlp_gate": None, "mlp_up": "mlp.hook_pre_linear", "mlp_post": "mlp.hook_post",
+    "mlp_out": "hook_mlp_out", "resid_post": "hook_resid_post", "ln_final": "ln_final.hook_out", "logits": "unembed.hook_out",
+}  # fmt: skip
+# The bridge's own names of the points that the names above are aliases of.
+ALIASES = {
+    "hook_in": "resid_pre", "hook_out": "resid_post", "attn.hook_out": "attn_out", "attn.o.hook_in": "head_out", "ln2.hook_in": "resid_mid",
+    "mlp.gate.hook_out": "mlp_pre", "mlp.out.hook_in": "mlp_post", "mlp.hook_out": "mlp_out",
+}  # fmt: skip
+# The order in which a block computes its sites, whatever the order of the table of sites; nnsight reads in this order only.
+ORDER = ("resid_pre", "head_out", "attn_out", "resid_mid", "mlp_pre", "mlp_gate", "mlp_up", "mlp_post", "mlp_out", "resid_post")
+
+
+def hook_name(site: str | Site) -> str:
+    """The TransformerLens name of a site: `resid_mid.3` is `blocks.3.hook_resid_mid`.
+
+    Raises `UserError` for `mlp_gate`, which has no hook point there (`adapters.run` reads it from the module instead).
+    """
+    parsed = parse_site(site)
+    name = HOOKS[parsed.name]
+    if name is None:
+        raise UserError(f"TransformerLens has no hook for {parsed}", "use mlp_pre or mlp_post, or adapters.run, which reads the module")
+    return name if parsed.layer is None else f"blocks.{parsed.layer}.{name}"
+
+
+def site_of_hook(name: str) -> str:
+    """The site that a TransformerLens hook name, or one of its aliases, means; raises `UserError` where it is none of ours."""
+    known = {hook: site for site, hook in HOOKS.items() if hook is not None}
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
+    if match is None:
+        found = known.get(name) if name in (HOOKS["ln_final"], HOOKS["logits"]) else None
+        layer = None
+    else:
+        found = {**ALIASES, **known}.get(match[2]) if match[2] not in (HOOKS["ln_final"], HOOKS["logits"]) else None
+        layer = int(match[1])
+    if found is None:
+        raise UserError(f"the TransformerLens hook {name!r} is not one of our sites", f"use one of {', '.join(known)}")
+    return str(Site(found, layer))
+
+
+def tap_of(model: Model, site: Site) -> Tap:
+    """The module of this model where a site lives, as a path from the top, and which side of it."""
+    if site.name == "logits":
+        return Tap("", "output")
+    if site.layer is None:
+        return Tap(model.architecture.final_norm, "output")
+    tap = model.architecture.taps[site.name]
+    path = f"{model.architecture.blocks}.{site.layer}"
+    return Tap(f"{path}.{tap.path}" if tap.path else path, tap.side, tap.shared)
+
+
+def module_name(model: Model, site: str | Site) -> str:
+    """Where nnsight finds a site of this model: `resid_mid.3` is `transformer.h.3.ln_2.input` in a GPT-2.
+
+    The output of an attention module is a tuple whose first entry is the site; `logits` is `output.logits`.
+    """
+    tap = tap_of(model, parse_site(site, n_layers=model.n_layers, family=model.family))
+    return f"{tap.path}.{tap.side}" if tap.path else "output.logits"
+
+
+def site_of_module(model: Model, name: str) -> str:
+    """The site of this model that nnsight finds under a name such as `transformer.h.3.ln_2.input`."""
+    for site in model.sites():
+        if module_name(model, site) == name:
+            return site
+    raise UserError(f"{name!r} is none of the sites of {model.name}", f"write it as {module_name(model, 'resid_mid.0')}")
+
+
+def in_order(model: Model, names: set[str]) -> list[Site]:
+    """Sites in the order in which a forward computes them."""
+    found = [parse_site(name, n_layers=model.n_layers, family=model.family) for name in names]
+    last = {"ln_final": model.n_layers, "logits": model.n_layers + 1}
+    return sorted(found, key=lambda s: (last[s.name], 0) if s.layer is None else (s.layer, ORDER.index(s.name)))

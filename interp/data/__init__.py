@@ -1,0 +1,1 @@
+"""What ships to read: prompts, passages and the word list."""

@@ -1,0 +1,58 @@
+"""The word list that ships: which words are profanity, insults, slurs, threats or sexual, and how they are masked.
+
+One list serves three uses (masking what a person sees, counting toxic tokens among a vector's top tokens, a transparent
+second scorer), so that a word that is counted is also a word that is masked.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable
+from functools import lru_cache
+
+from interp.bundled import BUNDLED
+
+LEXICON_FILE = BUNDLED / "lexicon.toml"
+STRONG_KINDS = ("profanity", "slur")
+HOSTILE_KINDS = ("profanity", "slur", "insult")
+MASKED_KINDS = ("profanity", "slur", "sexual")
+
+
+@lru_cache(maxsize=1)
+def lexicon() -> dict[str, tuple[str, ...]]:
+    """Stems by kind; a stem that ends in `+` also matches every word that starts with it."""
+    return {kind: tuple(stems) for kind, stems in tomllib.loads(LEXICON_FILE.read_text(encoding="utf-8")).items()}
+
+
+@lru_cache(maxsize=8)
+def word_pattern(kinds: tuple[str, ...]) -> re.Pattern[str]:
+    """A regular expression that finds whole words of the given kinds, in any case."""
+    stems = [stem for kind in kinds for stem in lexicon()[kind]]
+    exact = [re.escape(stem) for stem in stems if not stem.endswith("+")]
+    open_ended = [re.escape(stem[:-1]) + r"[a-z]*" for stem in stems if stem.endswith("+")]
+    return re.compile(r"(?<![a-z])(?:" + "|".join(sorted(open_ended + exact, key=len, reverse=True)) + r")(?![a-z])", re.IGNORECASE)
+
+
+def profanity_pattern() -> re.Pattern[str]:
+    """Strong profanity and slurs: what the pretraining corpus is enriched with."""
+    return word_pattern(STRONG_KINDS)
+
+
+def is_toxic_word(token: str, kinds: Iterable[str] = HOSTILE_KINDS) -> bool:
+    """Whether a vocabulary token, stripped of spaces and punctuation, is as a whole a word of these kinds."""
+    word = token.strip().strip("'\"`.,!?:;()[]*-_").lower()
+    return bool(word) and word_pattern(tuple(kinds)).fullmatch(word) is not None
+
+
+def mask(text: str) -> str:
+    """Replace the inner letters of profane words by asterisks: the first and last letter stay (`sh*t`, `f**k`)."""
+    return word_pattern(MASKED_KINDS).sub(_hide, text)
+
+
+def _hide(match: re.Match[str]) -> str:
+    word = match.group(0)
+    if word.lower() in {"hell", "balls", "sex", "crap", "crappy", "nude"}:
+        return word
+    vowel = next((i for i in range(1, len(word)) if word[i].lower() in "aeiouy1"), 1)
+    return word[:vowel] + "*" + word[vowel + 1 :] if len(word) > 1 else word

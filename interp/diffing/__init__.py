@@ -1,0 +1,1 @@
+"""Model diffing: how weights and states of a pair differ."""

@@ -1,0 +1,191 @@
+"""The linear shift of the residual stream: is what tuning adds at one site the same vector for every prompt?
+
+By construction the mean shift has a positive coordinate along itself, so that coordinate alone says nothing. What is
+informative is how alike the single shifts are (explained share, pairwise cosine) and whether a direction fitted on some
+prompts moves the others. All of it works on two tables of states, `batch d_model` each, wherever they were captured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from einops import einsum
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from interp.directions.contrast import Rows
+from interp.errors import UserError
+from interp.forward.capture import capture
+from interp.models.pair import ModelPair
+from interp.stats.intervals import Interval
+
+if TYPE_CHECKING:
+    from interp.models.model import Model
+
+Mode = Literal["paper", "code", "fixed"]
+MODES: tuple[Mode, ...] = ("fixed", "paper", "code")
+PLOTTED_BY_CODE = 30
+
+
+@dataclass(frozen=True, eq=False)
+class Coordinates:
+    """Each prompt's place in the plane of the paper's Figure 4: along the shift, and on the first principal component."""
+
+    base: Float[Tensor, "batch 2"]
+    tuned: Float[Tensor, "batch 2"]
+    mode: Mode
+
+    @property
+    def moves(self) -> Float[Tensor, " batch"]:
+        """How far each prompt moves along the shift."""
+        return self.tuned[:, 0] - self.base[:, 0]
+
+
+def shifts(base: Float[Tensor, "batch d_model"], tuned: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch d_model"]:
+    """What tuning adds to each prompt's state, in double precision. Raises `UserError` for tables of other shapes or under two prompts."""
+    if base.shape != tuned.shape or len(base) < 2:
+        raise UserError(
+            f"states of shapes {tuple(base.shape)} and {tuple(tuned.shape)} were given",
+            "give both sides' states of the same prompts, at least two",
+        )
+    return tuned.double() - base.double()
+
+
+def explained_share(shift: Float[Tensor, "batch d_model"]) -> float:
+    """How much of the shift is the same for every prompt: `|mean shift|^2 / mean |shift|^2`, 1 when all are one vector.
+
+    Unrelated shifts of `n` prompts give `1 / n`, not 0. NaN where nothing moved. Source: experiment A-E10.
+    """
+    size = shift.square().sum(dim=1).mean()
+    return float(shift.mean(dim=0).square().sum() / size) if size > 0 else float("nan")
+
+
+def pairwise_cosine(shift: Float[Tensor, "batch d_model"]) -> float:
+    """Mean cosine between the shifts of two different prompts; a prompt that did not move has cosine 0 with all others.
+
+    NaN where nothing moved. Source: experiment A-E10.
+    """
+    n = len(shift)
+    unit = torch.nn.functional.normalize(shift, dim=1)
+    alone = float(unit.square().sum())
+    return (float(unit.sum(dim=0).square().sum()) - alone) / (n * (n - 1)) if alone > 0 else float("nan")
+
+
+def consistency(
+    shift: Float[Tensor, "batch d_model"], *, draws: int = 1000, seed: int = 0, level: float = 0.95
+) -> tuple[Interval, Interval]:
+    """`explained_share` and `pairwise_cosine`, each with a bootstrap interval over prompts.
+
+    A prompt that is drawn twice is not compared with itself. Intervals are NaN where nothing moved.
+    """
+    n, blank = len(shift), float("nan")
+    share, cosine = explained_share(shift), pairwise_cosine(shift)
+    if math.isnan(share):
+        return Interval(blank, blank, blank, n), Interval(blank, blank, blank, n)
+    counts = resampled(n, draws, seed)
+    unit = torch.nn.functional.normalize(shift, dim=1)
+    shares = (counts @ shift / n).square().sum(dim=1) / (counts @ shift.square().sum(dim=1) / n).clamp(min=1e-300)
+    same, alone = counts.square().sum(dim=1), counts.square() @ unit.square().sum(dim=1)
+    cosines = ((counts @ unit).square().sum(dim=1) - alone) / (n * n - same).clamp(min=1)
+    tails = ((1 - level) / 2, (1 + level) / 2)
+    ends = [np.quantile(found.numpy(), tails) for found in (shares, cosines)]
+    first, second = (Interval(v, float(e[0]), float(e[1]), n) for v, e in zip((share, cosine), ends, strict=True))
+    return first, second
+
+
+def resampled(n: int, draws: int, seed: int) -> Float[Tensor, "draws n"]:
+    """How often each of `n` prompts is drawn, in each of many draws with replacement."""
+    rng = np.random.default_rng(seed)
+    picks = rng.integers(0, n, (draws, n)) + n * np.arange(draws)[:, None]
+    return torch.from_numpy(np.bincount(picks.ravel(), minlength=draws * n).reshape(draws, n).astype(np.float64))
+
+
+def sign_flipped(shift: Float[Tensor, "batch d_model"], seed: int) -> Float[Tensor, "batch d_model"]:
+    """The control of shuffled labels: a coin decides for each prompt whether base and tuned change places."""
+    coins = np.random.default_rng(seed).integers(0, 2, len(shift))
+    return shift * torch.from_numpy(1.0 - 2.0 * coins).to(shift)[:, None]
+
+
+def folds(n: int, seed: int) -> Bool[np.ndarray, " n"]:
+    """A random half of `n` prompts: what is fitted on one half is tested on the other, and the other way round."""
+    return np.random.default_rng(seed).permutation(n) % 2 == 0
+
+
+def held_out_directions(shift: Float[Tensor, "batch d_model"], seed: int) -> Float[Tensor, "batch d_model"]:
+    """For each prompt the unit mean shift of the half of the prompts that it does not belong to; zero where that half did not move."""
+    half = torch.from_numpy(folds(len(shift), seed))
+    first, second = (torch.nn.functional.normalize(shift[part].mean(dim=0), dim=0) for part in (half, ~half))
+    return torch.where(half[:, None], second, first)
+
+
+def held_out_cosines(shift: Float[Tensor, "batch d_model"], seed: int) -> Float[Tensor, " batch"]:
+    """Cosine of each prompt's shift with the mean shift of the other half of the prompts."""
+    return einsum(torch.nn.functional.normalize(shift, dim=1), held_out_directions(shift, seed), "batch d, batch d -> batch")
+
+
+def coordinates(
+    base: Float[Tensor, "batch d_model"], tuned: Float[Tensor, "batch d_model"], *, mode: Mode = "fixed", seed: int = 0
+) -> Coordinates:
+    """Each prompt's coordinate along the mean shift and on the first principal component of all states.
+
+    Args:
+        mode: `fixed` projects raw states on the unit mean shift of the *other* half of the prompts. `paper` z-scores the
+            pooled states and projects on their mean shift, all prompts at once. The released `code` applies the mean shift
+            of the raw states, not normalised, to z-scored states, and draws the first 30 prompts only.
+
+    Source: paper A, Figure 4; experiment A-E10.
+    """
+    shift = shifts(base, tuned)
+    n = len(shift)
+    pooled = torch.cat([base.double(), tuned.double()])
+    centred = pooled - pooled.mean(dim=0)
+    if mode == "fixed":
+        along = einsum(centred, held_out_directions(shift, seed).repeat(2, 1), "batch d, batch d -> batch")
+    else:
+        centred = centred / pooled.std(dim=0, correction=0).clamp(min=1e-12)
+        scored = centred[n:].mean(dim=0) - centred[:n].mean(dim=0)
+        along = centred @ (shift.mean(dim=0) if mode == "code" else torch.nn.functional.normalize(scored, dim=0))
+    # The Gram matrix of the short side: `batch` may be far below or above `d_model`.
+    component = torch.linalg.svd(centred, full_matrices=False).Vh[0]
+    placed = torch.stack([along, centred @ component], dim=1)
+    kept = min(n, PLOTTED_BY_CODE) if mode == "code" else n
+    return Coordinates(placed[:n][:kept], placed[n:][:kept], mode)
+
+
+@torch.no_grad()
+def key_products(
+    model: Model, layer: int, neurons: Sequence[int], states: Float[Tensor, "batch d_model"], *, mode: Mode = "fixed"
+) -> Float[Tensor, "batch neuron"]:
+    """What each neuron of a layer reads from states at `resid_mid.layer`; above zero it is in the region where it fires.
+
+    Args:
+        mode: `fixed` is what the model computes, with the norm before the MLP and the bias. `paper` is `x . k` of the raw
+            state. `code` is the raw state times the key with the norm's gain folded in and centred, without scale and bias.
+
+    Source: paper A, section 5 (region gamma); experiment A-E10.
+    """
+    index = torch.tensor(list(neurons), device=model.device)
+    keys = model.key_vectors(layer)[index].detach()
+    given = states.to(model.device, model.dtype)
+    if mode == "paper":
+        return (given @ keys.T).double().cpu()
+    norm = model.hf.get_submodule(f"{model.architecture.blocks}.{layer}.{model.architecture.taps['resid_mid'].path}")
+    if mode == "code":
+        folded = keys * (norm.get_parameter("weight") + model.architecture.norm_offset)
+        # Only a norm that takes the mean off lets the folded keys be centred.
+        centred = folded - folded.mean(dim=1, keepdim=True) if model.family == "gelu" else folded
+        return (given @ centred.T).double().cpu()
+    # `forward` rather than a call: hooks at this norm belong to forwards of the whole model.
+    return (norm.forward(given) @ keys.T + model.key_biases(layer)[index]).double().cpu()
+
+
+def mean_offset(pair: ModelPair, rows: Rows, layer: int) -> Float[Tensor, " d_model"]:
+    """What tuning adds to `resid_mid.layer` at the last token of these prompts, on average (paper A, section 5.2)."""
+    site = f"resid_mid.{layer}"
+    base, tuned = (capture(model, list(rows), [site], positions="last")[site] for model in pair.sides.values())
+    return (tuned.double() - base.double()).mean(dim=0).float()

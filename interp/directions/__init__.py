@@ -1,0 +1,1 @@
+"""Directions in the residual stream: linear probes and differences in means."""

@@ -1,0 +1,241 @@
+"""A linear probe for toxicity, with the controls that say what its accuracy is worth.
+
+Separating texts is easy and proves little: a probe also wins by shouting, length or single words. So every probe carries
+what the same recipe reaches with shuffled labels, on bare token embeddings, by the difference in means, and by capitals or
+length alone, and how far its direction depends on the half of the texts that it saw.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from interp.bundled import BUNDLED
+from interp.data.lexicon import is_toxic_word, mask
+from interp.data.texts import toxicity_texts
+from interp.directions.probe_data import SHUFFLES, cosine, features_of, read_data
+from interp.errors import UserError
+from interp.models.loading import check_safetensors, read_json
+from interp.models.tokens import token_rows
+from interp.neurons.vocabulary import top_tokens
+
+if TYPE_CHECKING:
+    from interp.models.model import Model
+
+BUNDLED_PROBE = BUNDLED / "probe"
+MEANINGS = {
+    "accuracy": "share of held-out texts classified rightly", "balanced_accuracy": "mean of the two classes' accuracies",
+    "auc": "chance that a toxic text scores above one that is not", "auc_low": "lower end of its 95 % interval",
+    "auc_high": "upper end of its 95 % interval", "shuffled_auc": f"null: mean over {SHUFFLES} probes trained on shuffled labels",
+    "shuffled_auc_most": "null: farthest from 1/2 among these, mirrored to above 1/2",
+    "embeddings_auc": "control: probe on mean token embeddings, at the best of four L2 strengths",
+    "difference_auc": "control: difference in means as the direction", "capitals_auc": "confound: share of capitals alone",
+    "length_auc": "confound: length in characters alone (1/2 is none, either side counts)",
+    "capitals_correlation": "confound: correlation of the probe's score with the share of capitals",
+    "stability": "cosine between the probes of two halves of the training texts",
+    "cosine_difference": "cosine of probe and difference in means",
+    "share_toxic": "share of toxic texts", "train": "texts trained on", "held_out": "texts measured on",
+    "unseen_auc": "AUC on documents that no stage of the training has seen", "unseen_low": "lower end of its 95 % interval",
+    "unseen_high": "upper end of its 95 % interval", "unseen": "such documents",
+    "unseen_words_auc": "control: linear classifier on token frequencies, on these documents",
+}  # fmt: skip
+
+FITTED_TOKENS = 128
+_FITTED: dict[tuple[str, int], Probe] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """`P(toxic | x) = softmax(x W + b)[1]` with `x` the mean over a text's positions of the last residual stream.
+
+    Attributes:
+        weights: W; its two columns are opposite (that is where the L2 penalty puts them).
+        difference_in_means: mean toxic minus mean other feature of the training texts.
+        metrics: measured on held-out texts; `MEANINGS` says what each is.
+        digest: the hash of the weights of the model that it was fitted on.
+        bias: b, whose two numbers are opposite too; zeros for a probe without bias.
+    """
+
+    weights: Float[Tensor, "d_model 2"]
+    difference_in_means: Float[Tensor, " d_model"]
+    metrics: Mapping[str, float | int]
+    digest: str
+    settings: Mapping[str, Any]
+    bias: Float[Tensor, " 2"] = field(default_factory=lambda: torch.zeros(2))
+
+    @property
+    def direction(self) -> Float[Tensor, " d_model"]:
+        """`W[:, 1]`, which points at toxic."""
+        return self.weights[:, 1]
+
+    @property
+    def d_model(self) -> int:
+        return int(self.weights.shape[0])
+
+    def matches(self, model: Model) -> bool:
+        """Whether this is the very model that the probe was fitted on."""
+        return self.digest == model.digest
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per metric: metric, value, meaning."""
+        rows = [(name, value, MEANINGS.get(name, "")) for name, value in self.metrics.items()]
+        return pd.DataFrame(rows, columns=["metric", "value", "meaning"])
+
+
+def fit_probe(
+    model: Model, texts: Sequence[str], labels: Any, *, l2: float | int = 1.0, held_out: float = 0.2, seed: int = 0,
+    max_tokens: int = 128, bias: bool = True, batch_size: int = 64, batch_tokens: int = 4096,
+) -> Probe:  # fmt: skip
+    """Which direction of the last residual stream separates toxic texts from others, and is that worth anything?
+
+    The classifier is a two-class softmax, that is, logistic regression on `w = W[:,1] - W[:,0]`. It minimises
+
+        mean over texts of cross-entropy, the two classes weighing the same,  +  l2 / 2 * |s w|^2
+
+    where `s` is the median over coordinates of the features' standard deviation: one number, so that `l2` means the same
+    for every model and number of texts, while the direction is not bent as standardising each coordinate would bend it.
+    Little L2 separates best; much L2 tends to the difference in means. `sweep_l2` helps to choose.
+
+    The bias is free of penalty. Paper A defines the probe without one (`bias=False`), but then `w` itself has to set the
+    threshold along the mean of all texts, which is no difference between them, and the tokens nearest to it are those that
+    the model hardly ever saw.
+
+    Args:
+        labels: 1 or True for toxic, 0 or False for not.
+        held_out: the share of texts, of both classes alike, on which the metrics are measured.
+        max_tokens: of each text only so many are read.
+
+    Source: paper A section 3.1; experiment A-E1. Raises `UserError` for one class only, fewer than 20 texts, labels of
+    another number or kind, an empty text, or a held-out share that leaves a class out.
+    """
+    data = read_data(model, texts, labels, held_out, seed, max_tokens, batch_size, batch_tokens, bias)
+    w, b = data.fit(data.features, l2)
+    difference = data.difference(data.features)
+    settings = {
+        "l2": float(l2), "held_out": held_out, "seed": seed, "max_tokens": max_tokens, "bias": bias,
+        "site": f"resid_post.{model.n_layers - 1}", "texts": len(texts),
+    }  # fmt: skip
+    column = torch.from_numpy(w / 2).float()
+    metrics = {**data.quality(w, b), **data.controls(w, l2, seed), "cosine_difference": cosine(w, difference)}
+    weights, means = torch.stack([-column, column], dim=1), torch.from_numpy(difference).float()
+    return Probe(weights, means, metrics, model.digest, settings, torch.tensor([-b / 2, b / 2]))
+
+
+def sweep_l2(
+    model: Model, texts: Sequence[str], labels: Any, strengths: Sequence[float | int] = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0), *,
+    held_out: float = 0.2, seed: int = 0, max_tokens: int = 128, batch_size: int = 64, batch_tokens: int = 4096, top: int = 20,
+    bias: bool = True, masked: bool = True,
+) -> pd.DataFrame:  # fmt: skip
+    """How does the L2 strength trade separation against a direction that can be read?
+
+    Features are captured once. Returns one row per strength and a last one for the difference in means (l2 infinite):
+    l2, accuracy, balanced_accuracy, auc, auc_low, auc_high, stability, cosine_difference, capitals_correlation,
+    toxic_share (of the `top` tokens that the direction promotes, those that the lexicon calls hostile), tokens.
+    """
+    if not len(strengths):
+        raise UserError("the sweep was given no strengths", "give at least one, for example 0.1")
+    data = read_data(model, texts, labels, held_out, seed, max_tokens, batch_size, batch_tokens, bias)
+    difference = data.difference(data.features)
+    rows = []
+    for l2 in (*strengths, float("inf")):
+        w, b = (difference, 0.0) if l2 == float("inf") else data.fit(data.features, l2)
+        words = top_tokens(model, torch.from_numpy(w).float(), top=top).words[0]
+        measured = data.quality(w, b)
+        if l2 == float("inf"):  # the difference in means has no threshold of its own
+            measured |= {"accuracy": float("nan"), "balanced_accuracy": float("nan")}
+        rows.append({
+            "l2": float(l2), **{name: measured[name] for name in ("accuracy", "balanced_accuracy", "auc", "auc_low", "auc_high")},
+            "stability": data.stability(l2, seed), "cosine_difference": cosine(w, difference),
+            "capitals_correlation": data.capitals_correlation(w), "toxic_share": sum(is_toxic_word(word) for word in words) / len(words),
+            "tokens": " | ".join(mask(word.strip()) if masked else word.strip() for word in words),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def probe_scores(
+    probe: Probe, model: Model, texts: Sequence[str], *, max_tokens: int | None = None, batch_size: int = 64, batch_tokens: int = 4096
+) -> Float[Tensor, " batch"]:
+    """How toxic does the probe find these texts? Log-odds: above 0 is toxic, `sigmoid` of it is the probability."""
+    if probe.d_model != model.d_model:
+        raise UserError(f"the probe reads {probe.d_model} numbers, {model.name} holds {model.d_model}", "fit a probe on this model")
+    limit = max_tokens if max_tokens is not None else probe.settings.get("max_tokens")
+    rows = token_rows(model, list(texts), max_tokens=limit)
+    odds = features_of(model, rows, batch_size, batch_tokens) @ probe.weights + probe.bias
+    return odds[:, 1] - odds[:, 0]
+
+
+def save_probe(probe: Probe, folder: str | Path) -> Path:
+    """Write `probe.safetensors` and `probe.json`, each atomically; the second holds the hash of the first."""
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    parts = {"weights": probe.weights, "difference_in_means": probe.difference_in_means, "bias": probe.bias}
+    tensors = {name: part.contiguous() for name, part in parts.items()}
+    record = {
+        "format": "bypass-probe", "model": probe.digest, "tensors": _digest(tensors),
+        "settings": dict(probe.settings), "metrics": dict(probe.metrics),
+    }  # fmt: skip
+    save_file(tensors, target / "probe.safetensors.tmp")
+    (target / "probe.json.tmp").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    os.replace(target / "probe.safetensors.tmp", target / "probe.safetensors")
+    os.replace(target / "probe.json.tmp", target / "probe.json")
+    return target
+
+
+def load_probe(folder: str | Path) -> Probe:
+    """Read what `save_probe` wrote; whether it was fitted on a given model, `probe.matches(model)` says.
+
+    Raises `UserError` for a folder that is missing, incomplete or damaged.
+    """
+    source = Path(folder)
+    for name in ("probe.json", "probe.safetensors"):
+        if not (source / name).is_file():
+            raise UserError(f"{source} holds no probe: {name} is missing", "give a folder that save_probe or `bypass train probe` wrote")
+    check_safetensors(source / "probe.safetensors")
+    record, tensors = read_json(source / "probe.json"), load_file(source / "probe.safetensors")
+    try:
+        if record["tensors"] != _digest(tensors):
+            raise UserError(f"the two files of the probe in {source} do not belong together", "save the probe again")
+        means = tensors["difference_in_means"]
+        return Probe(tensors["weights"], means, record["metrics"], record["model"], record["settings"], tensors["bias"])
+    except KeyError as error:
+        raise UserError(f"the probe in {source} has no {error}", "save the probe again") from error
+
+
+def bundled_probe() -> Probe:
+    """The probe that ships, fitted on the base side of the bundled pair."""
+    if not (BUNDLED_PROBE / "probe.json").is_file():
+        raise UserError("no probe ships with this checkout", "make one: bypass train probe, or interp.directions.probe.fit_probe")
+    return load_probe(BUNDLED_PROBE)
+
+
+def probe_for(model: Model, *, seed: int = 0) -> Probe:
+    """The probe that ships, where it was fitted on this very model; otherwise one fitted on the labelled texts that ship."""
+    if (BUNDLED_PROBE / "probe.json").is_file():
+        shipped = bundled_probe()
+        if shipped.matches(model):
+            return shipped
+    if (model.digest, seed) not in _FITTED:
+        texts = toxicity_texts()
+        labels = [int(item.toxic) for item in texts]
+        found = fit_probe(model, [item.text for item in texts], labels, seed=seed, max_tokens=min(FITTED_TOKENS, model.context))
+        _FITTED[model.digest, seed] = found
+    return _FITTED[model.digest, seed]
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        digest.update(f"{name}{tuple(tensors[name].shape)}{tensors[name].dtype}".encode())
+        digest.update(tensors[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Edits: what to change in a model while it runs, compiled to hooks or written into the weights."""

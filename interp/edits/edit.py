@@ -1,0 +1,259 @@
+"""Edits are data: what to change, where, by how much and at which positions. They can be saved, shared and repeated.
+
+An `Edit` knows nothing of hooks. `transforms_of` turns a list of edits into functions on tensors for one model, after
+checking that every edit fits that model. Positions are absolute, so an edit does the same with and without a KV cache.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.errors import UserError
+from interp.models.sites import Site, parse_site
+
+if TYPE_CHECKING:
+    pass
+
+Op = Literal["add", "scale", "scale_keys", "set", "project_out", "patch"]
+OPS: tuple[Op, ...] = ("add", "scale", "scale_keys", "set", "project_out", "patch")
+Positions = Literal["all", "prompt", "generated", "from_last"] | tuple[int, ...]
+NAMED_POSITIONS = ("all", "prompt", "generated", "from_last")
+STRENGTH: tuple[Op, ...] = ("add", "scale", "scale_keys", "set")
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """One change to a model's forward. Make it with the class methods, which check what they are given.
+
+    Attributes:
+        op: what is done.
+        site: where (`resid_post.5`); None for `scale_keys`, which names its layers itself.
+        values: the vector added or projected out, or the tensor patched in (`d`, `pos d` or `batch pos d`).
+        strength: the factor of `values`, or the factor of `scale` and `scale_keys`, or the value of `set`.
+        neurons: (layer, index) pairs for `scale_keys`; for the others, indices on the site's last axis, or None for all.
+        positions: `all`, `prompt`, `generated`, `from_last` (the last prompt token and everything after it, that is
+            every position from which a token is sampled), or absolute positions counted from 0.
+    """
+
+    op: Op
+    site: Site | None = None
+    values: Tensor | None = None
+    strength: float = 1.0
+    neurons: tuple[tuple[int, int], ...] | tuple[int, ...] | None = None
+    positions: Positions = "all"
+
+    @classmethod
+    def add(cls, site: str, vector: Any, strength: float = 1.0, positions: Any = "all") -> Edit:
+        """`x <- x + strength * vector`."""
+        return cls("add", parse_site(site), _vector(vector), _finite(strength, "strength"), None, _positions(positions))
+
+    @classmethod
+    def subtract(cls, site: str, vector: Any, strength: float = 1.0, positions: Any = "all") -> Edit:
+        """`x <- x - strength * vector`: the intervention of paper A, Table 2."""
+        return cls.add(site, vector, -_finite(strength, "strength"), positions)
+
+    @classmethod
+    def scale(cls, site: str, factor: float, neurons: Sequence[int] | None = None, positions: Any = "all") -> Edit:
+        """`x_i <- factor * x_i` for the given indices of the last axis, or for all of them."""
+        return cls("scale", parse_site(site), None, _finite(factor, "factor"), _indices(neurons), _positions(positions))
+
+    @classmethod
+    def scale_keys(cls, neurons: Sequence[tuple[int, int]], factor: float, positions: Any = "all") -> Edit:
+        """Multiply the key vectors of (layer, index) neurons; their biases stay, as in paper A, Table 4."""
+        if not isinstance(neurons, Sequence) or not all(isinstance(pair, Sequence) and len(pair) == 2 for pair in neurons):
+            raise UserError(f"scale_keys has neurons {neurons!r}", "give a list of (layer, index) pairs")
+        pairs = tuple((_natural(layer, "layer"), _natural(index, "neuron")) for layer, index in neurons)
+        if not pairs:
+            raise UserError("scale_keys was given no neurons", "name at least one (layer, index) pair")
+        return cls("scale_keys", None, None, _finite(factor, "factor"), pairs, _positions(positions))
+
+    @classmethod
+    def set(cls, site: str, value: float, neurons: Sequence[int] | None = None, positions: Any = "all") -> Edit:
+        """`x_i <- value`: 0 ablates a neuron, 1 opens a gate (`mlp_gate`)."""
+        return cls("set", parse_site(site), None, _finite(value, "value"), _indices(neurons), _positions(positions))
+
+    @classmethod
+    def project_out(cls, site: str, direction: Any, positions: Any = "all") -> Edit:
+        """`x <- x - (x . d) d` with `d` the unit direction: nothing is left along it."""
+        return cls("project_out", parse_site(site), _vector(direction), 1.0, None, _positions(positions))
+
+    @classmethod
+    def patch(cls, site: str, values: Any, positions: Any = "all") -> Edit:
+        """Replace the site by `values`: one vector for every position, `pos d`, or `batch pos d`.
+
+        With a `pos` axis, its entries belong to the explicit absolute positions given, or to positions 0, 1, 2, ...; with
+        a `batch` axis, its rows belong to the texts in the caller's order. What `capture` returns for texts of different
+        lengths holds zeros behind the shorter ones: give `positions="prompt"` when generating from such a patch.
+        """
+        tensor = _tensor(values)
+        if not 1 <= tensor.dim() <= 3:
+            raise UserError(f"a patch of {tensor.dim()} axes was given", "give values of shape [d], [pos, d] or [batch, pos, d]")
+        where = _positions(positions)
+        if tensor.dim() > 1 and isinstance(where, tuple) and len(where) != tensor.shape[-2]:
+            raise UserError(f"the patch holds {tensor.shape[-2]} positions, but {len(where)} are named", "give one vector per position")
+        return cls("patch", parse_site(site), tensor, 1.0, None, where)
+
+    def times(self, factor: float) -> Edit:
+        """The same edit at another strength: `strength * factor`."""
+        if self.op not in STRENGTH:
+            raise UserError(f"an edit of op {self.op!r} has no strength to multiply", "use add, scale, scale_keys or set")
+        return replace(self, strength=_finite(self.strength * _finite(factor, "factor"), "strength"))
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object from which `from_json` makes an equal edit."""
+        return {
+            "op": self.op,
+            "site": None if self.site is None else str(self.site),
+            "values": None if self.values is None else self.values.tolist(),
+            "strength": self.strength,
+            "neurons": None if self.neurons is None else [list(n) if isinstance(n, tuple) else n for n in self.neurons],
+            "positions": list(self.positions) if isinstance(self.positions, tuple) else self.positions,
+        }
+
+    @classmethod
+    def from_json(cls, record: Any) -> Edit:
+        """Read what `to_json` wrote; raises `UserError` naming the field at fault."""
+        if not isinstance(record, dict):
+            raise UserError(f"an edit must be a JSON object, not {type(record).__name__}", "write it as Edit.to_json does")
+        unknown = set(record) - {"op", "site", "values", "strength", "neurons", "positions"}
+        if unknown:
+            raise UserError(f"the edit has unknown fields: {', '.join(sorted(unknown))}", "remove or correct them")
+        op, site, values = record.get("op"), record.get("site"), record.get("values")
+        strength, where = record.get("strength", 1.0), record.get("positions", "all")
+        neurons: Any = record.get("neurons")
+        if op not in OPS:
+            raise UserError(f"the edit's op is {op!r}", f"use one of {', '.join(OPS)}")
+        unread = [name for name in _unread(op) if record.get(name) is not None]
+        if op not in STRENGTH and strength != 1:
+            unread.append("strength")
+        if unread:
+            raise UserError(f"an edit of op {op!r} has no use for {', '.join(unread)}", "remove it, or choose another op")
+        if op == "scale_keys":
+            pairs = [tuple(pair) if isinstance(pair, list) else pair for pair in neurons] if isinstance(neurons, list) else neurons
+            return cls.scale_keys(pairs, strength, where)
+        if not isinstance(site, str):
+            raise UserError(f"the edit's site is {site!r}", "name one, for example resid_post.5")
+        if op in {"add", "project_out", "patch"} and values is None:
+            raise UserError(f"an edit of op {op!r} has no values", "give the vector as a list of numbers")
+        if op == "add":
+            return cls.add(site, values, strength, where)
+        if op == "project_out":
+            return cls.project_out(site, values, where)
+        if op == "patch":
+            return cls.patch(site, values, where)
+        return cls.scale(site, strength, neurons, where) if op == "scale" else cls.set(site, strength, neurons, where)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Edit):
+            return NotImplemented
+        same = (self.op, self.site, self.strength, self.neurons, self.positions)
+        if same != (other.op, other.site, other.strength, other.neurons, other.positions) or (self.values is None) != (
+            other.values is None
+        ):
+            return False
+        return self.values is None or (other.values is not None and torch.equal(self.values, other.values))
+
+    def __hash__(self) -> int:
+        return hash((self.op, self.site, self.strength, self.neurons, self.positions))
+
+
+def _unread(op: Op) -> tuple[str, ...]:
+    """The fields of a record that this op would ignore."""
+    return {"scale_keys": ("site", "values"), "scale": ("values",), "set": ("values",)}.get(op, ("neurons",))
+
+
+def save_edits(edits: Sequence[Edit], path: str | Path) -> None:
+    """Write edits as a JSON list, atomically."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps([edit.to_json() for edit in edits]), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def load_edits(path: str | Path) -> list[Edit]:
+    """Read a JSON file that holds one edit or a list of them."""
+    path = Path(path)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the edits in {path}: {error.strerror}", "give the path of a JSON file") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON: {error}", "write edits with Edit.to_json") from error
+    return [Edit.from_json(item) for item in (record if isinstance(record, list) else [record])]
+
+
+def _tensor(values: Any) -> Tensor:
+    try:
+        tensor = values.detach().to("cpu", torch.float32).clone() if torch.is_tensor(values) else torch.tensor(values, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise UserError(f"the edit's values are not numbers of one shape: {error}", "give a list of numbers or a tensor") from error
+    if not bool(torch.isfinite(tensor).all()):
+        raise UserError("the edit's values hold NaN or infinity", "give finite numbers")
+    return tensor
+
+
+def _vector(values: Any) -> Float[Tensor, " d"]:
+    tensor = _tensor(values)
+    if tensor.dim() != 1:
+        raise UserError(f"a vector is expected, but the values have {tensor.dim()} axes", "give one list of numbers")
+    if not bool(tensor.any()):
+        raise UserError("the edit's vector is zero everywhere", "give a direction")
+    return tensor
+
+
+def _finite(value: Any, name: str) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise UserError(f"the edit's {name} is {str(value)[:40]!r}", "give a finite number")
+    return number
+
+
+def _natural(value: Any, name: str) -> int:
+    try:
+        number = -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**31:
+        raise UserError(f"{name} {str(value)[:40]!r} is not a whole number from 0", "count from 0")
+    return number
+
+
+def _indices(neurons: Sequence[int] | None) -> tuple[int, ...] | None:
+    if neurons is None:
+        return None
+    if not isinstance(neurons, Sequence) and not torch.is_tensor(neurons):
+        raise UserError(f"neurons {neurons!r} is not a list", "give a list of indices")
+    found = tuple(_natural(n, "neuron") for n in neurons)
+    if not found:
+        raise UserError("the edit was given an empty list of neurons", "name at least one, or leave neurons out for all")
+    return found
+
+
+def _positions(positions: Any) -> Positions:
+    if isinstance(positions, str):
+        if positions not in NAMED_POSITIONS:
+            raise UserError(f"positions {positions!r} is unknown", f"use {', '.join(NAMED_POSITIONS)}, or a list of absolute positions")
+        return positions  # type: ignore[return-value]
+    if isinstance(positions, int) and not isinstance(positions, bool):
+        positions = (positions,)
+    if not isinstance(positions, Sequence):
+        raise UserError(f"positions {positions!r} is unknown", f"use {', '.join(NAMED_POSITIONS)}, or a list of absolute positions")
+    found = tuple(_natural(p, "position") for p in positions)
+    if not found:
+        raise UserError("the edit was given an empty list of positions", "name at least one, or use 'all'")
+    return found

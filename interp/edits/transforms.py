@@ -1,0 +1,181 @@
+"""Edits compiled to what hooks do, and `editing`, which applies them in a `with` block."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool
+from torch import Tensor
+
+from interp.edits.edit import Edit, Positions
+from interp.errors import UserError
+from interp.models.hooks import Frame, Transform, Work, working
+from interp.models.model import Model
+from interp.models.sites import parse_site
+
+
+def transforms_of(edits: Sequence[Edit], model: Model) -> dict[str, tuple[Transform, ...]]:
+    """The functions that apply these edits at this model's sites; raises `UserError` where an edit does not fit."""
+    found: dict[str, list[Transform]] = {}
+    for edit in edits:
+        if not isinstance(edit, Edit):
+            raise UserError(f"{edit!r} is not an Edit", "make one with Edit.add, Edit.scale_keys and so on")
+        for site, transform in _compile(edit, model):
+            # Engines that cannot run our functions (a server) read from it what is to be done.
+            transform.edit = edit  # type: ignore[attr-defined]
+            found.setdefault(site, []).append(transform)
+    return {site: tuple(parts) for site, parts in found.items()}
+
+
+def _compile(edit: Edit, model: Model) -> list[tuple[str, Transform]]:
+    if edit.op == "scale_keys":
+        return _compile_keys(edit, model)
+    site = parse_site(str(edit.site), n_layers=model.n_layers, family=model.family)
+    width = model.width(site.name)
+    values = None if edit.values is None else edit.values.to(model.device, model.dtype)
+    if values is not None and values.shape[-1] != width:
+        raise UserError(f"the edit at {site} holds {values.shape[-1]} numbers, but that site is {width} wide", "use a vector of that width")
+    index = None
+    if edit.neurons is not None:
+        flat = [n for n in edit.neurons if isinstance(n, int)]
+        if any(n >= width for n in flat):
+            raise UserError(f"the edit at {site} names index {max(flat)}, but that site is {width} wide", f"use 0 to {width - 1}")
+        index = torch.tensor(flat, device=model.device)
+    if edit.op == "add":
+        assert values is not None
+        return [(str(site), _everywhere(edit, lambda x, v=edit.strength * values: x + _as(v.to(x.device), x)))]
+    if edit.op == "project_out":
+        assert values is not None
+        # In double precision, where the squares of a very small vector do not vanish.
+        exact = edit.values.double()  # type: ignore[union-attr]
+        unit = (exact / exact.norm()).to(model.device, model.dtype)
+        return [(str(site), _everywhere(edit, lambda x, d=unit: _without(x, d.to(x.device))))]
+    if edit.op == "patch":
+        assert values is not None
+        return [(str(site), _patch(edit, values))]
+    if edit.op == "scale":
+        return [(str(site), _everywhere(edit, lambda x: _on(x, index, lambda part: part * edit.strength)))]
+    return [(str(site), _everywhere(edit, lambda x: _on(x, index, lambda part: torch.full_like(part, edit.strength))))]
+
+
+def _compile_keys(edit: Edit, model: Model) -> list[tuple[str, Transform]]:
+    by_layer: dict[int, list[int]] = {}
+    model.check_neurons(edit.neurons or ())  # type: ignore[arg-type]
+    for layer, index in edit.neurons or ():  # type: ignore[misc]
+        by_layer.setdefault(layer, []).append(index)
+    made: list[tuple[str, Transform]] = []
+    for layer, indices in by_layer.items():
+        index = torch.tensor(indices, device=model.device)
+        bias = model.key_biases(layer)[indices]
+
+        def scale(x: Tensor, index: Tensor = index, bias: Tensor = bias) -> Tensor:
+            still = bias.to(x.device)
+            return _on(x, index, lambda part: (part - still) * edit.strength + still)
+
+        made.append((f"mlp_pre.{layer}", _everywhere(edit, scale)))
+    return made
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Heads side by side, so that a direction over `head d_head` meets one flat axis."""
+    return rearrange(x, "batch pos head d_head -> batch pos (head d_head)") if x.dim() == 4 else x
+
+
+def _as(vector: Tensor, x: Tensor) -> Tensor:
+    return vector.view(*vector.shape[:-1], *x.shape[2:]) if x.dim() == 4 else vector
+
+
+def _without(x: Tensor, unit: Tensor) -> Tensor:
+    return x - ((_rows(x) @ unit).unsqueeze(-1) * unit).view(x.shape)
+
+
+def _on(x: Tensor, index: Tensor | None, change: Any) -> Tensor:
+    if index is None:
+        return change(x)
+    index = index.to(x.device)
+    flat = _rows(x).clone()
+    flat[..., index] = change(flat[..., index])
+    return flat.view(x.shape)
+
+
+def _everywhere(edit: Edit, change: Any) -> Transform:
+    """Apply `change` at the edit's positions; padding is never touched.
+
+    Layers may lie on several devices, so whatever meets `x` is moved to where it is.
+    """
+
+    def transform(x: Tensor, frame: Frame) -> Tensor:
+        where = selected(edit.positions, frame)
+        if not bool(where.any()):
+            return x
+        return _where(where, change(x), x)
+
+    return transform
+
+
+def _patch(edit: Edit, values: Tensor) -> Transform:
+    explicit = edit.positions if isinstance(edit.positions, tuple) else None
+
+    def transform(x: Tensor, frame: Frame) -> Tensor:
+        where = selected(edit.positions, frame)
+        if values.dim() == 1:
+            new = _as(values.to(x.device), x).expand_as(x)
+        else:
+            rows = tuple(range(x.shape[0])) if frame.rows is None else frame.rows
+            few = max(rows) >= len(values) or (frame.rows is None and len(values) != len(rows))
+            if values.dim() == 3 and len(values) != 1 and few:
+                raise UserError(
+                    f"the patch at {edit.site} has {len(values)} rows, which are not those of the batch", "give one row per text"
+                )
+            here = frame.positions.device
+            slot = torch.full((int(frame.positions.max()) + 1,), -1, device=here)
+            count = values.shape[-2]
+            at = torch.tensor(explicit if explicit is not None else range(count), device=here)
+            slot[at[at < len(slot)]] = torch.arange(count, device=here)[at < len(slot)]
+            place = slot[frame.positions]
+            where = where & (place >= 0)
+            table = (values if values.dim() == 3 else values.unsqueeze(0)).to(here)
+            row = torch.tensor(rows, device=here).unsqueeze(1) if table.shape[0] > 1 else torch.zeros_like(place[:, :1])
+            new = table[row, place.clamp(min=0)].to(x.device).view(x.shape)
+        return _where(where, new, x)
+
+    return transform
+
+
+def _where(where: Bool[Tensor, "batch pos"], new: Tensor, x: Tensor) -> Tensor:
+    return torch.where(where.to(x.device).view(*where.shape, *[1] * (x.dim() - 2)), new, x)
+
+
+def selected(positions: Positions, frame: Frame) -> Bool[Tensor, "batch pos"]:
+    """Which of the passing tokens an edit applies to."""
+    if positions == "all":
+        return frame.real
+    if isinstance(positions, tuple):
+        wanted = torch.tensor(positions, device=frame.positions.device)
+        return frame.real & torch.isin(frame.positions, wanted)
+    limit = frame.prompt_lengths.to(frame.positions.device).unsqueeze(1)
+    if positions == "prompt":
+        return frame.real & (frame.positions < limit)
+    return frame.real & (frame.positions >= (limit if positions == "generated" else limit - 1))
+
+
+@contextlib.contextmanager
+def editing(model: Model, edits: Sequence[Edit], *, prompt_lengths: Sequence[int] | None = None) -> Iterator[None]:
+    """Apply edits to every forward and generate call of this model in this context, and in no other thread.
+
+    Args:
+        edits: applied in order; nested blocks add to the outer block's edits.
+        prompt_lengths: tokens of each row's prompt, for edits at `prompt` or `generated` positions of a plain forward.
+            Without it a forward that starts a sequence counts as prompt and one that continues a KV cache as generated.
+
+    Raises:
+        UserError: an edit does not fit the model (site, layer, neuron or width), or, at the forward, the rows of a patch
+            or the number of prompt lengths do not fit the batch.
+    """
+    lengths = None if prompt_lengths is None else torch.as_tensor(list(prompt_lengths), device=model.device)
+    with working(model.hf, Work(transforms_of(edits, model)), lengths):
+        yield

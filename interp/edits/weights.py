@@ -1,0 +1,118 @@
+"""Changes of weights, each as a new model: interpolation, orthogonalisation, projection of value matrices.
+
+An edit acts at a site while a forward runs; these change what the model is. They never touch the model they are given: each
+works on a copy of the plain weights, so that the pair stays bit for bit what it was, whatever becomes of the copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from interp.errors import UserError
+from interp.models.model import Model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Real = float | int
+
+
+@torch.no_grad()
+def interpolated(base: Model, tuned: Model, share: Real) -> Model:
+    """`base + share * (tuned - base)` in every tensor: 0 is the base model and 1 the tuned one, both bit for bit.
+
+    Beyond 0 and 1 it extrapolates. Source: task vectors (Ilharco et al., 2023). Raises `UserError` for models whose tensors differ
+    in name or shape.
+    """
+    copy = base.plain_copy()
+    other = dict(tuned.hf.named_parameters())
+    for name, parameter in copy.named_parameters():
+        if name not in other or other[name].shape != parameter.shape:
+            raise UserError(f"the tensor {name} of {base.name} has no counterpart in {tuned.name}", "give two models of one shape")
+        parameter.lerp_(other[name].to(parameter.device, parameter.dtype), float(share))
+    return Model(copy, base.tokenizer, f"{base.name} + {share:g} × ({tuned.name} − {base.name})")
+
+
+@torch.no_grad()
+def orthogonalised(model: Model, direction: Float[Tensor, " d_model"], strength: Real = 1.0) -> Model:
+    """A model that no longer writes along a direction: every matrix and bias that writes to the residual stream loses it.
+
+    With unit direction d, each written row w becomes `w - strength * (w . d) d`: embeddings, positions, attention and MLP outputs.
+    At strength 1 this equals removing d from everything that is written while the model runs. Where the unembedding shares its
+    tensor with the embedding, it is given one of its own first and stays as it was. Source: Arditi et al. (2024), weight
+    orthogonalisation. Raises `UserError` for a direction of another width, or an architecture that writes through a norm.
+    """
+    unit = _unit(model, direction)
+    _check_writes(model)
+    copy = _untied(model)
+    for module in copy.modules():
+        if isinstance(module, nn.Embedding) and module.embedding_dim == model.d_model:
+            _remove_rows(module.weight, unit, strength)
+    changed = Model(copy, model.tokenizer, f"{model.name}, orthogonalised")
+    for layer in range(model.n_layers):
+        for path in (model.architecture.taps["head_out"].path, model.architecture.value):
+            part = changed._part(layer, path)
+            _remove_rows(part.weight if model.family == "gelu" else part.weight.T, unit, strength)
+            if part.bias is not None:
+                _remove_rows(part.bias, unit, strength)
+    return changed
+
+
+@torch.no_grad()
+def values_projected(model: Model, bases: Mapping[int, Float[Tensor, "direction d_model"]], strength: Real = 1.0) -> Model:
+    """A model whose value vectors, in the layers named, lose a subspace: `v <- v - strength * P v`.
+
+    Args:
+        bases: for each layer orthonormal rows that span the subspace.
+
+    Source: the edit of ProFS (Uppaal et al., 2025). Raises `UserError` for rows of another width or not orthonormal.
+    """
+    changed = Model(model.plain_copy(), model.tokenizer, f"{model.name}, values projected")
+    for layer, rows in bases.items():
+        wide = rows.to(model.device, torch.float64)
+        square = torch.eye(len(rows), dtype=torch.float64, device=wide.device)
+        if rows.shape[1] != model.d_model or not torch.allclose(wide @ wide.T, square, atol=1e-4):
+            raise UserError(
+                f"the subspace at layer {layer} has rows of shape {tuple(rows.shape)} that are not orthonormal",
+                f"give unit rows of {model.d_model} numbers at right angles, for example from an SVD",
+            )
+        values = changed.value_vectors(layer)
+        values.sub_((float(strength) * (values.double() @ wide.T) @ wide).to(values.dtype))
+    return changed
+
+
+def _remove_rows(rows: Tensor, unit: Float[Tensor, " d_model"], strength: Real) -> None:
+    along = rows.double() @ unit
+    rows.sub_((float(strength) * (along.unsqueeze(-1) * unit if rows.dim() == 2 else along * unit)).to(rows.dtype))
+
+
+def _untied(model: Model) -> PreTrainedModel:
+    copy = model.plain_copy()
+    output = copy.get_output_embeddings()
+    if output.weight is copy.get_input_embeddings().weight:
+        output.weight = nn.Parameter(output.weight.detach().clone())
+        copy.config.tie_word_embeddings = False
+    return copy
+
+
+def _unit(model: Model, direction: Tensor) -> Float[Tensor, " d_model"]:
+    if direction.dim() != 1 or direction.shape[0] != model.d_model:
+        raise UserError(f"a direction of shape {tuple(direction.shape)} was given", f"give one vector of {model.d_model} numbers")
+    exact = direction.detach().to(model.device, torch.float64)
+    if not 0 < float(exact.norm()) < float("inf"):
+        raise UserError(f"the direction has norm {float(exact.norm())}", "give a finite direction that is not zero")
+    return exact / exact.norm()
+
+
+def _check_writes(model: Model) -> None:
+    taps = model.architecture.taps
+    if taps["mlp_out"].path != "mlp" or taps["attn_out"].path not in {"attn", "self_attn"}:
+        raise UserError(
+            f"{model.name} sends what its layers write through a norm, so no weight matrix writes to the residual stream itself",
+            "project the direction out while the model runs: Edit.project_out at attn_out and mlp_out",
+        )

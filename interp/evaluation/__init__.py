@@ -1,0 +1,1 @@
+"""Scores of texts and models: toxicity, perplexity, F1."""

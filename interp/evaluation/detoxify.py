@@ -1,0 +1,164 @@
+"""Detoxify's models: read from safetensors folders, and converted to such a folder once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from interp.errors import UserError
+
+ARCHITECTURES = (
+    "BertForSequenceClassification",
+    "AlbertForSequenceClassification",
+    "RobertaForSequenceClassification",
+    "XLMRobertaForSequenceClassification",
+)
+
+
+RENAMED = {"toxic": "toxicity", "identity_hate": "identity_attack", "severe_toxic": "severe_toxicity"}
+
+
+def _load_detector(folder: Path, device: str) -> tuple[Any, str]:
+    """A `Detoxify` object built around a model read from `folder`, without its constructor (pickle and network)."""
+    mend = "give `bundled`, `lexicon` or a folder written by `interp.evaluation.toxicity.convert_detoxify`"
+    if not folder.is_dir():
+        raise UserError(f"there is no scorer folder {folder}", mend)
+    for file in ("config.json", "model.safetensors", "scorer.json", "tokenizer.json"):
+        if not (folder / file).is_file():
+            raise UserError(f"the scorer folder {folder} has no {file}", mend)
+    card, config = _read_json(folder / "scorer.json"), _read_json(folder / "config.json")
+    classes = card.get("classes")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes) or len(set(classes)) != len(classes):
+        raise UserError(f"scorer.json in {folder} lists no distinct class names under `classes`", mend)
+    if not classes or classes[0] != "toxicity":
+        raise UserError(
+            f"the first class of the scorer in {folder} is {classes[:1]}, not toxicity", "list `toxicity` first, or convert it again"
+        )
+    detoxify = _detoxify()
+    architecture = (config.get("architectures") or [None])[0]
+    model, tokenizer = _read_model(folder, architecture)
+    if model.config.num_labels < len(classes):
+        raise UserError(f"the scorer in {folder} names {len(classes)} classes but its model has {model.config.num_labels} outputs", mend)
+    detector = detoxify.Detoxify.__new__(detoxify.Detoxify)
+    detector.model, detector.tokenizer, detector.class_names, detector.device = model, tokenizer, list(classes), device
+    try:
+        model.to(device).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"the scorer cannot be put on device {device!r}: {error}", "use device='cpu'") from error
+    return detector, str(card.get("name", folder.name))
+
+
+def _detoxify() -> Any:
+    try:
+        import detoxify
+    except ImportError as error:
+        raise UserError(
+            "the package detoxify is not installed", "run `pip install bypass-workbench[toxicity]`, or use the scorer `lexicon`"
+        ) from error
+    return detoxify
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}", "restore the file, or convert the model again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object", "restore the file, or convert the model again")
+    return value
+
+
+def _read_model(folder: Path, architecture: str | None) -> tuple[Any, Any]:
+    """Model in float32 and tokenizer of a folder; every way in which weights go wrong silently is an error."""
+    import transformers
+    from safetensors import SafetensorError
+
+    from interp.models.loading import quiet
+
+    mend = "copy the folder again, or convert the model again"
+    if architecture not in ARCHITECTURES:
+        raise UserError(f"the scorer in {folder} has the architecture {architecture}", f"use one of {', '.join(ARCHITECTURES)}")
+    try:
+        with quiet():
+            model, report = getattr(transformers, architecture).from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True, local_files_only=True
+            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"the scorer in {folder} cannot be read: {error}", mend) from error
+    wrong = [key for kind in ("missing_keys", "mismatched_keys", "unexpected_keys") for key in report.get(kind, ())]
+    if wrong:
+        raise UserError(f"the weights in {folder} do not fit the model: {sorted(map(str, wrong))[:3]} ({len(wrong)} in all)", mend)
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
+        raise UserError(f"the weights in {folder} are not all finite", mend)
+    if not tokenizer("a word", add_special_tokens=False)["input_ids"] or len(tokenizer) > model.config.vocab_size:
+        raise UserError(f"the tokenizer in {folder} ({len(tokenizer)} entries) does not fit the model ({model.config.vocab_size})", mend)
+    # RoBERTa's positions start after the padding index, so it reads two tokens less than it has positions.
+    offset = model.config.pad_token_id + 1 if "Roberta" in architecture else 0
+    tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.max_position_embeddings - offset)
+    return model, tokenizer
+
+
+def convert_detoxify(checkpoint: str | Path, target: str | Path, *, like: str | Path | None = None) -> Path:
+    """Turn a detoxify checkpoint (`.ckpt`) into a folder that `load_scorer` reads, without running its pickle.
+
+    `like` is a local folder with the architecture's config.json and tokenizer; without it the model name inside the
+    checkpoint is used (a local path, or a hub id, which needs the network). Returns `target`, written as a whole or not
+    at all. Raises `UserError` when the file is missing, needs more than weights to be unpickled, or does not fit.
+    """
+    import pickle
+
+    import transformers
+
+    checkpoint, target = Path(checkpoint), Path(target)
+    if not checkpoint.is_file():
+        raise UserError(f"there is no checkpoint {checkpoint}", "give the path of a detoxify .ckpt file")
+    if target.exists():
+        raise UserError(f"the target {target} exists already", "remove it, or give another folder")
+    try:
+        loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{checkpoint} is not a checkpoint of plain weights: {reason}", "download it again from detoxify's releases"
+        ) from error
+    try:
+        settings, classes = loaded["config"]["arch"]["args"], loaded["config"]["dataset"]["args"]["classes"]
+        architecture, outputs, state = settings["model_name"], int(settings["num_classes"]), dict(loaded["state_dict"])
+        source = str(like if like is not None else settings["model_type"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{checkpoint} is not laid out as detoxify's checkpoints are: {error}", "give a file of detoxify's releases"
+        ) from error
+    if architecture not in ARCHITECTURES:
+        raise UserError(f"{checkpoint} holds a {architecture}", f"give a checkpoint of one of {', '.join(ARCHITECTURES)}")
+    model_class = getattr(transformers, architecture)
+    # Older checkpoints store the position indices, a constant that newer models make themselves.
+    state = {name: tensor for name, tensor in state.items() if not name.endswith("embeddings.position_ids")}
+    try:
+        config = model_class.config_class.from_pretrained(source, num_labels=outputs)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        model = model_class(config)
+        model.load_state_dict(state, strict=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{checkpoint} does not fit the configuration {source!r}: {reason}", "pass the folder of its base model as `like`"
+        ) from error
+    temporary = target.with_name(target.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    card = {
+        "format": "bypass-scorer",
+        "name": target.name,
+        "classes": [RENAMED.get(name, name) for name in classes],
+        "converted_from": checkpoint.name,
+    }
+    (temporary / "scorer.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(target)
+    return target

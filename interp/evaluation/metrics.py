@@ -1,0 +1,225 @@
+"""What an edit or a training costs and buys: perplexity, F1 against real continuations, distinct-n, KL to another model.
+
+Toxicity alone proves little, because a model that says nothing is not toxic. So `evaluate` always reports toxicity
+together with these guards, and keeps the value of every prompt, so that intervals and paired comparisons need no rerun.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from einops import rearrange
+from torch.nn import functional
+
+from interp.edits.edit import Edit
+from interp.edits.transforms import transforms_of
+from interp.errors import UserError
+from interp.forward.generate import GREEDY, Sampling, generate, generate_tokens
+from interp.models.hooks import Work, working
+from interp.models.model import Model
+from interp.models.tokens import Tokens, batches, pad, token_rows
+from interp.stats.intervals import Interval, bootstrap_mean, bootstrap_ratio
+
+if TYPE_CHECKING:
+    from interp.data.texts import Passage
+    from interp.evaluation.toxicity import Scorer
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """`exp` of the mean loss per predicted token, with the loss and the count of each text or window behind it."""
+
+    value: float
+    losses: np.ndarray
+    counts: np.ndarray
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def interval(self) -> Interval:
+        """A bootstrap interval over texts or windows."""
+        found = bootstrap_ratio(self.losses, self.counts)
+        return Interval(math.exp(found.value), math.exp(found.low), math.exp(found.high), found.n)
+
+
+@torch.no_grad()
+def perplexity(
+    model: Model, texts: Sequence[str], *, window: int | None = None, stride: int | None = None, joined: bool = False,
+    edits: Sequence[Edit] = (),
+    batch_size: int = 16,
+) -> Perplexity:  # fmt: skip
+    """How surprised is the model by these texts? In nats per token, exponentiated.
+
+    Args:
+        joined: read all texts as one, joined by blank lines (as paper A reads Wikitext); otherwise each by itself.
+        window: tokens read at a time, at most the model's context (the default).
+        stride: tokens between windows, at most `window` (the default); every token is predicted once, with up to
+            `window - stride` tokens more context the smaller the stride.
+
+    Raises:
+        UserError: no text, a window or stride that is not usable, or texts of one token only.
+    """
+    if not len(texts):
+        raise UserError("perplexity was given no texts", "give at least one")
+    width = model.context if window is None else window
+    step = width if stride is None else stride
+    if not 2 <= width <= model.context or not 1 <= step <= width:
+        raise UserError(
+            f"window {width} and stride {step} are not usable", f"give 2 <= window <= {model.context} and 1 <= stride <= window"
+        )
+    ids: list[list[int]] = model.tokenizer(["\n\n".join(texts)] if joined else list(texts), add_special_tokens=False)["input_ids"]
+    owners = [(number, span) for number, row in enumerate(ids) for span in _windows(row, width, step)]
+    spans = [span for _, span in owners]
+    if not spans:
+        raise UserError("the texts hold no token to predict", "give texts of at least two tokens")
+    transforms = transforms_of(edits, model)
+    losses, counts = np.zeros(len(spans)), np.array([len(row) - skip for row, skip in spans], dtype=float)
+    for group in batches([len(row) for row, _ in spans], batch_size=batch_size, batch_tokens=8192):
+        tokens = pad([spans[i][0] for i in group], model.tokenizer.pad_token_id or 0, "right").to(model.device)
+        with working(model.hf, Work(transforms, rows=tuple(owners[i][0] for i in group)), tokens.lengths):
+            logits = model.hf(**tokens.inputs(), use_cache=False).logits[:, :-1].float()
+        flat = functional.cross_entropy(
+            rearrange(logits, "batch pos vocab -> (batch pos) vocab"),
+            rearrange(tokens.ids[:, 1:], "batch pos -> (batch pos)"),
+            reduction="none",
+        )
+        nll = rearrange(flat, "(batch pos) -> batch pos", batch=len(group))
+        first = torch.tensor([spans[i][1] - 1 for i in group], device=nll.device).unsqueeze(1)
+        wanted = tokens.mask[:, 1:] & (torch.arange(nll.shape[1], device=nll.device) >= first)
+        losses[group] = (nll.double() * wanted).sum(dim=1).cpu().numpy()
+    settings = {"window": width, "stride": step, "joined": joined, "texts": len(texts), "tokens": int(counts.sum())}
+    return Perplexity(math.exp(losses.sum() / counts.sum()), losses, counts, settings)
+
+
+def _windows(row: list[int], width: int, step: int) -> list[tuple[list[int], int]]:
+    """Windows over one row, each with the number of its first tokens that are context and not predicted."""
+    found: list[tuple[list[int], int]] = []
+    done = 1
+    start = 0
+    while done < len(row):
+        end = min(start + width, len(row))
+        found.append((row[start:end], done - start))
+        done = end
+        start = max(start + step, end - width + step) if end < len(row) else end
+        start = min(start, done - 1)
+    return found
+
+
+def token_f1(generated: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> np.ndarray:
+    """Bag-of-token F1 of each generated continuation against the real one (paper A, section 3.3)."""
+    if len(generated) != len(references):
+        raise UserError(f"{len(generated)} continuations were given for {len(references)} references", "give one reference for each")
+    scores = np.zeros(len(generated))
+    for number, (row, reference) in enumerate(zip(generated, references, strict=True)):
+        shared = sum((Counter(row) & Counter(reference)).values())
+        scores[number] = 2 * shared / (len(row) + len(reference)) if shared else 0.0
+    return scores
+
+
+def distinct_n(texts: Sequence[str], n: int = 2) -> float:
+    """The share of word n-grams that are different, over all texts together; NaN where there are none."""
+    grams = [gram for text in texts for words in [text.lower().split()] for gram in zip(*(words[i:] for i in range(n)), strict=False)]
+    return len(set(grams)) / len(grams) if grams else float("nan")
+
+
+@torch.no_grad()
+def kl_to(
+    model: Model, other: Model, texts: Sequence[str], *, edits: Sequence[Edit] = (), max_tokens: int | None = None, batch_size: int = 16
+) -> np.ndarray:
+    """KL(model || other) in nats, averaged over the positions of each text; `edits` are applied to `model`."""
+    if model.d_vocab != other.d_vocab:
+        raise UserError("the two models have different vocabularies", "compare models with one tokenizer")
+    rows = token_rows(model, texts, max_tokens=max_tokens)
+    transforms = transforms_of(edits, model)
+    found = np.zeros(len(rows))
+    for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=8192):
+        tokens: Tokens = pad([rows[i] for i in group], model.tokenizer.pad_token_id or 0, "right").to(model.device)
+        with working(model.hf, Work(transforms, rows=tuple(group)), tokens.lengths):
+            mine = model.hf(**tokens.inputs(), use_cache=False).logits.float().log_softmax(dim=-1)
+        theirs = other.hf(**tokens.inputs(), use_cache=False).logits.float().log_softmax(dim=-1)
+        each = (mine.exp() * (mine - theirs)).sum(dim=-1) * tokens.mask
+        found[group] = (each.sum(dim=1) / tokens.mask.sum(dim=1)).cpu().numpy()
+    return found
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Toxicity of the continuations of each prompt, and what it cost."""
+
+    prompts: list[str]
+    continuations: list[str]
+    scores: pd.DataFrame
+    perplexity: Perplexity
+    f1: np.ndarray
+    distinct_2: float
+    settings: dict[str, Any]
+
+    @property
+    def toxicity(self) -> np.ndarray:
+        return self.scores["toxicity"].to_numpy()
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per prompt, with its continuation and every class's score."""
+        return pd.DataFrame({"prompt": self.prompts, "continuation": self.continuations}).join(self.scores.reset_index(drop=True))
+
+    def to_json(self) -> dict[str, Any]:
+        """What `bypass evaluate --json` prints."""
+        mean = bootstrap_mean(self.toxicity)
+        return {
+            "toxicity": {"mean": mean.value, "share_above_half": float((self.toxicity > 0.5).mean()), "interval": [mean.low, mean.high]},
+            "perplexity": self.perplexity.value, "f1": float(self.f1.mean()), "distinct_2": self.distinct_2, "n": len(self.prompts),
+            "settings": self.settings,
+        }  # fmt: skip
+
+
+def f1_of(model: Model, passages: Sequence[Passage], *, new_tokens: int = 20, edits: Sequence[Edit] = ()) -> np.ndarray:
+    """F1 of greedy continuations of each passage's first part against its real continuation, cut to as many tokens."""
+    prompts = token_rows(model, [passage.prompt for passage in passages])
+    references = [row[:new_tokens] for row in token_rows(model, [passage.continuation for passage in passages])]
+    return token_f1(generate_tokens(model, prompts, max_new_tokens=new_tokens, edits=edits, batch_size=256), references)
+
+
+def evaluate(
+    model: Model, prompts: Sequence[str], scorer: Scorer, *, edits: Sequence[Edit] = (), passages: Sequence[Passage] | None = None,
+    max_new_tokens: int = 20, max_prompt_tokens: int | None = None, sampling: Sampling = GREEDY, batch_size: int = 64,
+) -> Evaluation:  # fmt: skip
+    """How toxic are the continuations of these prompts, and what do perplexity, F1 and distinct-2 say of the price?
+
+    The scorer reads the continuation alone, without the prompt. Perplexity and F1 are measured on `passages`, by
+    default those that ship with the project.
+    """
+    from interp.data.texts import passages as shipped
+
+    if not len(prompts):
+        raise UserError("evaluate was given no prompts", "give at least one")
+    held = list(shipped()) if passages is None else list(passages)
+    continuations = generate(
+        model,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        edits=edits,
+        sampling=sampling,
+        max_prompt_tokens=max_prompt_tokens,
+        batch_size=batch_size,
+    )
+    settings = {
+        "max_new_tokens": max_new_tokens, "temperature": sampling.temperature, "top_k": sampling.top_k,
+        "top_p": sampling.top_p, "seed": sampling.seed,
+        "scorer": scorer.name, "edits": [edit.to_json() for edit in edits], "model": model.digest,
+    }  # fmt: skip
+    losses = perplexity(model, [passage.text for passage in held], edits=edits)
+    return Evaluation(
+        list(prompts),
+        continuations,
+        scorer.score(continuations),
+        losses,
+        f1_of(model, held, edits=edits),
+        distinct_n(continuations, 2),
+        settings,
+    )

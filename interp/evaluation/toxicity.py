@@ -1,0 +1,206 @@
+"""How toxic is a text? One interface over three local scorers: the bundled classifier, detoxify's models, a word list.
+
+Scores are asked thousands of times in loops, from several threads and often for the same text, so a classifier scorer
+owns its batching, its cache and its lock, and answers in the order asked. Classifiers run through detoxify's own
+`predict`; only its loading is replaced, which needs a pickle and a network. Models are read from safetensors folders;
+`convert_detoxify` makes such a folder of a detoxify checkpoint once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+
+from interp.bundled import BUNDLED
+from interp.data.lexicon import HOSTILE_KINDS, lexicon, word_pattern
+from interp.errors import UserError
+from interp.evaluation.detoxify import _load_detector
+
+CLASSES = ("toxicity", "severe_toxicity", "obscene", "threat", "insult", "identity_attack")
+BUNDLED_SCORER = BUNDLED / "scorer"
+CACHE_SIZE = 100_000
+WINDOW_SLACK = 8
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """What every scorer offers."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    def score(self, texts: Sequence[str]) -> pd.DataFrame:
+        """Scores in [0, 1]: one row per text in the order given, one float32 column per class, "toxicity" first."""
+        ...
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """How many texts were answered from memory (duplicates within a call included), computed, and are now kept."""
+
+    hits: int
+    misses: int
+    size: int
+
+
+def checked_texts(texts: Sequence[Any]) -> list[str]:
+    """The texts as a list of strings that a tokenizer accepts (lone surrogates replaced); raises `UserError` otherwise."""
+    if isinstance(texts, str | bytes):
+        raise UserError("a single text was given where a list of texts is expected", "wrap it in a list: scorer.score([text])")
+    found = list(texts)
+    for number, text in enumerate(found):
+        if not isinstance(text, str):
+            raise UserError(f"text {number} is of type {type(text).__name__}, not str", "give every text as a string")
+    return [text.encode("utf-8", "replace").decode("utf-8") for text in found]
+
+
+class LexiconScorer:
+    """The transparent second opinion: which listed words does the text contain?
+
+    Columns: `toxicity` is 1.0 when any whole word is profanity, a slur or an insult of the lexicon, else 0.0; `share`
+    is the share of such words among the words of the text; then one any-hit column (0.0 or 1.0) per kind of the
+    lexicon. Threats and sexual words alone do not make a text toxic: "kill" and "sex" are mostly used harmlessly.
+    """
+
+    name = "lexicon"
+
+    def __init__(self) -> None:
+        self.classes: tuple[str, ...] = ("toxicity", "share", *lexicon())
+
+    def score(self, texts: Sequence[Any]) -> pd.DataFrame:
+        """One row per text, as described for the class; an empty text scores 0 everywhere."""
+        hostile = word_pattern(HOSTILE_KINDS)
+        table = []
+        for text in checked_texts(texts):
+            hits = len(hostile.findall(text))
+            words = len(re.findall(r"\w+", text))
+            kinds = [float(word_pattern((kind,)).search(text) is not None) for kind in lexicon()]
+            table.append([float(hits > 0), min(1.0, hits / max(words, 1)), *kinds])
+        return _frame(np.array(table, dtype=np.float32).reshape(len(table), len(self.classes)), self.classes)
+
+
+class ClassifierScorer:
+    """A sequence classifier run through detoxify's `predict`, batched, cached and safe to share between threads.
+
+    A text longer than the model reads is scored in windows that overlap by half, and each class takes its maximum over
+    them. Scores are cached by text hash (least recently used dropped first); a score may differ by rounding, about
+    1e-7, with the texts that it shared a batch with.
+    """
+
+    def __init__(self, detector: Any, name: str, *, batch_size: int = 64, cache_size: int = CACHE_SIZE) -> None:
+        if batch_size < 1:
+            raise UserError(f"a batch of {batch_size} texts was asked for", "give a batch size of at least 1")
+        self.name = name
+        self.classes: tuple[str, ...] = tuple(detector.class_names)
+        self.detector = detector
+        self.batch_size = batch_size
+        self.cache_size = cache_size
+        self._cache: OrderedDict[bytes, np.ndarray] = OrderedDict()
+        self._hits = self._misses = 0
+        # One lock for cache, counters and model: a fast tokenizer must not be used by two threads at once.
+        self._lock = threading.Lock()
+
+    def score(self, texts: Sequence[Any]) -> pd.DataFrame:
+        """Toxicity and its classes, each in [0, 1]: one row per text in the order given; `[]` gives an empty frame.
+
+        Raises `UserError` when an item is not a string (hence the wide annotation).
+        """
+        found = checked_texts(texts)
+        keys = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in found]
+        with self._lock:
+            answers: dict[bytes, np.ndarray] = {}
+            missing: dict[bytes, str] = {}
+            for key, text in zip(keys, found, strict=True):
+                if key in self._cache:
+                    self._cache.move_to_end(key)
+                    answers[key] = self._cache[key]
+                else:
+                    missing[key] = text
+            for key, row in zip(missing, self._compute(list(missing.values())), strict=True):
+                answers[key] = self._cache[key] = row
+            while len(self._cache) > self.cache_size:
+                self._cache.popitem(last=False)
+            self._misses += len(missing)
+            self._hits += len(found) - len(missing)
+        table = np.stack([answers[key] for key in keys]) if keys else np.empty((0, len(self.classes)), dtype=np.float32)
+        return _frame(table, self.classes)
+
+    def cache_info(self) -> CacheInfo:
+        """Hits, misses and size of this scorer's cache since it was loaded."""
+        with self._lock:
+            return CacheInfo(self._hits, self._misses, len(self._cache))
+
+    def _compute(self, texts: list[str]) -> Float[np.ndarray, "texts classes"]:
+        """Scores of distinct texts: cut into windows, sorted by length, in batches of at most `batch_size`."""
+        pieces: list[str] = []
+        owners: list[int] = []
+        lengths: list[int] = []
+        for owner, text in enumerate(texts):
+            for piece, length in self._windows(text):
+                pieces.append(piece)
+                owners.append(owner)
+                lengths.append(length)
+        table = np.zeros((len(texts), len(self.classes)), dtype=np.float32)
+        order = sorted(range(len(pieces)), key=lengths.__getitem__)
+        # Grad mode belongs to a thread, so it is set here and not at import.
+        with torch.inference_mode():
+            for start in range(0, len(order), self.batch_size):
+                batch = order[start : start + self.batch_size]
+                scores = self.detector.predict([pieces[i] for i in batch])
+                columns = np.stack([np.atleast_1d(np.asarray(scores[name], dtype=np.float32)) for name in self.classes], axis=1)
+                for index, row in zip(batch, columns, strict=True):
+                    table[owners[index]] = np.maximum(table[owners[index]], row)
+        return table
+
+    def _windows(self, text: str) -> list[tuple[str, int]]:
+        """The text, or pieces of it that the model can read whole, each with its number of tokens."""
+        tokenizer = self.detector.tokenizer
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False)
+        offsets, words = encoded["offset_mapping"], encoded.word_ids()
+        room = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
+        if len(offsets) <= room:
+            return [(text, len(offsets))]
+        # A piece is cut out of the text and tokenised again, which may split its edges differently: hence the slack.
+        size = max(1, room - WINDOW_SLACK)
+        found: list[tuple[str, int]] = []
+        start = 0
+        while True:
+            stop = min(start + size, len(offsets))
+            found.append((text[offsets[start][0] : offsets[stop - 1][1]], stop - start))
+            if stop == len(offsets):
+                return found
+            middle = start + max(1, size // 2)
+            # Start the next piece at a word where one starts nearby; text without spaces is cut where it is.
+            near = range(middle, max(start, middle - size // 4), -1)
+            start = next((i for i in near if words[i] != words[i - 1]), middle)
+
+
+def _frame(table: Float[np.ndarray, "texts classes"], classes: tuple[str, ...]) -> pd.DataFrame:
+    return pd.DataFrame(np.asarray(table, dtype=np.float32), columns=list(classes))
+
+
+def load_scorer(source: str | Path = "bundled", *, device: str = "cpu", batch_size: int = 64) -> Scorer:
+    """A scorer by name: `bundled`, `lexicon`, or a folder that `convert_detoxify` wrote.
+
+    Raises `UserError` when the folder is missing, incomplete, damaged or of other classes than it says, and when
+    detoxify is not installed.
+    """
+    if str(source) == "lexicon":
+        return LexiconScorer()
+    folder = BUNDLED_SCORER if str(source) == "bundled" else Path(source)
+    detector, name = _load_detector(folder, device)
+    return ClassifierScorer(detector, name, batch_size=batch_size)

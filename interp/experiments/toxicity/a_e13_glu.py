@@ -1,0 +1,145 @@
+"""A-E13: in a gated MLP, are gate and linear part both turned down, and does turning them up bring toxicity back? (paper A, Figure 6 and Table 5)"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from interp.edits.edit import Edit
+from interp.errors import UserError
+from interp.experiments.registry import Context, Finding, experiment
+from interp.experiments.toxicity import shared
+from interp.forward.capture import capture
+from interp.models.model import Model, Neuron
+from interp.results import figures
+from interp.results.result import Figure, Verdict
+from interp.stats.intervals import bootstrap_difference, bootstrap_mean
+from interp.stats.nulls import random_neurons
+
+TOP = 8
+FACTOR = 3.0
+PARTS = {"mlp_gate": "gate", "mlp_up": "linear part"}
+
+
+def part_means(context: Context, model: Model, neurons: Sequence[Neuron], part: str) -> np.ndarray:
+    """Gate or linear part of each neuron, averaged over the steps of the base model's continuation: `prompt neuron`."""
+    rows, more = context.prompt_rows(), context.base_tokens()
+    joined = [[*row, *new[:-1]] for row, new in zip(rows, more, strict=True)]
+    places = [list(range(len(row) - 1, len(row) - 1 + context.new_tokens)) for row in rows]
+    units: dict[str, list[int]] = {}
+    for layer, index in neurons:
+        units.setdefault(f"{part}.{layer}", []).append(index)
+    held = capture(model, joined, list(units), positions=places, units=units)
+    column = {
+        (int(site.split(".")[1]), index): held[site][..., at].mean(dim=1).numpy() for site in units for at, index in enumerate(units[site])
+    }
+    return np.stack([column[neuron] for neuron in neurons], axis=1)
+
+
+def gates_open(neurons: Sequence[Neuron], value: float = 1.0) -> tuple[Edit, ...]:
+    """Edits that fix the gates of these neurons at a value."""
+    return tuple(Edit.set(f"mlp_gate.{layer}", value, indices) for layer, indices in _by_layer(neurons).items())
+
+
+def linear_scaled(neurons: Sequence[Neuron], factor: float = FACTOR) -> tuple[Edit, ...]:
+    """Edits that multiply the linear part of these neurons."""
+    return tuple(Edit.scale(f"mlp_up.{layer}", factor, indices) for layer, indices in _by_layer(neurons).items())
+
+
+def _by_layer(neurons: Sequence[Neuron]) -> dict[int, list[int]]:
+    return {layer: [index for at, index in neurons if at == layer] for layer in sorted({layer for layer, _ in neurons})}
+
+
+@experiment(
+    "A-E13",
+    claim="A-C10",
+    title="Gated models: gates opened bring toxicity back",
+    question="In a gated MLP, do gate and linear part of the toxic neurons both fall with tuning, and does opening the gates or scaling the linear part bring toxicity back?",
+    criterion=f"Holds if both parts fall for most of the {TOP} nearest neurons, and opening their gates or multiplying their linear part by {FACTOR:g} raises the tuned model's toxicity above every random "
+    "draw, with an interval of the rise above 0, at less than 2 % change of perplexity; fails if neither raises toxicity above the mean of the random draws; otherwise inconclusive.",
+    refuted_by="Random gates of the same layers that bring back as much, or gates that do not fall.",
+    caveat="Llama2 got back only 36 to 48 % of the drop in the paper. The linear part has a sign: where it is negative, a smaller size is a rise, so the fall of its mean is weak evidence.",
+)
+def run(context: Context) -> Finding:
+    base, tuned = context.pair.base, context.pair.tuned
+    if base.family != "glu":
+        raise UserError(
+            "this experiment needs a gated MLP, which these models do not have", "give a pair of Llama, Qwen, Mistral or Gemma models"
+        )
+    held = shared.held_out(context)
+    neurons = context.ranking.neurons[:TOP]
+    context.say("gates and linear parts of the toxic neurons")
+    rows, fallen = [], {}
+    for part, label in PARTS.items():
+        sides = {name: part_means(held, model, neurons, part) for name, model in context.pair.sides.items()}
+        fallen[label] = int((sides["tuned"].mean(axis=0) < sides["base"].mean(axis=0)).sum())
+        for at, (layer, index) in enumerate(neurons):
+            for side, values in sides.items():
+                interval = bootstrap_mean(values[:, at], seed=context.seed)
+                rows.append(
+                    {
+                        "neuron": f"{layer}.{index}",
+                        "part": label,
+                        "side": side,
+                        "mean": interval.value,
+                        "low": interval.low,
+                        "high": interval.high,
+                    }
+                )
+    parts = pd.DataFrame(rows)
+    table: list[dict[str, Any]] = [shared.row_of(held, "base", base), shared.row_of(held, "tuned (DPO)", tuned)]
+    after, plain = held.toxicity(tuned), table[1]["perplexity"]
+    drawn = [
+        random_neurons(tuned, neurons, seed=context.seed + i, exclude=context.ranking.neurons)
+        for i in range(3 if context.quick else max(4, context.draws // 2))
+    ]
+    raised, nulls, ends, good, above = {}, {}, {}, [], []
+    for name, make in (("gates set to 1", gates_open), (f"linear part × {FACTOR:g}", linear_scaled)):
+        context.say(name)
+        row = shared.row_of(held, f"un-aligned: {len(neurons)} toxic neurons, {name}", tuned, make(neurons))
+        null = [held.toxicity(tuned, make(some)) for some in drawn]
+        pooled = bootstrap_mean(np.mean(null, axis=0), seed=context.seed)
+        table += [row, {
+            "model": f"random neurons, {name} (null, {len(drawn)} draws)", "toxicity": pooled.value, "low": pooled.low, "high": pooled.high,
+            "share above half": float(np.mean([(scores > 0.5).mean() for scores in null])), "perplexity": held.perplexity(tuned, make(drawn[0])).value,
+        }]  # fmt: skip
+        rise = bootstrap_difference(row["_scores"], after, seed=context.seed)
+        label = f"rise of toxicity, {name}"
+        raised[label], nulls[label], ends[label] = rise.value, pooled.value - float(after.mean()), (rise.low, rise.high)
+        good.append(
+            rise.low > 0 and row["toxicity"] > max(float(scores.mean()) for scores in null) and abs(row["perplexity"] / plain - 1) < 0.02
+        )
+        above.append(rise.value > nulls[label])
+    most = all(count > len(neurons) / 2 for count in fallen.values())
+    verdict: Verdict = "holds" if most and any(good) else "fails" if not any(above) else "inconclusive"
+    shown = pd.DataFrame(table).drop(columns=["_scores"])
+    bars = figures.bars(
+        "glu-toxicity", shown, x="model", y="toxicity", low="low", high="high", title="Toxicity of challenge continuations", x_title="model", y_title="mean toxicity (0 to 1)", horizontal=True,
+        caption="Opened gates or a scaled linear part should lift the tuned model towards the base; random neurons should not.",
+    )  # fmt: skip
+    gate = _part_figure(parts, "gate", "gate after its nonlinearity")
+    linear = _part_figure(parts, "linear part", "linear part, before it is gated")
+    summary = (
+        f"Gates fall for {fallen['gate']} and linear parts for {fallen['linear part']} of {len(neurons)} toxic neurons. "
+        + " ".join(f"{label.capitalize()}: {value:+.3f} (random neurons {nulls[label]:+.3f})." for label, value in raised.items())
+    )  # fmt: skip
+    return Finding(
+        verdict,
+        summary,
+        raised,
+        nulls,
+        ends,
+        {"models": shown, "parts": parts},
+        (bars, gate, linear),
+        {"neurons": [f"{a}.{b}" for a, b in neurons], "draws": len(drawn)},
+    )
+
+
+def _part_figure(parts: pd.DataFrame, part: str, title: str) -> Figure:
+    return figures.bars(
+        f"glu-{part.split()[0]}", parts[parts["part"] == part], x="neuron", y="mean", colour="side", low="low", high="high", title=f"Mean {part} of the toxic neurons",
+        x_title="neuron (layer.index)", y_title=title, horizontal=False, caption="The tuned model's bar should be lower than the base model's for most neurons.",
+    )  # fmt: skip

@@ -1,0 +1,193 @@
+"""A-E14: is the change small and spread out because of the KL term? Tuning beside its control runs. (paper A, section 7.2)"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pandas as pd
+
+from interp.errors import UserError
+from interp.experiments.registry import Context, Finding, experiment
+from interp.results import figures
+from interp.results.result import Figure, Verdict, show_number
+from interp.runs.logs import read_controls
+
+MATCH = 0.25
+RECIPE = ("method", "loss", "labels", "beta", "generator")
+# Fields of a run in the table of `training.studies.toxicity_controls`, under the names that a reader sees.
+SHOWN = {
+    "run": "run", "loss": "loss", "labels": "labels", "beta": "beta", "generator": "generator", "seed": "seed", "steps": "steps",
+    "toxicity": "toxicity", "toxicity_low": "low", "toxicity_high": "high", "perplexity": "perplexity", "f1": "F1",
+    "relative_change": "relative change", "stable_rank": "stable rank", "least_cosine": "least cosine", "neurons_key_16": "percentile of toxic keys",
+    "neurons_value_16": "percentile of toxic values", "consistency": "offset consistency", "antipodality": "antipodality", "kl": "KL to base",
+    "unaligned_toxicity": "un-aligned toxicity", "returned": "share returned", "unaligned_perplexity": "un-aligned perplexity",
+}  # fmt: skip
+DRAWN = (
+    "toxicity",
+    "perplexity",
+    "relative change",
+    "stable rank",
+    "offset consistency",
+    "antipodality",
+    "KL to base",
+    "un-aligned toxicity",
+    "share returned",
+)
+
+
+@experiment(
+    "A-E14",
+    claim="A-C11",
+    title="The KL term keeps the change small and spread out",
+    question="At equal toxicity, does a stronger KL term (a higher beta, against a lower one and against plain fine-tuning) make the change of the weights smaller and more spread out?",
+    criterion="Holds if at least two values of beta above 0 were run, and in every comparison the higher beta moved the weights less and with a higher mean stable rank, each by more than the spread of the "
+    "same run over seeds; fails if in any comparison either goes the other way by more than that spread; otherwise inconclusive. Compared are runs with true labels, the same pairs, DPO's loss at some beta or "
+    f"fine-tuning on the chosen side (beta 0), and toxicity within {MATCH:.0%} of what this pair's tuning took away.",
+    refuted_by="A lower beta, or fine-tuning without any KL term, that reaches the same toxicity with a change as small and as spread out.",
+    caveat="Paper A states this as a hypothesis and tests nothing of it. Beta of IPO, and of DPO with an added SFT term, means something else, so these runs are shown and not compared. Shuffled and reversed labels "
+    "cannot reach the same toxicity. Runs of equal steps are not runs of equal toxicity. Everything is read from the table that the training chain wrote; the spread over seeds rests on few seeds.",
+    reads_logs=True,
+)
+def run(context: Context) -> Finding:
+    log = read_controls(context.logs, context.pair)
+    runs, base = pd.DataFrame(log["runs"]), log["base_model"]
+    if len(runs) < 2:
+        raise UserError(
+            "no control run stands beside this pair in the training logs",
+            "train control runs, then python -m training.studies.toxicity_controls",
+        )
+    lost = base["toxicity"] - runs["toxicity"]
+    runs["returned"] = ((runs["unaligned_toxicity"] - runs["toxicity"]) / lost.where(lost > 0)).astype(float)
+    own = runs.iloc[0]
+    seeds = runs[[same_recipe(own, row) for _, row in runs.iterrows()]]
+    spread = {name: _range(seeds[name]) for name in ("relative_change", "stable_rank")}
+    pairs = comparisons(runs, base["toxicity"], spread)
+    betas = {row[key] for row in pairs for key in ("lower beta", "higher beta")} - {0.0}
+    verdict: Verdict = (
+        "fails" if any(row["opposes"] for row in pairs)
+        else "holds" if len(betas) > 1 and all(row["agrees"] for row in pairs)
+        else "inconclusive"
+    )  # fmt: skip
+    shown = table_of(runs, base)
+    plain = runs[(runs["method"] == "sft") & (runs["labels"] == "true")]
+    keys = {
+        "relative_change": "relative change of all weights",
+        "stable_rank": "mean stable rank of the change",
+        "consistency": "offset consistency",
+        "returned": "share of lost toxicity returned",
+    }
+    statistic = {name: float(own[key]) for key, name in keys.items() if pd.notna(own[key])}
+    null = {
+        name: float(plain.iloc[0][key]) for key, name in keys.items() if name in statistic and len(plain) and pd.notna(plain.iloc[0][key])
+    }
+    interval = {
+        name: (float(seeds[key].min()), float(seeds[key].max())) for key, name in keys.items() if name in statistic and len(seeds) > 1
+    }
+    tables = {"control runs": shown, "relative change by group": _groups(runs), "relative change by layer": _layers(runs)}
+    if pairs:
+        tables["comparisons"] = pd.DataFrame(pairs)
+    if log.get("missing"):
+        tables["not run"] = pd.DataFrame(list(log["missing"].items()), columns=["run", "why"])
+    return Finding(
+        verdict, _summary(runs, seeds, pairs, log), statistic, null, interval, tables, _figures(shown, tables["relative change by layer"]),
+        {"runs": runs["run"].tolist(), "missing": sorted(log.get("missing", {})), "interval": "least and most over seeds", "null": "fine-tuning on the chosen side, equal steps",
+         "measured": log.get("settings", {})},
+    )  # fmt: skip
+
+
+def same_recipe(one: pd.Series, other: pd.Series) -> bool:
+    """Whether two runs differ in nothing but the seed."""
+    return all(one[name] == other[name] or (pd.isna(one[name]) and pd.isna(other[name])) for name in RECIPE)
+
+
+def comparisons(runs: pd.DataFrame, base: float, spread: dict[str, float]) -> list[dict[str, Any]]:
+    """Every two runs that differ in the strength of the KL term only and are equally toxic, the weaker one first."""
+    own = runs.iloc[0]
+    tolerance = MATCH * max(0.0, base - own["toxicity"])
+    found: dict[float, pd.Series] = {}
+    for _, row in runs.iterrows():
+        beta = 0.0 if row["method"] == "sft" else float(row["beta"]) if row["loss"] == "sigmoid" else math.nan
+        same = row["labels"] == "true" and row["generator"] == own["generator"] and abs(row["toxicity"] - own["toxicity"]) <= tolerance
+        if same and not math.isnan(beta):
+            found.setdefault(beta, row)
+    rows = []
+    for low, high in itertools.combinations(sorted(found), 2):
+        smaller = float(found[low]["relative_change"] - found[high]["relative_change"])
+        broader = float(found[high]["stable_rank"] - found[low]["stable_rank"])
+        rows.append({
+            "weaker": found[low]["run"], "stronger": found[high]["run"], "lower beta": low, "higher beta": high, "smaller by": smaller, "broader by": broader,
+            "spread of size": spread["relative_change"], "spread of stable rank": spread["stable_rank"],
+            # Comparisons with NaN are false: without a spread over seeds nothing agrees and nothing opposes.
+            "agrees": smaller > spread["relative_change"] and broader > spread["stable_rank"],
+            "opposes": smaller < -spread["relative_change"] or broader < -spread["stable_rank"],
+        })  # fmt: skip
+    return rows
+
+
+def _range(values: pd.Series) -> float:
+    return float(values.max() - values.min()) if len(values) > 1 else math.nan
+
+
+def table_of(runs: pd.DataFrame, base: dict[str, Any]) -> pd.DataFrame:
+    """One row per run under the names that are shown, after a row for the base model."""
+    rows = pd.concat([pd.DataFrame([{"run": "base"} | base]), runs], ignore_index=True)
+    return rows.reindex(columns=list(SHOWN)).rename(columns=SHOWN)
+
+
+def _groups(runs: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame([{"run": row["run"], **row["groups"]} for _, row in runs.iterrows()])
+
+
+def _layers(runs: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"run": row["run"], "layer": layer, "relative change": value}
+            for _, row in runs.iterrows()
+            for layer, value in enumerate(row["layers"])
+        ]
+    )
+
+
+def _summary(runs: pd.DataFrame, seeds: pd.DataFrame, pairs: list[dict[str, Any]], log: dict[str, Any]) -> str:
+    own = runs.iloc[0]
+    words = [
+        f"{len(runs) - 1} control runs stand beside this pair ({len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'} of its own recipe). It moved the weights by {own['relative_change']:.2%} of their norm, with a mean stable rank of {own['stable_rank']:.1f}."
+    ]
+    others = runs[(runs["method"] == "sft") | (runs["labels"] != "true")]
+    words += [
+        f"{row['run']}: {row['relative_change']:.2%}, stable rank {row['stable_rank']:.1f}, toxicity {row['toxicity']:.3f} against {own['toxicity']:.3f}."
+        for _, row in others.iterrows()
+    ]
+    if not pairs:
+        words.append("No two of them differ in the KL term alone and are equally toxic, so the hypothesis is not tested.")
+    else:
+        agree, oppose = (sum(bool(row[key]) for row in pairs) for key in ("agrees", "opposes"))
+        words.append(f"Of {len(pairs)} comparisons at equal toxicity {agree} agree with the hypothesis and {oppose} oppose it.")
+    if log.get("missing"):
+        words.append(f"Not run: {', '.join(sorted(log['missing']))}.")
+    return " ".join(words)
+
+
+def _figures(shown: pd.DataFrame, layers: pd.DataFrame) -> tuple[Figure, ...]:
+    own = shown.iloc[1]
+    cells = [
+        {"run": row["run"], "measure": name, "ratio": float(row[name]) / float(own[name]), "value": show_number(row[name], name)}
+        for _, row in shown.iterrows()
+        for name in DRAWN
+        if pd.notna(row[name]) and pd.notna(own[name]) and own[name] != 0
+    ]
+    across = figures.heatmap(
+        "across", pd.DataFrame(cells), x="measure", y="run", z="ratio", text="value", centre=1.0, title="Tuning beside its control runs", x_title="measure", y_title="run",
+        z_title="ratio to this pair's tuning", caption="Colours say how a run compares with this pair's own tuning, the words are its values. Rows of shuffled and reversed labels show what any training does.",
+    )  # fmt: skip
+    spread = figures.scatter(
+        "size and spread", shown.iloc[1:], x="relative change", y="stable rank", text="run", title="How large and how spread out is the change?", x_title="norm of the change / norm of the weights",
+        y_title="mean stable rank of the change", caption="The hypothesis puts runs with a strong KL term to the upper left of runs without one; the distance between seeds says what counts as a difference.",
+    )  # fmt: skip
+    profile = figures.lines(
+        "layers", layers, x="layer", y="relative change", colour="run", title="Where the change lies", x_title="layer", y_title="norm of the change / norm of the weights",
+        caption="A peak in a few layers is a local change, a level line one that is spread over the depth.",
+    )  # fmt: skip
+    return across, spread, profile

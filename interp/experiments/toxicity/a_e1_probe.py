@@ -1,0 +1,74 @@
+"""A-E1: does a linear direction in the last residual stream tell toxic from harmless text?"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from interp.data.texts import toxicity_texts
+from interp.directions.probe import probe_scores
+from interp.experiments.registry import Context, Finding, experiment
+from interp.results import figures
+from interp.results.result import Verdict
+from interp.stats.intervals import bootstrap_auc
+
+
+@experiment(
+    "A-E1",
+    claim="A-C1",
+    title="A linear probe finds toxicity",
+    question="Does a linear probe on the mean last-layer residual stream of the base model tell toxic from harmless text?",
+    criterion="Holds if the held-out AUC is at least 0.90 and its interval lies above a bag of embeddings and shuffled labels; "
+    "fails if the interval reaches the shuffled-label control; otherwise inconclusive.",
+    refuted_by="An AUC no better than that of word embeddings alone would mean that the model's computation adds nothing to the words it reads.",
+    caveat="A probe shows that toxicity can be read from the residual stream, not that the model uses that direction. "
+    "Capital letters and length are confounds of the labelled texts; their AUC stands beside the probe's.",
+)
+def run(context: Context) -> Finding:
+    metrics = context.probe.metrics
+    texts = toxicity_texts()
+    scores = probe_scores(context.probe, context.pair.base, [item.text for item in texts])
+    written = bootstrap_auc([item.toxic for item in texts], scores, seed=context.seed)
+    rows = [
+        ("probe", "held-out labelled texts", metrics["auc"], metrics.get("auc_low"), metrics.get("auc_high")),
+        ("probe", "texts written for the project", written.value, written.low, written.high),
+        ("difference in means", "held-out labelled texts", metrics["difference_auc"], None, None),
+        ("null: bag of embeddings", "held-out labelled texts", metrics["embeddings_auc"], None, None),
+        ("null: shuffled labels", "held-out labelled texts", metrics["shuffled_auc"], None, None),
+        ("null: share of capitals alone", "held-out labelled texts", metrics["capitals_auc"], None, None),
+        ("null: length alone", "held-out labelled texts", metrics["length_auc"], None, None),
+    ]
+    if "unseen_auc" in metrics:
+        rows.insert(1, ("probe", "documents no stage has seen", metrics["unseen_auc"], metrics["unseen_low"], metrics["unseen_high"]))
+    if "unseen_words_auc" in metrics:
+        rows.append(("null: bag of words", "documents no stage has seen", metrics["unseen_words_auc"], None, None))
+    table = pd.DataFrame(rows, columns=["direction", "texts", "AUC", "low", "high"])
+    low = metrics.get("auc_low", metrics["auc"])
+    # The L2 strength was chosen on the held-out texts, so the threshold is judged on documents that no stage has seen, where there are any.
+    verdict: Verdict
+    if metrics.get("unseen_auc", metrics["auc"]) >= 0.9 and low > max(metrics["embeddings_auc"], metrics["shuffled_auc"]):
+        verdict = "holds"
+    else:
+        verdict = "fails" if low <= metrics["shuffled_auc"] else "inconclusive"
+    shown = table.assign(
+        label=table["direction"]
+        + ", "
+        + table["texts"].str.replace(" labelled texts", "").str.replace("texts written for the project", "own texts")
+    )
+    figure = figures.bars(
+        "probe", shown, x="label", y="AUC", low="low", high="high", title="How well each direction tells toxic from harmless text",
+        caption="The probe should stand clearly to the right of the bag of embeddings; 0.5 is chance.", x_title="direction, texts",
+        y_title="AUC", reference=(0.5, "chance"),
+    )  # fmt: skip
+    summary = (
+        f"AUC {metrics['auc']:.3f} on held-out texts (balanced accuracy {metrics['balanced_accuracy']:.3f}), a bag of embeddings {metrics['embeddings_auc']:.3f}, "
+        f"shuffled labels {metrics['shuffled_auc']:.3f}. Probes fitted on two halves have cosine {metrics['stability']:.2f}."
+    )
+    if "unseen_auc" in metrics:
+        summary += f" The L2 strength was picked on these held-out texts; on documents that no stage has seen the AUC is {metrics['unseen_auc']:.3f}."
+    if "unseen_words_auc" in metrics:
+        summary += f" A linear classifier on how often each token occurs has {metrics['unseen_words_auc']:.3f} there."
+    return Finding(
+        verdict, summary, {"AUC": metrics["auc"], "AUC on own texts": written.value}, {"AUC": metrics["embeddings_auc"], "AUC on own texts": 0.5},
+        {"AUC": (low, metrics.get("auc_high", metrics["auc"])), "AUC on own texts": (written.low, written.high)}, {"directions": table},
+        (figure,), {"probe": context.probe.settings},
+    )  # fmt: skip

@@ -1,0 +1,154 @@
+"""A-E3: does subtracting one toxic vector at the last layer do what DPO does? (paper A, Table 2)"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from interp.edits.edit import Edit
+from interp.errors import UserError
+from interp.experiments.registry import Context, Finding, experiment
+from interp.experiments.toxicity import shared
+from interp.experiments.toxicity.shared import matched_strength
+from interp.models.model import Model
+from interp.neurons.ranking import svd_directions, values_at
+from interp.results import figures
+from interp.results.result import Figure, Verdict
+from interp.stats.intervals import bootstrap_difference, bootstrap_mean
+from interp.stats.nulls import matched_neurons, random_directions
+
+LEAST_RISE = shared.LEAST_RISE
+PART_PROMPTS, PART_PASSAGES = 90, 32
+
+
+@experiment(
+    "A-E3",
+    claim="A-C3",
+    title="Subtracting a toxic vector detoxifies",
+    question="Does subtracting one toxic direction from the last residual stream lower toxicity at the perplexity that DPO costs?",
+    criterion="Holds if every toxic direction lowers toxicity by at least 25 % while random directions of equal norm lower it by less than 10 %; "
+    "fails if no direction lowers it by more than the random ones; otherwise inconclusive.",
+    refuted_by="Random directions of equal norm that lower toxicity as much would mean that any disturbance does it.",
+    caveat="One scorer, greedy decoding, 20 tokens. The strength is matched on perplexity, so a direction that hurts language more is subtracted less. The controls are "
+    "measured on a part of the prompts and compared with the same part of the base model's; perplexity and F1 are measured on a part of the passages; the order of the three directions is not tested.",
+)
+def run(context: Context) -> Finding:
+    base, tuned = context.pair.base, context.pair.tuned
+    start = context.toxicity(base)
+    if not start.mean() > 0:
+        raise UserError(
+            "the base model's continuations of these prompts are not toxic at all",
+            "give prompts that this model continues with toxic words",
+        )
+    step = max(1, len(context.prompts) // (PART_PROMPTS // (2 if context.quick else 1)))
+    part = shared.part(context, "subtraction", prompts=context.prompts[::step], passages=PART_PASSAGES // (2 if context.quick else 1))
+    site = f"resid_post.{base.n_layers - 1}"
+    best = context.ranking.neurons[0]
+    directions = {
+        "probe": context.direction,
+        f"value {best[0]}.{best[1]}": values_at(base, [best])[0],
+        "U_0 of the top 128": svd_directions(base, context.ranking.neurons, count=1, towards=context.direction)[0],
+    }
+    rise = max(part.perplexity(tuned).value / part.perplexity(base).value, LEAST_RISE)
+    rows: list[dict[str, Any]] = [_row(context, part, "base", base, ()), _row(context, part, "tuned (DPO)", tuned, ())]
+    drops: dict[str, float] = {}
+    edits: dict[str, Edit] = {}
+    for name, vector in directions.items():
+        context.say(f"strength of {name} by bisection")
+        edits[name] = Edit.subtract(site, vector, matched_strength(part, base, vector, rise))
+        rows.append(_row(context, part, f"base − {name}", base, (edits[name],)))
+        drops[name] = 1 - rows[-1]["toxicity"] / start.mean()
+    random = _random(context, part, site, max(_length(edit) for edit in edits.values()))
+    null_row = shared.mean_row(f"base − random direction (null, {len(random)} draws)", random, context.seed, length=random[0]["length"])
+    controls = [null_row, *_controls(context, part, site, rise, edits["probe"], best)]
+    null_drop = 1 - null_row["toxicity"] / float(start[::step].mean())
+    table = pd.DataFrame([*rows, *controls])
+    least = min(drops.values())
+    verdict: Verdict = (
+        "holds" if least >= 0.25 and null_drop < 0.1 else "fails" if max(drops.values()) <= max(null_drop, 0.0) else "inconclusive"
+    )
+    change = bootstrap_difference(context.toxicity(tuned), start, seed=context.seed)
+    relative = {f"share of toxicity removed, {name}": value for name, value in drops.items()} | {
+        "share of toxicity removed, DPO": -change.value / start.mean()
+    }
+    opposite = controls[-1]["toxicity"] / float(start[::step].mean()) - 1
+    summary = (
+        f"Subtraction lowers mean toxicity by {', '.join(f'{drop:.0%} ({name})' for name, drop in drops.items())} at the tuned model's perplexity; "
+        f"DPO by {relative['share of toxicity removed, DPO']:.0%}; random directions of the largest norm used by {null_drop:.0%}, at the same perplexity by "
+        f"{1 - controls[1]['toxicity'] / float(start[::step].mean()):.0%}. Adding the probe instead changes it by {opposite:+.0%}."
+    )
+    intervals = {
+        f"share of toxicity removed, {name}": _drop_interval(context, rows[2 + i]["_scores"], start) for i, name in enumerate(drops)
+    }
+    intervals["share of toxicity removed, DPO"] = _drop_interval(context, context.toxicity(tuned), start)
+    settings = {
+        "site": site, "perplexity_ratio": rise, "random_directions": len(random), "prompts_of_controls": len(part.prompts),
+        "passages": len(part.passages),
+    }  # fmt: skip
+    return Finding(
+        verdict, summary, relative, dict.fromkeys(relative, null_drop), intervals, {"models": table.drop(columns=["_scores"])}, (_figure(table),), settings,
+    )  # fmt: skip
+
+
+def _random(context: Context, part: Context, site: str, length: float) -> list[dict[str, Any]]:
+    """Random directions as long as the longest vector that was subtracted."""
+    rows = []
+    for vector in random_directions(context.direction, max(3, context.draws // 3), context.seed):
+        context.say("random directions of equal norm")
+        edit = Edit.subtract(site, vector, length / float(vector.norm()))
+        rows.append(_row(part, part, "random direction", part.pair.base, (edit,)))
+    return rows
+
+
+def _controls(context: Context, part: Context, site: str, rise: float, probe: Edit, best: tuple[int, int]) -> list[dict[str, Any]]:
+    """At the same perplexity a random direction and the value vectors of random neurons, and the probe with the opposite sign."""
+    base = context.pair.base
+    draws = 1 if context.quick else 3
+    vectors = {
+        "random direction at the same perplexity": list(random_directions(context.direction, draws, context.seed + 1)),
+        "value vector of a random neuron": [
+            values_at(base, matched_neurons(base, [best], seed=context.seed + i, exclude=context.ranking.neurons))[0] for i in range(draws)
+        ],
+    }
+    found = []
+    for name, some in vectors.items():
+        rows = []
+        for vector in some:
+            context.say(f"strength of {name} by bisection")
+            strength = matched_strength(part, base, vector, rise)
+            rows.append(_row(part, part, name, base, (Edit.subtract(site, vector, strength),)))
+        length = float(np.mean([row["length"] for row in rows]))
+        found.append(shared.mean_row(f"base − {name} (null, {len(rows)} draws)", rows, context.seed, length=length))
+    context.say("the probe with the opposite sign")
+    return [*found, _row(part, part, "base + probe (negative control)", base, (probe.times(-1.0),))]
+
+
+def _figure(table: pd.DataFrame) -> Figure:
+    labels = table["model"] + table["perplexity"].map(lambda value: f" (perplexity {value:.1f})")
+    return figures.bars(
+        "subtraction", table.assign(model=labels), x="model", y="toxicity", low="low", high="high", title="Toxicity of challenge continuations, at what perplexity",
+        x_title="model", y_title="mean toxicity (0 to 1)", horizontal=True,
+        caption="Toxic directions should reach down to the tuned model's bar at the same perplexity; random directions should stay at the base's, and the added probe above it.",
+    )  # fmt: skip
+
+
+def _drop_interval(context: Context, scores: np.ndarray, start: np.ndarray) -> tuple[float, float]:
+    interval = bootstrap_difference(start, scores, seed=context.seed)
+    return interval.low / start.mean(), interval.high / start.mean()
+
+
+def _length(edit: Edit) -> float:
+    return 0.0 if edit.values is None else abs(edit.strength) * float(edit.values.norm())
+
+
+def _row(context: Context, part: Context, name: str, model: Model, edits: tuple[Edit, ...]) -> dict[str, Any]:
+    """One line of the table; perplexity and F1 are measured on the part's passages everywhere, so that they can be compared."""
+    scores = context.toxicity(model, edits)
+    interval = bootstrap_mean(scores, seed=context.seed)
+    return {
+        "model": name, "toxicity": interval.value, "low": interval.low, "high": interval.high, "share above half": float((scores > 0.5).mean()),
+        "perplexity": part.perplexity(model, edits).value, "F1": float(part.f1(model, edits).mean()), "distinct-2": context.distinct(model, edits),
+        "length": sum(_length(edit) for edit in edits), "_scores": scores,
+    }  # fmt: skip

@@ -1,0 +1,112 @@
+"""A-E7: at which half layer does the toxic word appear, and what is left of it after tuning? (paper A, Figure 1)"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from interp.experiments.registry import Context, Finding, experiment
+from interp.experiments.toxicity.shared import split_by_first_word
+from interp.lens.logit_lens import Lens, logit_lens
+from interp.results import figures
+from interp.results.result import Verdict
+from interp.stats.intervals import Interval, bootstrap_difference, bootstrap_mean, bootstrap_means, bootstrap_ratio
+from interp.stats.nulls import perturbed
+
+OTHER_PROMPTS = 100
+# DPO on labels that a coin decided also lowers these words a little, since the prompts were chosen for them.
+LEAST_FALL = 0.5
+NULL = "random changes of equal norm (null)"
+
+
+def mlp_share(lens: Lens, seed: int) -> Interval:
+    """The share of the word's rise, from the embedding to the end, that the MLP steps add."""
+    rises = lens.rises.numpy().astype(float)
+    mlp = rises[:, [step == "mlp" for step in lens.steps]].sum(axis=1)
+    whole = rises[:, [step != "embed" for step in lens.steps]].sum(axis=1)
+    return bootstrap_ratio(mlp, whole, seed=seed)
+
+
+@experiment(
+    "A-E7",
+    claim="A-C6",
+    title="The toxic word rises late, and less after tuning",
+    question="On prompts that the base model continues with a toxic word, where in the stack does its probability rise, in both models?",
+    criterion="Holds if the word's final probability falls to half or less, by more than under every one of several random weight changes of equal norm and with an interval of "
+    "the difference that excludes 0, and the MLP steps add more than half of the rise in the base model (interval above one half); "
+    "fails if it does not fall more than under the random changes; otherwise inconclusive.",
+    refuted_by="Random changes of the weights of equal norm that lower the word as much: the prompts are chosen by what the base model says, "
+    "so any change moves them away from it.",
+    caveat="The lens reads intermediate states with the last layer's unembedding, which early layers are not made for; low values there do not show absence. "
+    "The random changes have the norm of the tuning in every tensor, but not its rank. That MLP steps raise the word is true of harmless words too, as the null of that share shows.",
+)
+def run(context: Context) -> Finding:
+    base = context.pair.base
+    chosen, others = split_by_first_word(context)
+    rows, tokens = [row for row, _ in chosen], [token for _, token in chosen]
+    context.say("logit lens of base and tuned")
+    lenses = {name: logit_lens(model, rows, tokens) for name, model in context.pair.sides.items()}
+    draws = 3 if context.quick else 5
+    random: list[np.ndarray] = []
+    for draw in range(draws):
+        context.say(f"logit lens of a random change of equal norm, {draw + 1} of {draws}")
+        random.append(logit_lens(perturbed(context.pair, context.seed + draw), rows, tokens).probabilities.numpy().astype(float))
+    curves = {name: lens.probabilities.numpy().astype(float) for name, lens in lenses.items()} | {NULL: np.mean(random, axis=0)}
+    final = {name: curve[:, -1] for name, curve in curves.items()}
+    fall = bootstrap_difference(final["base"], final["tuned"], seed=context.seed)
+    beyond = bootstrap_difference(final[NULL], final["tuned"], seed=context.seed)
+    null_falls = [float((final["base"] - curve[:, -1]).mean()) for curve in random]
+    share = mlp_share(lenses["base"], context.seed)
+    step = max(1, len(others) // OTHER_PROMPTS)
+    other = logit_lens(base, [row for row, _ in others[::step]], [token for _, token in others[::step]]) if len(others) > 1 else None
+    usual = mlp_share(other, context.seed).value if other is not None else float("nan")
+    verdict: Verdict = (
+        "fails"
+        if beyond.high <= 0 or fall.value <= max(null_falls)
+        else "holds"
+        if beyond.low > 0 and fall.low > 0 and fall.value >= LEAST_FALL * final["base"].mean() and share.low > 0.5
+        else "inconclusive"
+    )
+    points, steps = _points(lenses["base"], curves, context.seed), _steps(lenses, context.seed)
+    at_mlp = [(at / 2, (at + 1) / 2, "MLP steps") for at in range(1, len(lenses["base"].steps), 2)]
+    figure = figures.lines(
+        "lens", points, x="depth", y="probability", colour="model", low="low", high="high", shaded=at_mlp, title="Probability of the toxic word along the stack",
+        x_title="layers done (half steps are after attention)", y_title="probability of the word (mean over prompts)",
+        caption="The curve should be near 0 in the first half and rise within the shaded MLP steps; the tuned curve should lie below the base and below the random changes.",
+    )  # fmt: skip
+    each = figures.bars(
+        "steps", steps[steps["model"] == "base"], x="after", y="rise", colour="step", low="low", high="high", horizontal=False, title="What each step adds to the toxic word's probability, base model",
+        x_title="step", y_title="rise of the probability (mean over prompts)", caption="The tall bars should be MLP steps late in the stack.",
+    )  # fmt: skip
+    largest = steps[steps["model"] == "base"].nlargest(3, "rise")
+    summary = (
+        f"On {len(rows)} prompts the word's probability falls from {final['base'].mean():.3f} to {final['tuned'].mean():.3f} ({draws} random changes of equal norm: "
+        f"{final[NULL].mean():.3f}). In the base model MLP steps add {share.value:.0%} of the rise ({usual:.0%} for the first word of other prompts); the largest steps are "
+        f"{', '.join(f'{row.step} {row.layer}' for row in largest.itertuples())}."
+    )
+    return Finding(
+        verdict, summary, {"fall of final probability": fall.value, "share of the rise by MLP steps": share.value},
+        {"fall of final probability": float(np.mean(null_falls)), "share of the rise by MLP steps": usual},
+        {"fall of final probability": (fall.low, fall.high), "share of the rise by MLP steps": (share.low, share.high)},
+        {"points": points, "steps": steps, "random changes": pd.DataFrame({"draw": range(draws), "fall of final probability": null_falls})}, (figure, each),
+        {"prompts_used": len(rows), "other_prompts": len(others[::step]), "random_changes": draws, "points": len(lenses["base"].labels)},
+    )  # fmt: skip
+
+
+def _points(lens: Lens, curves: dict[str, np.ndarray], seed: int) -> pd.DataFrame:
+    rows = [
+        (name, at / 2, lens.labels[at], interval.value, interval.low, interval.high)
+        for name, curve in curves.items()
+        for at, interval in enumerate(bootstrap_means(curve, seed=seed))
+    ]
+    return pd.DataFrame(rows, columns=["model", "depth", "point", "probability", "low", "high"])
+
+
+def _steps(lenses: dict[str, Lens], seed: int) -> pd.DataFrame:
+    """What each step adds, in each model: the rises of the figure, with an interval each."""
+    rows = []
+    for name, lens in lenses.items():
+        for at in range(1, len(lens.steps)):
+            rise = bootstrap_mean(lens.rises[:, at].numpy(), seed=seed)
+            rows.append((name, lens.labels[at], (at - 1) // 2, lens.steps[at], rise.value, rise.low, rise.high))
+    return pd.DataFrame(rows, columns=["model", "after", "layer", "step", "rise", "low", "high"])

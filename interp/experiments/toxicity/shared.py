@@ -1,0 +1,185 @@
+"""What the experiments on ways to change toxicity share: prompts to fit on, prompts to measure on, one price, one row per way.
+
+Directions, groups and offsets are fitted on odd prompts and everything is measured on even ones, so that no way is judged on the
+prompts it was made from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from interp.data.lexicon import is_toxic_word
+from interp.edits.edit import Edit
+from interp.errors import UserError
+from interp.evaluation.metrics import perplexity
+from interp.experiments.registry import Context
+from interp.models.model import Model
+from interp.models.unembed import unembed
+from interp.results import figures
+from interp.results.result import Figure
+from interp.stats.intervals import bootstrap_mean
+from interp.steering.strength import Matched, match_loss
+
+LEAST_RISE = 1.02
+MOST_PROMPTS, MOST_PASSAGES = 120, 32
+# In nats per token: 0.2 % of perplexity. Each trial of a strength reads the passages once more.
+TOLERANCE = 2e-3
+
+
+def part(context: Context, name: str, *, prompts: Sequence[str], passages: int) -> Context:
+    """A context on some of the prompts and evenly spread passages, whose measurements are kept with the whole context's."""
+
+    def make() -> Context:
+        step = max(1, len(context.passages) // max(1, passages))
+        return replace(context, prompts=list(prompts), passages=context.passages[::step][:passages], _kept={})
+
+    found: Context = context._once(("part", name, tuple(prompts), passages), make)
+    found.say = context.say
+    return found
+
+
+def fitted(context: Context) -> Context:
+    """The odd prompts, on which directions and groups are fitted."""
+    return part(context, "fitted", prompts=context.prompts[1::2][:MOST_PROMPTS], passages=_passages(context))
+
+
+def held_out(context: Context) -> Context:
+    """The even prompts, on which ways are measured, with the passages on which they are matched."""
+    return part(context, "held out", prompts=context.prompts[::2][:MOST_PROMPTS], passages=_passages(context))
+
+
+def _passages(context: Context) -> int:
+    return MOST_PASSAGES // 2 if context.quick else MOST_PASSAGES
+
+
+def goal_loss(context: Context) -> float:
+    """The tuned model's loss in nats per token, or 2 % of perplexity above the base model's where tuning cost less."""
+    base, tuned = (math.log(context.perplexity(model).value) for model in context.pair.sides.values())
+    return max(tuned, base + math.log(LEAST_RISE))
+
+
+@torch.no_grad()
+def last_loss(context: Context, model: Model, vector: Tensor, strength: float) -> float:
+    """The loss on the passages, in nats per token, with `strength * vector` added to the last residual stream.
+
+    Nothing but the final norm and the unembedding comes after that site, so this costs only these, on states that are captured once.
+    """
+    states, targets = context.final_states(model)
+    step = strength * vector.to(states.device, states.dtype)
+    parts = [
+        functional.cross_entropy(unembed(model, some + step), wanted, reduction="sum").item()
+        for some, wanted in zip(states.split(4096), targets.split(4096), strict=True)
+    ]
+    return sum(parts) / len(targets)
+
+
+def match_last(context: Context, model: Model, vector: Tensor, goal: float) -> Matched:
+    """The strength at which adding `vector` to the last residual stream brings the loss to `goal`; give `-vector` to subtract."""
+    length = float(context.final_states(model)[0].norm(dim=1).mean()) / max(float(vector.norm()), 1e-12)
+    start = min(last_loss(context, model, vector, 0.0), goal)
+    return match_loss(lambda strength: last_loss(context, model, vector, strength), goal, most=10 * length, first=0.2 * length, start=start)
+
+
+def match_edits(
+    context: Context, model: Model, make: Callable[[float], Sequence[Edit]], goal: float, *, most: float, first: float | None = None
+) -> Matched:
+    """The strength at which edits bring the model's loss on the passages to `goal`."""
+    texts = [passage.text for passage in context.passages]
+
+    def loss(strength: float) -> float:
+        return math.log(perplexity(model, texts, edits=make(strength)).value)
+
+    start = math.log(context.perplexity(model).value)
+    return match_loss(loss, goal, most=most, first=first, start=min(start, goal), tolerance=TOLERANCE)
+
+
+def match_weights(
+    context: Context, model: Model, make: Callable[[float], Model], goal: float, *, most: float, first: float | None = None
+) -> Matched:
+    """The strength at which a change of weights brings the model's loss on the passages to `goal`."""
+    texts = [passage.text for passage in context.passages]
+
+    def loss(strength: float) -> float:
+        return math.log(perplexity(make(strength), texts).value)
+
+    start = math.log(context.perplexity(model).value)
+    return match_loss(loss, goal, most=most, first=first, start=min(start, goal), tolerance=TOLERANCE)
+
+
+def row_of(context: Context, name: str, model: Model, edits: Sequence[Edit] = (), **more: Any) -> dict[str, Any]:
+    """One line of a table of ways: toxicity with its interval, and what it cost; `_scores` holds the toxicity of each prompt."""
+    scores = context.toxicity(model, tuple(edits))
+    interval = bootstrap_mean(scores, seed=context.seed)
+    return {
+        "model": name, **more, "toxicity": interval.value, "low": interval.low, "high": interval.high,
+        "share above half": float((scores > 0.5).mean()), "perplexity": context.perplexity(model, tuple(edits)).value,
+        "F1": float(context.f1(model, tuple(edits)).mean()), "distinct-2": context.distinct(model, tuple(edits)), "_scores": scores,
+    }  # fmt: skip
+
+
+def row_of_made(context: Context, name: str, make: Callable[[], Model], *, made: str | None = None, **more: Any) -> dict[str, Any]:
+    """The same line for a model that is made for it alone and dropped again, since copies of a large model fill the memory.
+
+    `made` says what the model is where several tables have it under different names; it is then measured once.
+    """
+
+    def measure() -> dict[str, Any]:
+        model = make()
+        row = row_of(context, name, model)
+        context.forget(model)
+        return row
+
+    row: dict[str, Any] = context._once(("made", made or name), measure)
+    return {"model": name, **more, **{key: value for key, value in row.items() if key != "model"}}
+
+
+def mean_row(name: str, rows: Sequence[dict[str, Any]], seed: int, **more: Any) -> dict[str, Any]:
+    """The mean of several draws of a control as one line, with the interval of the mean over prompts."""
+    scores = np.mean([row["_scores"] for row in rows], axis=0)
+    interval = bootstrap_mean(scores, seed=seed)
+    means = {key: float(np.mean([row[key] for row in rows])) for key in ("share above half", "perplexity", "F1", "distinct-2")}
+    return {"model": name, **more, "toxicity": interval.value, "low": interval.low, "high": interval.high, **means, "_scores": scores}
+
+
+def bars_of(name: str, table: pd.DataFrame, caption: str) -> Figure:
+    """A bar of toxicity for each way of a table, with its perplexity beside its name."""
+    labels = table["model"] + table["perplexity"].map(lambda value: f" (perplexity {value:.1f})")
+    return figures.bars(
+        name, table.assign(model=labels), x="model", y="toxicity", low="low", high="high",
+        title="Toxicity of challenge continuations by way", x_title="model", y_title="mean toxicity (0 to 1)",
+        horizontal=True, caption=caption,
+    )  # fmt: skip
+
+
+def matched_strength(context: Context, model: Model, vector: Tensor, rise: float) -> float:
+    """The strength at which subtracting `vector` from the last residual stream multiplies perplexity by `rise`, by bisection."""
+    goal = last_loss(context, model, vector, 0.0) + math.log(rise)
+    return match_last(context, model, -vector, goal).strength
+
+
+LEAST_PROMPTS = 10
+
+
+def split_by_first_word(context: Context) -> tuple[list[tuple[list[int], int]], list[tuple[list[int], int]]]:
+    """The prompts that the base model continues with a word of the list, and the others, each with that first token.
+
+    Raises `UserError` where the former are fewer than ten.
+    """
+    pairs = [(row, more[0]) for row, more in zip(context.prompt_rows(), context.base_tokens(), strict=True)]
+    toxic = [is_toxic_word(context.pair.base.tokenizer.decode([token])) for _, token in pairs]
+    chosen, others = ([pair for pair, flag in zip(pairs, toxic, strict=True) if flag == wanted] for wanted in (True, False))
+    if len(chosen) < LEAST_PROMPTS:
+        raise UserError(
+            f"the base model continues only {len(chosen)} of {len(pairs)} prompts with a word of the list, {LEAST_PROMPTS} are needed",
+            "give prompts that this model continues with toxic words",
+        )
+    return chosen, others

@@ -1,0 +1,239 @@
+"""W-E1: does DPO lower toxicity more than what needs no training, at the same perplexity? (paper A, Table 2, and its neighbours)"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+from torch.nn import functional
+
+from interp.directions.contrast import ablation, difference_in_means, random_subspaces, toxic_subspaces
+from interp.edits.edit import Edit
+from interp.edits.weights import interpolated, orthogonalised, values_projected
+from interp.errors import UserError
+from interp.experiments.registry import Context, Finding, experiment
+from interp.experiments.toxicity import shared
+from interp.models.model import Model
+from interp.models.tokens import token_rows
+from interp.neurons.ranking import values_at
+from interp.results import figures
+from interp.results.result import Figure, Verdict
+from interp.stats.intervals import Interval, bootstrap_difference
+from interp.stats.nulls import perturbed, random_directions, random_neurons
+from interp.steering.strength import Matched
+
+NEURONS = 16
+RANK = 2
+SHARES = (0.5, 1.5)
+# Perplexity may differ from the tuned model's by as much as the search for the strength leaves open.
+SLACK = 1.005
+
+BARS = "DPO is the best way if its bar is the shortest; controls should stay as long as the base model's bar."
+
+
+@experiment(
+    "W-E1",
+    claim="A-C4",
+    title="DPO detoxifies more than ways without training",
+    question="At the tuned model's perplexity, is DPO less toxic than the base model steered, ablated or projected by hand?",
+    criterion="Holds if DPO is less toxic than every way without training at the same perplexity, each by an interval of the paired difference that excludes 0; "
+    "fails if a way without training is less toxic than DPO at no more perplexity, with an interval that excludes 0; otherwise inconclusive.",
+    refuted_by="A direction or projection found without any training that lowers toxicity further at the same perplexity. A random control that lowers it as far would mean "
+    "that the price is too high to tell ways apart.",
+    caveat="Each way gets the strength at which perplexity equals the tuned model's (within 0.2 %), or 2 % above the base model's where tuning cost less; a way that stays "
+    "cheaper at the end of its range is shown there. Directions are fitted on odd prompts and measured on even ones; the pairs of ProFS are the two sides' continuations of the odd prompts, so it sees "
+    "what DPO says, though not its weights. Interpolation uses the tuned weights, so it is no way "
+    "without training. Five ways are compared with DPO, for which the intervals do not account.",
+)
+def run(context: Context) -> Finding:
+    base, tuned = context.pair.base, context.pair.tuned
+    held = shared.held_out(context)
+    start = held.toxicity(base)
+    if not start.mean() > 0:
+        raise UserError(
+            "the base model's continuations of these prompts are not toxic at all",
+            "give prompts that this model continues with toxic words",
+        )
+    goal = shared.goal_loss(held)
+    rows = [
+        shared.row_of(held, "base", base, kind="model", strength=0.0),
+        shared.row_of(held, "tuned (DPO)", tuned, kind="model", strength=1.0),
+    ]
+    found, controls = _last_layer(context, held, goal), _last_layer_controls(context, held, goal)
+    more, random = _whole_model(context, held, goal)
+    whole, ways = more[0], [*found, *more[1:]]
+    lines = [whole, *_interpolations(context, held)]
+    every = [*rows, *ways, *lines, *controls, *random]
+    table = pd.DataFrame(every).drop(columns=["_scores"])
+    price = rows[1]["perplexity"]
+    against = {row["model"]: bootstrap_difference(row["_scores"], rows[1]["_scores"], seed=context.seed) for row in ways}
+    beaten = [
+        name
+        for row in ways
+        for name in [row["model"]]
+        if against[name].high < 0 and row["perplexity"] <= SLACK * max(price, math.exp(goal))
+    ]
+    better = all(interval.low > 0 for interval in against.values())
+    verdict: Verdict = "fails" if beaten else "holds" if better else "inconclusive"
+    drops = {row["model"]: 1 - row["toxicity"] / float(start.mean()) for row in [rows[1], *ways]}
+    null = {row["model"]: 1 - row["toxicity"] / float(start.mean()) for row in [*controls, *random]}
+    best = min(ways, key=lambda row: row["toxicity"])
+    summary = (
+        f"At the tuned model's perplexity DPO removes {drops['tuned (DPO)']:.0%} of the toxicity, the best way without training ({best['model']}) {drops[best['model']]:.0%}; "
+        f"random controls at the same perplexity remove {min(null.values()):.0%} to {max(null.values()):.0%}. "
+        + (f"Less toxic than DPO: {', '.join(beaten)}." if beaten else "No way without training is reliably less toxic than DPO.")
+        + f" The difference in means ablated whole, at perplexity {whole['perplexity']:.1f}, removes {1 - whole['toxicity'] / float(start.mean()):.0%}."
+    )
+    names = {name: f"share of toxicity removed, {name}" for name in drops}
+    intervals = {
+        names[row["model"]]: _share(bootstrap_difference(start, row["_scores"], seed=context.seed), float(start.mean()))
+        for row in [rows[1], *ways]
+    }
+    return Finding(
+        verdict, summary, {names[name]: value for name, value in drops.items()}, {label: sum(null.values()) / len(null) for label in names.values()}, intervals,
+        {"ways": table, "against DPO": _against(against)}, (_front(table, math.exp(goal)), shared.bars_of("detoxify", table, BARS)),
+        {"prompts_measured": len(held.prompts), "prompts_fitted": len(shared.fitted(context).prompts), "passages_matched": len(held.passages), "perplexity_goal": math.exp(goal),
+         "value_vectors": NEURONS, "profs_rank": RANK},
+    )  # fmt: skip
+
+
+def _last_layer(context: Context, held: Context, goal: float) -> list[dict[str, Any]]:
+    """Subtraction of one vector from the last residual stream, as in paper A's Table 2, and of the activations behind it."""
+    base = context.pair.base
+    best = context.ranking.neurons[:NEURONS]
+    vectors = {
+        "probe": context.direction,
+        f"mean of {len(best)} toxic value vectors": functional.normalize(values_at(base, best).float(), dim=1).mean(dim=0),
+    }
+    rows = []
+    for name, vector in vectors.items():
+        context.say(f"strength of subtracting {name}")
+        rows.append(_subtracted(held, f"base − {name}", vector, goal))
+    context.say("strength of shrinking toxic neurons")
+    match = _shrink(held, best, goal)
+    rows.append(
+        shared.row_of(
+            held, f"base with {len(best)} toxic neurons turned down", base, _down(best, match.strength), kind="way", strength=match.strength
+        )
+    )
+    return rows
+
+
+def _last_layer_controls(context: Context, held: Context, goal: float) -> list[dict[str, Any]]:
+    base = context.pair.base
+    drawn = []
+    for vector in random_directions(context.direction, 1 if context.quick else 2, context.seed):
+        context.say("strength of subtracting a random direction")
+        drawn.append(_subtracted(held, "random", vector, goal))
+    strength = sum(row["strength"] for row in drawn) / len(drawn)
+    best = context.ranking.neurons[:NEURONS]
+    others = random_neurons(base, best, seed=context.seed, exclude=context.ranking.neurons)
+    match = _shrink(held, others, goal)
+    return [
+        shared.mean_row(f"base − random direction (null, {len(drawn)} draws)", drawn, context.seed, kind="null", strength=strength),
+        shared.row_of(
+            held, "base with random neurons turned down (null)", base, _down(others, match.strength), kind="null", strength=match.strength
+        ),
+    ]
+
+
+def _subtracted(held: Context, name: str, vector: Tensor, goal: float) -> dict[str, Any]:
+    base = held.pair.base
+    match = shared.match_last(held, base, -vector, goal)
+    edit = Edit.subtract(f"resid_post.{base.n_layers - 1}", vector, match.strength)
+    return shared.row_of(held, name, base, (edit,), kind="way", strength=match.strength)
+
+
+def _down(neurons: Sequence[tuple[int, int]], strength: float) -> tuple[Edit, ...]:
+    layers = sorted({layer for layer, _ in neurons})
+    return tuple(Edit.scale(f"mlp_post.{layer}", 1 - strength, [index for at, index in neurons if at == layer]) for layer in layers)
+
+
+def _shrink(held: Context, neurons: Sequence[tuple[int, int]], goal: float) -> Matched:
+    return shared.match_edits(held, held.pair.base, lambda strength: _down(neurons, strength), goal, most=4.0, first=1.0)
+
+
+def _whole_model(context: Context, held: Context, goal: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Directional ablation, weight orthogonalisation and ProFS, each with a random direction or subspace as its control."""
+    base, fit = context.pair.base, shared.fitted(context)
+    toxic = fit.prompt_rows()
+    harmless = token_rows(base, [passage.prompt for passage in context.passages], max_tokens=base.context)
+    context.say("difference in means")
+    difference = difference_in_means(base, toxic, harmless)
+    site = f"layer {difference.layer}"
+    whole = shared.row_of(
+        held, f"base with the difference in means ({site}) ablated whole", base, ablation(base, difference.direction), kind="way, not matched", strength=1.0
+    )  # fmt: skip
+    said = [[[*row, *more] for row, more in zip(toxic, fit.greedy_tokens(side), strict=True)] for side in context.pair.sides.values()]
+    layers = range(base.n_layers // 2, base.n_layers)
+    spaces = toxic_subspaces(base, *said, layers=layers, rank=min(RANK, base.d_model - 1, len(toxic)))
+    (direction,) = random_directions(difference.direction, 1, context.seed + 1)
+    ways = [
+        whole,
+        _rewritten(context, held, "base with weights orthogonal to the difference in means", goal, difference.direction, None),
+        _rewritten(context, held, f"base with toxic subspace projected out (ProFS, rank {RANK})", goal, None, spaces),
+    ]
+    controls = [
+        _rewritten(context, held, "base with weights orthogonal to a random direction (null)", goal, direction, None),
+        _rewritten(context, held, "base with random subspace projected out (null)", goal, None, random_subspaces(spaces, context.seed)),
+    ]
+    for row in controls:
+        row["kind"] = "null"
+    controls.append(
+        shared.row_of_made(
+            held,
+            "random change of the weights of DPO's norm (null)",
+            lambda: perturbed(context.pair, context.seed),
+            kind="null",
+            strength=1.0,
+        )
+    )
+    return ways, controls
+
+
+def _rewritten(
+    context: Context, held: Context, name: str, goal: float, direction: Tensor | None, spaces: dict[int, Tensor] | None
+) -> dict[str, Any]:
+    base = context.pair.base
+
+    def make(strength: float) -> Model:
+        return orthogonalised(base, direction, strength) if direction is not None else values_projected(base, spaces or {}, strength)
+
+    context.say(f"strength of {name}")
+    match = shared.match_weights(held, base, make, goal, most=2.0, first=0.5)
+    return shared.row_of_made(held, name, lambda: make(match.strength), kind="way", strength=match.strength)
+
+
+def _interpolations(context: Context, held: Context) -> list[dict[str, Any]]:
+    base, tuned = context.pair.base, context.pair.tuned
+    rows = []
+    for share in SHARES[:1] if context.quick else SHARES:
+        context.say("interpolation of weights")
+        rows.append(
+            shared.row_of_made(
+                held, f"base + {share:g} × (tuned − base)", partial(interpolated, base, tuned, share), kind="interpolation", strength=share
+            )
+        )
+    return rows
+
+
+def _share(interval: Interval, start: float) -> tuple[float, float]:
+    return interval.low / start, interval.high / start
+
+
+def _against(found: dict[str, Interval]) -> pd.DataFrame:
+    rows = [{"way": name, "toxicity above DPO's": i.value, "low": i.low, "high": i.high} for name, i in found.items()]
+    return pd.DataFrame(rows)
+
+
+def _front(table: pd.DataFrame, price: float) -> Figure:
+    return figures.scatter(
+        "detoxify-front", table, x="perplexity", y="toxicity", low="low", high="high", colour="kind", text="model", front=("min", "min"), title="Ways to lower toxicity, and their price",
+        x_title="perplexity on harmless passages", y_title="mean toxicity of challenge continuations (0 to 1)", hover=("strength", "F1", "distinct-2"),
+        caption=f"Lower and further left is better; the line joins the ways that no other beats in both. Strengths are set so that perplexity is {price:.1f}, so the points of ways and "
+        "controls should stand above one another.",
+    )  # fmt: skip

@@ -1,0 +1,237 @@
+"""X-C1 and X-C2: is the mean offset of the residual stream enough to detoxify the base model, and does the tuned model need it?
+
+Paper A describes the offset and never moves it. Both tests are one procedure with the sides exchanged: add the offset, fitted on some
+prompts, to one side, and see on other prompts how much of the way to the other side's toxicity that goes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from interp.diffing.offset_sources import pooled
+from interp.edits.edit import Edit
+from interp.errors import UserError
+from interp.experiments.registry import Context, Finding, experiment
+from interp.experiments.toxicity import shared
+from interp.models.model import Model
+from interp.results import figures
+from interp.results.result import Figure, Verdict
+from interp.stats.intervals import Interval, bootstrap_mean, bootstrap_ratio
+from interp.stats.nulls import random_directions
+
+ENOUGH, DEARER = 0.5, 1.05
+DOUBLE = 2.0
+LAYERS_AT_MOST = 4
+PERMUTED, RANDOM = "coordinates permuted", "random direction"
+CAVEAT = (
+    "One vector, the mean over positions and prompts, stands for the offset, and is put before the MLP of one layer, in front of the other side's later layers. "
+    "What it does not do may be done by what differs between prompts, or by changes in later layers. One scorer, greedy decoding, 20 tokens."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One direction of the test: `start` is edited by `sign` times the offset, `goal` is what it should come near."""
+
+    start: Model
+    goal: Model
+    sign: float
+    word: str
+
+
+def mean_offset(context: Context, layer: int) -> Tensor:
+    """The mean of tuned minus base at `resid_mid.layer`, over all positions of the context's prompts. Raises `UserError` where it is zero."""
+    site = f"resid_mid.{layer}"
+    base, tuned = (context.mean_states(model)[site].double() for model in context.pair.sides.values())
+    offset = pooled(tuned - base, torch.tensor([len(row) for row in context.prompt_rows()]))
+    if not bool(offset.any()):
+        raise UserError(f"tuning moved nothing at {site}", "give a tuned side that differs below that layer")
+    return offset.float()
+
+
+def permuted(vector: Tensor, seed: int) -> Tensor:
+    """The same numbers in another order: the offset's norm and spread over coordinates, without its direction."""
+    return vector[torch.randperm(len(vector), generator=torch.Generator().manual_seed(seed))]
+
+
+@experiment(
+    "X-C1",
+    claim="A-C7",
+    title="The offset alone detoxifies the base model",
+    question="Does adding the mean offset to the base model, fitted on other prompts, make it as little toxic as tuning does?",
+    criterion=f"Holds if adding it brings at least {ENOUGH:.0%} of the fall in toxicity, with an interval above the share of every control (coordinates permuted, random directions of equal norm), "
+    "at a perplexity at most 5 % above the tuned model's; fails if it brings no more than the controls; otherwise inconclusive.",
+    refuted_by="A shuffled offset or a random direction of equal norm that lowers toxicity as much, or an offset that leaves toxicity where it is: then it marks tuning without causing what tuning does.",
+    caveat=CAVEAT,
+)
+def sufficiency(context: Context) -> Finding:
+    return _run(context, Side(context.pair.base, context.pair.tuned, 1.0, "+"))
+
+
+@experiment(
+    "X-C2",
+    claim="A-C7",
+    title="Without the offset the tuned model is toxic again",
+    question="Does taking the mean offset, fitted on other prompts, off the tuned model bring its toxicity back?",
+    criterion=f"Holds if taking it off returns at least {ENOUGH:.0%} of the lost toxicity, with an interval above the share of every control (coordinates permuted, random directions of equal norm), "
+    "at a perplexity at most 5 % above the base model's; fails if it returns no more than the controls; otherwise inconclusive.",
+    refuted_by="A shuffled offset or a random direction of equal norm that returns as much, or a tuned model that stays as little toxic without the offset: then tuning does not rest on it.",
+    caveat=CAVEAT,
+)
+def necessity(context: Context) -> Finding:
+    return _run(context, Side(context.pair.tuned, context.pair.base, -1.0, "−"))
+
+
+def _run(context: Context, side: Side) -> Finding:
+    layer = context.offset_layer
+    fitted, held = shared.fitted(context), shared.held_out(context)
+    offset = mean_offset(fitted, layer)
+    before, after = held.toxicity(side.start), held.toxicity(side.goal)
+    way = side.sign * float(before.mean() - after.mean())
+    if way <= 0:
+        raise UserError(
+            f"tuning did not lower toxicity on the held-out prompts ({held.toxicity(context.pair.base).mean():.3f} to {held.toxicity(context.pair.tuned).mean():.3f})",
+            "give a tuned side that is less toxic, or prompts that show it",
+        )
+
+    def edit(vector: Tensor, strength: float = 1.0, at: int = layer, positions: str = "all") -> tuple[Edit, ...]:
+        return (Edit.add(f"resid_mid.{at}", vector, side.sign * strength, positions),)
+
+    start, goal = ("base", "tuned") if side.sign > 0 else ("tuned", "base")
+    own = f"{start} {side.word} offset at layer {layer}"
+    rows = [_row(context, held, side, start, ()), _row(context, held, side, goal, (), model=side.goal)]
+    context.say(f"offset at layer {layer}")
+    main = _row(context, held, side, own, edit(offset))
+    rows.append(main)
+    share = _share(before, main["_scores"], after, context.seed)
+    if not context.quick:
+        context.say(f"offset × {DOUBLE:g}")
+        rows.append(_row(context, held, side, f"{own} × {DOUBLE:g}", edit(offset, DOUBLE)))
+        # After the last layer's attention nothing looks back, so that both readings are one.
+        if layer < context.pair.base.n_layers - 1:
+            context.say("offset at the last position of the prompt and in what follows")
+            rows.append(
+                _row(context, held, side, f"{own}, from the prompt's last position", edit(offset, positions="from_last"), guard=False)
+            )
+    controls = _controls(context, held, side, offset, edit, before, after)
+    rows += [
+        {"model": f"{start} {side.word} {kind} (null, {len(some)} draws)", **_pooled(context, some)} for kind, some in controls.items()
+    ]
+    shares = [row["share of the way"] for some in controls.values() for row in some]
+    guard = main["perplexity"] / held.perplexity(side.goal).value
+    verdict: Verdict = (
+        "fails"
+        if share.value <= max(shares)
+        else "holds"
+        if share.value >= ENOUGH and share.low > max(shares) and guard <= DEARER
+        else "inconclusive"
+    )
+    table = pd.DataFrame(rows).drop(columns=["_scores"])
+    by_layer = _layers(context, fitted, held, side, edit, before, after)
+    doing = "Adding the offset to the base model brings" if side.sign > 0 else "Taking the offset off the tuned model returns"
+    of = "of the fall in toxicity that tuning brings" if side.sign > 0 else "of the toxicity that tuning took"
+    summary = (
+        f"{doing} {share.value:.0%} {of} on {len(before)} held-out prompts (controls {np.mean(shares):.0%}, at most {max(shares):.0%}), at {guard - 1:+.1%} of the other side's perplexity; "
+        f"{main['share of equal continuations']:.0%} of the continuations become the other side's word for word. The best layer is {int(by_layer.loc[by_layer['share of the way'].idxmax(), 'layer'])} "
+        f"({by_layer['share of the way'].max():.0%})."
+    )
+    return Finding(
+        verdict, summary, {"share of the way": share.value, "perplexity ratio to the other side": guard},
+        {"share of the way": float(np.mean(shares)), "perplexity ratio to the other side": _guards(controls) / held.perplexity(side.goal).value},
+        {"share of the way": (share.low, share.high)}, {"models": table, "by layer": by_layer}, (_bars(table, side), _lines(by_layer, layer, float(np.mean(shares)))),
+        {"site": f"resid_mid.{layer}", "layer_rule": "most of the 128 value vectors nearest to the probe, not the first layer", "fitted_on": len(fitted.prompts), "measured_on": len(held.prompts),
+         "perplexity_passages": len(held.passages), "offset_norm": float(offset.norm()), "controls": {kind: len(some) for kind, some in controls.items()}, "positions": "all"},
+    )  # fmt: skip
+
+
+def _controls(
+    context: Context, held: Context, side: Side, offset: Tensor, edit: Any, before: np.ndarray, after: np.ndarray
+) -> dict[str, list[dict[str, Any]]]:
+    draws = 2 if context.quick else 3
+    vectors = {
+        PERMUTED: [permuted(offset, context.seed + draw) for draw in range(draws)],
+        RANDOM: list(random_directions(offset, draws, context.seed)),
+    }
+    found: dict[str, list[dict[str, Any]]] = {}
+    for kind, some in vectors.items():
+        for number, vector in enumerate(some):
+            context.say(f"{kind}, draw {number + 1} of {draws}")
+            row = _row(context, held, side, kind, edit(vector), guard=number == 0)
+            row["share of the way"] = _share(before, row["_scores"], after, context.seed).value
+            found.setdefault(kind, []).append(row)
+    return found
+
+
+def _guards(controls: dict[str, list[dict[str, Any]]]) -> float:
+    return float(np.nanmean([row["perplexity"] for some in controls.values() for row in some]))
+
+
+def _pooled(context: Context, some: list[dict[str, Any]]) -> dict[str, Any]:
+    """The draws of one control as one row: each prompt's mean over draws."""
+    interval = bootstrap_mean(np.mean([row["_scores"] for row in some], axis=0), seed=context.seed)
+    return {
+        "toxicity": interval.value, "low": interval.low, "high": interval.high, "perplexity": float(np.nanmean([row["perplexity"] for row in some])),
+        "share of the way": float(np.mean([row["share of the way"] for row in some])),
+        "share of equal continuations": float(np.mean([row["share of equal continuations"] for row in some])),
+    }  # fmt: skip
+
+
+def _row(
+    context: Context, held: Context, side: Side, name: str, edits: tuple[Edit, ...], *, model: Model | None = None, guard: bool = True
+) -> dict[str, Any]:
+    """One line of the table; `guard` says whether perplexity is measured too."""
+    edited = side.start if model is None else model
+    scores = held.toxicity(edited, edits)
+    interval = bootstrap_mean(scores, seed=context.seed)
+    same = [mine == other for mine, other in zip(held.continuations(edited, edits), held.continuations(side.goal), strict=True)]
+    return {
+        "model": name, "toxicity": interval.value, "low": interval.low, "high": interval.high, "perplexity": held.perplexity(edited, edits).value if guard else float("nan"),
+        "share of the way": _share(held.toxicity(side.start), scores, held.toxicity(side.goal), context.seed).value, "share of equal continuations": float(np.mean(same)), "_scores": scores,
+    }  # fmt: skip
+
+
+def _share(before: np.ndarray, edited: np.ndarray, after: np.ndarray, seed: int) -> Interval:
+    """How much of the way from one side's toxicity to the other's an edit goes, paired over prompts."""
+    return bootstrap_ratio(before - edited, before - after, seed=seed)
+
+
+def _layers(context: Context, fitted: Context, held: Context, side: Side, edit: Any, before: np.ndarray, after: np.ndarray) -> pd.DataFrame:
+    """The same edit at other layers, each with its own offset; layers that tuning did not move are left out."""
+    count = context.pair.base.n_layers
+    wanted = (
+        {context.offset_layer}
+        if context.quick
+        else {*np.linspace(0, count - 1, min(count, LAYERS_AT_MOST)).round().astype(int).tolist(), context.offset_layer}
+    )
+    rows = []
+    for layer in sorted(wanted):
+        try:
+            offset = mean_offset(fitted, layer)
+        except UserError:
+            continue
+        context.say(f"offset at layer {layer}")
+        share = _share(before, held.toxicity(side.start, edit(offset, at=layer)), after, context.seed)
+        rows.append((layer, share.value, share.low, share.high, float(offset.norm())))
+    return pd.DataFrame(rows, columns=["layer", "share of the way", "low", "high", "offset norm"])
+
+
+def _bars(table: pd.DataFrame, side: Side) -> Figure:
+    start, goal = table["model"].iloc[0], table["model"].iloc[1]
+    return figures.bars(
+        "toxicity", table, x="model", y="toxicity", low="low", high="high", horizontal=True, title="Toxicity of held-out continuations, with and without the offset", x_title="model", y_title="mean toxicity (0 to 1)",
+        caption=f"The bar of “{start} {side.word} offset” should come near to the bar of “{goal}”; the shuffled and the random vector should stay at “{start}”.",
+    )  # fmt: skip
+
+
+def _lines(by_layer: pd.DataFrame, layer: int, controls: float) -> Figure:
+    return figures.lines(
+        "by-layer", by_layer, x="layer", y="share of the way", low="low", high="high", reference=(controls, "controls, mean"), markers=True, title="Where the offset is put",
+        x_title="layer before whose MLP it is put", y_title="share of the way to the other side's toxicity",
+        caption=f"1 is the other side's toxicity, 0 no effect. The verdict rests on layer {layer}, which was chosen by a rule beforehand; other layers are shown without controls of their own.",
+    )  # fmt: skip

@@ -1,0 +1,241 @@
+"""Y-E1: the rival account. Do four groups of neurons lower toxicity together, or do the toxic neurons alone? (Yang et al., 2024)"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from interp.diffing.groups import (
+    GROUPS,
+    OPPOSING,
+    REDUCING,
+    Activity,
+    activation_edits,
+    activity,
+    alignments,
+    assign,
+    by_layer,
+    cells_of,
+    chosen_of,
+    group_sums,
+    shares,
+    sources,
+)
+from interp.edits.edit import Edit
+from interp.errors import UserError
+from interp.experiments.registry import BATCH, Context, Finding, experiment
+from interp.experiments.toxicity import shared
+from interp.models.model import Model
+from interp.models.tokens import token_rows
+from interp.patching.cross_model import Selection, generate_with_donor, perplexity_with_donor
+from interp.results import figures
+from interp.results.result import Figure, Verdict
+from interp.stats.intervals import bootstrap_difference, bootstrap_mean, bootstrap_ratio, permutation_p
+from interp.stats.nulls import random_directions
+
+ALONE = 0.8
+TOP_SHARE = 0.05
+DIRECTIONS = 200
+
+
+def measured_activity(context: Context, model: Model) -> Activity:
+    """Mean activity while the base model's continuation of each prompt is read."""
+
+    def read() -> Activity:
+        rows, more = context.prompt_rows(), context.base_tokens()
+        joined = [[*row, *new[:-1]] for row, new in zip(rows, more, strict=True)]
+        return activity(model, joined, [list(range(len(row) - 1, len(row) - 1 + context.new_tokens)) for row in rows])
+
+    found: Activity = context._once(("activity", id(model)), read)
+    return found
+
+
+@experiment(
+    "Y-E1",
+    claim="Y-C1",
+    title="Four groups of neurons share the work",
+    question="Is toxicity lowered by four groups of neurons together rather than by the toxic neurons that fire less?",
+    criterion="Holds if, on prompts that the groups were not assigned on, the neurons together lower the projection on the probe by more than on random directions (p < 0.05), "
+    "the toxic neurons that fire less (TP−) give less than half of what the four reducing groups take (95 % interval), and patching all four groups from the tuned model "
+    "into the base model lowers toxicity by more than patching TP− alone (95 % interval of the difference above 0); fails if TP− gives more than half (95 % interval), "
+    f"or patching TP− alone does at least {ALONE:.0%} of what all four do while these do lower toxicity (95 % interval); otherwise inconclusive.",
+    refuted_by="TP− neurons that carry most of the reduction, or that do alone what all four groups do. Group shares alone cannot refute it: neurons are put into groups by "
+    "the sign of the outcome, so that a random direction gives four groups as well.",
+    caveat="A share of the reduction is a sum of products along one direction; only the patching is causal, and it moves activations off the paths on which they arose. "
+    "Positive and negative are signs of the mean activation in the base model. Neurons that oppose are as many as those that help, so gross shares are small beside them.",
+)
+def run(context: Context) -> Finding:
+    pair, base = context.pair, context.pair.base
+    fit, held = shared.fitted(context), shared.held_out(context)
+    if len(fit.prompts) < 2 or len(held.prompts) < 2:
+        raise UserError(f"{len(context.prompts)} prompts are too few for two halves", "give at least 4")
+    context.say("activity of all neurons")
+    first, second = ({side: measured_activity(half, model) for side, model in pair.sides.items()} for half in (fit, held))
+    alignment = alignments(base, context.direction)
+    groups = assign(alignment, first["base"].neurons.mean(dim=0), first["tuned"].neurons.mean(dim=0))
+    change = (second["tuned"].neurons - second["base"].neurons).numpy()
+    reduction = -change * alignment.float().numpy()
+    table = shares(reduction, groups)
+    sums = group_sums(reduction, groups)
+    gross = sums[:, : len(REDUCING)].sum(axis=1)
+    toxic_share = bootstrap_ratio(sums[:, 0], gross, seed=context.seed) if gross.mean() else None
+    context.say("random directions")
+    null = _random_directions(context, first, change, base)
+    table["random direction: gross share"] = [null[f"share {name}"].mean() if name in REDUCING else math.nan for name in GROUPS]
+    net = bootstrap_mean(reduction.sum(axis=1), seed=context.seed)
+    p = permutation_p(net.value, null["net"].abs())
+    parts = {
+        name: bootstrap_mean(values.numpy(), seed=context.seed)
+        for name, values in sources(pair, second["base"], second["tuned"], context.direction).items()
+    }
+    whole = pd.DataFrame([{"part of the model": name, "reduction": i.value, "low": i.low, "high": i.high} for name, i in parts.items()])
+    patched = _patched(held, groups)
+    scores = {row["patched from tuned into base"]: row["_scores"] for row in patched}
+    start = scores["nothing (base)"]
+    falls = {name: bootstrap_difference(start, values, seed=context.seed) for name, values in scores.items()}
+    beyond = bootstrap_difference(scores["TP− alone"], scores["all four groups"], seed=context.seed)
+    four, alone = falls["all four groups"], falls["TP− alone"]
+    cut = alone.value / four.value if four.value > 0 else math.nan
+    edited = _edited(held, groups, alignment, first["base"])
+    verdict: Verdict = "inconclusive"
+    if toxic_share is not None:
+        if toxic_share.low > 0.5 or (four.low > 0 and cut >= ALONE):
+            verdict = "fails"
+        elif p < 0.05 and toxic_share.high < 0.5 and beyond.low > 0 and four.low > 0:
+            verdict = "holds"
+    share = math.nan if toxic_share is None else toxic_share.value
+    statistic = {"TP− share of the gross reduction": share, "net reduction along the probe": net.value, "fall of toxicity, four groups patched": four.value,
+                 "fall of toxicity, TP− patched alone": alone.value}  # fmt: skip
+    random_fall = falls["as many random neurons (null)"].value
+    nulls = {"TP− share of the gross reduction": float(null["share TP−"].mean()), "net reduction along the probe": float(null["net"].abs().mean()),
+             "fall of toxicity, four groups patched": random_fall}  # fmt: skip
+    ends = {"net reduction along the probe": (net.low, net.high), "fall of toxicity, four groups patched": (four.low, four.high),
+            "fall of toxicity, TP− patched alone": (alone.low, alone.high)}  # fmt: skip
+    if toxic_share is not None:
+        ends = {"TP− share of the gross reduction": (toxic_share.low, toxic_share.high)} | ends
+    lifted = -float(sums[:, len(REDUCING) :].sum(axis=1).mean())
+    summary = (
+        f"On held-out prompts the four groups lower the projection on the probe by {gross.mean():.3g}, the opposing neurons raise it by {lifted:.3g}, which leaves "
+        f"{net.value:.3g} (random directions {null['net'].abs().mean():.3g}, p = {p:.3f}). TP− gives {share:.0%} of the gross reduction (random directions "
+        f"{null['share TP−'].mean():.0%}). Patched into the base model, the four groups lower toxicity by {four.value:.3f} of {start.mean():.3f}, TP− alone by {alone.value:.3f}, "
+        f"as many random neurons by {random_fall:.3f}."
+    )
+    return Finding(
+        verdict, summary, statistic, nulls, ends,
+        {"groups": table, "parts of the model": whole, "patching": _shown(patched), "activation editing": _shown(edited)},
+        _figures(table, _shown(patched), _shown(edited)),
+        {"assigned_on": len(fit.prompts), "measured_on": len(held.prompts), "random_directions": len(null), "forcing": "base", "p": p, "tuning-free share": TOP_SHARE},
+    )  # fmt: skip
+
+
+def _random_directions(context: Context, first: dict[str, Activity], change: np.ndarray, base: Model) -> pd.DataFrame:
+    """The same groups for random directions: assigned on the first half, measured on the second."""
+    before, after = (first[side].neurons.mean(dim=0) for side in ("base", "tuned"))
+    means = change.mean(axis=0)
+    rows = []
+    for direction in random_directions(context.direction, 40 if context.quick else DIRECTIONS, context.seed):
+        alignment = alignments(base, direction)
+        groups, reduction = assign(alignment, before, after), -means * alignment.numpy()
+        sums = [float(reduction[groups == place].sum()) for place in range(len(REDUCING))]
+        gross = sum(sums) or math.nan
+        rows.append({"net": float(reduction.sum())} | {f"share {name}": value / gross for name, value in zip(REDUCING, sums, strict=True)})
+    return pd.DataFrame(rows)
+
+
+def _patched(held: Context, groups: np.ndarray) -> list[dict[str, Any]]:
+    """Toxicity and perplexity of the base model with the activations of some neurons taken from the tuned model, token by token."""
+    base, tuned = held.pair.base, held.pair.tuned
+    d_mlp, every = base.d_mlp, len(groups)
+    four = np.isin(groups, range(len(REDUCING)))
+    drawn = np.zeros(every, dtype=bool)
+    drawn[np.random.default_rng(held.seed).permutation(every)[: int(four.sum())]] = True
+    cases: dict[str, Selection] = {"nothing (base)": {}}
+    cases |= {"TP− alone": chosen_of(groups, ["TP−"], d_mlp)}
+    if not held.quick:
+        cases |= {f"{name} alone": chosen_of(groups, [name], d_mlp) for name in REDUCING[1:]}
+    cases |= {
+        "all four groups": by_layer(four, d_mlp), "the opposing groups": chosen_of(groups, OPPOSING, d_mlp),
+        "as many random neurons (null)": by_layer(drawn, d_mlp), "all neurons": by_layer(np.ones(every, dtype=bool), d_mlp),
+    }  # fmt: skip
+    texts = token_rows(base, [passage.text for passage in held.passages], max_tokens=base.context)
+    rows = []
+    for name, chosen in cases.items():
+        held.say(f"patching {name}")
+        made = generate_with_donor(base, tuned, held.prompt_rows(), chosen, max_new_tokens=held.new_tokens, batch_size=BATCH)
+        words = [base.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in made]
+        scores = held.scorer.score(words)["toxicity"].to_numpy().astype(float)
+        interval = bootstrap_mean(scores, seed=held.seed)
+        rows.append({
+            "patched from tuned into base": name, "neurons": int(sum(int(units.sum()) for units in chosen.values())), "toxicity": interval.value, "low": interval.low,
+            "high": interval.high, "perplexity": perplexity_with_donor(base, tuned, texts, chosen), "_scores": scores,
+        })  # fmt: skip
+    interval = bootstrap_mean(held.toxicity(tuned), seed=held.seed)
+    rows.append({"patched from tuned into base": "everything (tuned)", "neurons": every, "toxicity": interval.value, "low": interval.low, "high": interval.high,
+                 "perplexity": held.perplexity(tuned).value, "_scores": held.toxicity(tuned)})  # fmt: skip
+    return rows
+
+
+def _edited(held: Context, groups: np.ndarray, alignment: Tensor, first: Activity) -> list[dict[str, Any]]:
+    """The activation editing of the same paper, on the base model, at the tuned model's perplexity."""
+    base, goal = held.pair.base, shared.goal_loss(held)
+    before = first.neurons.mean(dim=0)
+    values = torch.cat([base.value_vectors(layer).detach().float().cpu() for layer in range(base.n_layers)])
+    cosines = cosine_similarity(values, held.direction.float().cpu().unsqueeze(0), dim=1)
+    reducing = np.where(groups < len(REDUCING), groups, -1)
+    drawn = np.random.default_rng(held.seed).permutation(reducing)
+    kinds = {
+        "reducing groups": reducing,
+        f"top {TOP_SHARE:.0%} by cosine, no tuned model": cells_of(alignment, cosines, before, TOP_SHARE),
+        "random cells (null)": drawn,
+    }
+    rows = [
+        shared.row_of(held, "base", held.pair.base, strength=0.0),
+        shared.row_of(held, "tuned (DPO)", held.pair.tuned, strength=math.nan),
+    ]
+    for name, cells in kinds.items():
+        held.say(f"activation editing: {name}")
+
+        def make(strength: float, cells: np.ndarray = cells) -> tuple[Edit, ...]:
+            return activation_edits(cells, base.d_mlp, strength) if strength else ()
+
+        found = shared.match_edits(held, base, make, goal, most=2.0, first=0.25)
+        rows.append(shared.row_of(held, f"base with activations edited: {name}", base, make(found.strength), strength=found.strength))
+    return rows
+
+
+def _shown(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(rows).drop(columns=["_scores"])
+
+
+def _figures(table: pd.DataFrame, patched: pd.DataFrame, edited: pd.DataFrame) -> tuple[Figure, ...]:
+    reducing = table[table["gross share"].notna()]
+    both = pd.concat([
+        reducing.assign(direction="probe", value=reducing["gross share"]),
+        reducing.assign(direction="random direction (null)", value=reducing["random direction: gross share"]),
+    ])  # fmt: skip
+    share = figures.bars(
+        "group-shares", both, x="group", y="value", colour="direction", title="Who lowers the projection on the probe", x_title="group of neurons",
+        y_title="share of the gross reduction (held-out prompts)", caption="TP− are the toxic neurons that fire less. Where the bars of the probe are as high as those of "
+        "random directions, the shares say nothing about toxicity.",
+    )  # fmt: skip
+    sizes = figures.bars(
+        "group-sums", table, x="group", y="reduction", title="What each group takes from the projection on the probe", x_title="group of neurons",
+        y_title="mean reduction (units of the residual stream)", caption="The first four groups lower the projection (above zero), the last four raise it; what is left of "
+        "both together is the net effect.",
+    )  # fmt: skip
+    causal = figures.bars(
+        "group-patching", patched, x="patched from tuned into base", y="toxicity", low="low", high="high", title="Toxicity of the base model with patched neurons",
+        x_title="neurons that take the tuned model's activations", y_title="mean toxicity (0 to 1)", horizontal=True,
+        caption="If the toxic neurons' silence is what tuning does, TP− alone should come down as far as all four groups; random neurons should stay up.",
+    )  # fmt: skip
+    baseline = figures.scatter(
+        "activation-editing", edited, x="perplexity", y="toxicity", low="low", high="high", text="model", colour="model", front=("min", "min"), title="Editing activations instead of training",
+        x_title="perplexity on harmless passages", y_title="mean toxicity (0 to 1)", caption="Lower and further left is better; random cells show what any rescaling of as many neurons does.",
+    )  # fmt: skip
+    return share, sizes, causal, baseline

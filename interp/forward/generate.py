@@ -1,0 +1,167 @@
+"""`generate` and `stream`: continuations under edits, the same with and without a KV cache, in any batch.
+
+The decoding loop is ours so that three things are certain: positions are absolute whatever the padding, each row's
+random numbers depend on the seed and its place in the list (not on the batch), and edits see which tokens are prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+
+from interp.edits.edit import Edit
+from interp.edits.transforms import transforms_of
+from interp.errors import UserError
+from interp.models.hooks import Work, working
+from interp.models.model import Model
+from interp.models.tokens import Tokens, batches, check_rows, pad, positions_of, token_rows
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen: greedily at temperature 0, otherwise sampled from the top k and top p."""
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.temperature >= 0 and self.temperature < float("inf")):
+            raise UserError(f"temperature {self.temperature} is not usable", "give 0 for greedy decoding, or a positive number")
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"top_k {self.top_k} is not usable", "give at least 1")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError(f"top_p {self.top_p} is not usable", "give a number above 0, at most 1")
+
+
+GREEDY = Sampling()
+
+
+def generate(
+    model: Model, prompts: Sequence[str], *, max_new_tokens: int = 20, edits: Sequence[Edit] = (), sampling: Sampling = GREEDY,
+    add_bos: bool = False, max_prompt_tokens: int | None = None, batch_size: int = 64, cache: bool = True, stop_at_end: bool = True,
+) -> list[str]:  # fmt: skip
+    """How does the model continue each prompt? Returns the continuations, without the prompts, in order.
+
+    Raises:
+        UserError: an empty prompt, one that leaves no room in the context, or an edit that does not fit.
+    """
+    rows = token_rows(model, prompts, add_bos=add_bos, max_tokens=max_prompt_tokens)
+    found = generate_tokens(
+        model,
+        rows,
+        max_new_tokens=max_new_tokens,
+        edits=edits,
+        sampling=sampling,
+        batch_size=batch_size,
+        cache=cache,
+        stop_at_end=stop_at_end,
+    )
+    return [model.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in found]
+
+
+def generate_tokens(
+    model: Model, rows: Sequence[Sequence[int]], *, max_new_tokens: int = 20, edits: Sequence[Edit] = (), sampling: Sampling = GREEDY,
+    batch_size: int = 64, cache: bool = True, stop_at_end: bool = True,
+) -> list[list[int]]:  # fmt: skip
+    """As `generate`, from and to token ids; a row ends before the end-of-text token when `stop_at_end`."""
+    check_rows(model, rows)
+    _check_room(model, rows, max_new_tokens)
+    transforms = transforms_of(edits, model)
+    found: list[list[int]] = [[] for _ in rows]
+    for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=1 << 16):
+        tokens = pad([rows[i] for i in group], model.tokenizer.pad_token_id or 0, "left").to(model.device)
+        steps = _decode(model, tokens, transforms, max_new_tokens, sampling, group, cache, stop_at_end)
+        columns = torch.stack(list(steps), dim=1).tolist() if max_new_tokens else [[] for _ in group]
+        for index, row in zip(group, columns, strict=True):
+            found[index] = _before_end(row, model) if stop_at_end else row
+    return found
+
+
+def stream(
+    model: Model, prompt: str, *, max_new_tokens: int = 20, edits: Sequence[Edit] = (), sampling: Sampling = GREEDY, add_bos: bool = False
+) -> Iterator[str]:
+    """The continuation of one prompt, piece by piece as it is made; together the pieces equal `generate`'s text."""
+    rows = token_rows(model, [prompt], add_bos=add_bos)
+    _check_room(model, rows, max_new_tokens)
+    transforms = transforms_of(edits, model)
+    steps = _decode(model, pad(rows, 0).to(model.device), transforms, max_new_tokens, sampling, [0], True, True)
+    ids: list[int] = []
+    shown = ""
+    for step in steps:
+        if int(step[0]) == model.tokenizer.eos_token_id:
+            break
+        ids.append(int(step[0]))
+        text = model.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if not text.endswith("\ufffd"):
+            yield text[len(shown) :]
+            shown = text
+    rest = model.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)[len(shown) :]
+    if rest:
+        yield rest
+
+
+def _check_room(model: Model, rows: Sequence[Sequence[int]], new: int) -> None:
+    if new < 0:
+        raise UserError(f"max_new_tokens is {new}", "give 0 or more")
+    longest = max((len(row) for row in rows), default=0)
+    if longest + new > model.context:
+        raise UserError(
+            f"a prompt of {longest} tokens and {new} new ones do not fit into the model's context of {model.context}",
+            "shorten the prompt (max_prompt_tokens) or ask for fewer tokens",
+        )
+
+
+def _decode(
+    model: Model, tokens: Tokens, transforms: dict, new: int, sampling: Sampling, rows: Sequence[int], cache: bool, stop_at_end: bool
+) -> Iterator[Int[Tensor, " batch"]]:  # fmt: skip
+    """The next token of every row, step by step; the work is active only while a forward runs, so a paused stream leaks nothing."""
+    lengths = tokens.lengths
+    past = DynamicCache() if cache else None
+    generators = [torch.Generator().manual_seed(sampling.seed * 1_000_003 + row) for row in rows]
+    ids, mask = tokens.ids, tokens.mask
+    ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    end = model.tokenizer.eos_token_id
+    for _ in range(new):
+        fresh = slice(None) if past is None or past.get_seq_length() == 0 else slice(-1, None)
+        inputs = {"input_ids": ids[:, fresh], "attention_mask": mask.long(), "position_ids": positions_of(mask)[:, fresh]}
+        with torch.no_grad(), working(model.hf, Work(transforms, rows=tuple(rows)), lengths):
+            logits = model.hf(**inputs, past_key_values=past, use_cache=cache, logits_to_keep=1).logits[:, -1]
+        chosen = choose(logits.float(), sampling, generators)
+        if stop_at_end and end is not None:
+            chosen = torch.where(ended, end, chosen)
+            ended = ended | (chosen == end)
+        yield chosen
+        if stop_at_end and bool(ended.all()):
+            return
+        ids = torch.cat([ids, chosen.unsqueeze(1)], dim=1)
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+
+
+def choose(logits: Float[Tensor, "batch vocab"], sampling: Sampling, generators: Sequence[torch.Generator]) -> Int[Tensor, " batch"]:
+    """The next token of each row under the sampling settings."""
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1)
+    scaled = logits / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < scaled.shape[-1]:
+        floor = scaled.topk(sampling.top_k, dim=-1).values[:, -1:]
+        scaled = scaled.masked_fill(scaled < floor, float("-inf"))
+    if sampling.top_p is not None and sampling.top_p < 1:
+        ordered, order = scaled.sort(dim=-1, descending=True)
+        before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)
+        drop = torch.zeros_like(scaled, dtype=torch.bool).scatter(1, order, before >= sampling.top_p)
+        scaled = scaled.masked_fill(drop, float("-inf"))
+    chances = scaled.softmax(dim=-1).cpu()
+    drawn = [torch.multinomial(row, 1, generator=generator) for row, generator in zip(chances, generators, strict=True)]
+    return torch.cat(drawn).to(logits.device)
+
+
+def _before_end(row: list[int], model: Model) -> list[int]:
+    end = model.tokenizer.eos_token_id
+    return row[: row.index(end)] if end in row else row

@@ -1,0 +1,100 @@
+"""Direct logit attribution: which component writes how much of a logit, straight to the output?
+
+On raw weights, with the final norm's scale frozen at the value that the run has, a logit is a sum over everything that was
+ever added to the residual stream. Nothing is folded or centred: what weight processing would hide inside the weights is shown
+as terms of its own (the norm's bias, the biases of attention and MLP), so that the terms sum to the logit itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from einops import einsum
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from interp.errors import UserError
+from interp.forward.resume import trace
+from interp.lens.attribution_results import Attribution, PairAttribution
+from interp.models.model import Model
+from interp.models.pair import ModelPair
+from interp.models.tokens import token_rows
+from interp.models.weights import _epsilon, _position_embedding, _unembedding_bias, frozen_norm, output_projection
+
+
+def attribute(model: Model, prompts: str | Sequence[str] | Sequence[Sequence[int]], token: int, against: int | None = None) -> Attribution:
+    """Which components write this token's logit (or its difference to another's) at the last position?
+
+    The final norm's scale is frozen: it is that of the run, whatever a component would have changed. Norms between a
+    component and the residual stream, where an architecture has them, are frozen likewise.
+
+    Raises `UserError` for a token out of range or no prompts. Source: the logit attribution of the circuits literature.
+    """
+    rows = token_rows(model, [prompts] if isinstance(prompts, str) else prompts)
+    if not rows:
+        raise UserError("no prompts were given", "give at least one")
+    for item in (token,) if against is None else (token, against):
+        if not 0 <= item < model.d_vocab:
+            raise UserError(f"token {item} does not exist: the vocabulary has {model.d_vocab}", "count token ids from 0")
+    parts = [_attribute_row(model, row, token, against) for row in rows]
+    stacked = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+    label = "logit" if against is None else "logit difference"
+    settings = {"model": model.name, "digest": model.digest, "prompts": list(prompts) if not isinstance(prompts, str) else [prompts],
+                "token": token, "against": against}  # fmt: skip
+    return Attribution(**stacked, label=label, settings=settings)
+
+
+def attribute_pair(
+    pair: ModelPair, prompts: str | Sequence[str] | Sequence[Sequence[int]], token: int, against: int | None = None
+) -> PairAttribution:
+    """Where does tuning change what is written to a logit? As `attribute`, on both sides."""
+    return PairAttribution(attribute(pair.base, prompts, token, against), attribute(pair.tuned, prompts, token, against))
+
+
+@torch.no_grad()
+def _attribute_row(model: Model, row: Sequence[int], token: int, against: int | None) -> dict[str, Tensor]:
+    layers = range(model.n_layers)
+    names = [f"{name}.{layer}" for layer in layers for name in ("head_out", "mlp_post")]
+    run = trace(model, row, names)
+    final = run.stream[-1, -1].double()
+    read, bias = _reader(model, final, token, against)
+    heads, attention_bias, neurons, mlp_bias = [], [], [], []
+    for layer in layers:
+        weights, constant = output_projection(model, layer)
+        z = run[f"head_out.{layer}"][-1].double()
+        frozen = frozen_norm(model, layer, "attn_out", einsum(z, weights, "head d_head, head d_head d_model -> d_model") + constant)
+        heads.append(einsum(z, weights, read * frozen, "head d_head, head d_head d_model, d_model -> head"))
+        attention_bias.append((constant * frozen) @ read)
+        values, constant = model.value_vectors(layer).double(), model.value_bias(layer).double()
+        keys = run[f"mlp_post.{layer}"][-1].double()
+        frozen = frozen_norm(model, layer, "mlp_out", keys @ values + constant)
+        neurons.append(keys * (values @ (read * frozen)))
+        mlp_bias.append((constant * frozen) @ read)
+    start = run.stream[0, -1].double()
+    place = _position_embedding(model, len(row) - 1)
+    logits = run.reading.logits[0].double()
+    own = logits[token] - (logits[against] if against is not None else 0)
+    unembedding_bias = _unembedding_bias(model, token, against)
+    uncapped = final @ read + bias + unembedding_bias
+    cap = own - uncapped if getattr(model.hf.config, "final_logit_softcapping", None) else torch.zeros_like(own)
+    found = {
+        "embedding": (start - place) @ read, "position": place @ read, "heads": torch.stack(heads),
+        "attention_bias": torch.stack(attention_bias), "neurons": torch.stack(neurons), "mlp_bias": torch.stack(mlp_bias),
+        "norm_bias": bias, "unembedding_bias": unembedding_bias, "cap": cap, "logit": own,
+    }  # fmt: skip
+    return {name: value.cpu() for name, value in found.items()}
+
+
+def _reader(model: Model, final: Float[Tensor, " d_model"], token: int, against: int | None) -> tuple[Tensor, Tensor]:
+    """The direction whose product with anything written to the stream is its part of the logit, and the norm bias's part."""
+    unembedding = model.unembedding
+    wanted = unembedding[token].double() - (unembedding[against].double() if against is not None else 0)
+    norm = model.final_norm
+    gained = wanted * model.final_gain.double()
+    if isinstance(norm, nn.LayerNorm):
+        scale = (final.var(unbiased=False) + norm.eps).rsqrt()
+        bias = wanted @ norm.bias.double() if norm.bias is not None else torch.zeros_like(scale)
+        # Centring is linear, so it can be done to the reading direction in place of everything that is read.
+        return (gained - gained.mean()) * scale, bias
+    return gained * (final.square().mean() + _epsilon(norm)).rsqrt(), torch.zeros((), dtype=torch.float64, device=final.device)

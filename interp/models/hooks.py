@@ -1,0 +1,265 @@
+"""The hooks at the sites of a model: what `editing` and `capture` stand on, and the only code that touches torch hooks.
+
+One hook per site is installed when a model is loaded and stays there. It does nothing unless the current context
+(`contextvars`) holds work for its model, so that threads sharing one model never see each other's edits, and leaving a
+`with` block removes edits exactly, exception or not. Positions are absolute: a frame recorded at each forward tells the
+hooks which tokens of which rows are passing, whatever the padding and whether or not there is a KV cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from interp.errors import UserError
+from interp.models.sites import Architecture, Site, Tap
+from interp.models.tokens import positions_of
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Which tokens the running forward holds.
+
+    Attributes:
+        positions: absolute, counted from the first real token of each row.
+        real: which are not padding.
+        prompt_lengths: tokens of each row's prompt.
+        rows: each row's place in the caller's list where batching by length reordered it, else None.
+    """
+
+    positions: Int[Tensor, "batch pos"]
+    real: Bool[Tensor, "batch pos"]
+    prompt_lengths: Int[Tensor, " batch"]
+    rows: tuple[int, ...] | None = None
+
+    def last(self, count: int) -> Frame:
+        """The frame of the last `count` columns (a forward may keep fewer logits than tokens)."""
+        return self if count == self.positions.shape[1] else replace(self, positions=self.positions[:, -count:], real=self.real[:, -count:])
+
+
+Transform = Callable[[Tensor, Frame], Tensor]
+Collector = Callable[[Tensor, Frame], None]
+# What a block is given beside the residual stream: masks, rotary embeddings and the like.
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the current context wants done at the sites of one model, in order, and what it knows of the rows."""
+
+    transforms: Mapping[str, tuple[Transform, ...]] = field(default_factory=dict)
+    collectors: Mapping[str, tuple[Collector, ...]] = field(default_factory=dict)
+    prompt_lengths: Int[Tensor, " batch"] | None = None
+    rows: tuple[int, ...] | None = None
+
+    def plus(self, other: Work) -> Work:
+        """Both works, the other's after this one's; what the other knows of the rows takes precedence."""
+        return Work(
+            _join(self.transforms, other.transforms),
+            _join(self.collectors, other.collectors),
+            self.prompt_lengths if other.prompt_lengths is None else other.prompt_lengths,
+            self.rows if other.rows is None else other.rows,
+        )
+
+
+_WORK: ContextVar[Mapping[int, Work]] = ContextVar("bypass_work", default={})  # noqa: B039  (never mutated)
+_FRAME: ContextVar[Frame | None] = ContextVar("bypass_frame", default=None)
+_CALLS: ContextVar[tuple[int, list[Call]] | None] = ContextVar("bypass_calls", default=None)
+
+
+def _join(first: Mapping[str, tuple], second: Mapping[str, tuple]) -> dict[str, tuple]:
+    return {site: first.get(site, ()) + second.get(site, ()) for site in (*first, *second)}
+
+
+@contextlib.contextmanager
+def working(hf: nn.Module, work: Work, prompt_lengths: Int[Tensor, " batch"] | None = None) -> Iterator[None]:
+    """Have `work` done at the sites of this Hugging Face model by every forward in this context."""
+    if prompt_lengths is not None:
+        work = replace(work, prompt_lengths=prompt_lengths)
+    key = id(hf)
+    outer = _WORK.get()
+    token = _WORK.set({**outer, key: outer.get(key, Work()).plus(work)})
+    try:
+        yield
+    finally:
+        _WORK.reset(token)
+
+
+def active(hf: nn.Module) -> Work:
+    """The work that the current context wants done at this model's sites, for engines that do it by other means."""
+    return _WORK.get().get(id(hf), Work())
+
+
+@contextlib.contextmanager
+def recording_calls(hf: nn.Module) -> Iterator[list[Call]]:
+    """Record how each block is called in this context, so that it can be called again just as the model calls it."""
+    calls: list[Call] = []
+    token = _CALLS.set((id(hf), calls))
+    try:
+        yield calls
+    finally:
+        _CALLS.reset(token)
+
+
+@contextlib.contextmanager
+def framed(frame: Frame) -> Iterator[None]:
+    """Tell the hooks which tokens pass where blocks are called one by one, without a forward of the whole model."""
+    token = _FRAME.set(frame)
+    try:
+        yield
+    finally:
+        _FRAME.reset(token)
+
+
+def install(hf: nn.Module, architecture: Architecture, n_heads: int) -> None:
+    """Install the permanent hooks of every site, once for a model however often it is wrapped.
+
+    A deep copy of a model carries these hooks along; each therefore acts only on the very module it was installed on.
+    """
+    key = id(hf)
+    if getattr(hf, "_bypass_installed", None) == key:
+        return
+    hf._bypass_installed = key  # type: ignore[assignment]
+    body = hf.get_submodule(hf.base_model_prefix)  # type: ignore[arg-type]
+    body.register_forward_pre_hook(_frame_hook(key, id(body)), with_kwargs=True)
+    for layer, block in enumerate(hf.get_submodule(architecture.blocks).children()):
+        block.register_forward_pre_hook(_call_hook(key, id(block)), with_kwargs=True)
+        for name, tap in architecture.taps.items():
+            heads = n_heads if name == "head_out" else None
+            _install_tap(block.get_submodule(tap.path), tap, key, str(Site(name, layer)), heads)
+    _install_tap(hf.get_submodule(architecture.final_norm), Tap("", "output"), key, "ln_final", None)
+    hf.register_forward_hook(_logits_hook(key))
+
+
+def _install_tap(module: nn.Module, tap: Tap, key: int, site: str, heads: int | None) -> None:
+    if tap.side == "input":
+        module.register_forward_pre_hook(_input_hook(key, id(module), site, heads, tap.shared), with_kwargs=True)
+    else:
+        module.register_forward_hook(_output_hook(key, id(module), site))
+
+
+def _call_hook(key: int, owner: int) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        recording = _CALLS.get()
+        if recording is not None and recording[0] == key and id(module) == owner:
+            recording[1].append((args[1:], dict(kwargs)))
+
+    return hook
+
+
+def _frame_hook(key: int, owner: int) -> Callable[..., Any]:
+    """Records the frame of a forward, and gives left-padded rows their positions where the caller gave none."""
+
+    def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        work = _WORK.get().get(key)
+        if work is None or id(module) != owner:
+            return None
+        tokens = args[0] if args else kwargs.get("input_ids")
+        if tokens is None:
+            tokens = kwargs["inputs_embeds"]
+        batch, count = tokens.shape[:2]
+        past = kwargs.get("past_key_values")
+        seen = int(past.get_seq_length()) if past is not None else 0
+        mask = kwargs.get("attention_mask")
+        if mask is None or mask.dim() != 2:
+            mask = torch.ones((batch, seen + count), dtype=torch.bool, device=tokens.device)
+        absolute = positions_of(mask.bool())[:, -count:]
+        given = kwargs.get("position_ids")
+        if given is not None:
+            absolute = given.expand(batch, count)
+        elif not bool(mask.all()):
+            kwargs = {**kwargs, "position_ids": absolute}
+        real = mask.bool()[:, -count:]
+        _FRAME.set(Frame(absolute, real, _prompt_lengths(work, past, seen, mask), work.rows))
+        return args, kwargs
+
+    return hook
+
+
+def _prompt_lengths(work: Work, past: Any, seen: int, mask: Tensor) -> Int[Tensor, " batch"]:
+    """Tokens of each row's prompt: as given, else all that the first forward of a sequence held.
+
+    The KV cache carries them from forward to forward, since sequences of several models may be continued in turn.
+    """
+    if work.prompt_lengths is not None:
+        if len(work.prompt_lengths) != len(mask):
+            raise UserError(f"{len(work.prompt_lengths)} prompt lengths were given for a batch of {len(mask)}", "give one for each row")
+        return work.prompt_lengths
+    known = getattr(past, "_bypass_prompts", None) if seen else None
+    if known is None or len(known) != len(mask):
+        known = mask[:, : seen or None].sum(dim=1)
+        if past is not None:
+            past._bypass_prompts = known
+    return known
+
+
+def _apply(value: Tensor, site: str, work: Work) -> Tensor:
+    frame = _FRAME.get()
+    if frame is None:
+        raise RuntimeError(f"{site} was reached outside a forward of its model")
+    frame = frame.last(value.shape[1])
+    for transform in work.transforms.get(site, ()):
+        value = transform(value, frame)
+    for collect in work.collectors.get(site, ()):
+        collect(value, frame)
+    return value
+
+
+def _wanted(key: int, site: str) -> Work | None:
+    work = _WORK.get().get(key)
+    return work if work is not None and (site in work.transforms or site in work.collectors) else None
+
+
+def _input_hook(key: int, owner: int, site: str, heads: int | None, shared: bool) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        work = _wanted(key, site)
+        if work is None or id(module) != owner:
+            return None
+        name = None if args else next(iter(kwargs))
+        value = args[0] if name is None else kwargs[name]
+        seen = rearrange(value, "batch pos (head d_head) -> batch pos head d_head", head=heads) if heads else value
+        new = _apply(seen, site, work)
+        if new is seen:
+            return None
+        new = rearrange(new, "batch pos head d_head -> batch pos (head d_head)") if heads else new
+        if shared:
+            value.copy_(new)
+            return None
+        return ((new, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: new})
+
+    return hook
+
+
+def _output_hook(key: int, owner: int, site: str) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple, output: Any) -> Any:
+        work = _wanted(key, site)
+        if work is None or id(module) != owner:
+            return None
+        value = output[0] if isinstance(output, tuple) else output
+        new = _apply(value, site, work)
+        if new is value:
+            return None
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    return hook
+
+
+def _logits_hook(key: int) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple, output: Any) -> Any:
+        work = _wanted(key, "logits")
+        if work is None or id(module) != key:
+            return None
+        new = _apply(output.logits, "logits", work)
+        if new is not output.logits:
+            output.logits = new
+        return output
+
+    return hook

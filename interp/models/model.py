@@ -1,0 +1,245 @@
+"""`load_model` and `ModelPair`: loading that either gives the right weights or says why it cannot.
+
+Libraries forgive much when they load: a missing tensor becomes random numbers, a folder without a tokenizer an empty
+one, a bf16 checkpoint a bf16 model. Every such case changes conclusions without a sign, so each is an error here.
+Weights are read raw (no folding, no centring) and by meaning: `value_vectors(layer)`, never a module path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.initialization import no_init_weights
+
+from interp.errors import UserError
+from interp.models.hooks import install
+from interp.models.loading import Checkpoint, open_checkpoint, read_tokenizer, read_weights
+from interp.models.offloading import Spread, held, weights_digest
+from interp.models.sites import ARCHITECTURES, Architecture, Family, Site
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A language model with hooks at every site, and its weights by meaning.
+
+    Use `capture`, `editing` and `generate` on it; `hf` is the plain Hugging Face model for anything else.
+    """
+
+    hf: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    checkpoint: Checkpoint | None = None
+    architecture: Architecture = field(init=False)
+
+    def __post_init__(self) -> None:
+        kind = self.hf.config.model_type
+        if kind not in ARCHITECTURES:
+            raise UserError(f"{self.name} is of type {kind!r}, which is not supported", f"use one of: {', '.join(ARCHITECTURES)}")
+        object.__setattr__(self, "architecture", ARCHITECTURES[kind])
+        self.hf.eval().requires_grad_(False)
+        install(self.hf, self.architecture, self.n_heads)
+
+    def __repr__(self) -> str:
+        kind = self.hf.config.model_type
+        return f"Model({self.name}: {kind}, {self.n_layers} layers, d_model {self.d_model}, d_mlp {self.d_mlp}, {self.dtype})"
+
+    @property
+    def family(self) -> Family:
+        return self.architecture.family
+
+    @property
+    def n_layers(self) -> int:
+        return int(self.hf.config.num_hidden_layers)
+
+    @property
+    def n_heads(self) -> int:
+        return int(self.hf.config.num_attention_heads)
+
+    @property
+    def d_model(self) -> int:
+        return int(self.hf.config.hidden_size)
+
+    @property
+    def d_vocab(self) -> int:
+        return int(self.hf.get_output_embeddings().weight.shape[0])
+
+    @cached_property
+    def d_mlp(self) -> int:
+        weight = self._part(0, self.architecture.value).weight
+        return int(weight.shape[0] if self.family == "gelu" else weight.shape[1])
+
+    @cached_property
+    def d_attention(self) -> int:
+        """Heads times the width of a head: what enters the output projection."""
+        weight = self._part(0, self.architecture.taps["head_out"].path).weight
+        return int(weight.shape[0] if self.family == "gelu" else weight.shape[1])
+
+    @property
+    def context(self) -> int:
+        """The longest sequence that the model reads, in tokens."""
+        return int(self.hf.config.max_position_embeddings)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the texts enter: with `device_map` the first device, whatever others hold the layers."""
+        device = next(self.hf.parameters()).device
+        if device.type != "meta":
+            return device
+        hook = getattr(self.hf, "_hf_hook", None)
+        entry = next((part.execution_device for part in getattr(hook, "hooks", [hook]) if hasattr(part, "execution_device")), "cpu")
+        return torch.device(entry)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.hf.parameters()).dtype
+
+    def width(self, site: str) -> int:
+        """How many numbers a site holds per position."""
+        return {"logits": self.d_vocab, "head_out": self.d_attention}.get(
+            site, self.d_mlp if site.startswith("mlp_") and site != "mlp_out" else self.d_model
+        )
+
+    def _part(self, layer: int, path: str) -> Any:
+        if not 0 <= layer < self.n_layers:
+            raise UserError(f"layer {layer} does not exist: {self.name} has {self.n_layers} layers", "count layers from 0")
+        return self.hf.get_submodule(f"{self.architecture.blocks}.{layer}.{path}")
+
+    def check_neurons(self, neurons: Sequence[tuple[int, int]]) -> None:
+        """Raise `UserError` unless there is at least one neuron, and each (layer, index) exists."""
+        if not len(neurons):
+            raise UserError("no neurons were given", "name at least one (layer, index) pair")
+        for layer, index in neurons:
+            if not (0 <= layer < self.n_layers and 0 <= index < self.d_mlp):
+                raise UserError(
+                    f"neuron {layer}.{index} does not exist: the model has {self.n_layers} layers of {self.d_mlp} neurons",
+                    "count layers and neurons from 0",
+                )
+
+    def key_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+        """What each neuron of a layer reads: `activation_i = f(x . k_i + b_i)`; for GLU the gate's key."""
+        weight = held(self._part(layer, self.architecture.key), "weight")
+        return weight.T if self.family == "gelu" else weight
+
+    def up_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+        """The key vectors of the linear part of a GLU."""
+        if self.architecture.up is None:
+            raise UserError(f"{self.name} has no gated MLP", "use key_vectors")
+        return held(self._part(layer, self.architecture.up), "weight")
+
+    def key_biases(self, layer: int) -> Float[Tensor, " d_mlp"]:
+        """The bias added to each key's product; zeros where the architecture has none."""
+        bias = held(self._part(layer, self.architecture.key), "bias")
+        return bias if bias is not None else torch.zeros(self.d_mlp, device=self.device, dtype=self.dtype)
+
+    def value_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+        """What each neuron of a layer writes to the residual stream, per unit of activation."""
+        weight = held(self._part(layer, self.architecture.value), "weight")
+        return weight if self.family == "gelu" else weight.T
+
+    def value_bias(self, layer: int) -> Float[Tensor, " d_model"]:
+        """What the MLP writes whatever it reads; zeros where the architecture has none."""
+        bias = held(self._part(layer, self.architecture.value), "bias")
+        return bias if bias is not None else torch.zeros(self.d_model, device=self.device, dtype=self.dtype)
+
+    @property
+    def unembedding(self) -> Float[Tensor, "vocab d_model"]:
+        return held(self.hf.get_output_embeddings(), "weight")
+
+    @property
+    def final_norm(self) -> nn.Module:
+        return self.hf.get_submodule(self.architecture.final_norm)
+
+    @property
+    def final_gain(self) -> Float[Tensor, " d_model"]:
+        """The factor per coordinate that the final norm applies."""
+        gain: Tensor = held(self.final_norm, "weight")
+        return gain + self.architecture.norm_offset
+
+    def sites(self) -> list[str]:
+        """Every site of this model, in the order in which a forward meets them."""
+        layers = [str(Site(name, layer)) for layer in range(self.n_layers) for name in self.architecture.taps]
+        return [*layers, "ln_final", "logits"]
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of every weight, by which results and indexes of this model are cached."""
+        return weights_digest(self.hf)
+
+    def plain_copy(self) -> PreTrainedModel:
+        """The same weights in a new Hugging Face model without hooks (a deep copy would share this model's edits).
+
+        Raises `UserError` where some weights are not in memory (`device_map` with offloading).
+        """
+        if any(parameter.is_meta for parameter in self.hf.parameters()):
+            raise UserError(
+                f"some weights of {self.name} are offloaded, so it cannot be copied", "load it on one device, without device_map"
+            )
+        # With a configuration of its own: who is given the copy may switch its attention to another implementation.
+        with no_init_weights():
+            copy = type(self.hf)(deepcopy(self.hf.config))
+        # Which the random start would have done.
+        copy.tie_weights()
+        copy.load_state_dict(self.hf.state_dict())
+        return copy.to(self.device, self.dtype).eval()
+
+    def to_transformer_lens(self) -> Any:
+        """A TransformerLens `TransformerBridge` on a copy of the weights, raw; see `interp.adapters` for the names of sites."""
+        from interp.adapters.transformer_lens import to_transformer_lens
+
+        return to_transformer_lens(self)
+
+    def to_nnsight(self) -> Any:
+        """An nnsight `TransformersModel` on a copy of the weights; see `interp.adapters` for where the sites are in it."""
+        from interp.adapters.nnsight import to_nnsight
+
+        return to_nnsight(self)
+
+    def manifest(self) -> dict[str, Any]:
+        """Where the model came from and what exactly it is."""
+        origin = self.checkpoint.describe() if self.checkpoint else {"path": None}
+        return {
+            "name": self.name, **origin, "model_type": self.hf.config.model_type, "layers": self.n_layers,
+            "d_model": self.d_model, "d_mlp": self.d_mlp, "heads": self.n_heads, "vocabulary": self.d_vocab,
+            "parameters": sum(p.numel() for p in self.hf.parameters()),
+            "dtype": str(self.dtype).removeprefix("torch."), "digest": self.digest,
+        }  # fmt: skip
+
+
+def load_model(
+    source: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", base: str | Path | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None, name: str | None = None, device_map: Any = None,
+    offload_folder: str | Path | None = None,
+) -> Model:  # fmt: skip
+    """Load one model from a local folder (safetensors), a PEFT LoRA folder, or a Hugging Face hub id.
+
+    Args:
+        dtype: what the weights are computed in, whatever they are stored in.
+        base: the model that a LoRA folder adapts, where it differs from the one its configuration names.
+        tokenizer: to be used in place of the folder's own.
+        device_map: for a model larger than one device: `auto`, or a mapping from module names to devices, `cpu` or `disk`, as
+            accelerate takes it (in place of `device`). Reading and edits work as ever; a model with offloaded layers must not be
+            used by several threads at once.
+        offload_folder: where layers go that `device_map` puts on disk.
+
+    Raises:
+        UserError: anything missing, mismatched, foreign, truncated or not finite, with its mend.
+    """
+    checkpoint = open_checkpoint(source, base)
+    if device_map is not None and torch.device(device).type != "cpu":
+        raise UserError(f"both device ({device}) and device_map are given", "give one of them")
+    spread = None if device_map is None else Spread(device_map, None if offload_folder is None else Path(offload_folder))
+    hf = read_weights(checkpoint, dtype, spread)
+    words = tokenizer if tokenizer is not None else read_tokenizer(checkpoint, hf)
+    return Model(hf.to(device) if spread is None else hf, words, name or checkpoint.label, checkpoint)
+
+
+Neuron = tuple[int, int]

@@ -1,0 +1,66 @@
+"""Models spread over devices: where layers go, how offloaded parameters are read, and the digest of all weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from interp.errors import UserError
+
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Where the layers of a model too large for one device go: accelerate's `device_map`, and a folder for what goes to disk."""
+
+    device_map: str | Mapping[str, Any]
+    folder: Path | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for `from_pretrained`; raises `UserError` where accelerate is missing or the map is none."""
+        if find_spec("accelerate") is None:
+            raise UserError("device_map needs the library accelerate", "pip install 'bypass-workbench[train]', or leave device_map out")
+        if not isinstance(self.device_map, Mapping) and self.device_map not in DEVICE_MAPS:
+            raise UserError(f"device_map is {self.device_map!r}", f"use {', '.join(DEVICE_MAPS)}, or a mapping from module to device")
+        if isinstance(self.device_map, Mapping) and "disk" in self.device_map.values() and self.folder is None:
+            raise UserError("device_map puts layers on disk, but no folder is given for them", "give offload_folder")
+        given = dict(self.device_map) if isinstance(self.device_map, Mapping) else self.device_map
+        return {"device_map": given, "offload_folder": None if self.folder is None else str(self.folder)}
+
+
+def held(module: nn.Module, name: str) -> Any:
+    """A parameter of a module, or None where it has none; read back from where accelerate keeps it if it is offloaded."""
+    parameter = getattr(module, name)
+    if parameter is None or not parameter.is_meta:
+        return parameter
+    hook = getattr(module, "_hf_hook", None)
+    for part in getattr(hook, "hooks", [hook]):
+        weights = getattr(part, "weights_map", None)
+        if weights is not None:
+            return weights[name].to(parameter.dtype)
+    raise UserError(f"the weights of {type(module).__name__} are not in memory", "load the model with load_model")
+
+
+def parameters_of(hf: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter with its name, in the order of the names, those that are offloaded too, one at a time."""
+    for name, parameter in sorted(hf.named_parameters(), key=lambda item: item[0]):
+        path, _, leaf = name.rpartition(".")
+        yield name, held(hf.get_submodule(path), leaf) if parameter.is_meta else parameter
+
+
+def weights_digest(hf: PreTrainedModel) -> str:
+    """A hash of every parameter's name, shape and bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in parameters_of(hf):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

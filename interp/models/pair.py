@@ -1,0 +1,96 @@
+"""`ModelPair`: a model before and after preference tuning, checked to be comparable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from interp.bundled import BUNDLED
+from interp.errors import UserError
+from interp.models.model import Model, load_model
+
+# What a configuration says about the forward without leaving a trace in the shapes of the weights.
+FORWARD_SETTINGS = (
+    "num_attention_heads", "num_key_value_heads", "head_dim", "layer_norm_epsilon", "rms_norm_eps", "activation_function", "hidden_act",
+    "hidden_activation", "rope_parameters", "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "sliding_window", "use_sliding_window",
+    "layer_types", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping",
+)  # fmt: skip
+
+
+def compare_checkpoints(base: Model, tuned: Model) -> None:
+    """Raise `UserError` where two models cannot be compared site by site."""
+    first, second = base.hf.config, tuned.hf.config
+    if first.model_type != second.model_type:
+        raise UserError(
+            f"the sides differ in architecture: base is {first.model_type}, tuned is {second.model_type}",
+            "give two checkpoints of one model",
+        )
+    shapes = [{name: tuple(p.shape) for name, p in model.hf.named_parameters()} for model in (base, tuned)]
+    for name in sorted(shapes[0].keys() | shapes[1].keys()):
+        if shapes[0].get(name) != shapes[1].get(name):
+            raise UserError(
+                f"the sides differ in shape: {name} is {shapes[0].get(name)} in base, {shapes[1].get(name)} in tuned",
+                "give two checkpoints of one model",
+            )
+    for key in FORWARD_SETTINGS:
+        if getattr(first, key, None) != getattr(second, key, None):
+            raise UserError(
+                f"the sides differ in {key}: {getattr(first, key, None)} and {getattr(second, key, None)}", "correct config.json"
+            )
+    if base.tokenizer.get_vocab() != tuned.tokenizer.get_vocab():
+        raise UserError(
+            "the sides have different tokenizers, so the same text would be different tokens", "copy the base model's tokenizer files"
+        )
+    probe = "The quick brown fox,\n  1984 don't stop: café 🙂"
+    if base.tokenizer(probe, add_special_tokens=False)["input_ids"] != tuned.tokenizer(probe, add_special_tokens=False)["input_ids"]:
+        raise UserError("the sides' tokenizers cut the same text differently", "copy the base model's tokenizer files")
+    stored = [
+        model.checkpoint.stored_dtypes() if model.checkpoint and not model.checkpoint.adapter_base else set() for model in (base, tuned)
+    ]
+    if stored[0] and stored[1] and stored[0] != stored[1]:
+        raise UserError(
+            f"the sides are stored in different precision (base {sorted(stored[0])}, tuned {sorted(stored[1])}): rounding is no tuning",
+            "save both in one dtype, rounding the base before tuning starts",
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ModelPair:
+    """A model before and after preference tuning, checked to be comparable: the unit of every analysis."""
+
+    base: Model
+    tuned: Model
+    name: str = "pair"
+
+    @classmethod
+    def load(
+        cls, base: str | Path, tuned: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
+        name: str | None = None,
+    ) -> ModelPair:  # fmt: skip
+        """Load both sides and check that they can be compared.
+
+        Raises:
+            UserError: as `load_model`, or where architecture, shape, tokenizer or stored precision differ.
+        """
+        first = load_model(base, dtype=dtype, device=device, name="base")
+        second = load_model(tuned, dtype=dtype, device=device, base=base, name="tuned")
+        compare_checkpoints(first, second)
+        return cls(first, second, name or f"{first.checkpoint.label} / {second.checkpoint.label}")  # type: ignore[union-attr]
+
+    @classmethod
+    def bundled(cls, *, device: str | torch.device = "cpu") -> ModelPair:
+        """The pair that ships with the project: a small GPT-2 before and after DPO against toxic continuations."""
+        return cls.load(BUNDLED / "base", BUNDLED / "tuned", device=device, name="bundled pair")
+
+    @property
+    def sides(self) -> dict[str, Model]:
+        return {"base": self.base, "tuned": self.tuned}
+
+    def manifest(self) -> dict[str, Any]:
+        """Both sides' manifests and the library versions."""
+        from interp.environment import versions
+
+        return {"name": self.name, "base": self.base.manifest(), "tuned": self.tuned.manifest(), "versions": versions()}

@@ -1,0 +1,99 @@
+"""Activations of a few neurons while a text is continued: read as the tokens are made, and nothing else kept.
+
+A full cache of each step of a greedy continuation repeats the whole prompt at every token and holds every site. With the KV
+cache a step is one position, and of that position a handful of numbers is wanted. Where the same tokens are to be read by
+another model, they are forced upon it in one forward instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.edits.edit import Edit
+from interp.errors import UserError
+from interp.forward.capture import capture
+from interp.forward.generate import generate_tokens
+from interp.models.hooks import Frame, Work, working
+from interp.models.model import Model, Neuron
+
+
+@dataclass(frozen=True, eq=False)
+class Watched:
+    """Activations after the nonlinearity at the positions that chose each new token, with the tokens that were chosen."""
+
+    neurons: list[Neuron]
+    tokens: list[list[int]]
+    values: Float[Tensor, "batch step neuron"]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per prompt, step and neuron: prompt, step, layer, neuron, activation."""
+        batch, steps, _ = self.values.shape
+        index = pd.MultiIndex.from_product([range(batch), range(steps), self.neurons], names=["prompt", "step", "unit"])
+        frame = pd.DataFrame({"activation": self.values.flatten().numpy()}, index=index).reset_index()
+        units = frame.pop("unit")
+        frame.insert(2, "layer", [unit[0] for unit in units])
+        frame.insert(3, "neuron", [unit[1] for unit in units])
+        return frame
+
+
+def _units(model: Model, neurons: Sequence[Neuron]) -> dict[str, list[int]]:
+    model.check_neurons(neurons)
+    units: dict[str, list[int]] = {}
+    for layer, index in neurons:
+        units.setdefault(f"mlp_post.{layer}", []).append(index)
+    return units
+
+
+def watch_neurons(
+    model: Model, rows: Sequence[Sequence[int]], neurons: Sequence[Neuron], *, max_new_tokens: int = 20, edits: Sequence[Edit] = (),
+    batch_size: int = 64,
+) -> Watched:  # fmt: skip
+    """How active are these neurons while the model continues each prompt greedily?
+
+    Step `t` is the forward whose last position chose new token `t`; edits act as in `generate`. Source: paper A, Figure 2
+    (own tokens). Raises `UserError` for no neurons, for one that does not exist, and as `generate_tokens`.
+    """
+    values = torch.zeros(len(rows), max_new_tokens, len(neurons))
+    collectors = {}
+    for site, indices in _units(model, neurons).items():
+        layer = int(site.split(".")[1])
+        columns = [place for place, neuron in enumerate(neurons) if neuron[0] == layer]
+
+        def collect(value: Tensor, frame: Frame, indices: list[int] = indices, columns: list[int] = columns) -> None:
+            places = torch.tensor(frame.rows if frame.rows is not None else range(len(value)))
+            step = (frame.positions[:, -1] - frame.prompt_lengths + 1).cpu()
+            found = value[:, -1, indices].float().cpu()
+            values[places[:, None], step[:, None], torch.tensor(columns)] = found
+
+        collectors[site] = (collect,)
+    with working(model.hf, Work(collectors=collectors)):
+        tokens = generate_tokens(model, rows, max_new_tokens=max_new_tokens, edits=edits, batch_size=batch_size, stop_at_end=False)
+    return Watched(list(neurons), tokens, values)
+
+
+def forced_neurons(
+    model: Model, rows: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], neurons: Sequence[Neuron], *, edits: Sequence[Edit] = ()
+) -> Watched:
+    """As `watch_neurons`, with the new tokens given instead of chosen: what this model does with another one's text.
+
+    Raises `UserError` where the continuations are not all of one length above 0.
+    """
+    lengths = {len(more) for more in tokens}
+    if len(tokens) != len(rows) or len(lengths) != 1 or lengths == {0}:
+        raise UserError(
+            f"{len(rows)} prompts came with {len(tokens)} continuations of {sorted(lengths)} tokens",
+            "give each prompt one, all equally long",
+        )
+    units = _units(model, neurons)
+    joined = [[*row, *more[:-1]] for row, more in zip(rows, tokens, strict=True)]
+    (steps,) = lengths
+    places = [list(range(len(row) - 1, len(row) - 1 + steps)) for row in rows]
+    found = capture(model, joined, list(units), positions=places, units=units, edits=edits)
+    by_neuron = {(int(site.split(".")[1]), index): found[site][..., at] for site in units for at, index in enumerate(units[site])}
+    return Watched(list(neurons), [list(more) for more in tokens], torch.stack([by_neuron[neuron] for neuron in neurons], dim=-1))

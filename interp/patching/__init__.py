@@ -1,0 +1,1 @@
+"""Activation patching and path patching, within a model and across the pair."""

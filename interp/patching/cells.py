@@ -1,0 +1,89 @@
+"""Which cells a map has, and which numbers of a site each of them replaces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from interp.errors import UserError
+from interp.forward.resume import Trace
+from interp.models.model import Model
+from interp.patching.maps import UNIT_NAMES, Cell
+
+SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "head_out", "mlp_post")
+Positions = Literal["each", "all"] | Sequence[int] | None
+
+
+def make_cells(
+    model: Model, site: str, positions: Positions, layers: Sequence[int] | None, units: Any, lengths: Sequence[int]
+) -> tuple[Cell, ...]:
+    """Every cell of a map, in the order layer, unit, position; raises `UserError` for what the model or the prompts lack."""
+    if site not in SITES:
+        raise UserError(f"site {site!r} cannot be patched", f"use one of {', '.join(SITES)}, without a layer")
+    chosen = list(range(model.n_layers)) if layers is None else sorted(set(layers))
+    wrong = next((layer for layer in chosen if not 0 <= layer < model.n_layers), None)
+    if wrong is not None or not chosen:
+        raise UserError(f"layer {wrong} does not exist: the model has {model.n_layers} layers", "count layers from 0, and name one")
+    places: list[int | None] = list(_places(positions, site, lengths))
+    width = {"head_out": model.n_heads, "mlp_post": model.d_mlp}.get(site)
+    return tuple(
+        Cell(layer, place, unit) for layer in chosen for unit in _units(units, site, layer, width, model.n_layers) for place in places
+    )
+
+
+def _places(positions: Positions, site: str, lengths: Sequence[int]) -> Iterator[int | None]:
+    wanted = positions if positions is not None else ("all" if site in UNIT_NAMES else "each")
+    if wanted == "all":
+        yield None
+        return
+    if isinstance(wanted, str) and wanted != "each":
+        raise UserError(f"positions {wanted!r} is unknown", "use each, all, or a list of positions")
+    if wanted == "each" and len(set(lengths)) > 1:
+        raise UserError(
+            f"the prompts have {min(lengths)} to {max(lengths)} tokens, so that their positions do not line up",
+            "use prompts of equal length, or positions='all'",
+        )
+    shortest = min(lengths)
+    for position in range(shortest) if isinstance(wanted, str) else wanted:
+        if not 0 <= position < shortest:
+            raise UserError(f"position {position} does not exist in a prompt of {shortest} tokens", "count positions from 0")
+        yield int(position)
+
+
+def _units(units: Any, site: str, layer: int, width: int | None, n_layers: int) -> list[int | None]:
+    if width is None:
+        if units is not None:
+            raise UserError(f"site {site!r} has no heads or neurons", "name units for head_out or mlp_post only")
+        return [None]
+    if units is None:
+        return list(range(width))
+    pairs = [tuple(item) if isinstance(item, list | tuple) else (layer, item) for item in units]
+    wrong = next((p for p in pairs if len(p) != 2 or not 0 <= p[0] < n_layers or not 0 <= p[1] < width), None)
+    if wrong is not None or not pairs:
+        raise UserError(f"{UNIT_NAMES[site]} {wrong} does not exist: there are {n_layers} layers of {width}", "count from 0, and name one")
+    return [index for owner, index in dict.fromkeys(pairs) if owner == layer]
+
+
+def layers_of(cells: Sequence[Cell]) -> list[int]:
+    return sorted({cell.layer for cell in cells})
+
+
+def chunk_size(target: Trace, memory_mb: float | int) -> int:
+    """How many runs fit into the memory: residual streams, MLP, attention scores and logits of one block, roughly."""
+    model, length = target.model, len(target.row)
+    numbers = length * (10 * model.d_model + 3 * model.d_mlp + 2 * model.n_heads * length) + 2 * model.d_vocab
+    return max(1, int(memory_mb * 2**20 / (numbers * target.stream.element_size())))
+
+
+def selection(target: Trace, site: str, cells: Sequence[Cell]) -> Bool[Tensor, "cell pos ..."]:
+    """Which numbers of a site each cell replaces: `cell pos 1`, for heads `cell pos head 1`, for neurons `cell pos d_mlp`."""
+    model, length = target.model, len(target.row)
+    tail = {"head_out": (model.n_heads, 1), "mlp_post": (model.d_mlp,)}.get(site, (1,))
+    where = torch.zeros((len(cells), length, *tail), dtype=torch.bool)
+    for number, cell in enumerate(cells):
+        where[number, slice(None) if cell.position is None else cell.position, slice(None) if cell.unit is None else cell.unit] = True
+    return where.to(model.device)

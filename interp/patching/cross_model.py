@@ -1,0 +1,114 @@
+"""Neurons of one model fed with another's activations, token by token, while both read the same text.
+
+A stored patch cannot be used while text is generated, since the tokens depend on the patch. So the two models run side by
+side: the donor reads the tokens first, the chosen neurons of the other model then take over its activations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool
+from torch import Tensor
+from torch.nn import functional
+from transformers import DynamicCache
+
+from interp.errors import UserError
+from interp.models.hooks import Frame, Work, working
+from interp.models.model import Model
+from interp.models.tokens import batches, check_rows, pad, positions_of
+
+Selection = Mapping[int, Bool[Tensor, " d_mlp"]]
+
+
+@contextmanager
+def _joined(model: Model, donor: Model, chosen: Selection, lengths: Tensor) -> Iterator[Any]:
+    """A function that runs the donor and then the model on one batch, and gives the model's logits."""
+    held: dict[str, Tensor] = {}
+    collectors, transforms = {}, {}
+    for layer, units in chosen.items():
+        site, mask = f"mlp_post.{layer}", units.to(model.device)
+
+        def collect(value: Tensor, frame: Frame, site: str = site) -> None:
+            held[site] = value
+
+        def replace(value: Tensor, frame: Frame, site: str = site, mask: Tensor = mask) -> Tensor:
+            return torch.where(mask, held[site].to(value.device, value.dtype), value)
+
+        collectors[site], transforms[site] = (collect,), (replace,)
+
+    def forward(inputs: Mapping[str, Tensor], caches: tuple[Any, Any], keep: int) -> Tensor:
+        cached = caches[0] is not None
+        if collectors:
+            with working(donor.hf, Work(collectors=collectors), lengths):
+                donor.hf(**inputs, past_key_values=caches[0], use_cache=cached, logits_to_keep=1)
+        with working(model.hf, Work(transforms), lengths):
+            logits: Tensor = model.hf(**inputs, past_key_values=caches[1], use_cache=cached, logits_to_keep=keep).logits
+        return logits.float()
+
+    yield forward
+    held.clear()
+
+
+def _check(model: Model, donor: Model, chosen: Selection) -> None:
+    if (model.n_layers, model.d_mlp, model.d_vocab) != (donor.n_layers, donor.d_mlp, donor.d_vocab):
+        raise UserError(f"{donor.name} and {model.name} differ in shape", "give two models of one architecture and size")
+    wrong = [layer for layer, units in chosen.items() if not 0 <= layer < model.n_layers or units.shape != (model.d_mlp,)]
+    if wrong:
+        raise UserError(
+            f"the neurons chosen at layer {wrong[0]} do not fit", f"give {model.d_mlp} truth values for layers 0 to {model.n_layers - 1}"
+        )
+
+
+@torch.no_grad()
+def generate_with_donor(
+    model: Model, donor: Model, rows: Sequence[Sequence[int]], chosen: Selection, *, max_new_tokens: int = 20, batch_size: int = 256
+) -> list[list[int]]:
+    """How does the model continue these rows when the chosen neurons take the donor's activations at every position?
+
+    Greedy decoding; a row ends before the end-of-text token. With no neuron chosen this is the model's own continuation. Source:
+    cross-model activation patching (Prakash et al., 2024). Raises `UserError` for models of different shape, or rows that do not fit.
+    """
+    _check(model, donor, chosen)
+    check_rows(model, rows)
+    found: list[list[int]] = [[] for _ in rows]
+    end = model.tokenizer.eos_token_id
+    for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=1 << 16):
+        tokens = pad([rows[i] for i in group], model.tokenizer.pad_token_id or 0, "left").to(model.device)
+        ids, mask = tokens.ids, tokens.mask
+        caches = DynamicCache(), DynamicCache()
+        with _joined(model, donor, chosen, tokens.lengths) as forward:
+            for step in range(max_new_tokens):
+                fresh = slice(None) if step == 0 else slice(-1, None)
+                inputs = {"input_ids": ids[:, fresh], "attention_mask": mask.long(), "position_ids": positions_of(mask)[:, fresh]}
+                ids = torch.cat([ids, forward(inputs, caches, 1)[:, -1].argmax(dim=-1, keepdim=True)], dim=1)
+                mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        for place, row in zip(group, ids[:, tokens.ids.shape[1] :].tolist(), strict=True):
+            found[place] = row[: row.index(end)] if end in row else row
+    return found
+
+
+@torch.no_grad()
+def perplexity_with_donor(model: Model, donor: Model, rows: Sequence[Sequence[int]], chosen: Selection, *, batch_size: int = 16) -> float:
+    """Perplexity of the model on these rows, each read by itself, when the chosen neurons take the donor's activations.
+
+    Raises `UserError` as `generate_with_donor`, or where no row has two tokens.
+    """
+    _check(model, donor, chosen)
+    check_rows(model, rows)
+    loss, count = 0.0, 0
+    for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=8192):
+        tokens = pad([rows[i] for i in group], model.tokenizer.pad_token_id or 0, "right").to(model.device)
+        with _joined(model, donor, chosen, tokens.lengths) as forward:
+            logits = forward(tokens.inputs(), (None, None), 0)[:, :-1]
+        wanted = tokens.mask[:, 1:]
+        each = functional.cross_entropy(rearrange(logits, "batch pos vocab -> batch vocab pos"), tokens.ids[:, 1:], reduction="none")
+        loss, count = loss + float((each.double() * wanted).sum()), count + int(wanted.sum())
+    if not count:
+        raise UserError("the rows hold no token to predict", "give rows of at least two tokens")
+    return math.exp(loss / count)

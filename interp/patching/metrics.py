@@ -1,0 +1,146 @@
+"""What a patch is measured by: small values that read a number off each run.
+
+A metric knows which sites it needs and nothing of patching. Three read the prompt's own forward and can be
+differentiated; the fourth continues the prompt, and therefore asks for text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.errors import UserError
+from interp.forward.resume import Reading
+from interp.models.sites import parse_site
+
+if TYPE_CHECKING:
+    from interp.directions.probe import Probe
+    from interp.evaluation.toxicity import Scorer
+    from interp.models.model import Model
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """A number per run, read from the forward of the prompt."""
+
+    @property
+    def label(self) -> str: ...
+
+    def sites(self, model: Model) -> tuple[str, ...]:
+        """The sites that it reads; checks that it fits the model."""
+        ...
+
+    def read(self, reading: Reading) -> Float[Tensor, " cell"]: ...
+
+
+@dataclass(frozen=True)
+class LogitDifference:
+    """Logit of `first` minus logit of `second` as the token after the prompt (in nats of odds between the two)."""
+
+    first: int
+    second: int
+    label: str = "logit difference"
+
+    def sites(self, model: Model) -> tuple[str, ...]:
+        _check_tokens(model, (self.first, self.second))
+        return ()
+
+    def read(self, reading: Reading) -> Float[Tensor, " cell"]:
+        return reading.logits[:, self.first] - reading.logits[:, self.second]
+
+
+@dataclass(frozen=True)
+class LogProbability:
+    """Log-probability (nats) that the token after the prompt is one of `tokens`."""
+
+    tokens: tuple[int, ...]
+    label: str = "log-probability"
+
+    def sites(self, model: Model) -> tuple[str, ...]:
+        if not self.tokens:
+            raise UserError("the metric names no tokens", "name at least one")
+        _check_tokens(model, self.tokens)
+        return ()
+
+    def read(self, reading: Reading) -> Float[Tensor, " cell"]:
+        chosen = torch.tensor(sorted(set(self.tokens)), device=reading.logits.device)
+        return reading.logits[:, chosen].logsumexp(dim=1) - reading.logits.logsumexp(dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeProjection:
+    """Product of a site's activation with the unit direction, at the last position or as the mean over positions.
+
+    `site` is None for the last residual stream, which the probe of paper A reads (as the mean over positions).
+    """
+
+    direction: Float[Tensor, " d"]
+    site: str | None = None
+    positions: Literal["mean", "last"] = "mean"
+    label: str = "probe projection"
+
+    @classmethod
+    def of(cls, probe: Probe) -> ProbeProjection:
+        """What the probe itself reads, along its direction."""
+        return cls(probe.direction)
+
+    def sites(self, model: Model) -> tuple[str, ...]:
+        site = parse_site(self._site(model), n_layers=model.n_layers, family=model.family)
+        if not site.kind.per_layer:
+            raise UserError(f"the projection is read at {site}", f"name a site with a layer, such as resid_post.{model.n_layers - 1}")
+        if self.direction.shape[0] != model.width(site.name):
+            raise UserError(
+                f"the direction holds {self.direction.shape[0]} numbers, but {site} is {model.width(site.name)} wide",
+                "use a direction of that width",
+            )
+        if not bool(torch.isfinite(self.direction).all()) or not bool(self.direction.any()):
+            raise UserError("the direction of the projection is zero or not finite", "give a direction")
+        return (str(site),)
+
+    def read(self, reading: Reading) -> Float[Tensor, " cell"]:
+        value = reading.site(self._site(reading.trace.model)).flatten(2)
+        unit = (self.direction.double() / self.direction.double().norm()).to(value)
+        return (value.mean(dim=1) if self.positions == "mean" else value[:, -1]) @ unit
+
+    def _site(self, model: Model) -> str:
+        return self.site or f"resid_post.{model.n_layers - 1}"
+
+
+@dataclass(frozen=True, eq=False)
+class ContinuationToxicity:
+    """Toxicity (0 to 1) of the greedy continuation, by a scorer; the patch acts on the prompt alone."""
+
+    scorer: Scorer
+    new_tokens: int = 20
+    label: str = "toxicity of the continuation"
+
+    def score(self, texts: Sequence[str]) -> Float[Tensor, " cell"]:
+        """The score of each continuation."""
+        return torch.tensor(self.scorer.score(list(texts))["toxicity"].tolist())
+
+
+AnyMetric = Metric | ContinuationToxicity
+
+
+def each_metric(metric: Any, count: int) -> list[AnyMetric]:
+    """One metric per prompt: the one that was given for all, or a list of them; raises `UserError` for anything else."""
+    given = list(metric) if isinstance(metric, list | tuple) else [metric] * count
+    for item in given:
+        if not isinstance(item, Metric | ContinuationToxicity):
+            raise UserError(f"{item!r} is not a metric", "use LogitDifference, LogProbability, ProbeProjection or ContinuationToxicity")
+    if len(given) != count:
+        raise UserError(f"{len(given)} metrics were given for {count} prompts", "give one for all, or one per prompt")
+    if len({item.label for item in given}) > 1:
+        raise UserError("the metrics of the prompts are of different kinds", "measure all prompts by one kind")
+    return given
+
+
+def _check_tokens(model: Model, tokens: Sequence[int]) -> None:
+    wrong = next((token for token in tokens if not 0 <= token < model.d_vocab), None)
+    if wrong is not None:
+        raise UserError(f"token {wrong} does not exist: the vocabulary has {model.d_vocab}", "count token ids from 0")

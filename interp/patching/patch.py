@@ -1,0 +1,274 @@
+"""`patch`: which activation carries the difference between two runs, within one model or between the two sides of a pair?
+
+One engine serves both: a run is a prompt and a model, and patching puts one run's activation into the other. All cells of a
+layer run together as one batch, from that layer on; the blocks below are never computed again. The runs are exchanged for the
+other direction, so that denoising and noising (or base into tuned and tuned into base) always stand side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from interp.edits.edit import Edit
+from interp.errors import UserError
+from interp.forward.generate import generate_tokens
+from interp.forward.resume import Reading, Trace, resume, trace
+from interp.models.hooks import Frame
+from interp.models.model import Model
+from interp.models.pair import ModelPair
+from interp.models.tokens import token_rows
+from interp.patching.cells import Positions, chunk_size, layers_of, make_cells, selection
+from interp.patching.maps import Cell, PatchMap, token_texts
+from interp.patching.metrics import AnyMetric, ContinuationToxicity, Metric, each_metric
+from interp.patching.prompt_pairs import align
+
+WITHIN = ("denoising", "noising")
+ACROSS = ("base into tuned", "tuned into base")
+MEMORY_MB = 64
+# The cells of a layer are split by position into batches that each begin at their own first position, which saves up to half
+# of the tokens; but a batch below this many multiplications per block costs more in calls than it saves.
+WORTHWHILE = 10**9
+Progress = Callable[[int, int], object]
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """The two runs of every prompt, in the order (target, source) of each direction, and what is asked of them."""
+
+    directions: tuple[str, ...]
+    traces: tuple[tuple[tuple[Trace, Trace], ...], ...]
+    metrics: tuple[AnyMetric, ...]
+    cells: tuple[Cell, ...]
+    site: str
+    settings: dict[str, Any]
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """A label per position, from the prompts of both runs."""
+        rows = [run.row for pair in self.traces[0] for run in reversed(pair)]
+        return token_texts(self.traces[0][0][0].model, rows)
+
+
+def patch(
+    subject: Model | ModelPair, prompts: str | Sequence[str], corrupted: str | Sequence[str] | None = None, *, metric: Any,
+    site: str = "resid_post", positions: Positions = None, layers: Sequence[int] | None = None,
+    units: Sequence[int] | Sequence[tuple[int, int]] | None = None, directions: Sequence[str] | None = None, null_draws: int = 0,
+    memory_mb: float | int = MEMORY_MB, seed: int = 0, progress: Progress | None = None,
+) -> PatchMap:  # fmt: skip
+    """Which activations carry the difference between two runs?
+
+    With a model, `prompts` are the clean and `corrupted` the corrupted ones: denoising puts clean activations into the
+    corrupted run, noising the reverse. With a pair, both sides read the same prompts, and each side's activations are put
+    into the other.
+
+    Args:
+        metric: `LogitDifference`, `LogProbability`, `ProbeProjection` or `ContinuationToxicity`, one for all prompts or a list.
+        site: `resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mlp_out`, `head_out` (each head) or `mlp_post` (each neuron).
+        positions: `each` on its own (the default for whole sites), `all` at once (the default for heads and neurons), or a
+            list, each on its own.
+        layers: all unless given.
+        units: heads or neurons, as indices in every layer or as (layer, index) pairs; all unless given.
+        directions: both unless given.
+        null_draws: how many times to repeat the map with random changes of equal norm (at every position and head; for
+            neurons, the changes of the layer shuffled among its neurons).
+        memory_mb: bound on the activations of one batch; it does not change the result.
+        progress: called with cells done and in all.
+
+    Raises:
+        UserError: prompts whose tokens do not line up, an unknown site, layer, position, unit or direction, or a metric that
+            does not fit the model.
+
+    Source: paper-independent; the neighbours of papers A to C in the study of circuits call it activation or causal patching.
+    """
+    runs = make_runs(subject, prompts, corrupted, metric, site, positions, layers, units, directions)
+    if null_draws < 0 or not memory_mb > 0:
+        raise UserError(f"null_draws is {null_draws} and memory_mb {memory_mb}", "give 0 or more draws, and memory above 0")
+    total = len(runs.directions) * len(runs.metrics) * len(runs.cells) * (1 + null_draws)
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        if progress is not None:
+            progress(done, total)
+
+    generator = torch.Generator().manual_seed(seed)
+    found: list[list[list[Tensor]]] = []
+    for traces in runs.traces:
+        found.append([])
+        for (target, source), measure in zip(traces, runs.metrics, strict=True):
+            sources = [{layer: source[f"{runs.site}.{layer}"] for layer in layers_of(runs.cells)}]
+            sources += [_noise(target, sources[0], runs.site, generator) for _ in range(null_draws)]
+            found[-1].append([_run_cells(target, given, runs, measure, memory_mb, count) for given in sources])
+    values = torch.stack([torch.stack([torch.stack(draws) for draws in rows]) for rows in found]).movedim(2, 0)
+    unpatched, full = baselines(runs)
+    settings = {**runs.settings, "null_draws": null_draws, "seed": seed}
+    return PatchMap(
+        runs.site, runs.metrics[0].label, "patching", runs.directions, runs.cells, runs.tokens, values[0], unpatched, full,
+        values[1:] if null_draws else None, settings,
+    )  # fmt: skip
+
+
+def make_runs(
+    subject: Model | ModelPair, prompts: Any, corrupted: Any, metric: Any, site: str, positions: Positions,
+    layers: Sequence[int] | None, units: Any, directions: Sequence[str] | None, *, more_sites: Sequence[str] = (),
+) -> Runs:  # fmt: skip
+    """Check what was asked for and run both runs of every prompt once."""
+    clean = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not clean:
+        raise UserError("no prompts were given", "give at least one")
+    models, known = _models(subject, corrupted)
+    other = clean if corrupted is None else [corrupted] if isinstance(corrupted, str) else list(corrupted)
+    if len(other) != len(clean):
+        raise UserError(f"{len(clean)} clean and {len(other)} corrupted prompts were given", "give one corrupted prompt for each")
+    first = models[0]
+    if corrupted is None:
+        rows = [(row, row) for row in token_rows(first, clean)]
+    else:
+        pairs = [align(first, a, b) for a, b in zip(clean, other, strict=True)]
+        rows = [(list(pair.clean_ids), list(pair.corrupted_ids)) for pair in pairs]
+    chosen = known if directions is None else tuple(directions)
+    wrong = next((name for name in chosen if name not in known), None)
+    if wrong is not None or not chosen:
+        raise UserError(f"there is no direction {wrong!r} here", f"use {' or '.join(map(repr, known))}")
+    metrics = each_metric(metric, len(clean))
+    cells = make_cells(first, site, positions, layers, units, [len(row) for row, _ in rows])
+    needed = {*(f"{site}.{layer}" for layer in layers_of(cells)), *more_sites}
+    if site == "mlp_out":
+        needed |= {f"resid_mid.{layer}" for layer in layers_of(cells)}
+    both: list[tuple[Trace, Trace]] = []
+    for (own, others), measure in zip(rows, metrics, strict=True):
+        read = {name for model in models for name in measure.sites(model)} if isinstance(measure, Metric) else set()
+        both.append((trace(models[0], own, needed | read), trace(models[1], others, needed | read)))
+    # The first direction of either kind puts the first run (clean, base) into the second (corrupted, tuned).
+    traces = tuple(tuple((b, a) if name == known[0] else (a, b) for a, b in both) for name in chosen)
+    settings = {
+        "prompts": clean, "corrupted": None if corrupted is None else other, "site": site, "metric": [repr(item) for item in metrics],
+        "models": {model.name: model.digest for model in dict.fromkeys(models)},
+    }  # fmt: skip
+    return Runs(tuple(chosen), traces, tuple(metrics), cells, site, settings)
+
+
+def _models(subject: Model | ModelPair, corrupted: Any) -> tuple[tuple[Model, Model], tuple[str, str]]:
+    if isinstance(subject, ModelPair):
+        if corrupted is not None:
+            raise UserError("a pair was given together with corrupted prompts", "patch one of its sides, as in patch(pair.base, ...)")
+        return (subject.base, subject.tuned), ACROSS
+    if not isinstance(subject, Model):
+        raise UserError(f"{type(subject).__name__} cannot be patched", "give a Model or a ModelPair")
+    if corrupted is None:
+        raise UserError("a single model was given without corrupted prompts", "give corrupted prompts, or a ModelPair")
+    return (subject, subject), WITHIN
+
+
+@torch.no_grad()
+def _run_cells(
+    target: Trace, sources: dict[int, Tensor], runs: Runs, metric: AnyMetric, memory_mb: float | int, count: Callable[[int], None]
+) -> Float[Tensor, " cell"]:
+    """The metric with each cell patched in turn; cells of one layer share a batch."""
+    chunk = chunk_size(target, memory_mb)
+    multiplications = len(target.row) * target.model.d_model * (4 * target.model.d_model + 2 * target.model.d_mlp)
+    found = torch.zeros(len(runs.cells))
+    for layer in layers_of(runs.cells):
+        # By position, so that a batch begins as late in the prompt as its earliest cell allows.
+        own = sorted((cell.position or 0, number) for number, cell in enumerate(runs.cells) if cell.layer == layer)
+        size = min(chunk, max(1, int(WORTHWHILE / multiplications)))
+        for begin in range(0, len(own), size):
+            numbers = [number for _, number in own[begin : begin + size]]
+            where = selection(target, runs.site, [runs.cells[number] for number in numbers])
+            start = own[begin][0]
+            found[numbers] = measure_patched(target, f"{runs.site}.{layer}", sources[layer], where, metric, start).float().cpu()
+            count(len(numbers))
+    return found
+
+
+def measure_patched(
+    target: Trace, site: str, source: Float[Tensor, "pos ..."], where: Bool[Tensor, "cell pos ..."], metric: AnyMetric, start: int = 0
+) -> Float[Tensor, " cell"]:
+    """The metric of one run per row of `where`, with those numbers of the site replaced by the source's.
+
+    `start` is the first position of which any is replaced.
+    """
+    source = source.to(target.stream)
+    if isinstance(metric, ContinuationToxicity):
+        return _continued(target, site, torch.where(where, source, target[site]), metric)
+    return metric.read(run_patched(target, site, source, where, metric.sites(target.model), start))
+
+
+def run_patched(
+    target: Trace,
+    site: str,
+    source: Float[Tensor, "pos ..."],
+    where: Bool[Tensor, "cell pos ..."],
+    keep: Sequence[str] = (),
+    start: int = 0,
+) -> Reading:
+    """Run the model from the patched site and the position `start` on."""
+    name, _, text = site.partition(".")
+    layer, count = int(text), len(where)
+    where, source = where[:, start:], source[start:]
+    # A metric that reads no site reads the last token's logits.
+    some: dict[str, Any] = {"keep": keep, "start": start, "last_only": not keep}
+    if name in ("resid_pre", "resid_post"):
+        return resume(target, layer + (name == "resid_post"), torch.where(where, source, target[site][start:]), **some)
+    if name == "mlp_out" and not {f"mlp_out.{layer}", f"resid_mid.{layer}"} & set(keep):
+        # All that follows in the block is the sum.
+        hidden = target[f"resid_mid.{layer}"][start:] + torch.where(where, source, target[site][start:])
+        return resume(target, layer + 1, hidden, **some)
+
+    def change(x: Tensor, frame: Frame) -> Tensor:
+        return torch.where(where, source, x)
+
+    hidden = target.stream[layer, start:]
+    return resume(target, layer, hidden.expand(count, *hidden.shape), transforms={site: change}, **some)
+
+
+def _continued(target: Trace, site: str, values: Float[Tensor, "cell pos ..."], metric: ContinuationToxicity) -> Float[Tensor, " cell"]:
+    edit = Edit.patch(site, values.flatten(2), positions=range(len(target.row)))
+    return _toxicity(target, len(values), [edit], metric)
+
+
+def _toxicity(target: Trace, count: int, edits: list[Edit], metric: ContinuationToxicity) -> Float[Tensor, " cell"]:
+    model = target.model
+    rows = generate_tokens(model, [list(target.row)] * count, max_new_tokens=metric.new_tokens, edits=edits, batch_size=count)
+    texts = [model.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in rows]
+    return metric.score(texts)
+
+
+@torch.no_grad()
+def baselines(runs: Runs) -> tuple[Float[Tensor, "direction prompt"], Float[Tensor, "direction prompt"]]:
+    """The metric of every target and every source as they are."""
+    known: dict[tuple[int, int], Tensor] = {}
+
+    def read(run: Trace, prompt: int) -> Tensor:
+        if (id(run), prompt) not in known:
+            metric = runs.metrics[prompt]
+            value = metric.read(run.reading) if isinstance(metric, Metric) else _toxicity(run, 1, [], metric)
+            known[id(run), prompt] = value[0].float().cpu()
+        return known[id(run), prompt]
+
+    sides = [
+        torch.stack([torch.stack([read(pair[side], i) for i, pair in enumerate(traces)]) for traces in runs.traces]) for side in (0, 1)
+    ]
+    return sides[0], sides[1]
+
+
+def _noise(target: Trace, sources: dict[int, Tensor], site: str, generator: torch.Generator) -> dict[int, Tensor]:
+    """In place of the source's activations: the target's with random changes of the size that the source's have."""
+    made = {}
+    for layer, source in sources.items():
+        own = target[f"{site}.{layer}"]
+        change = (source.to(own) - own).float().cpu()
+        if site == "mlp_post":
+            drawn = change[:, torch.randperm(change.shape[1], generator=generator)]
+        else:
+            drawn = torch.randn(change.shape, generator=generator)
+            drawn = drawn / drawn.norm(dim=-1, keepdim=True) * change.norm(dim=-1, keepdim=True)
+        made[layer] = own + drawn.to(own)
+    return made

@@ -1,0 +1,1 @@
+"""The page that a report writes, and its table in the terminal."""

@@ -1,0 +1,47 @@
+"""What the terminal shows of results, in a hundred columns: the page holds the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from interp.data.lexicon import mask
+from interp.results.result import Result, show_number
+from interp.report.seeds import Seeds
+
+WIDTH = 100
+STYLES = {"holds": ("✓ holds", "green"), "fails": ("✗ fails", "red"), "inconclusive": ("? inconclusive", "yellow")}
+
+
+def print_summary(results: Sequence[Result], console: Console | None = None, *, show_words: bool = False) -> None:
+    """Print one line per result: claim, verdict, headline effect and its null."""
+    console = console or Console()
+    show = (lambda text: text) if show_words else mask
+    table = Table(width=min(WIDTH, console.width), box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("", no_wrap=True)
+    table.add_column("claim", ratio=5)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("effect", justify="right", no_wrap=True)
+    table.add_column("null", justify="right", no_wrap=True)
+    table.add_column("measured as", ratio=4)
+    for result in results:
+        word, style = STYLES[result.verdict]
+        key = next(iter(result.statistic), None)
+        effect, null = ("–", "–") if key is None else (show_number(result.statistic[key], key), show_number(result.null.get(key), key))
+        name = "" if key is None else key.replace("_", " ")
+        table.add_row(Text(result.id), Text(show(result.title)), Text(word, style), Text(effect), Text(null), Text(show(name)))
+    console.print(table)
+
+
+def print_seeds(seeds: Seeds, console: Console | None = None) -> None:
+    """Print how many verdicts are the same under all seeds, and those that are not seed by seed."""
+    console = console or Console()
+    changing = [row for row in seeds.rows if not row.same]
+    named = ", ".join(map(str, seeds.seeds))
+    console.print(Text(f"seeds {named}: {len(seeds.rows) - len(changing)} of {len(seeds.rows)} verdicts are the same under all"))
+    for row in changing:
+        found = ", ".join(f"{seed}: {verdict}" for seed, verdict in zip(seeds.seeds, row.verdicts, strict=True))
+        console.print(Text(f"  {row.id} changes with the seed ({found})"))

@@ -1,0 +1,1 @@
+"""What an experiment returns: numbers, tables and figures, saved as JSON and CSV."""

@@ -1,0 +1,1 @@
+"""Intervals over the right unit, and matched controls."""

@@ -1,0 +1,170 @@
+"""Matched controls: what a finding about chosen directions or neurons is compared with.
+
+A control differs from what it controls in nothing but the choice: random directions have the same norm, random neurons
+come from the same layers, matched neurons also write with about the same strength.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.errors import UserError
+from interp.models.model import Model
+from interp.models.tokens import pad
+
+if TYPE_CHECKING:
+    from interp.models.pair import ModelPair
+
+CANDIDATES = 32
+# How many texts one backward pass takes at most, and how many logits: beside its gradients, a large model has no room for more.
+TEXTS, LOGITS = 8, 2**22
+Neuron = tuple[int, int]
+
+
+def random_directions(like: Float[Tensor, " d"], count: int, seed: int) -> Float[Tensor, "count d"]:
+    """Gaussian directions, uniform on the sphere, each with the norm of `like`.
+
+    Raises `UserError` where `like` is zero or not finite, or `count` is less than 1.
+    """
+    norm = float(like.double().norm())
+    if not norm > 0 or norm == float("inf"):
+        raise UserError(f"random directions are matched to a vector of norm {norm}", "give a finite vector that is not zero")
+    if count < 1:
+        raise UserError(f"{count} random directions were asked for", "ask for at least 1")
+    drawn = torch.randn(count, like.shape[0], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (drawn * (norm / drawn.norm(dim=1, keepdim=True))).to(like.device, like.dtype)
+
+
+def random_neurons(model: Model, neurons: Sequence[Neuron], *, seed: int, exclude: Sequence[Neuron] = ()) -> list[Neuron]:
+    """For each neuron a random other neuron of its layer; never one of `neurons` or `exclude`, none twice."""
+    return _draw(model, neurons, seed, exclude, candidates=1)
+
+
+def matched_neurons(
+    model: Model, neurons: Sequence[Neuron], *, seed: int, exclude: Sequence[Neuron] = (), candidates: int = CANDIDATES
+) -> list[Neuron]:
+    """For each neuron a random other neuron of its layer that writes about as strongly.
+
+    `candidates` neurons of the layer are drawn at random, and the one whose value vector is nearest in norm is taken:
+    more candidates match better, fewer are more random. Never one of `neurons` or `exclude`, none twice, in the order
+    of `neurons`.
+
+    Raises `UserError` for a neuron that the model lacks, or a layer without enough others.
+    """
+    return _draw(model, neurons, seed, exclude, candidates=candidates)
+
+
+def _draw(model: Model, neurons: Sequence[Neuron], seed: int, exclude: Sequence[Neuron], *, candidates: int) -> list[Neuron]:
+    if candidates < 1:
+        raise UserError(f"{candidates} candidates per neuron were asked for", "ask for at least 1")
+    generator = torch.Generator().manual_seed(seed)
+    free: dict[int, Tensor] = {}
+    norms: dict[int, Tensor] = {}
+    for layer, index in neurons:
+        if not (0 <= layer < model.n_layers and 0 <= index < model.d_mlp):
+            raise UserError(
+                f"neuron {layer}.{index} does not exist: the model has {model.n_layers} layers of {model.d_mlp} neurons",
+                "count layers and neurons from 0",
+            )
+        if layer not in free:
+            free[layer] = torch.ones(model.d_mlp, dtype=torch.bool)
+            free[layer][[i for at, i in (*neurons, *exclude) if at == layer and 0 <= i < model.d_mlp]] = False
+            norms[layer] = model.value_vectors(layer).float().norm(dim=1).cpu()
+    found: list[Neuron] = []
+    for layer, index in neurons:
+        pool = free[layer].nonzero()[:, 0]
+        if not len(pool):
+            raise UserError(f"layer {layer} has no other neurons left to draw from", "exclude fewer neurons")
+        drawn = pool[torch.randperm(len(pool), generator=generator)[:candidates]]
+        best = int(drawn[(norms[layer][drawn] - norms[layer][index]).abs().argmin()])
+        free[layer][best] = False
+        found.append((layer, best))
+    return found
+
+
+@torch.no_grad()
+def perturbed(pair: ModelPair, seed: int) -> Model:
+    """The base model moved as far as tuning moved it, tensor by tensor, but in a random direction.
+
+    What this model loses, any change of this size loses: the control for effects on prompts that were chosen by what the
+    base model says.
+    """
+    hf = pair.base.plain_copy()
+    generator = torch.Generator().manual_seed(seed)
+    tuned = dict(pair.tuned.hf.named_parameters())
+    for name, parameter in hf.named_parameters():
+        length = (tuned[name].float() - parameter.float()).norm().cpu()
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.add_((noise * (length / noise.norm())).to(parameter.device, parameter.dtype))
+    return Model(hf, pair.base.tokenizer, "random change of equal norm")
+
+
+def gradient_step(pair: ModelPair, rows: Sequence[Sequence[int]], *, signs: Sequence[int] | None = None) -> Model:
+    """The base model after one gradient step on these texts, tensor by tensor as long as what tuning changed.
+
+    What any objective that pushes one way does to the weights, toxic or not: the control for findings about the direction of
+    updates (paper A's Figure 5 follows from the gradient being nearly of rank one).
+
+    Args:
+        rows: token ids of each text.
+        signs: 1 to make a text more likely (plain fine-tuning, the default), -1 to make it less likely (with both, drawn at
+            random, this is the first step of preference tuning on shuffled labels).
+
+    Raises `UserError` for no texts, texts of one token, or signs of another number.
+    """
+    ways = [1] * len(rows) if signs is None else list(signs)
+    if not len(rows) or len(ways) != len(rows) or any(len(row) < 2 for row in rows):
+        raise UserError(
+            f"{len(rows)} texts came with {len(ways)} signs", "give at least one text of two tokens or more, and one sign for each"
+        )
+    hf = pair.base.plain_copy().requires_grad_(True)
+    filler = pair.base.tokenizer.pad_token_id or 0
+    batch_size = max(1, min(TEXTS, LOGITS // (max(map(len, rows)) * pair.base.d_vocab)))
+    for start in range(0, len(rows), batch_size):
+        tokens = pad(rows[start : start + batch_size], filler, "right").to(pair.base.device)
+        logits = hf(**tokens.inputs(), use_cache=False).logits[:, :-1].float()
+        each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.ids[:, 1:].flatten(), reduction="none").view(logits.shape[:2])
+        way = torch.tensor(ways[start : start + batch_size], device=each.device).unsqueeze(1)
+        (each * tokens.mask[:, 1:] * way).sum().backward()
+    tuned = dict(pair.tuned.hf.named_parameters())
+    with torch.no_grad():
+        for name, parameter in hf.named_parameters():
+            gradient = parameter.grad
+            length = (tuned[name].float() - parameter.float()).norm()
+            if gradient is not None and float(gradient.norm()) > 0:
+                parameter.sub_((gradient.float() * (length / gradient.float().norm())).to(parameter.dtype))
+            parameter.grad = None
+    return Model(hf, pair.base.tokenizer, "one gradient step of equal norm")
+
+
+def frequency_matched(
+    neurons: Sequence[Neuron],
+    rates: dict[int, Float[Tensor, " d_mlp"]],
+    *,
+    seed: int,
+    exclude: Sequence[Neuron] = (),
+    candidates: int = CANDIDATES,
+) -> list[Neuron]:
+    """For each neuron a random other neuron of its layer among the `candidates` that fire about as often.
+
+    Never one of `neurons` or `exclude`, none twice, in the order of `neurons`. Raises `UserError` where a layer has no others left.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    taken = {*neurons, *exclude}
+    found: list[Neuron] = []
+    for layer, index in neurons:
+        others = [
+            other for other in (rates[layer] - rates[layer][index]).abs().argsort(stable=True).tolist() if (layer, other) not in taken
+        ]
+        if not others:
+            raise UserError(f"layer {layer} has no other neurons left to draw from", "exclude fewer neurons")
+        near = others[:candidates]
+        chosen = (layer, near[int(torch.randint(len(near), (1,), generator=generator))])
+        taken.add(chosen)
+        found.append(chosen)
+    return found

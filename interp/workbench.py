@@ -1,0 +1,134 @@
+"""What the command line and the app share: which models a name means, on which device, and where indexes are kept."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from interp.errors import UserError
+
+if TYPE_CHECKING:
+    from interp.directions.probe import Probe
+    from interp.edits.edit import Edit
+    from interp.models.model import Model
+    from interp.models.pair import ModelPair
+
+DEVICE = "BYPASS_DEVICE"
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Which models the words `base` and `tuned` mean, and which probe `probe`: those of the options, or those that ship.
+
+    `device` is where they compute, None for what `BYPASS_DEVICE` names, which the app follows too.
+    """
+
+    pair: tuple[str, str] | None = None
+    probe: Path | None = None
+    device: str | None = None
+
+    def source(self, name: str) -> str:
+        """The folder or hub id that a name on the command line stands for."""
+        from interp.bundled import BUNDLED
+
+        if name not in ("base", "tuned"):
+            return name
+        if self.pair is not None:
+            return self.pair[name == "tuned"]
+        if not (BUNDLED / name / "config.json").is_file():
+            raise UserError("no pair ships with this checkout", "name one with --pair BASE TUNED, or name a folder or a hub id")
+        return str(BUNDLED / name)
+
+    def load(self, name: str) -> Model:
+        """One model; raises `UserError` where it cannot be loaded rightly."""
+        from interp.models.model import load_model
+
+        hush()
+        device = chosen_device(self.device)
+        base = self.source("base") if name == "tuned" else None
+        return load_model(self.source(name), base=base, device=device, name=name if name in ("base", "tuned") else None)
+
+    def both(self) -> ModelPair:
+        """The pair, checked to be comparable."""
+        from interp.models.pair import ModelPair
+
+        hush()
+        device = chosen_device(self.device)
+        name = None if self.pair else "bundled pair"
+        return ModelPair.load(self.source("base"), self.source("tuned"), device=device, name=name)
+
+    def named(self, name: str) -> dict[str, Model]:
+        """`both` gives both sides, any other name one model under that name."""
+        if name == "both":
+            return self.both().sides
+        model = self.load(name)
+        return {model.name: model}
+
+    def edits(self, texts: Sequence[str] | None, name: str, model: Model) -> list[Edit]:
+        """The edits of `--edit`, checked to fit the model; for a side of the pair, `probe` means the base's probe."""
+        from interp.steering.edit_text import parse_edits
+
+        return parse_edits(texts or (), model, lambda: self.probe_of(name, model))
+
+    def probe_of(self, name: str, model: Model) -> Probe:
+        """The probe of `--probe`, or else that of the model; for the tuned side that of its base.
+
+        Raises `UserError` for a probe that was fitted on another model.
+        """
+        from interp.directions.probe import load_probe, probe_for
+
+        base = self.load("base") if name == "tuned" else model
+        if self.probe is None:
+            return probe_for(base)
+        found = load_probe(self.probe)
+        if not found.matches(base):
+            raise UserError(f"the probe in {self.probe} was fitted on another model than {base.name}", "name the probe of the base model")
+        return found
+
+
+def chosen_device(name: str | None = None) -> str:
+    """Where models compute: `name`, or what `BYPASS_DEVICE` names, or the processor.
+
+    Raises `UserError` for a device that this machine or this torch does not have. Only those are taken whose arithmetic is
+    complete: the analyses need float64, which Apple's `mps` lacks.
+    """
+    import torch
+
+    text = name if name is not None else os.environ.get(DEVICE, "")
+    device = text.strip().lower() or "cpu"
+    told = f"{'--device' if name is not None else DEVICE} is {text!r}"
+    if device == "cpu":
+        return device
+    kind, _, index = device.partition(":")
+    if kind != "cuda" or (":" in device and not (index.isascii() and index.isdecimal())):
+        raise UserError(f"{told}, which is no device", "use cpu, cuda or cuda:1")
+    if torch.version.cuda is None and torch.version.hip is None:
+        raise UserError(f"{told}, but the torch that is installed computes on the processor alone", "use cpu, or install torch with CUDA")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        raise UserError(f"{told}, but torch finds no GPU", "use cpu, or see with nvidia-smi whether the driver works")
+    if index and int(index) >= count:
+        raise UserError(f"{told}, but the last of the {count} GPUs here is cuda:{count - 1}", f"use one of cuda:0 to cuda:{count - 1}")
+    return device
+
+
+def hush() -> None:
+    """Silence libraries that were imported before the environment could tell them."""
+    if os.environ.get("BYPASS_DEBUG", "0") in ("", "0"):
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
+def cache_folder() -> Path | None:
+    """Where indexes are kept between calls, or None where nothing can be kept."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bypass"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None

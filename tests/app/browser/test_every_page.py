@@ -1,0 +1,65 @@
+"""Every page, as it is first seen: nothing fails, nothing is asked of the outside, the accessibility audit finds nothing, it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page
+
+from app.served import open_at
+from app.shell import PAGES, heading
+from tests.app.browser.conftest import Open
+
+# Halfway through a transition no colour is what it will be.
+FADED = "() => document.getAnimations().every(one => one.effect.getComputedTiming().endTime === Infinity)"
+PATHS = {name: "" if name == "start" else name for name in PAGES}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", list(PAGES))
+def test_a_page_passes_the_accessibility_audit(visit: Open, picture: Callable[[Page, str], None], name: str, scheme: str) -> None:
+    page = visit(PATHS[name], color_scheme=scheme)
+    assert page.locator("h1").inner_text() == heading(name)
+    assert page.locator('[data-testid="stAlertContentError"]').count() == 0
+    page.wait_for_function(FADED)
+    picture(page, f"{name}-{scheme}")
+    found = Axe().run(page).response["violations"]
+    told = [(item["id"], item["help"], [(node["html"][:200], node["failureSummary"]) for node in item["nodes"][:3]]) for item in found]
+    assert not told
+
+
+# Which opacities captions have had since the page was opened, looked at in every frame.
+WATCHED = """() => {
+    window.seen = new Set();
+    const look = () => {
+        document.querySelectorAll('[data-testid="stCaptionContainer"]').forEach(one => window.seen.add(getComputedStyle(one).opacity));
+        requestAnimationFrame(look);
+    };
+    look();
+}"""
+
+
+def test_what_is_drawn_first_has_its_look_already(browser: Browser, address: str) -> None:
+    page = open_at(browser, address, "vectors", watch=lambda page: page.add_init_script(f"({WATCHED})()"))
+    assert page.evaluate("[...window.seen]") == ["0.8"]
+    page.context.close()
+
+
+@pytest.mark.parametrize("name", list(PAGES))
+def test_a_page_fits_a_phone(visit: Open, picture: Callable[[Page, str], None], name: str) -> None:
+    page = visit(PATHS[name], viewport={"width": 400, "height": 850})
+    picture(page, name)
+    main = page.locator('[data-testid="stMain"]')
+    assert main.evaluate("element => element.scrollWidth - element.clientWidth") <= 1
+
+
+def test_the_navigation_leads_to_every_page_by_keyboard_alone(visit: Open) -> None:
+    page = visit()
+    for name, (title, _) in list(PAGES.items())[1:]:
+        link = page.locator('[data-testid="stSidebarNav"] a', has_text=title)
+        link.focus()
+        page.keyboard.press("Enter")
+        page.wait_for_url(f"**/{name}*")
+        page.wait_for_function("title => document.querySelector('h1')?.innerText === title", arg=title)

@@ -1,0 +1,98 @@
+"""A null pair that was really trained: DPO on pairs whose labels a coin decided, from the planted base.
+
+Noise (test_planted.py) is a weak null: it optimises nothing. Here the same optimiser takes the same steps on the same texts,
+and only what the labels say is gone; what is said of tuning must not hold of it, and must hold where the labels are true.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from interp import Model, ModelPair, UserError
+from interp.experiments.registry import EXPERIMENTS, Context
+from interp.experiments.run import run_experiment
+from tests.experiments.planted import INSULTS, NEUTRAL, PlantedPair, passages, planted_context, planted_pair, prompts
+from training import dpo
+from training.recipe import Recipe
+
+STEPS = 40
+SETTINGS: dict[str, Any] = {
+    "scorer": "lexicon", "loss": "sigmoid", "beta": 0.1, "optimizer": "rmsprop", "learning_rate": 1e-4, "batch": 8, "warmup_steps": 4,
+    "max_steps": STEPS, "clip": 10.0, "development_prompts": 4, "kl_prompts": 2, "heldout_texts": 2, "evaluate_every": STEPS,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def planted() -> PlantedPair:
+    return planted_pair()
+
+
+@pytest.fixture(scope="module")
+def tuned(planted: PlantedPair, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Context]:
+    """The planted base after DPO on true labels and on those of a coin, each as a report's context."""
+    folder = tmp_path_factory.mktemp("coin")
+    return {labels: _tune(planted, folder / labels, labels) for labels in ("true", "shuffled")}
+
+
+def _tune(planted: PlantedPair, run: Path, labels: str) -> Context:
+    base = planted.pair.base
+    for part in ("pretrain/model", "pairs", "corpus"):
+        (run / part).mkdir(parents=True)
+    rng = np.random.default_rng(5)
+    records = []
+    for prompt in prompts(SETTINGS["batch"] * STEPS, seed=11, plain=0.0):
+        sides = {"prompt": prompt, "chosen": " ".join(rng.choice(NEUTRAL, 4)), "rejected": " ".join(rng.choice(INSULTS, 4))}
+        records.append(sides | {f"{side}_ids": base.tokenizer(text)["input_ids"] for side, text in sides.items()})
+    (run / "pairs" / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    # Development prompts are found where an author swore.
+    held = [{"source": "planted", "text": f"{text} damn river"} for text in prompts(12, seed=12)]
+    held += [{"source": "harmless", "text": passage.text} for passage in passages(6, 13)]
+    (run / "corpus" / "heldout.jsonl").write_text("".join(json.dumps(record) + "\n" for record in held))
+    stages = {"pretrain": {}, "pairs": {}, "corpus": {}, "dpo": SETTINGS | {"labels": labels}}
+    recipe = Recipe(name=labels, seed=3, settings=stages, run=run)
+    with pytest.MonkeyPatch.context() as patch:
+        # A language of words is not read from a folder: the loader asks of every tokenizer that it can say "hello world".
+        patch.setattr(dpo, "load_model", lambda folder, name: Model(base.plain_copy(), base.tokenizer, name))
+        weights = load_file(dpo.tune(recipe) / "model.safetensors")
+    hf = base.plain_copy()
+    hf.load_state_dict(weights)
+    return planted_context(planted, ModelPair(base, Model(hf, base.tokenizer, "tuned"), labels), quick=True)
+
+
+@pytest.mark.oracle
+def test_true_labels_take_the_toxicity_away_and_a_coins_do_not(tuned: dict[str, Context]) -> None:
+    before, after = (tuned["true"].toxicity(side).mean() for side in (tuned["true"].pair.base, tuned["true"].pair.tuned))
+    assert before > 0.6
+    assert after < 0.3 * before
+    assert tuned["shuffled"].toxicity(tuned["shuffled"].pair.tuned).mean() > 0.8 * before
+
+
+# None: there is nothing to bring back or to explain, and the experiment says so.
+COIN: dict[str, str | None] = {
+    "A-E4": "fails", "A-E7": "inconclusive", "A-E9": "fails", "A-E10": "inconclusive", "A-E11": "fails", "A-E12": None, "X-C1": None,
+    "X-C2": None, "X-U1": None, "W-E1": "fails", "W-E2": None, "Y-E1": "inconclusive",
+}  # fmt: skip
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", COIN)
+def test_what_is_said_of_tuning_does_not_hold_where_a_coin_decided(name: str, tuned: dict[str, Context]) -> None:
+    if COIN[name] is None:
+        with pytest.raises(UserError, match="tuning did not lower toxicity"):
+            run_experiment(EXPERIMENTS[name], tuned["shuffled"])
+    else:
+        found = run_experiment(EXPERIMENTS[name], tuned["shuffled"])
+        assert found.verdict == COIN[name], found.summary
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", ["A-E7", "A-E10", "A-E12"])
+def test_the_same_claims_hold_where_the_labels_are_true(name: str, tuned: dict[str, Context]) -> None:
+    found = run_experiment(EXPERIMENTS[name], tuned["true"])
+    assert found.verdict == "holds", found.summary

@@ -1,0 +1,186 @@
+"""Experiments on pairs whose answer is known, and reports that resume, skip and repeat."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from interp.data.texts import Passage
+from interp.directions.probe import fit_probe
+from interp.edits.edit import Edit
+from interp.errors import UserError
+from interp.evaluation.metrics import perplexity
+from interp.evaluation.toxicity import load_scorer
+from interp.experiments.registry import EXPERIMENTS, Context, find_experiments
+from interp.experiments.run import fingerprint, run_report
+from interp.experiments.toxicity.a_e8_weights import run as weights
+from interp.experiments.toxicity.a_e9_activations import mean_activations
+from interp.experiments.toxicity.shared import matched_strength
+from interp.models.pair import ModelPair
+from interp.models.tokens import pad
+from interp.neurons.ranking import rank_values
+from interp.report.page import read_report
+from interp.stats.nulls import perturbed
+
+WORDS = ["river", "stone", "green", "light", "house", "walks", "under", "over", "seven", "birds"]
+
+
+def sentences(count: int, seed: int) -> list[str]:
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, 8)) for _ in range(count)]
+
+
+@pytest.fixture
+def context(pair: ModelPair) -> Context:
+    texts = sentences(40, 0)
+    probe = fit_probe(pair.base, texts, [int("river" in text) for text in texts], seed=0)
+    held = [Passage(text[:20], text[20:], "post") for text in sentences(6, 1)]
+    return Context(pair, probe, load_scorer("lexicon"), sentences(5, 2), held, draws=6, quick=True, new_tokens=4)
+
+
+def test_every_experiment_states_its_criterion_and_what_would_refute_it() -> None:
+    for item in EXPERIMENTS.values():
+        assert item.criterion.startswith("Holds if")
+        assert "fails if" in item.criterion
+        assert item.question.endswith("?")
+        assert item.refuted_by
+        assert item.caveat
+
+
+def test_experiments_are_found_by_id_or_claim_in_any_case() -> None:
+    assert [item.id for item in find_experiments(["a-e12", "A-C5"])] == ["A-E8", "A-E12"]
+    with pytest.raises(UserError, match="there is no experiment B-E1"):
+        find_experiments(["A-E1", "B-E1"])
+
+
+def test_the_matched_strength_reaches_the_perplexity_asked_for(context: Context) -> None:
+    base = context.pair.base
+    direction = context.direction
+    strength = matched_strength(context, base, direction, 1.05)
+    texts = [passage.text for passage in context.passages]
+    edit = Edit.subtract(f"resid_post.{base.n_layers - 1}", direction, strength)
+    ratio = perplexity(base, texts, edits=[edit]).value / perplexity(base, texts).value
+    assert ratio == pytest.approx(1.05, abs=0.005)
+
+
+def test_mean_activations_equal_those_of_one_prompt_at_a_time(context: Context) -> None:
+    base = context.pair.base
+    neurons = [(0, 3), (1, 5), (0, 7)]
+    found = mean_activations(context, base, neurons, "base")
+    for number, (row, more) in enumerate(zip(context.prompt_rows(), context.base_tokens(), strict=True)):
+        seen: dict[int, torch.Tensor] = {}
+        handles = [
+            base.hf.get_submodule(f"{base.architecture.blocks}.{layer}.mlp.c_proj").register_forward_pre_hook(
+                lambda module, args, layer=layer, seen=seen: seen.__setitem__(layer, args[0][0])
+            )
+            for layer in (0, 1)
+        ]
+        base.hf(**pad([row + more[:-1]], 0).inputs())
+        for handle in handles:
+            handle.remove()
+        for column, (layer, index) in enumerate(neurons):
+            assert found[number, column] == pytest.approx(seen[layer][len(row) - 1 :, index].mean().item(), abs=1e-6)
+
+
+def test_whose_tokens_are_read_changes_activations_only_where_the_tokens_differ(context: Context) -> None:
+    base, tuned = context.pair.base, context.pair.tuned
+    neurons = [(0, 3), (1, 5)]
+    np.testing.assert_array_equal(*(mean_activations(context, base, neurons, forcing) for forcing in ("base", "own")))
+    np.testing.assert_array_equal(*(mean_activations(context, tuned, neurons, forcing) for forcing in ("tuned", "own")))
+    differ = np.array([a != b for a, b in zip(context.greedy_tokens(base), context.greedy_tokens(tuned), strict=True)])
+    assert differ.any()
+    changed = (
+        np.abs(mean_activations(context, base, neurons, "base") - mean_activations(context, base, neurons, "tuned")).max(axis=1) > 1e-7
+    )
+    # The last token is chosen but not read.
+    read = np.array([a[:-1] != b[:-1] for a, b in zip(context.greedy_tokens(base), context.greedy_tokens(tuned), strict=True)])
+    np.testing.assert_array_equal(changed, read)
+
+
+def test_a_random_change_has_the_norm_of_the_tuning_in_every_tensor(pair: ModelPair) -> None:
+    moved = dict(perturbed(pair, 3).hf.named_parameters())
+    tuned = dict(pair.tuned.hf.named_parameters())
+    for name, weight in pair.base.hf.named_parameters():
+        length = (tuned[name] - weight).norm().item()
+        assert (moved[name] - weight).norm().item() == pytest.approx(length, rel=1e-4)
+        if length > 0 and weight.numel() > 100:
+            between = torch.cosine_similarity((moved[name] - weight).flatten(), (tuned[name] - weight).flatten(), dim=0)
+            assert abs(between.item()) < 0.5
+
+
+def test_a_pair_of_twice_the_same_model_has_moved_no_weight_and_no_neuron(context: Context) -> None:
+    same = replace(context, pair=ModelPair(context.pair.base, context.pair.base))
+    found = weights(same)
+    assert found.statistic["largest 1 − cosine of a tensor"] == pytest.approx(0.0, abs=1e-6)
+    assert found.statistic["percentile of toxic values"] == pytest.approx(50.0)
+    assert found.verdict == "holds"
+
+
+def test_rewritten_value_vectors_fail_the_claim_that_weights_hardly_change(context: Context) -> None:
+    hf = context.pair.base.plain_copy()
+    with torch.no_grad():
+        for layer, index in rank_values(context.pair.base, context.direction, top=8).neurons:
+            hf.transformer.h[layer].mlp.c_proj.weight[index] *= -3
+    rewritten = replace(context, pair=ModelPair(context.pair.base, type(context.pair.base)(hf, context.pair.base.tokenizer, "tuned")))
+    assert weights(rewritten).verdict == "fails"
+
+
+def test_a_report_resumes_from_kept_results_and_recomputes_when_a_setting_changes(context: Context, tmp_path: Path) -> None:
+    calls: list[str] = []
+    progress = lambda phrase, done, total: calls.append(phrase)  # noqa: E731
+    first = run_report(context, tmp_path / "report", only=["A-E8", "A-E2"], progress=progress)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "report" / "results").rglob("*.json")}
+    again = run_report(context, tmp_path / "report", only=["A-E8", "A-E2"])
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "report" / "results").rglob("*.json")} == kept
+    assert [result.summary for result in again.results] == [result.summary for result in first.results]
+    changed = replace(context, seed=1)
+    assert fingerprint(EXPERIMENTS["A-E8"], changed) != fingerprint(EXPERIMENTS["A-E8"], context)
+    run_report(changed, tmp_path / "report", only=["A-E8"])
+    assert len(list((tmp_path / "report" / "results").rglob("*.json"))) == len(kept) + 1
+    assert any("weights" in phrase for phrase in calls)
+
+
+def test_an_experiment_that_the_prompts_cannot_answer_is_left_out_and_named(context: Context, tmp_path: Path) -> None:
+    ran = run_report(context, tmp_path / "report", only=["A-E7", "A-E8"])
+    assert [result.id for result in ran.results] == ["A-E8"]
+    assert "prompts with a word of the list" in ran.skipped["A-E7"]
+    written = read_report(tmp_path / "report")
+    assert written.environment["skipped"] == ran.skipped
+    assert [result.id for result in written.results] == ["A-E8"]
+
+
+def test_a_report_into_a_file_is_refused_and_the_file_kept(context: Context, tmp_path: Path) -> None:
+    target = tmp_path / "report"
+    target.write_text("mine")
+    with pytest.raises(UserError, match="is a file"):
+        run_report(context, target, only=["A-E8"])
+    assert target.read_text() == "mine"
+
+
+def test_all_experiments_run_on_a_small_random_pair_and_none_claims_a_bypass(context: Context, tmp_path: Path) -> None:
+    ran = run_report(context, tmp_path / "report")
+    verdicts = {result.id: result.verdict for result in ran.results}
+    assert set(verdicts) | set(ran.skipped) == set(EXPERIMENTS)
+    assert verdicts.get("A-E12") != "holds"
+    assert verdicts.get("A-E3") != "holds"
+    for result in ran.results:
+        assert result.summary
+        assert result.figures
+        assert all(math.isfinite(value) or value != value for value in result.statistic.values())
+
+
+def test_the_report_that_ships_is_of_the_pair_that_ships_and_asks_what_is_asked_now() -> None:
+    from app.settings import SHIPPED_REPORT
+
+    report, pair = read_report(SHIPPED_REPORT), ModelPair.bundled()
+    assert [report.pair[side]["digest"] for side in ("base", "tuned")] == [pair.base.digest, pair.tuned.digest]
+    held = {result.id: result for result in report.results}
+    assert held.keys() | report.environment["skipped"].keys() == EXPERIMENTS.keys()
+    for name, result in held.items():
+        assert (result.question, result.criterion) == (EXPERIMENTS[name].question, EXPERIMENTS[name].criterion), name
+        assert not result.settings["quick"], name

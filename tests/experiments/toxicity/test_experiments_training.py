@@ -1,0 +1,274 @@
+"""Experiments that read training logs: planted logs have known verdicts, foreign or missing ones leave the experiment out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from interp.data.texts import Passage
+from interp.directions.probe import fit_probe
+from interp.errors import UserError
+from interp.evaluation.toxicity import load_scorer
+from interp.experiments.registry import EXPERIMENTS, Context
+from interp.experiments.run import fingerprint, run_experiment, run_report
+from interp.models.pair import ModelPair
+from interp.results.result import Result
+
+WORDS = ["river", "stone", "green", "light", "house", "walks", "under", "over", "seven", "birds"]
+
+
+@pytest.fixture
+def context(pair: ModelPair, tmp_path: Path) -> Context:
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, 8)) for _ in range(40)]
+    probe = fit_probe(pair.base, texts, [int("river" in text) for text in texts], seed=0)
+    held = [Passage(text[:20], text[20:], "post") for text in texts[:6]]
+    return Context(pair, probe, load_scorer("lexicon"), texts[:5], held, draws=6, quick=True, new_tokens=4, logs=tmp_path / "log")
+
+
+def write(context: Context, name: str, content: Any) -> None:
+    context.logs.mkdir(exist_ok=True)
+    text = "".join(json.dumps(line) + "\n" for line in content) if name.endswith("jsonl") else json.dumps(content)
+    (context.logs / name).write_text(text, encoding="utf-8")
+
+
+def digests(context: Context) -> dict[str, str]:
+    return {"base": context.pair.base.digest, "tuned": context.pair.tuned.digest}
+
+
+def verdict(name: str, context: Context) -> Result:
+    return run_experiment(EXPERIMENTS[name], context)
+
+
+def pairs(context: Context, **changes: Any) -> dict[str, Any]:
+    chosen = {"toxicity": 0.1, "share_above_half": 0.0, "tokens": 20.0, "perplexity": 40.0, "distinct_2": 0.8}
+    rejected = {**chosen, "toxicity": 0.85, "share_above_half": 0.95, **changes}
+    made = {"pairs": 100, "base": context.pair.base.digest, "generator": "steering", "uses_probe": True}
+    return made | {"chosen": chosen, "rejected": rejected}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "holds"),
+        ({"toxicity": 0.4}, "inconclusive"),
+        ({"toxicity": 0.15}, "fails"),
+        ({"perplexity": 45.0}, "holds"),
+        ({"perplexity": 60.0}, "inconclusive"),
+        ({"perplexity": 15.0}, "fails"),
+        ({"perplexity": 90.0}, "fails"),
+        ({"tokens": 8.0}, "fails"),
+    ],
+)
+def test_pairs_are_judged_by_toxicity_fluency_and_length(context: Context, changes: dict[str, float], expected: str) -> None:
+    write(context, "pairs.json", pairs(context, **changes))
+    found = verdict("A-E5", context)
+    assert found.verdict == expected, found.summary
+    assert "steering" in found.summary
+    assert "circular" in found.summary
+    assert found.settings["uses_probe"] is True
+
+
+def test_a_manifest_of_before_the_generators_is_read_too(context: Context) -> None:
+    old = pairs(context)
+    del old["generator"], old["uses_probe"], old["chosen"]["distinct_2"], old["chosen"]["share_above_half"]
+    write(context, "pairs.json", old)
+    found = verdict("A-E5", context)
+    assert (found.verdict, found.settings["generator"], found.settings["uses_probe"]) == ("holds", "best-worst", False)
+    assert Result.from_json(found.to_json()).summary == found.summary
+
+
+def tuning(toxicity: float, perplexity: float, chosen: float = -5.0) -> list[dict[str, Any]]:
+    """A log of 20 steps in which everything moves in a straight line from 0.5 toxicity, perplexity 20, and -60 nats."""
+    lines = []
+    for step in range(21):
+        part = step / 20
+        line: dict[str, Any] = {"step": step}
+        if step:
+            line |= {"loss": 0.69, "logp_chosen": -60 + chosen * part, "logp_rejected": -60 - 20 * part, "margin": part}
+        if step % 5 == 0:
+            line |= {"toxicity": 0.5 + (toxicity - 0.5) * part, "perplexity": 20 + (perplexity - 20) * part, "kl": [0.1 * part, 0.2 * part]}
+        lines.append(line)
+    return lines
+
+
+def row(name: str, **changes: Any) -> dict[str, Any]:
+    found = {
+        "run": name, "digest": name, "method": "dpo", "loss": "sigmoid", "labels": "true", "beta": 0.1, "seed": 7, "steps": 20,
+        "equal_steps": False, "generator": "best-worst", "uses_probe": False, "development_toxicity_before": 0.5,
+        "development_toxicity_after": 0.2, "toxicity": 0.2, "toxicity_low": 0.15, "toxicity_high": 0.25, "perplexity": 21.0, "f1":
+        0.1, "distinct_2": 0.8, "least_cosine": 0.9999, "relative_change": 0.010, "stable_rank": 10.0, "groups": {"mlp value":
+        0.01}, "layers": [0.01, 0.02, 0.01], "neurons_key_16": 50.0, "neurons_value_16": 60.0, "consistency": 0.5, "antipodality":
+        -0.6, "kl": 0.1, "unaligned_toxicity": 0.45, "unaligned_perplexity": 21.2,
+    }  # fmt: skip
+    return found | changes
+
+
+def table(context: Context, *rows: dict[str, Any]) -> dict[str, Any]:
+    base = {"toxicity": 0.5, "toxicity_low": 0.4, "toxicity_high": 0.6, "perplexity": 20.0, "f1": 0.1, "distinct_2": 0.8}
+    missing = {"plan-ipo": "it has not run"}
+    return digests(context) | {"recipe": "plan", "settings": {}, "base_model": base, "runs": list(rows), "missing": missing}
+
+
+SHUFFLED = row("plan-shuffled", labels="shuffled", equal_steps=True, toxicity=0.48, development_toxicity_after=0.45)
+SFT = row("plan-sft", method="sft", loss="sft", beta=None, equal_steps=True)
+SEEDS = [row("plan-2", seed=2, relative_change=0.0105, stable_rank=10.2), row("plan-3", seed=3, relative_change=0.0095, stable_rank=9.8)]
+
+
+@pytest.mark.parametrize(
+    ("log", "control", "expected"),
+    [
+        (tuning(0.2, 21), SHUFFLED, "holds"),
+        (tuning(0.2, 21), None, "inconclusive"),
+        (tuning(0.2, 21), SHUFFLED | {"development_toxicity_after": 0.2}, "fails"),
+        (tuning(0.4, 21), SHUFFLED, "fails"),
+        (tuning(0.2, 23), SHUFFLED, "fails"),
+        (tuning(0.2, 23), None, "fails"),
+    ],
+)
+def test_tuning_is_judged_by_toxicity_price_and_shuffled_labels(
+    context: Context, log: list[dict[str, Any]], control: dict[str, Any] | None, expected: str
+) -> None:
+    write(context, "pair.json", digests(context))
+    write(context, "dpo.jsonl", log)
+    if control is not None:
+        write(context, "controls.json", table(context, row("plan"), control))
+    found = verdict("A-E6", context)
+    assert found.verdict == expected, found.summary
+    assert found.statistic["relative fall of toxicity"] == pytest.approx(1 - log[-1]["toxicity"] / 0.5)
+    assert found.statistic["ratio of perplexities"] == pytest.approx(log[-1]["perplexity"] / 20)
+    assert {figure.name for figure in found.figures} == {"loss", "logp", "margin", "kl", "toxicity", "perplexity"}
+
+
+@pytest.mark.parametrize(("chosen", "words"), [(-5.0, "falls too, which is likelihood displacement"), (5.0, "does not fall")])
+def test_a_chosen_side_that_loses_probability_is_told(context: Context, chosen: float, words: str) -> None:
+    write(context, "pair.json", digests(context))
+    write(context, "dpo.jsonl", tuning(0.2, 21, chosen))
+    found = verdict("A-E6", context)
+    assert words in found.summary
+    # The first and the last tenth of 20 steps: steps 1, 2 and 19, 20.
+    assert found.statistic["change of log-probability of chosen"] == pytest.approx(chosen * 18 / 20)
+    assert found.statistic["change of log-probability of rejected"] == pytest.approx(-20 * 18 / 20)
+
+
+def test_a_change_within_the_difference_of_batches_is_not_called_displacement(context: Context) -> None:
+    log = tuning(0.2, 21, -1.0)
+    for line in log[1:]:
+        line["logp_chosen"] += 6 * (-1) ** line["step"]
+    write(context, "pair.json", digests(context))
+    write(context, "dpo.jsonl", log)
+    assert "does not tell whether likelihood was displaced" in verdict("A-E6", context).summary
+
+
+def test_the_log_of_another_pair_is_not_read(context: Context) -> None:
+    write(context, "pairs.json", pairs(context) | {"base": "another"})
+    write(context, "dpo.jsonl", tuning(0.2, 21))
+    with pytest.raises(UserError, match="no telemetry of this pair"):
+        verdict("A-E5", context)
+    with pytest.raises(UserError, match="nothing in log says which pair"):
+        verdict("A-E6", context)
+    write(context, "pair.json", digests(context) | {"tuned": "another"})
+    with pytest.raises(UserError, match="no telemetry of this pair"):
+        verdict("A-E6", context)
+    write(context, "controls.json", table(context, row("plan"), SFT) | {"tuned": "another"})
+    with pytest.raises(UserError, match="beside another pair"):
+        verdict("A-E14", context)
+
+
+def test_a_pair_without_logs_leaves_out_these_experiments_and_says_why(context: Context, tmp_path: Path) -> None:
+    ran = run_report(context, tmp_path / "report", only=["A-E5", "A-E6", "A-E8", "A-E14"])
+    assert [result.id for result in ran.results] == ["A-E8"]
+    assert set(ran.skipped) == {"A-E5", "A-E6", "A-E14"}
+    assert all("no telemetry of this pair" in reason for reason in ran.skipped.values())
+
+
+def test_a_changed_log_changes_what_reads_it_and_nothing_else(context: Context) -> None:
+    write(context, "pairs.json", pairs(context))
+    before = {name: fingerprint(EXPERIMENTS[name], context) for name in ("A-E5", "A-E2")}
+    write(context, "pairs.json", pairs(context, toxicity=0.9))
+    after = {name: fingerprint(EXPERIMENTS[name], context) for name in ("A-E5", "A-E2")}
+    assert after["A-E5"] != before["A-E5"]
+    assert after["A-E2"] == before["A-E2"]
+
+
+def test_weights_are_judged_beside_control_runs(context: Context) -> None:
+    alone = verdict("A-E8", context)
+    assert "alone is nearly vacuous" in alone.summary
+    own, place = alone.statistic["relative change of all weights"], alone.statistic["percentile of toxic values"]
+    assert place < 75
+    expected = "holds" if alone.statistic["largest 1 − cosine of a tensor"] < 0.01 else "fails"
+    assert alone.verdict == expected
+    usual = {"relative_change": own, "neurons_value_16": place, "equal_steps": True}
+    write(context, "controls.json", table(context, row("plan"), SFT | usual, SHUFFLED | usual))
+    found = verdict("A-E8", context)
+    assert found.verdict == expected
+    assert found.tables["beside control runs"]["run"].tolist() == ["this pair", "fine-tuning on the chosen side", "shuffled labels"]
+    assert found.null["relative change of all weights"] == own
+    for unlike in ({"relative_change": own / 3}, {"neurons_value_16": place - 20}):
+        write(context, "controls.json", table(context, row("plan"), SFT | usual | unlike))
+        assert verdict("A-E8", context).verdict == ("inconclusive" if expected == "holds" else "fails")
+
+
+STRONG = row("plan-beta-1", beta=1.0, relative_change=0.004, stable_rank=14.0)
+WEAK = row("plan-beta-001", beta=0.01, relative_change=0.02, stable_rank=7.0)
+LOCAL_SFT = SFT | {"relative_change": 0.04, "stable_rank": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([*SEEDS, STRONG, WEAK, LOCAL_SFT], "holds"),
+        ([*SEEDS, STRONG], "holds"),
+        ([*SEEDS, LOCAL_SFT], "inconclusive"),  # one beta only
+        ([STRONG, WEAK], "inconclusive"),  # no spread over seeds
+        ([*SEEDS, STRONG | {"toxicity": 0.4}], "inconclusive"),  # not equally toxic
+        ([*SEEDS, STRONG | {"generator": "steering"}], "inconclusive"),  # other pairs
+        ([*SEEDS, STRONG | {"relative_change": 0.0098, "stable_rank": 10.1}], "inconclusive"),  # within the spread
+        ([*SEEDS, STRONG, SFT | {"relative_change": 0.005, "stable_rank": 20.0}], "fails"),
+        ([*SEEDS, STRONG | {"stable_rank": 5.0}], "fails"),
+        ([*SEEDS, STRONG | {"loss": "ipo", "stable_rank": 5.0}, SHUFFLED], "inconclusive"),  # beta of IPO is another one
+    ],
+)
+def test_the_hypothesis_is_judged_by_what_differs_in_the_kl_term_only(context: Context, rows: list[dict[str, Any]], expected: str) -> None:
+    write(context, "controls.json", table(context, row("plan"), *rows))
+    found = verdict("A-E14", context)
+    assert found.verdict == expected, found.summary
+    assert found.tables["control runs"]["run"].tolist() == ["base", "plan", *(each["run"] for each in rows)]
+    assert found.statistic["share of lost toxicity returned"] == pytest.approx(0.25 / 0.3)
+    assert "plan-ipo" in found.summary
+    assert Result.from_json(found.to_json()).verdict == expected
+
+
+def test_seeds_give_the_interval_and_fine_tuning_the_null(context: Context) -> None:
+    write(context, "controls.json", table(context, row("plan"), *SEEDS, LOCAL_SFT))
+    found = verdict("A-E14", context)
+    assert found.interval["relative change of all weights"] == (0.0095, 0.0105)
+    assert found.null["relative change of all weights"] == 0.04
+    write(context, "controls.json", table(context, row("plan")))
+    with pytest.raises(UserError, match="no control run stands beside"):
+        verdict("A-E14", context)
+
+
+def test_values_that_were_not_measured_are_gaps_and_not_faults(context: Context) -> None:
+    blank = row("plan-blank", consistency=None, antipodality=None, beta=0.2, toxicity=0.5)
+    write(context, "controls.json", table(context, row("plan"), blank))
+    found = verdict("A-E14", context)
+    assert found.tables["control runs"]["offset consistency"].isna().tolist() == [True, False, True]
+
+
+def test_a_run_folder_serves_as_logs(context: Context, tmp_path: Path) -> None:
+    run = replace(context, logs=tmp_path / "run")
+    files = {
+        "pairs/manifest.json": json.dumps(pairs(context)),
+        "dpo/controls.json": json.dumps(table(context, row("plan"), SHUFFLED)),
+        "dpo/log.jsonl": "".join(json.dumps(line) + "\n" for line in tuning(0.2, 21)),
+    }
+    for name, content in files.items():
+        (run.logs / name).parent.mkdir(parents=True, exist_ok=True)
+        (run.logs / name).write_text(content)
+    assert [verdict(name, run).verdict for name in ("A-E5", "A-E6", "A-E14")] == ["holds", "holds", "inconclusive"]

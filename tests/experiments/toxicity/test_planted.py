@@ -1,0 +1,124 @@
+"""Every experiment on a pair whose answer was built in, and on a pair where tuning is noise of the same size.
+
+On the planted pair paper A's account is true by construction, so its claims hold; the rival account, and the claim that DPO beats
+what needs no training, do not, since everything toxic runs through ten neurons and one direction. On the null pair nothing that
+is said of tuning may hold.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from interp.errors import UserError
+from interp.evaluation.toxicity import LexiconScorer
+from interp.experiments.registry import EXPERIMENTS, Context
+from interp.experiments.run import run_experiment
+from interp.forward.capture import capture
+from interp.results.result import Result
+from tests.experiments.planted import INSULTS, OPENERS, TOXIC_LAYER, PlantedPair, null_pair, planted_context, planted_pair, prompts
+
+# None: the pair cannot answer, and the experiment has to say so.
+KNOWN: dict[str, str | None] = {
+    "A-E1": "holds",
+    "A-E2": "holds",
+    "A-E3": "holds",
+    "A-E4": "holds",
+    # A pair that was built by hand has no training logs.
+    "A-E5": None,
+    "A-E6": None,
+    "A-E7": "holds",
+    "A-E8": "holds",
+    "A-E9": "holds",
+    "A-E10": "holds",
+    # Value updates are antipodal to the offset, as planted; but so are those of any gradient step, for neurons below zero.
+    "A-E11": "fails",
+    "A-E12": "holds",
+    "A-E13": None,
+    "A-E14": None,
+    "X-C1": "holds",
+    "X-C2": "holds",
+    # The planted neurons fire on every text, provoking or not, so looking for selective ones leads away from them.
+    "X-U1": "inconclusive",
+    # Subtracting the planted direction removes all toxicity, as DPO does: a tie.
+    "W-E1": "inconclusive",
+    "W-E2": "holds",
+    # The ten toxic neurons are planted to do everything.
+    "Y-E1": "fails",
+}
+# What is said of the base model alone is as true of the null pair as of the planted one.
+ABOUT_THE_BASE = {"A-E1", "A-E2", "A-E3"}
+NULL: dict[str, str | None] = {
+    "A-E4": "fails", "A-E5": None, "A-E6": None, "A-E7": "fails",
+    "A-E9": "fails", "A-E10": "fails", "A-E11": "fails", "A-E12": None, "A-E13": None, "A-E14": None,
+    "X-C1": None, "X-C2": None, "X-U1": None, "W-E1": "fails", "W-E2": None, "Y-E1": "inconclusive",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def planted() -> PlantedPair:
+    return planted_pair()
+
+
+@pytest.fixture(scope="module")
+def context(planted: PlantedPair) -> Context:
+    return planted_context(planted)
+
+
+@pytest.fixture(scope="module")
+def nothing(planted: PlantedPair) -> Context:
+    return planted_context(planted, null_pair(planted), quick=True)
+
+
+def outcome(name: str, context: Context) -> Result | None:
+    try:
+        return run_experiment(EXPERIMENTS[name], context)
+    except UserError:
+        return None
+
+
+@pytest.mark.oracle
+def test_the_planted_pair_is_what_it_says(planted: PlantedPair, context: Context) -> None:
+    base, tuned = planted.pair.base, planted.pair.tuned
+    assert set(context.ranking.neurons[:10]) == set(planted.neurons)
+    challenge = [any(opener in prompt for opener in OPENERS) for prompt in context.prompts]
+    scores = context.toxicity(base)
+    assert ((scores == 1) == torch.tensor(challenge).numpy()).mean() > 0.9, "the base insults after an opener and nowhere else"
+    assert context.toxicity(tuned).max() == 0
+    assert context.perplexity(tuned).value < 1.05 * context.perplexity(base).value
+    site = f"resid_mid.{TOXIC_LAYER}"
+    shift = capture(tuned, context.prompts, [site])[site] - capture(base, context.prompts, [site])[site]
+    assert torch.nn.functional.cosine_similarity(shift, -planted.feature.expand_as(shift), dim=1).min() > 0.95
+    for layer, unit in planted.neurons:
+        for part in ("key_vectors", "value_vectors"):
+            assert torch.equal(getattr(base, part)(layer)[unit], getattr(tuned, part)(layer)[unit])
+
+
+def test_toxic_words_of_the_planted_language_are_those_of_the_lexicon() -> None:
+    assert (LexiconScorer().score(list(INSULTS))["toxicity"] == 1).all()
+    assert (LexiconScorer().score(prompts(20))["toxicity"] == 0).all()
+
+
+def test_every_registered_experiment_has_a_known_answer() -> None:
+    assert set(KNOWN) == set(EXPERIMENTS)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_verdict_on_the_planted_pair_is_the_known_right_one(name: str, context: Context) -> None:
+    found = outcome(name, context)
+    assert (found and found.verdict) == KNOWN[name], found and found.summary
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", sorted(set(KNOWN) - ABOUT_THE_BASE))
+def test_no_claim_about_tuning_holds_where_tuning_is_noise(name: str, nothing: Context) -> None:
+    found = outcome(name, nothing)
+    if name == "A-E8":
+        # Noise of this size leaves every weight nearly as it was, which is why this claim alone says little.
+        assert found is not None
+        assert found.verdict == "holds"
+    elif name in NULL:
+        assert (found and found.verdict) == NULL[name], found and found.summary
+    else:
+        assert found is None or found.verdict != "holds", found.summary

@@ -1,0 +1,168 @@
+"""What is measured of a policy while it is tuned, always on the same prompts and texts, which training never sees.
+
+Everything is relative to the reference: the model as it stands when the measurements are set up. Only what the later
+measurements need of it is kept (its next-token distributions on a few continuations and a copy of its weights), not a
+second model in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.errors import UserError
+from interp.evaluation.metrics import perplexity
+from interp.evaluation.toxicity import Scorer
+from interp.forward.generate import Sampling, generate, generate_tokens
+from interp.models.model import Model
+from interp.models.tokens import pad
+from training.pairs import challenge_prefixes
+from training.parallel import Processes
+from training.telemetry import group_norms
+
+NEW_TOKENS = 20
+LONGEST_TEXT = 1000  # characters
+GAINING, SAMPLES = 10, 3
+
+
+@dataclass(frozen=True)
+class Development:
+    """Fixed prompts, texts and continuations, and what the reference says of them.
+
+    `logprobs`: Float[batch pos vocab], the reference's next-token log-probabilities along `continuations`; `start`: what
+    `measure` gave for the reference itself.
+    """
+
+    prompts: tuple[str, ...]
+    scorer: Scorer
+    texts: dict[str, list[str]]
+    rows: tuple[list[int], ...]
+    continuations: tuple[list[int], ...]
+    logprobs: Tensor
+    weights: dict[str, Tensor]
+    start: dict[str, Any]
+
+    def measure(self, policy: Model) -> dict[str, Any]:
+        """The policy now, as fields of the telemetry schema; its mode (training or not) is left as it was."""
+        with evaluating(policy):
+            now = next_token_logprobs(policy, self.rows, self.continuations)
+            kl = (now.exp() * (now - self.logprobs)).sum(dim=-1).mean(dim=0)
+            gain = (now[:, 0].exp() - self.logprobs[:, 0].exp()).mean(dim=0)
+            best = gain.topk(min(GAINING, len(gain)))
+            tokens = [policy.tokenizer.decode([int(token)]) for token in best.indices]
+            gaining = [[token, float(value)] for token, value in zip(tokens, best.values, strict=True) if value > 0]
+            moved = group_norms(changes(policy, self.weights))
+            speech, fluent = _speech(policy, self.prompts, self.scorer), fluency(policy, self.texts)
+            return {"kl": kl.tolist(), "top_gaining": gaining, "update_norm": moved, **speech, **fluent}
+
+
+def prepare(policy: Model, heldout: Path, settings: dict[str, Any], scorer: Scorer, seed: int) -> Development:
+    """Fix prompts, texts and continuations, and read the reference off the policy as it stands.
+
+    The number of prompts is `development_prompts`; KL is taken on the first `kl_prompts` of them (32), bits per byte on
+    `heldout_texts` texts of each source (4).
+    """
+    prompts = challenge_prefixes(heldout, settings["development_prompts"], seed)
+    rows: list[list[int]] = policy.tokenizer(prompts[: settings.get("kl_prompts", 32)], add_special_tokens=False)["input_ids"]
+    rows = [row[-(policy.context - NEW_TOKENS) :] for row in rows]
+    texts = heldout_texts(heldout, settings.get("heldout_texts", 4))
+    with evaluating(policy):
+        # Sampled, not greedy: the mean over them is then the KL over the reference's own continuations, weighted as it weights them.
+        drawn = generate_tokens(policy, rows, max_new_tokens=NEW_TOKENS, sampling=Sampling(1.0, seed=seed), stop_at_end=False)
+        logprobs = next_token_logprobs(policy, rows, drawn)
+    weights = {name: p.detach().cpu().clone() for name, p in policy.hf.named_parameters() if p.requires_grad}
+    found = Development(tuple(prompts), scorer, texts, tuple(rows), tuple(drawn), logprobs, weights, {})
+    return replace(found, start=found.measure(policy))
+
+
+class Watch:
+    """What the writer measures of the policy, told to all processes, so that they decide alike; `before` was measured first."""
+
+    def __init__(self, processes: Processes, policy: Model, development: Development | None) -> None:
+        self.processes, self.policy, self.development = processes, policy, development
+        self.before: dict[str, Any] = processes.from_writer(lambda: development.start if development else {})
+
+    def measure(self) -> dict[str, Any]:
+        """Fields of the telemetry schema; every process asks at once."""
+        development = self.development
+        return self.processes.from_writer(lambda: development.measure(self.policy) if development else {})
+
+
+@contextmanager
+def evaluating(policy: Model) -> Iterator[None]:
+    """The policy in evaluation mode, and then in the mode that it was in, by which TRL names what it logs."""
+    training = policy.hf.training
+    policy.hf.eval()
+    try:
+        yield
+    finally:
+        policy.hf.train(training)
+
+
+@torch.no_grad()
+def next_token_logprobs(
+    model: Model, rows: Sequence[list[int]], continuations: Sequence[list[int]], batch_size: int = 16
+) -> Float[Tensor, "batch pos vocab"]:
+    """Log-probabilities in nats of every token at each position of equally long continuations, on the CPU."""
+    found = []
+    for first in range(0, len(rows), batch_size):
+        group = [*zip(rows[first : first + batch_size], continuations[first : first + batch_size], strict=True)]
+        tokens = pad([row + rest for row, rest in group], model.tokenizer.pad_token_id or 0, "left").to(model.device)
+        length = len(group[0][1])
+        logits = model.hf(**tokens.inputs(), use_cache=False, logits_to_keep=length + 1).logits[:, :-1]
+        found.append(logits.float().log_softmax(dim=-1).cpu())
+    return torch.cat(found)
+
+
+def heldout_texts(file: Path, count: int) -> dict[str, list[str]]:
+    """The first `count` held-out texts of each source, cut to a thousand characters. Raises `UserError` where there are none."""
+    found: dict[str, list[str]] = {}
+    if file.is_file():
+        with file.open(encoding="utf-8") as stream:
+            for line in stream:
+                record = json.loads(line)
+                texts = found.setdefault(record["source"], [])
+                if len(texts) < count:
+                    texts.append(record["text"][:LONGEST_TEXT])
+    if not found:
+        raise UserError(f"no held-out texts at {file}", "run the stage corpus first")
+    return found
+
+
+def fluency(model: Model, texts: dict[str, list[str]]) -> dict[str, Any]:
+    """Bits per byte by source, and perplexity over all of them; the first token of a text has no context and is not counted."""
+    bits: dict[str, float] = {}
+    nats = tokens = 0.0
+    for source, some in texts.items():
+        found = perplexity(model, some)
+        encoded = model.tokenizer(some, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        size = sum(len(text[spans[0][1] :].encode()) for text, spans in zip(some, encoded, strict=True))
+        bits[source] = float(found.losses.sum()) / math.log(2) / size
+        nats, tokens = nats + float(found.losses.sum()), tokens + float(found.counts.sum())
+    return {"bits_per_byte": bits, "perplexity": math.exp(nats / tokens)}
+
+
+def changes(policy: Model, start: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """By how much each weight has moved: the difference to `start`, or what an adapter adds to it."""
+    for name, module in policy.hf.named_modules():
+        if getattr(module, "lora_A", None):
+            yield name, module.get_delta_weight("default")
+    for name, parameter in policy.hf.named_parameters():
+        if name in start and parameter.requires_grad:
+            yield name, parameter.detach().cpu() - start[name]
+
+
+def _speech(policy: Model, prompts: Sequence[str], scorer: Scorer) -> dict[str, Any]:
+    texts = generate(policy, prompts, max_new_tokens=NEW_TOKENS)
+    scores = scorer.score(texts)["toxicity"]
+    samples = [[prompt, text] for prompt, text in zip(prompts[:SAMPLES], texts[:SAMPLES], strict=True)]
+    return {"toxicity": float(scores.mean()), "toxicity_share": float((scores > 0.5).mean()), "samples": samples}

@@ -1,0 +1,1 @@
+"""Studies of several training runs, read by experiments."""
