@@ -1,4 +1,4 @@
-"""The rules of the house that no unit test would notice: arrows, pins, sizes, paths.
+"""The rules of the house that no unit test would notice: what may import what, pins, sizes, paths.
 
 They read sources and metadata, never a model. Each rule is a small function that is also shown a breach of itself, so a rule
 that stopped looking would fail here.
@@ -7,6 +7,7 @@ that stopped looking would fail here.
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib.metadata
 import re
 import subprocess
@@ -25,7 +26,31 @@ from tests import ROOT
 OWN = ("interp", "training", "app")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 HEAVY = {"streamlit", "trl", "transformer_lens", "nnsight", "detoxify", "plotly"}
-FORBIDDEN = {"interp": {"training", "app"}, "training": {"app"}, "app": {"training"}}
+# The rooms of interp, bottom to top: each imports only itself and what stands before it.
+ORDER = (
+    "errors", "environment", "bundled", "files", "data", "models", "edits", "stats", "results", "forward", "runs", "report", "neurons",
+    "lens", "evaluation", "preferences", "adapters", "elasticity", "directions", "patching", "diffing", "steering", "experiments",
+    "workbench", "commands", "cli",
+)  # fmt: skip
+# Which package never imports which, wherever in a file the import stands.
+NEVER = {
+    "interp": ("training", "app"),
+    "interp.experiments.toxicity": ("interp.experiments.displacement", "interp.experiments.elasticity"),
+    "interp.experiments.displacement": ("interp.experiments.toxicity", "interp.experiments.elasticity"),
+    "interp.experiments.elasticity": ("interp.experiments.toxicity", "interp.experiments.displacement"),
+    "training": ("app", "interp.commands", "interp.cli"),
+    "app": ("training", "interp.commands", "interp.cli"),
+}
+# `model.to_transformer_lens()` and `.to_nnsight()` are promised to users; each imports its adapter when it is called.
+# The command line mounts the commands of training and app when one of them is called.
+ALLOWED = {
+    ("interp.models.model", "interp.adapters.transformer_lens"),
+    ("interp.models.model", "interp.adapters.nnsight"),
+    ("interp.cli", "training.cli"),
+    ("interp.cli", "app.launch"),
+}
+# Files of more than 300 lines, each with the reason why it is not two.
+LONG: dict[str, str] = {}
 MISSION = {"transformer-lens", "nnsight", "torch", "einops", "jaxtyping", "plotly", "streamlit", "detoxify"}
 WEIGHTS = {".safetensors", ".npz", ".npy", ".onnx", ".gguf", ".h5"}
 PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".bin"}
@@ -40,16 +65,21 @@ def sources(folder: str) -> list[Path]:
 
 
 def imported(nodes: Iterator[ast.AST]) -> Iterator[tuple[int, str]]:
-    """Line and top-level package of every absolute import among these nodes, `import_module("...")` included."""
+    """Line and dotted name of everything imported among these nodes: modules, names of modules, `import_module("...")` too."""
     for node in nodes:
         if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name.partition(".")[0]) for alias in node.names)
+            yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield node.lineno, (node.module or "").partition(".")[0]
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if called in {"import_module", "__import__"}:
-                yield node.lineno, node.args[0].value.partition(".")[0]
+                yield node.lineno, node.args[0].value
+
+
+def packages(nodes: Iterator[ast.AST]) -> Iterator[tuple[int, str]]:
+    """Line and top-level package of everything imported."""
+    return ((line, name.partition(".")[0]) for line, name in imported(nodes))
 
 
 def run_at_import(tree: ast.AST) -> Iterator[ast.AST]:
@@ -63,18 +93,53 @@ def run_at_import(tree: ast.AST) -> Iterator[ast.AST]:
         yield from run_at_import(child)
 
 
-def wrong_arrows(folder: str, name: str, source: str) -> list[str]:
-    """Imports against the arrows. Only interp/cli.py may reach training and app, and only when a command is called."""
-    tree = ast.parse(source)
-    is_mount = (folder, name) == ("interp", "cli.py")
-    nodes = run_at_import(tree) if is_mount else ast.walk(tree)
-    return [f"{folder}/{name}:{line} imports {package}" for line, package in imported(nodes) if package in FORBIDDEN[folder]]
+def below(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
 
 
-def heavy_at_top(folder: str, name: str, source: str) -> list[str]:
-    allowed = {"plotly"} if (folder, name) == ("interp", "figures.py") else set()
-    found = imported(run_at_import(ast.parse(source)))
-    return [f"{folder}/{name}:{line} imports {package} at top" for line, package in found if package in HEAVY - allowed]
+def wrong_arrows(module: str, source: str) -> list[str]:
+    """Imports against ORDER and NEVER; TYPE_CHECKING blocks and function bodies count."""
+    breaches = []
+    for line, name in imported(ast.walk(ast.parse(source))):
+        if any(below(module, importer) and below(name, allowed) for importer, allowed in ALLOWED):
+            continue
+        if any(below(module, package) and below(name, other) for package, others in NEVER.items() for other in others):
+            breaches.append(f"{module}:{line} imports {name}")
+        elif below(module, "interp") and below(name, "interp") and name.count("."):
+            here, there = (text.split(".")[1] for text in (module, name)) if module.count(".") else ("cli", name.split(".")[1])
+            if there in ORDER and ORDER.index(there) > ORDER.index(here):
+                breaches.append(f"{module}:{line} imports {name}, which stands above {here}")
+    return breaches
+
+
+def heavy_at_top(module: str, source: str) -> list[str]:
+    allowed = {"plotly"} if module == "interp.results.figures" else set()
+    heavy = packages(run_at_import(ast.parse(source)))
+    return [f"{module}:{line} imports {package} at top" for line, package in heavy if package in HEAVY - allowed]
+
+
+def modules() -> dict[str, str]:
+    """The source of every module of the project, by its dotted name."""
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path.read_text("utf-8")
+        for folder in OWN
+        for path in sources(folder)
+    }
+
+
+def circle(texts: dict[str, str]) -> list[str]:
+    """Modules that import one another in a circle, or an empty list; lazily imported ones count."""
+    graph: dict[str, set[str]] = {}
+    for module, source in texts.items():
+        for _, name in imported(ast.walk(ast.parse(source))):
+            target = name if name in texts else name.rpartition(".")[0]
+            if target in texts and target != module and (module, target) not in ALLOWED:
+                graph.setdefault(module, set()).add(target)
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
 
 
 def tracked() -> list[Path]:
@@ -95,18 +160,31 @@ def pins() -> dict[str, str]:
     return {canonicalize_name(line.partition("==")[0]): line.partition("==")[2] for line in lines if line and not line.startswith("#")}
 
 
-def test_interp_imports_neither_training_nor_app_and_they_do_not_import_one_another() -> None:
-    files = [(folder, path) for folder in OWN for path in sources(folder)]
-    assert {folder for folder, _ in files} >= {"interp", "training"}
-    breaches = [
-        breach for folder, path in files for breach in wrong_arrows(folder, str(path.relative_to(ROOT / folder)), path.read_text("utf-8"))
-    ]
-    assert breaches == []
+def test_every_import_goes_down_the_order() -> None:
+    texts = modules()
+    assert {module.split(".")[0] for module in texts} == set(OWN)
+    assert [breach for module, source in texts.items() for breach in wrong_arrows(module, source)] == []
+
+
+def test_every_room_of_interp_is_in_the_order_and_they_are_few() -> None:
+    entries = {path.stem for path in (ROOT / "interp").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert entries - {"__init__"} <= set(ORDER)
+    assert len(entries) <= 30
+
+
+def test_no_modules_import_one_another_in_a_circle() -> None:
+    assert circle(modules()) == []
+
+
+def test_every_exception_to_the_order_is_still_used() -> None:
+    texts = modules()
+    for importer, allowed in ALLOWED:
+        assert any(below(name, allowed) for _, name in imported(ast.walk(ast.parse(texts[importer])))), (importer, allowed)
 
 
 def test_interp_imports_no_heavy_library_at_module_top() -> None:
-    names = [(str(path.relative_to(ROOT / "interp")), path.read_text("utf-8")) for path in sources("interp")]
-    assert [breach for name, source in names for breach in heavy_at_top("interp", name, source)] == []
+    texts = {module: source for module, source in modules().items() if below(module, "interp")}
+    assert [breach for module, source in texts.items() for breach in heavy_at_top(module, source)] == []
 
 
 def test_importing_interp_loads_no_heavy_library_in_a_roundabout_way() -> None:
@@ -116,28 +194,56 @@ def test_importing_interp_loads_no_heavy_library_in_a_roundabout_way() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "source"),
+    ("module", "source"),
     [
-        ("probe.py", "def late():\n    from training.recipe import Recipe\n"),
-        ("probe.py", "import importlib\ndef late():\n    importlib.import_module('app.jobs')\n"),
-        ("cli.py", "import training.cli\n"),
-        ("cli.py", "try:\n    from app import main\nexcept ImportError:\n    pass\n"),
+        ("interp.directions.probe", "def late():\n    from training.recipe import Recipe\n"),
+        ("interp.directions.probe", "import importlib\ndef late():\n    importlib.import_module('app.jobs')\n"),
+        ("interp.models.hooks", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from interp.edits.edit import Edit\n"),
+        ("interp.models.model", "def late():\n    from interp.forward.capture import capture\n"),
+        ("interp.models.pair", "def late():\n    from interp.adapters.nnsight import to_nnsight\n"),
+        ("interp.edits.edit", "from interp.forward import capture\n"),
+        ("interp.forward.resume", "from interp.lens.logit_lens import logit_lens\n"),
+        ("interp.steering.sweep", "from interp.experiments.registry import Finding\n"),
+        ("interp.steering.sweep", "from interp import experiments\n"),
+        ("interp.experiments.toxicity.shared", "from training.dpo import tune\n"),
+        ("interp.experiments.elasticity.shared", "from interp.experiments.toxicity.shared import bars_of\n"),
+        ("interp.experiments.study", "from interp import workbench\n"),
+        ("training.dpo", "from interp.commands.common import progress\n"),
+        ("training.dpo", "def late():\n    import app.jobs\n"),
+        ("app.state", "def late():\n    from interp.commands.vectors import cache_folder\n"),
+        ("app.state", "from training.recipe import Recipe\n"),
     ],
 )
-def test_the_rule_of_arrows_sees_a_breach(name: str, source: str) -> None:
-    assert len(wrong_arrows("interp", name, source)) == 1
+def test_the_rule_of_arrows_sees_a_breach(module: str, source: str) -> None:
+    assert len(wrong_arrows(module, source)) == 1
 
 
-def test_the_rule_of_arrows_lets_the_command_line_mount_when_called() -> None:
-    assert wrong_arrows("interp", "cli.py", "def train():\n    from training import cli\n") == []
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("interp.cli", "def train():\n    from training import cli\n"),
+        ("interp.models.model", "def late():\n    from interp.adapters.nnsight import to_nnsight\n"),
+        ("interp.edits.edit", "from interp.models.sites import Site\nfrom interp.edits import transforms\n"),
+        ("interp.commands.common", "from interp import Edit, workbench\n"),
+        ("app.state", "from interp.workbench import cache_folder\n"),
+    ],
+)
+def test_the_rule_of_arrows_lets_the_rest_pass(module: str, source: str) -> None:
+    assert wrong_arrows(module, source) == []
+
+
+def test_the_rule_of_circles_sees_a_lazy_one_of_three() -> None:
+    texts = {"app.a": "import app.b\n", "app.b": "from app import c\n", "app.c": "def late():\n    from app.a import name\n"}
+    assert set(circle(texts)) == {"app.a", "app.b", "app.c"}
+    assert circle({**texts, "app.c": "import os\n"}) == []
 
 
 def test_the_rule_of_heavy_libraries_sees_a_breach_and_allows_a_late_import() -> None:
-    assert len(heavy_at_top("interp", "toxicity.py", "class A:\n    import detoxify\n")) == 1
-    assert len(heavy_at_top("interp", "report.py", "import plotly.graph_objects as go\n")) == 1
-    assert heavy_at_top("interp", "figures.py", "import plotly.graph_objects as go\n") == []
+    assert len(heavy_at_top("interp.evaluation.toxicity", "class A:\n    import detoxify\n")) == 1
+    assert len(heavy_at_top("interp.report.page", "import plotly.graph_objects as go\n")) == 1
+    assert heavy_at_top("interp.results.figures", "import plotly.graph_objects as go\n") == []
     late = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import nnsight\ndef f():\n    import nnsight\n"
-    assert heavy_at_top("interp", "adapters/nnsight.py", late) == []
+    assert heavy_at_top("interp.adapters.nnsight", late) == []
 
 
 def test_no_pickle_is_tracked_and_weights_stay_small() -> None:
@@ -161,9 +267,11 @@ def test_no_tracked_text_names_a_path_of_one_machine() -> None:
     assert breaches == []
 
 
-def test_no_source_file_is_longer_than_500_lines() -> None:
+def test_no_source_file_is_longer_than_300_lines_but_by_a_reasoned_exception() -> None:
     lengths = {str(path.relative_to(ROOT)): len(path.read_text("utf-8").splitlines()) for folder in OWN for path in sources(folder)}
-    assert {name: length for name, length in lengths.items() if length > 500} == {}
+    assert {name: length for name, length in lengths.items() if length > 300 and name not in LONG} == {}
+    assert {name for name in LONG if lengths.get(name, 0) <= 300} == set()
+    assert max(lengths.values()) <= 500
 
 
 def test_every_package_of_the_mission_is_declared() -> None:
@@ -188,7 +296,7 @@ def test_every_third_party_import_is_a_declared_dependency() -> None:
         f"{path.relative_to(ROOT)}: {package}"
         for folder in OWN
         for path in sources(folder)
-        for _, package in imported(ast.walk(ast.parse(path.read_text("utf-8"))))
+        for _, package in packages(ast.walk(ast.parse(path.read_text("utf-8"))))
         if package not in sys.stdlib_module_names
         and package not in OWN
         and canonicalize_name(DISTRIBUTIONS.get(package, package)) not in known

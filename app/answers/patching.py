@@ -20,7 +20,6 @@ from app import settings, show, state
 from app.settings import Source
 from app.turns import turns
 from interp import Model, ModelPair, UserError
-from interp.commands.lens import token_of
 from interp.lens.next_tokens import toxic_token_ids
 from interp.models.tokens import token_rows
 from interp.patching.gradient import agreement, attribution_patch
@@ -153,12 +152,12 @@ def metric_of(question: Question) -> AnyMetric:
 def words_of(question: Question) -> tuple[int, int]:
     """The two tokens whose logits are compared: those typed, or what the base (clean) and the tuned (corrupted) run say next."""
     if all(word.strip() for word in question.words):
-        first, second = (token_of(question.model, word) for word in question.words)
+        first, second = (question.model.token(word) for word in question.words)
     else:
         runs = make_runs(question.subject, question.prompt, question.corrupted, ProbeProjection(torch.ones(question.model.d_model)),
                          "resid_post", None, [0], None, None)  # fmt: skip
         own = [int(run.reading.logits[0].argmax()) for run in reversed(runs.traces[0][0])]
-        first, second = (token_of(question.model, word) if word.strip() else token for word, token in zip(question.words, own, strict=True))
+        first, second = (question.model.token(word) if word.strip() else token for word, token in zip(question.words, own, strict=True))
     if first == second:
         word = show.visible(question.model.tokenizer.decode([first]), False)
         raise UserError(f"both words are {word}, so that their difference is 0", "name two words that differ")

@@ -13,7 +13,6 @@ import typer
 
 from interp import workbench
 from interp.commands import common
-from interp.commands.lens import token_of
 from interp.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def attribute(
     with common.progress(None, "loading") as (bar, task):
         models = workbench.Sides(pair, device=device).named(model)
         reader = next(iter(models.values()))
-        ids = [token_of(reader, word) for word in (token, against) if word is not None]
+        ids = [reader.token(word) for word in (token, against) if word is not None]
         if len(set(ids)) < len(ids):
             raise UserError("--token and --against name the same token", "name two different words")
         bar.update(task, description="reading")

@@ -8,7 +8,6 @@ import typer
 
 from interp import workbench
 from interp.commands import common
-from interp.errors import UserError
 
 if TYPE_CHECKING:
     from interp.models.model import Model
@@ -62,26 +61,11 @@ def _tops(model: Model, name: str, prompt: str, top: int, edits: list[Any]) -> l
 def _word(model: Model, name: str, prompt: str, word: str, edits: list[Any]) -> list[dict[str, Any]]:
     from interp.lens.logit_lens import logit_lens
 
-    token = token_of(model, word)
+    token = model.token(word)
     found = logit_lens(model, [prompt], [token], edits=edits)
     points = zip(found.labels, found.steps, found.probabilities[0].tolist(), found.ranks[0].tolist(), strict=True)
     text = model.tokenizer.decode([token])
     return [{"side": name, "label": label, "step": step, "token": text, "probability": p, "rank": rank} for label, step, p, rank in points]
-
-
-def token_of(model: Model, word: str) -> int:
-    """The one token that a word is, with a space before it unless only the bare word is one token."""
-    if not word.strip():
-        raise UserError("the word to follow is empty", "give a word, such as --token river")
-    spellings = [word] if word[0].isspace() else [f" {word}", word]
-    for spelling in spellings:
-        ids = model.tokenizer(spelling, add_special_tokens=False)["input_ids"]
-        if len(ids) == 1:
-            return int(ids[0])
-    pieces = len(model.tokenizer(spellings[0], add_special_tokens=False)["input_ids"])
-    raise UserError(
-        f"{common.shown(word)!r} is {pieces} tokens for {model.name}, and this command follows one", "give a commoner or shorter word"
-    )
 
 
 def _joined(rows: list[dict[str, Any]], label: str, name: str) -> str:

@@ -9,7 +9,6 @@ import typer
 
 from interp import workbench
 from interp.commands import common
-from interp.commands.lens import token_of
 from interp.errors import UserError
 
 if TYPE_CHECKING:
@@ -140,9 +139,9 @@ def _metric(
             "give --tokens A B for logit-difference, --token WORD for log-probability, and neither for probe and toxicity",
         )
     if tokens is not None:
-        return LogitDifference(token_of(model, tokens[0]), token_of(model, tokens[1]))
+        return LogitDifference(model.token(tokens[0]), model.token(tokens[1]))
     if words:
-        return LogProbability(tuple(token_of(model, word) for word in words))
+        return LogProbability(tuple(model.token(word) for word in words))
     if chosen == "probe":
         return ProbeProjection.of(sides.probe_of(side, model))
     from interp.evaluation.toxicity import load_scorer

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 
+from interp.data.lexicon import mask
 from interp.errors import UserError
 from interp.models.hooks import install
 from interp.models.loading import Checkpoint, open_checkpoint, read_tokenizer, read_weights
@@ -163,6 +164,25 @@ class Model:
         """The factor per coordinate that the final norm applies."""
         gain: Tensor = held(self.final_norm, "weight")
         return gain + self.architecture.norm_offset
+
+    def token(self, word: str) -> int:
+        """The id of the one token that a word is, with a space before it unless only the bare word is one token.
+
+        Raises `UserError` for a word that is several tokens, or empty.
+        """
+        if not word.strip():
+            raise UserError("the word to follow is empty", "give a word, such as river")
+        spellings = [word] if word[0].isspace() else [f" {word}", word]
+        for spelling in spellings:
+            ids = self.tokenizer(spelling, add_special_tokens=False)["input_ids"]
+            if len(ids) == 1:
+                return int(ids[0])
+        pieces = len(self.tokenizer(spellings[0], add_special_tokens=False)["input_ids"])
+        raise UserError(f"{mask(word)!r} is {pieces} tokens for {self.name}, and one is needed", "give a commoner or shorter word")
+
+    def str_tokens(self, text: str) -> list[str]:
+        """The text of each token of a text, in order."""
+        return [self.tokenizer.decode([token]) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
 
     def sites(self) -> list[str]:
         """Every site of this model, in the order in which a forward meets them."""

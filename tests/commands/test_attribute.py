@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 from interp import Model, ModelPair
 from interp.cli import app
 from interp.commands.attribute import LEVELS, terms
-from interp.commands.lens import token_of
 from interp.lens.attribution import attribute, attribute_pair
 
 Invoke = Callable[..., Any]
@@ -34,7 +33,7 @@ def invoke(gpt2_folder: Path, tuned_folder: Path) -> Invoke:
 def own_logit(model: Model, word: str, against: str | None = None) -> float:
     with torch.no_grad():
         logits = model.hf(torch.tensor([model.tokenizer(PROMPT, add_special_tokens=False)["input_ids"]])).logits[0, -1]
-    return float(logits[token_of(model, word)] - (logits[token_of(model, against)] if against else 0))
+    return float(logits[model.token(word)] - (logits[model.token(against)] if against else 0))
 
 
 @pytest.mark.parametrize("by", LEVELS)
@@ -53,7 +52,7 @@ def test_the_terms_of_every_level_sum_to_the_models_own_logit_and_differ_by_what
 
 
 def test_each_units_number_is_that_of_the_function(invoke: Invoke, pair: ModelPair) -> None:
-    found = attribute_pair(pair, PROMPT, token_of(pair.base, "river"))
+    found = attribute_pair(pair, PROMPT, pair.base.token("river"))
     layers, heads, neurons = 3, 4, pair.base.d_mlp
     for by, wanted in {
         "layer": found.difference.attention + found.difference.mlp, "mlp": found.difference.mlp,
@@ -74,7 +73,7 @@ def test_the_terms_sum_where_there_are_no_biases_and_positions_are_rotary(llama:
 
 def test_a_person_sees_the_largest_first_and_one_row_for_the_others(invoke: Invoke, gpt2: Model) -> None:
     text = invoke("base", PROMPT, "--token", "river", "--by", "head", "--top", "3").stdout
-    heads = attribute(gpt2, PROMPT, token_of(gpt2, "river")).top(3, "head")
+    heads = attribute(gpt2, PROMPT, gpt2.token("river")).top(3, "head")
     names = [f"head {row['layer']:.0f}.{row['head']:.0f}" for _, row in heads.iterrows()]
     assert [line.split("  ")[0].strip() for line in text.splitlines() if line.strip().startswith("head")] == names
     assert "the other 9" in text

@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 
 from interp import Model, ModelPair, patch
 from interp.cli import app
-from interp.commands.lens import token_of
 from interp.patching.metrics import LogitDifference
 
 Invoke = Callable[..., Any]
@@ -32,7 +31,7 @@ def invoke(gpt2_folder: Path, tuned_folder: Path) -> Invoke:
 def test_the_command_prints_the_numbers_of_the_function(invoke: Invoke, pair: ModelPair) -> None:
     words = ("--from", "base", "--into", "tuned", "--site", "mlp_out", "--tokens", "river", "stone", "--null", "0")
     record = invoke(PROMPT, *words, "--json")
-    metric = LogitDifference(token_of(pair.base, "river"), token_of(pair.base, "stone"))
+    metric = LogitDifference(pair.base.token("river"), pair.base.token("stone"))
     expected = patch(pair, PROMPT, metric=metric, site="mlp_out", directions=["base into tuned"]).to_frame()
     assert [cell["effect"] for cell in record["cells"]] == pytest.approx(expected["effect"].tolist(), abs=1e-6)
     assert [end["direction"] for end in record["directions"]] == ["base into tuned"]
