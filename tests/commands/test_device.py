@@ -38,16 +38,17 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The devices that models were asked for on; they are loaded on the processor."""
-    import interp.models.model
+    from interp.models import model, pair
 
-    plain, found = interp.models.model.load_model, []
+    plain, devices = model.load_model, []
 
-    def load(*given: Any, device: Any = "unsaid", **named: Any) -> Any:
-        found.append(str(device))
-        return plain(*given, **named)
+    def load(*arguments: Any, device: Any = "unsaid", **options: Any) -> Any:
+        devices.append(str(device))
+        return plain(*arguments, **options)
 
-    monkeypatch.setattr(interp.models.model, "load_model", load)
-    return found
+    for module in (model, pair):
+        monkeypatch.setattr(module, "load_model", load)
+    return devices
 
 
 @pytest.mark.parametrize("setting", [None, "", " cpu "])
