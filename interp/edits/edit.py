@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import operator
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -21,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import UserError
+from interp.files import write_text
 from interp.models.sites import Site, parse_site
 
 if TYPE_CHECKING:
@@ -176,10 +176,7 @@ def _unread(op: Op) -> tuple[str, ...]:
 
 def save_edits(edits: Sequence[Edit], path: str | Path) -> None:
     """Write edits as a JSON list, atomically."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps([edit.to_json() for edit in edits]), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(Path(path), json.dumps([edit.to_json() for edit in edits]))
 
 
 def load_edits(path: str | Path) -> list[Edit]:

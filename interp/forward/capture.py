@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import operator
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +24,7 @@ from torch import Tensor
 from interp.edits.edit import Edit
 from interp.edits.transforms import transforms_of
 from interp.errors import UserError
+from interp.files import read_json, replacing
 from interp.models.hooks import Frame, Work, working
 from interp.models.model import Model
 from interp.models.sites import parse_site
@@ -64,10 +63,11 @@ class Captured(Mapping[str, Tensor]):
     def save(self, folder: str | Path) -> Path:
         """Write one `.npy` per site and an index, atomically."""
         target = Path(folder)
-        with _fresh(target) as temporary:
+        with _replacing(target) as temporary:
             for site, tensor in self.tensors.items():
                 np.save(temporary / f"{site}.npy", tensor.float().numpy())
-            return _finish(temporary, target, self)
+            _write_index(temporary, self)
+        return target
 
 
 # One forward of a batch with the work done on the way: `(model, tokens, names, work, last_only=...)` gives the named sites, each
@@ -134,7 +134,7 @@ def capture(
         fill(store)
         return Captured({name: torch.from_numpy(array) for name, array in store.items()}, positions, mask, settings)
     target = Path(spill)
-    with _fresh(target) as temporary:
+    with _replacing(target) as temporary:
         mapped = {
             name: np.lib.format.open_memmap(temporary / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape)
             for name, shape in shapes.items()
@@ -142,7 +142,7 @@ def capture(
         fill(mapped)
         for array in mapped.values():
             array.flush()
-        _finish(temporary, target, Captured({name: torch.empty(0) for name in names}, positions, mask, settings))
+        _write_index(temporary, Captured({name: torch.empty(0) for name in names}, positions, mask, settings))
     return load_captured(target)
 
 
@@ -151,7 +151,7 @@ def load_captured(folder: str | Path) -> Captured:
     target = Path(folder)
     if not (target / "index.json").is_file():
         raise UserError(f"{target} holds no capture", "give a folder that capture(spill=...) or Captured.save wrote")
-    index = json.loads((target / "index.json").read_text())
+    index = read_json(target / "index.json", "capture it again")
     tensors = {site: torch.from_numpy(np.load(target / f"{site}.npy", mmap_mode="c")) for site in index["sites"]}
     mask = torch.from_numpy(np.load(target / "mask.npy")) if (target / "mask.npy").is_file() else None
     return Captured(tensors, index["positions"], mask, index["settings"])
@@ -249,24 +249,17 @@ def _keep(store: np.ndarray, group: list[int], value: Tensor, tokens: Tokens, po
 
 
 @contextlib.contextmanager
-def _fresh(target: Path) -> Iterator[Path]:
-    """A temporary folder beside the target, gone afterwards whatever happens; refuses a target that is not a capture."""
+def _replacing(target: Path) -> Iterator[Path]:
+    """A new folder that becomes the target when it is complete; refuses a target that is not a capture."""
     if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / "index.json").is_file()):
         raise UserError(f"{target} exists and is not a capture", "give a new folder")
-    temporary = target.with_name(target.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with replacing(target) as temporary:
+        temporary.mkdir()
         yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _finish(temporary: Path, target: Path, captured: Captured) -> Path:
+def _write_index(folder: Path, captured: Captured) -> None:
     if captured.mask is not None:
-        np.save(temporary / "mask.npy", captured.mask.numpy())
+        np.save(folder / "mask.npy", captured.mask.numpy())
     index = {"sites": list(captured.tensors), "positions": captured.positions, "settings": captured.settings}
-    (temporary / "index.json").write_text(json.dumps(index))
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(temporary, target)
-    return target
+    (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")

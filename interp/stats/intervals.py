@@ -113,7 +113,7 @@ def bootstrap_auc(labels: Any, scores: Any, *, draws: int = 2000, seed: int = 0,
     step = max(1, CHUNK // (len(positive) + len(negative)))
     for start in range(0, draws, step):
         count = min(step, draws - start)
-        found.append(_weighted_auc(positive, negative, _counts(rng, count, len(positive)), _counts(rng, count, len(negative))))
+        found.append(_weighted_auc(positive, negative, draw_counts(rng, count, len(positive)), draw_counts(rng, count, len(negative))))
     low, high = np.quantile(np.concatenate(found), _tails(level))
     return Interval(auc(labels, scores), float(low), float(high), len(positive) + len(negative))
 
@@ -136,10 +136,10 @@ def _resampled_means(table: Float[np.ndarray, "prompt column"], draws: int, seed
     rng = np.random.default_rng(seed)
     n = len(table)
     step = max(1, CHUNK // n)
-    return np.concatenate([_counts(rng, min(step, draws - start), n) @ table / n for start in range(0, draws, step)])
+    return np.concatenate([draw_counts(rng, min(step, draws - start), n) @ table / n for start in range(0, draws, step)])
 
 
-def _counts(rng: np.random.Generator, draws: int, n: int) -> Float[np.ndarray, "draws n"]:
+def draw_counts(rng: np.random.Generator, draws: int, n: int) -> Float[np.ndarray, "draws n"]:
     """How often each of `n` items is drawn, when `n` are drawn with replacement."""
     picks = rng.integers(0, n, (draws, n)) + n * np.arange(draws)[:, None]
     return np.bincount(picks.ravel(), minlength=draws * n).reshape(draws, n).astype(np.float64)
