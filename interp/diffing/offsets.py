@@ -182,8 +182,11 @@ def key_products(
     return (norm.forward(given) @ keys.T + model.key_biases(layer)[index]).double().cpu()
 
 
-def mean_offset(pair: ModelPair, rows: Rows, layer: int) -> Float[Tensor, " d_model"]:
-    """What tuning adds to `resid_mid.layer` at the last token of these prompts, on average (paper A, section 5.2)."""
+def mean_offset_at_last(pair: ModelPair, rows: Rows, layer: int) -> Float[Tensor, " d_model"]:
+    """What tuning adds to `resid_mid.layer` at the last token of these prompts, on average (paper A, section 5.2).
+
+    W-E2 takes this vector off; X-C1 and X-C2 move by the mean over all positions (`mean_offset_over_positions`).
+    """
     site = f"resid_mid.{layer}"
     base, tuned = (capture(model, list(rows), [site], positions="last")[site] for model in pair.sides.values())
     return (tuned.double() - base.double()).mean(dim=0).float()

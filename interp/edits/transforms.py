@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Bool
 from torch import Tensor
 
-from interp.edits.edit import Edit, Positions
+from interp.edits.edit import Edit, EditPositions
 from interp.errors import UserError
 from interp.models.hooks import Frame, Transform, Work, working
 from interp.models.model import Model, Neuron, by_layer
@@ -148,7 +148,7 @@ def _where(where: Bool[Tensor, "batch pos"], new: Tensor, x: Tensor) -> Tensor:
     return torch.where(where.to(x.device).view(*where.shape, *[1] * (x.dim() - 2)), new, x)
 
 
-def selected(positions: Positions, frame: Frame) -> Bool[Tensor, "batch pos"]:
+def selected(positions: EditPositions, frame: Frame) -> Bool[Tensor, "batch pos"]:
     """Which of the passing tokens an edit applies to."""
     if positions == "all":
         return frame.real

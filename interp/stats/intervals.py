@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from interp.errors import UserError
 
-Side = Literal["greater", "less", "both"]
+Alternative = Literal["greater", "less", "two-sided"]
 CHUNK = 2**22
 
 
@@ -81,22 +81,22 @@ def bootstrap_ratio(numerator: Any, denominator: Any, *, draws: int = 2000, seed
     return Interval(value, float(low), float(high), len(a))
 
 
-def permutation_p(observed: float | int, null_values: Any, side: Side = "greater") -> float:
+def permutation_p(observed: float | int, null_values: Any, alternative: Alternative = "greater") -> float:
     """How often does the null do as well? `(1 + count) / (1 + n)`, so that it is never zero.
 
     Args:
-        side: `greater` counts null values >= observed, `less` those <=; `both` doubles the smaller of the two.
+        alternative: `greater` counts null values >= observed, `less` those <=; `two-sided` doubles the smaller of the two.
     """
     null = _column(null_values, "null values")
     if not np.isfinite(observed):
         raise UserError(f"the observed value is {observed}", "give a finite number")
     greater = (1 + int((null >= observed).sum())) / (1 + len(null))
     less = (1 + int((null <= observed).sum())) / (1 + len(null))
-    if side == "both":
+    if alternative == "two-sided":
         return min(1.0, 2 * min(greater, less))
-    if side not in ("greater", "less"):
-        raise UserError(f"side {side!r} is unknown", "use greater, less or both")
-    return greater if side == "greater" else less
+    if alternative not in ("greater", "less"):
+        raise UserError(f"alternative {alternative!r} is unknown", "use greater, less or two-sided")
+    return greater if alternative == "greater" else less
 
 
 def auc(labels: Any, scores: Any) -> float:

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from interp.data.texts import Passage
-from interp.diffing.offsets import mean_offset
+from interp.diffing.offsets import mean_offset_at_last
 from interp.directions.contrast import ablation, difference_in_means, random_subspaces, toxic_subspaces
 from interp.directions.probe import Probe
 from interp.edits.edit import Edit
@@ -165,11 +165,11 @@ def test_the_mean_offset_is_the_bias_that_was_added(gpt2: Model) -> None:
     with torch.no_grad():
         hf.transformer.h[1].mlp.c_proj.bias += shift
     moved = ModelPair(gpt2, Model(hf, gpt2.tokenizer, "tuned"))
-    torch.testing.assert_close(mean_offset(moved, ROWS, 1), torch.zeros(gpt2.d_model), atol=1e-5, rtol=0)
+    torch.testing.assert_close(mean_offset_at_last(moved, ROWS, 1), torch.zeros(gpt2.d_model), atol=1e-5, rtol=0)
     layer_two = capture(moved.tuned, ROWS, ["resid_pre.2"])["resid_pre.2"] - capture(gpt2, ROWS, ["resid_pre.2"])["resid_pre.2"]
     torch.testing.assert_close(layer_two, shift.expand(3, -1), atol=1e-5, rtol=0)
     attention = capture(moved.tuned, ROWS, ["attn_out.2"])["attn_out.2"] - capture(gpt2, ROWS, ["attn_out.2"])["attn_out.2"]
-    torch.testing.assert_close(mean_offset(moved, ROWS, 2), shift + attention.mean(dim=0), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(mean_offset_at_last(moved, ROWS, 2), shift + attention.mean(dim=0), atol=1e-4, rtol=1e-3)
 
 
 def small_context(pair: ModelPair, seed: int = 0) -> Context:

@@ -18,7 +18,7 @@ from interp.data.lexicon import lexicon
 from interp.errors import UserError
 from interp.evaluation import toxicity
 from interp.evaluation.detoxify import convert_detoxify
-from interp.evaluation.toxicity import BUNDLED, CLASSES, ClassifierScorer, LexiconScorer, load_scorer
+from interp.evaluation.toxicity import BUNDLED_SCORER, CLASSES, ClassifierScorer, LexiconScorer, load_scorer
 from training.scorer import build_tokenizer, fit_platt
 from training.scorer_report import area_under_curve, reliability
 
@@ -315,7 +315,7 @@ def test_a_perfectly_reliable_score_has_no_gap() -> None:
     assert reliability(scores, scores * 0.5)["expected_calibration_error"] > 0.2
 
 
-needs_bundle = pytest.mark.skipif(not BUNDLED.is_dir(), reason="the bundled scorer has not been made yet")
+needs_bundle = pytest.mark.skipif(not BUNDLED_SCORER.is_dir(), reason="the bundled scorer has not been made yet")
 
 
 @needs_bundle
@@ -346,8 +346,8 @@ def test_the_bundled_scorer_knows_insults_from_plain_speech() -> None:
 
 @needs_bundle
 def test_the_bundled_scorer_is_small_and_its_card_states_what_it_reached() -> None:
-    assert sum(file.stat().st_size for file in BUNDLED.iterdir()) < 12_000_000
-    card = json.loads((BUNDLED / "scorer.json").read_text())
+    assert sum(file.stat().st_size for file in BUNDLED_SCORER.iterdir()) < 12_000_000
+    card = json.loads((BUNDLED_SCORER / "scorer.json").read_text())
     assert card["held_out"]["jigsaw"]["auc"] >= 0.93
-    assert not list(BUNDLED.glob("*.bin"))
+    assert not list(BUNDLED_SCORER.glob("*.bin"))
     assert toxicity.load_scorer().name == card["name"]
