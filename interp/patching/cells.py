@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -17,11 +17,10 @@ from interp.patching.maps import UNIT_NAMES, Cell
 
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "head_out", "mlp_post")
 PATCH_WORDS = ("each", "all")
-PatchPositions = Literal["each", "all"] | Sequence[int] | None
 
 
 def make_cells(
-    model: Model, site: str, positions: PatchPositions, layers: Sequence[int] | None, units: Any, lengths: Sequence[int]
+    model: Model, site: str, positions: Any, layers: Sequence[int] | None, units: Any, lengths: Sequence[int]
 ) -> tuple[Cell, ...]:
     """Every cell of a map, in the order layer, unit, position; raises `UserError` for what the model or the prompts lack."""
     if site not in SITES:
@@ -37,7 +36,7 @@ def make_cells(
     )
 
 
-def _places(positions: PatchPositions, site: str, lengths: Sequence[int]) -> Iterator[int | None]:
+def _places(positions: Any, site: str, lengths: Sequence[int]) -> Iterator[int | None]:
     default = "all" if site in UNIT_NAMES else "each"
     parsed = parse_positions(default if positions is None else positions, PATCH_WORDS)
     if parsed == "all":
