@@ -41,12 +41,12 @@ def with_reference(dataset: Dataset, reference: str, folder: Path, compute: Call
         compute: the summed log-probabilities in nats of all chosen and of all rejected sides, in order.
     """
     file = folder / f"{cache_key(reference, dataset)}.safetensors"
-    found = _read(file, len(dataset))
-    if found is None:
-        found = dict(zip(NAMES, (values.detach().float().cpu().contiguous() for values in compute()), strict=True))
+    values = _read(file, len(dataset))
+    if values is None:
+        values = dict(zip(NAMES, (side.detach().float().cpu().contiguous() for side in compute()), strict=True))
         with replacing(file, shared=True) as temporary:
-            save_file(found, temporary)
-    columns: dict[str, Any] = {name: found[name].tolist() for name in NAMES}
+            save_file(values, temporary)
+    columns: dict[str, Any] = {name: values[name].tolist() for name in NAMES}
     return concatenate_datasets([dataset, Dataset.from_dict(columns)], axis=1)
 
 

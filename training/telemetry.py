@@ -74,14 +74,14 @@ def forget_after(file: Path, step: int) -> None:
     """Drop the lines of a log that a resumed run will write again, and a line that was cut off."""
     if not file.exists():
         return
-    kept = []
+    lines = []
     for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             if line.strip() and json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+                lines.append(line + "\n")
         except (json.JSONDecodeError, KeyError, TypeError):
             continue
-    write_text(file, "".join(kept))
+    write_text(file, "".join(lines))
 
 
 class Monitor:

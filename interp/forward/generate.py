@@ -74,14 +74,14 @@ def generate_tokens(
     check_rows(model, rows)
     _check_room(model, rows, max_new_tokens)
     transforms = transforms_of(edits, model)
-    found: list[list[int]] = [[] for _ in rows]
+    continuations: list[list[int]] = [[] for _ in rows]
     for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=1 << 16):
         tokens = pad([rows[i] for i in group], model.tokenizer.pad_token_id or 0, "left").to(model.device)
         steps = _decode(model, tokens, transforms, max_new_tokens, sampling, group, cache, stop_at_end)
         columns = torch.stack(list(steps), dim=1).tolist() if max_new_tokens else [[] for _ in group]
         for index, row in zip(group, columns, strict=True):
-            found[index] = before_end(row, model) if stop_at_end else row
-    return found
+            continuations[index] = before_end(row, model) if stop_at_end else row
+    return continuations
 
 
 def stream(

@@ -93,6 +93,6 @@ def forced_neurons(
     joined = [[*row, *more[:-1]] for row, more in zip(rows, tokens, strict=True)]
     (steps,) = lengths
     places = [list(range(len(row) - 1, len(row) - 1 + steps)) for row in rows]
-    found = capture(model, joined, list(units), positions=places, units=units, edits=edits)
-    by_neuron = {(int(site.split(".")[1]), index): found[site][..., at] for site in units for at, index in enumerate(units[site])}
+    acts = capture(model, joined, list(units), positions=places, units=units, edits=edits)
+    by_neuron = {(int(site.split(".")[1]), index): acts[site][..., at] for site in units for at, index in enumerate(units[site])}
     return Watched(list(neurons), [list(more) for more in tokens], torch.stack([by_neuron[neuron] for neuron in neurons], dim=-1))

@@ -109,12 +109,12 @@ def bootstrap_auc(labels: Any, scores: Any, *, draws: int = 2000, seed: int = 0,
     """`auc` with an interval; positives and negatives are resampled separately, so no draw lacks a class."""
     positive, negative = _classes(labels, scores)
     rng = np.random.default_rng(seed)
-    found: list[np.ndarray] = []
+    resampled: list[np.ndarray] = []
     step = max(1, CHUNK // (len(positive) + len(negative)))
     for start in range(0, draws, step):
         count = min(step, draws - start)
-        found.append(_weighted_auc(positive, negative, draw_counts(rng, count, len(positive)), draw_counts(rng, count, len(negative))))
-    low, high = np.quantile(np.concatenate(found), _tails(level))
+        resampled.append(_weighted_auc(positive, negative, draw_counts(rng, count, len(positive)), draw_counts(rng, count, len(negative))))
+    low, high = np.quantile(np.concatenate(resampled), _tails(level))
     return Interval(auc(labels, scores), float(low), float(high), len(positive) + len(negative))
 
 
