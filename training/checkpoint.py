@@ -115,10 +115,6 @@ def save_as_difference(folder: Path, model: PreTrainedModel, source: str, tokeni
         save_difference(changes, temporary, base=seen, base_digest=weights_digest(base), digest=weights_digest(model))
 
 
-# A checkpoint is not written by `interp.files.replacing`: a kill between its two moves has to leave the old one where `recover`
-# finds it, under a name that other parts of the chain know.
-
-
 def _beside(folder: Path) -> Path:
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -126,6 +122,10 @@ def _beside(folder: Path) -> Path:
 
 
 def _move(temporary: Path, folder: Path) -> None:
+    """Put a checkpoint in its place.
+
+    Unlike `interp.files.replacing`, a kill between the two moves leaves the old one under a known name, where `recover` finds it.
+    """
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
