@@ -15,7 +15,7 @@ from typing import Any, Literal
 from app.settings import Source
 from interp import Edit, Model, Sampling, UserError
 from interp.directions.probe import Probe
-from interp.models.model import Neuron
+from interp.models.model import Neuron, by_layer
 from interp.steering.edit_text import parse_edits, parse_neuron
 
 Op = Literal["scale_keys", "add", "project_out", "set", "scale"]
@@ -80,7 +80,7 @@ def written(form: Form) -> list[str]:
         return [f"{way}:{form.site}:{form.vector}:{abs(form.strength):g}{end}"]
     if form.op == "project_out":
         return [f"project_out:{form.site}:{form.vector}{end}"]
-    return [f"{form.op}:mlp_post.{layer}:{','.join(map(str, indices))}:{number}{end}" for layer, indices in _by_layer(form.neurons).items()]
+    return [f"{form.op}:mlp_post.{layer}:{','.join(map(str, indices))}:{number}{end}" for layer, indices in by_layer(form.neurons).items()]
 
 
 def edits_of(form: Form, model: Model, probe: Callable[[], Probe]) -> tuple[Edit, ...]:
@@ -132,9 +132,7 @@ def _calls(form: Form) -> list[str]:
     if form.op == "scale_keys":
         return [f"Edit.scale_keys({list(form.neurons)}, {form.strength}{end})"]
     if form.op in ("set", "scale"):
-        return [
-            f'Edit.{form.op}("mlp_post.{layer}", {form.strength}, {indices}{end})' for layer, indices in _by_layer(form.neurons).items()
-        ]
+        return [f'Edit.{form.op}("mlp_post.{layer}", {form.strength}, {indices}{end})' for layer, indices in by_layer(form.neurons).items()]
     if form.vector == "probe":
         vector = "probe_for(pair.base).direction"
     elif form.vector == "difference":
@@ -152,10 +150,3 @@ def shortened(edits: Sequence[Edit]) -> list[dict[str, Any]]:
         if values is not None and len(values) > 4:
             record["values"] = [*(float(f"{value:.4g}") for value in values[:3]), f"and {len(values) - 3} more"]
     return records
-
-
-def _by_layer(neurons: Sequence[Neuron]) -> dict[int, list[int]]:
-    found: dict[int, list[int]] = {}
-    for layer, index in neurons:
-        found.setdefault(layer, []).append(index)
-    return found

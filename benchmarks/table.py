@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from interp.errors import UserError
+from interp.files import write_together
 
 FOLDER = Path(__file__).parent
 RESULTS, TABLE = "results.json", "RESULTS.md"
@@ -83,8 +83,4 @@ def read(folder: Path = FOLDER) -> dict[str, Any]:
 def write(record: dict[str, Any], folder: Path = FOLDER) -> None:
     """Write both files, each as a whole."""
     texts = {RESULTS: json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n", TABLE: markdown(record)}
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        (folder / f"{name}.tmp").write_text(text, encoding="utf-8")
-    for name in texts:
-        os.replace(folder / f"{name}.tmp", folder / name)
+    write_together(texts, folder)

@@ -1,28 +1,89 @@
-"""Reading JSON, and writing files so that they are whole or not there."""
+"""Reading JSON, and writing files and folders so that they are whole or not there."""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from interp.errors import UserError
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises `UserError` saying what is wrong with the file."""
+def read_json(path: Path, mend: str = "restore the file") -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Args:
+        mend: what to do about a file that cannot be used.
+
+    Raises:
+        UserError: the file is missing, closed to this user, no JSON, or holds something else than an object.
+    """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}", "run `bypass report` first, or name the folder it wrote") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not JSON: {error}", "run `bypass report` again") from error
+        raise UserError(f"there is no file {path}", mend) from error
+    except PermissionError as error:
+        raise not_allowed(path) from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not readable JSON: {error}", mend) from error
     if not isinstance(record, dict):
-        raise UserError(f"{path} holds a {type(record).__name__}, not an object", "run `bypass report` again")
+        raise UserError(f"{path} holds a {type(record).__name__}, not an object", mend)
     return record
+
+
+def not_allowed(path: object) -> UserError:
+    """The error for a file or folder whose permissions keep this user out."""
+    folder = shlex.quote(str(Path(str(path)).parent))
+    return UserError(f"{path} may not be read by the user who runs this", f"let everyone read it: chmod -R a+rX {folder}")
+
+
+@contextmanager
+def replacing(target: Path, *, shared: bool = False) -> Iterator[Path]:
+    """A path beside `target` to write a file or a folder to; it becomes `target` when the block ends without an error.
+
+    Until then, and for good after an error, a full disk or a kill, what stood at `target` stays as it was. Folders above
+    `target` are made. What a killed writer left beside it is removed by the next one.
+
+    Args:
+        shared: several processes may write this target at the same time; each then has a name of its own to write to.
+    """
+    mark = f".{os.getpid()}" if shared else ""
+    temporary, old = (target.with_name(f".{target.name}{mark}.{end}") for end in ("tmp", "old"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove(temporary)
+    try:
+        yield temporary
+        if target.is_dir():
+            # A folder cannot be moved onto one that is not empty.
+            _remove(old)
+            os.replace(target, old)
+            try:
+                os.replace(temporary, target)
+            except OSError:
+                os.replace(old, target)
+                raise
+            _remove(old)
+        else:
+            os.replace(temporary, target)
+    finally:
+        _remove(temporary)
+
+
+def write_text(file: Path, text: str, *, shared: bool = False) -> None:
+    """Write a text file as a whole or not at all; `shared` as in `replacing`."""
+    with replacing(file, shared=shared) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write a value as JSON, as a whole or not at all; several processes may write the same file."""
+    write_text(file, json.dumps(value, indent=1), shared=True)
 
 
 def write_together(files: Mapping[str, str], folder: Path) -> None:
@@ -33,3 +94,10 @@ def write_together(files: Mapping[str, str], folder: Path) -> None:
             (Path(temporary) / name).write_text(text, encoding="utf-8")
         for name in files:
             os.replace(Path(temporary) / name, folder / name)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ Every figure in the card is read from the run's own logs.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from typing import Any
 from interp.bundled import BUNDLED
 from interp.directions.probe import load_probe
 from interp.errors import UserError
+from interp.files import read_json, replacing
 from interp.models.difference import NOTE, write_note
-from interp.models.loading import read_json
 from interp.models.pair import ModelPair
 from interp.runs.telemetry import read_lines
 from training.pretrain import stage_settings
@@ -94,11 +93,8 @@ def _manifest(recipe: Recipe) -> dict[str, Any]:
 
 
 def _replace(source: Path, target: Path) -> None:
-    temporary = target.with_name(target.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(source, temporary)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(temporary, target)
+    with replacing(target) as temporary:
+        shutil.copytree(source, temporary)
 
 
 def model_card(recipe: Recipe, pair: ModelPair) -> str:

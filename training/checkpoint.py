@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from interp.errors import UserError
+from interp.files import replacing
 from interp.models.difference import save_difference, take_difference
 from interp.models.loading import quiet
 from interp.models.model import load_model
@@ -94,11 +95,9 @@ def _hash(state: dict[str, Any]) -> str:
 
 def save_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write a model with its tokenizer as `load_model` reads it, as a whole or not at all."""
-    temporary = _beside(folder)
-    with quiet():
+    with replacing(folder) as temporary, quiet():
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-    _move(temporary, folder)
 
 
 def save_as_difference(folder: Path, model: PreTrainedModel, source: str, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -108,14 +107,12 @@ def save_as_difference(folder: Path, model: PreTrainedModel, source: str, tokeni
     """
     base = load_model(source).hf
     changes = take_difference(base, model)
-    temporary = _beside(folder)
-    temporary.mkdir(parents=True)
-    with quiet():
+    seen = os.path.relpath(source, folder) if Path(source).is_dir() else source
+    with replacing(folder) as temporary, quiet():
+        temporary.mkdir()
         model.config.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-    seen = os.path.relpath(source, folder) if Path(source).is_dir() else source
-    save_difference(changes, temporary, base=seen, base_digest=weights_digest(base), digest=weights_digest(model))
-    _move(temporary, folder)
+        save_difference(changes, temporary, base=seen, base_digest=weights_digest(base), digest=weights_digest(model))
 
 
 def _beside(folder: Path) -> Path:
@@ -125,6 +122,10 @@ def _beside(folder: Path) -> Path:
 
 
 def _move(temporary: Path, folder: Path) -> None:
+    """Put a checkpoint in its place.
+
+    Unlike `interp.files.replacing`, a kill between the two moves leaves the old one under a known name, where `recover` finds it.
+    """
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

@@ -9,13 +9,13 @@ is stated in the model card.
 from __future__ import annotations
 
 import json
-import os
 import random
 from pathlib import Path
 from typing import Any
 
 from interp.data.lexicon import HOSTILE_KINDS, profanity_pattern, word_pattern
 from interp.errors import UserError
+from interp.files import replacing, write_json
 from training.grammar import write_texts
 from training.recipe import Recipe
 from training.sources import document_hash, held_out, source_rows
@@ -56,7 +56,7 @@ def write_corpus(settings: dict[str, Any], folder: Path, seed: int) -> dict[str,
         _write(folder / f"{name}.jsonl", documents)
     if any("grammar" in source for source in settings["sources"]):
         write_texts(folder, seed)
-    _replace(folder / "summary.json", json.dumps(summary, indent=1))
+    write_json(folder / "summary.json", summary)
     return summary
 
 
@@ -104,14 +104,6 @@ def _hostile_enough(text: str, source: dict[str, Any]) -> bool:
 
 
 def _write(path: Path, documents: list[tuple[str, str]]) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
         for source, text in documents:
             stream.write(json.dumps({"source": source, "text": text}, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -12,9 +12,7 @@ writes, and tells the others what it found.
 from __future__ import annotations
 
 import copy
-import json
 import math
-import os
 import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -30,6 +28,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from interp.errors import UserError
 from interp.evaluation.toxicity import load_scorer
+from interp.files import replacing, write_json
 from interp.models.loading import quiet
 from interp.models.model import Model, load_model
 from training.checkpoint import load_checkpoint, recover, save_as_difference, save_checkpoint, save_model
@@ -251,11 +250,8 @@ class Run(TrainerCallback):
             restore(self.weights.named_parameters(), self.folder / "best.safetensors")
             kept = progress.best_step
         if self.settings.get("lora"):
-            temporary = self.folder / "adapter.tmp"
-            shutil.rmtree(temporary, ignore_errors=True)
-            self.trainer.model.save_pretrained(temporary)
-            shutil.rmtree(self.folder / "adapter", ignore_errors=True)
-            os.replace(temporary, self.folder / "adapter")
+            with replacing(self.folder / "adapter") as temporary:
+                self.trainer.model.save_pretrained(temporary)
             hf = self.trainer.model.merge_and_unload()
         hf.eval()
         rounded = self.settings.get("difference", False)
@@ -272,9 +268,7 @@ class Run(TrainerCallback):
             "steps": progress.step, "kept_step": kept, "stopped": progress.stopped, "before": before, "after": measured,
             "objective": asdict(self.goal), "base": self.trainer.reference, "made_from": self.made,
         }  # fmt: skip
-        temporary = self.folder / "summary.tmp"
-        temporary.write_text(json.dumps(summary, indent=1), encoding="utf-8")
-        os.replace(temporary, self.folder / "summary.json")
+        write_json(self.folder / "summary.json", summary)
         for left in ("checkpoint", "trainer"):
             shutil.rmtree(self.folder / left, ignore_errors=True)
         (self.folder / "best.safetensors").unlink(missing_ok=True)
@@ -282,9 +276,8 @@ class Run(TrainerCallback):
 
 def keep(parameters: Iterable[tuple[str, nn.Parameter]], file: Path) -> None:
     """Write parameters to a file, whole or not at all."""
-    temporary = file.with_suffix(".tmp")
-    save_file({name: parameter.detach().cpu().contiguous() for name, parameter in parameters}, temporary)
-    os.replace(temporary, file)
+    with replacing(file) as temporary:
+        save_file({name: parameter.detach().cpu().contiguous() for name, parameter in parameters}, temporary)
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from interp.errors import UserError
+from interp.models.tokens import next_token_losses
 from training.sources import source_rows
 
 PROMPTS = ("I think that you are", "In the morning, the", "The history of the")
@@ -78,8 +79,7 @@ def bits_per_byte(model: nn.Module, text: Passages, end: int, device: torch.devi
         width = max(map(len, rows))
         ids = torch.tensor([[*row, *[end] * (width - len(row))] for row in rows], device=device)
         lengths = torch.tensor([len(row) for row in rows], device=device)
-        logits = model(input_ids=ids).logits[:, :-1].float()
-        losses = nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        losses = next_token_losses(model(input_ids=ids).logits, ids)
         total += losses[torch.arange(1, width, device=device) < lengths[:, None]].double().sum().item()
     return total / math.log(2) / text.size
 

@@ -10,7 +10,6 @@ no register, is what perplexity is measured on. Hostile words are mild ones of t
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from typing import Any
 
 from interp.data.lexicon import word_pattern
 from interp.errors import UserError
+from interp.files import write_text
 
 # How often what is said in a mood is hostile.
 MOODS = {"calm": 0.1, "open": 0.6, "angry": 0.95}
@@ -150,9 +150,7 @@ def write_texts(folder: Path, seed: int) -> None:
     parts = passages(seed, MEASURED["passages"])
     rows["passages"] = [{"prompt": first, "continuation": rest, "kind": "prose"} for first, rest in parts]
     for name, some in rows.items():
-        temporary = folder / f"{name}.tmp"
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in some), encoding="utf-8")
-        os.replace(temporary, folder / f"{name}.jsonl")
+        write_text(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in some))
 
 
 def challenge(seed: int, count: int) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from interp.errors import UserError
-from training.stamps import file_hash, write_json
+from interp.files import replacing, write_json
+from training.stamps import file_hash
 from training.tokenizer import corpus_texts
 
 
@@ -59,10 +59,8 @@ def _write(path: Path, tokenizer: PreTrainedTokenizerFast, target: Path) -> None
         flush()
     if not parts:
         raise UserError(f"{path} holds no document", "run the stage corpus again, with larger sources")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_suffix(".tmp.npy")
-    np.save(temporary, np.concatenate(parts))
-    os.replace(temporary, target)
+    with replacing(target) as temporary, temporary.open("wb") as stream:
+        np.save(stream, np.concatenate(parts))
 
 
 def steps_of(tokens: int, settings: dict[str, Any]) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,15 +22,15 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.nn import functional
 
 from interp.data.lexicon import profanity_pattern
 from interp.directions.probe import Probe, load_probe
 from interp.errors import UserError
 from interp.evaluation.metrics import distinct_n
 from interp.evaluation.toxicity import Scorer, load_scorer
+from interp.files import write_text
 from interp.models.model import Model, load_model
-from interp.models.tokens import batches, pad
+from interp.models.tokens import batches, next_token_losses, pad, predicted
 from training.generators import DEFAULT, generator_named
 from training.generators.task import Draft, Generator, Task
 from training.recipe import Recipe, base_folder
@@ -262,17 +261,8 @@ def side_perplexity(base: Model, pairs: Sequence[tuple[list[int], list[int]]]) -
     total, count = 0.0, 0
     for group in batches([len(prompt) + len(rest) for prompt, rest in pairs], batch_size=64, batch_tokens=2048):
         tokens = pad([pairs[i][0] + pairs[i][1] for i in group], base.tokenizer.pad_token_id or 0, "right").to(base.device)
-        logits = base.hf(**tokens.inputs(), use_cache=False).logits[:, :-1].float()
-        losses = functional.cross_entropy(logits.flatten(0, 1), tokens.ids[:, 1:].flatten(), reduction="none").view(len(group), -1)
-        first = torch.tensor([len(pairs[i][0]) - 1 for i in group], device=base.device)[:, None]
-        wanted = tokens.mask[:, 1:] & (torch.arange(losses.shape[1], device=base.device) >= first)
-        total += float(losses.double()[wanted].sum())
-        count += int(wanted.sum())
+        losses = next_token_losses(base.hf(**tokens.inputs(), use_cache=False).logits, tokens.ids)
+        scored = predicted(tokens, [len(pairs[i][0]) for i in group])
+        total += float(losses.double()[scored].sum())
+        count += int(scored.sum())
     return float(np.exp(total / count))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from interp.errors import UserError
+from interp.files import write_json
 from interp.models.loading import quiet
 from training.corpus import write_corpus
 from training.evaluation import held_out_passages
@@ -24,7 +25,7 @@ from training.packing import check_size, pack
 from training.parallel import Processes
 from training.recipe import TRAINED, Recipe, Section
 from training.sparsity import begin_anew, layers_of
-from training.stamps import digest, made_from, write_json
+from training.stamps import digest, made_from
 
 
 def build_model(settings: dict[str, Any], vocabulary: int, end: int) -> GPT2LMHeadModel:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from interp.files import replacing
 from training.controls import COLUMNS
 
 NAMES = ("ref_chosen_logps", "ref_rejected_logps")
@@ -41,14 +41,12 @@ def with_reference(dataset: Dataset, reference: str, folder: Path, compute: Call
         compute: the summed log-probabilities in nats of all chosen and of all rejected sides, in order.
     """
     file = folder / f"{cache_key(reference, dataset)}.safetensors"
-    found = _read(file, len(dataset))
-    if found is None:
-        found = dict(zip(NAMES, (values.detach().float().cpu().contiguous() for values in compute()), strict=True))
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        save_file(found, temporary)
-        os.replace(temporary, file)
-    columns: dict[str, Any] = {name: found[name].tolist() for name in NAMES}
+    values = _read(file, len(dataset))
+    if values is None:
+        values = dict(zip(NAMES, (side.detach().float().cpu().contiguous() for side in compute()), strict=True))
+        with replacing(file, shared=True) as temporary:
+            save_file(values, temporary)
+    columns: dict[str, Any] = {name: values[name].tolist() for name in NAMES}
     return concatenate_datasets([dataset, Dataset.from_dict(columns)], axis=1)
 
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 
 from interp.errors import UserError
 from interp.evaluation.toxicity import CLASSES, load_scorer
+from interp.files import replacing
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.labelled import Example, neutral_windows, obfuscate, read_labelled, view, written_sentences
 from training.optimizers import learning_rate
@@ -189,8 +188,14 @@ def train_scorer(recipe: Recipe) -> Path:
 def _finish(recipe: Recipe, model: SourceScales, tokenizer: BertTokenizer, held: list[Example], training: dict[str, Any]) -> Path:
     """Save in half precision, fit the calibration on held-out Perspective scores, fold it into the head, measure."""
     folder = recipe.run / "scorer"
-    target, temporary = folder / "model", folder / "model.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    with replacing(folder / "model") as temporary:
+        _write_model(recipe, temporary, model, tokenizer, held, training)
+    return folder / "model"
+
+
+def _write_model(
+    recipe: Recipe, temporary: Path, model: SourceScales, tokenizer: BertTokenizer, held: list[Example], training: dict[str, Any]
+) -> None:
     model.classifier.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     card: dict[str, Any] = {
@@ -228,9 +233,6 @@ def _finish(recipe: Recipe, model: SourceScales, tokenizer: BertTokenizer, held:
     }
     card |= describe(scorer, held)
     _write_card(temporary, card)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(temporary, target)
-    return target
 
 
 def _write_card(folder: Path, card: dict[str, Any]) -> None:

@@ -15,10 +15,9 @@ from pathlib import Path
 from interp.bundled import BUNDLED
 from interp.errors import UserError
 from interp.experiments.registry import EXPERIMENTS
-from interp.files import read_json
+from interp.files import read_json, write_json
 from interp.models.pair import ModelPair
 from interp.report.page import read_report
-from training.stamps import write_json
 
 FILE = "report.json"
 

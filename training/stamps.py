@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import UserError
+from interp.files import write_json
 from training.recipe import DATA_SETTING, READS, Recipe, base_folder, data_file
 from training.sources import text_files
 
@@ -61,14 +62,6 @@ def _table(file: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def write_json(file: Path, value: Any) -> None:
-    """Write atomically, by a name that no other process uses."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    os.replace(temporary, file)
 
 
 def made_from(recipe: Recipe, stage: str) -> dict[str, Any]:

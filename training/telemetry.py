@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -35,6 +34,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor, nn
 
 from interp.errors import UserError
+from interp.files import write_text
 from interp.results.result import plain, show_number
 from interp.runs.schema import FIELDS
 
@@ -74,16 +74,14 @@ def forget_after(file: Path, step: int) -> None:
     """Drop the lines of a log that a resumed run will write again, and a line that was cut off."""
     if not file.exists():
         return
-    kept = []
+    lines = []
     for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             if line.strip() and json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+                lines.append(line + "\n")
         except (json.JSONDecodeError, KeyError, TypeError):
             continue
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, file)
+    write_text(file, "".join(lines))
 
 
 class Monitor:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from interp.errors import UserError
+from interp.files import replacing
 from training.recipe import Recipe
 
 END_OF_TEXT = "<|endoftext|>"
@@ -45,11 +44,6 @@ def train_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
         tokenizer_object=bpe, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT, pad_token=END_OF_TEXT, clean_up_tokenization_spaces=False
     )
     folder = recipe.folder("tokenizer")
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    tokenizer.save_pretrained(temporary)
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in temporary.iterdir():
-        os.replace(file, folder / file.name)
-    temporary.rmdir()
+    with replacing(folder) as temporary:
+        tokenizer.save_pretrained(temporary)
     return tokenizer

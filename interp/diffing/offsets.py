@@ -22,7 +22,7 @@ from interp.directions.contrast import Rows
 from interp.errors import UserError
 from interp.forward.capture import capture
 from interp.models.pair import ModelPair
-from interp.stats.intervals import Interval
+from interp.stats.intervals import Interval, draw_counts
 
 if TYPE_CHECKING:
     from interp.models.model import Model
@@ -100,9 +100,7 @@ def consistency(
 
 def resampled(n: int, draws: int, seed: int) -> Float[Tensor, "draws n"]:
     """How often each of `n` prompts is drawn, in each of many draws with replacement."""
-    rng = np.random.default_rng(seed)
-    picks = rng.integers(0, n, (draws, n)) + n * np.arange(draws)[:, None]
-    return torch.from_numpy(np.bincount(picks.ravel(), minlength=draws * n).reshape(draws, n).astype(np.float64))
+    return torch.from_numpy(draw_counts(np.random.default_rng(seed), draws, n))
 
 
 def sign_flipped(shift: Float[Tensor, "batch d_model"], seed: int) -> Float[Tensor, "batch d_model"]:
@@ -184,8 +182,11 @@ def key_products(
     return (norm.forward(given) @ keys.T + model.key_biases(layer)[index]).double().cpu()
 
 
-def mean_offset(pair: ModelPair, rows: Rows, layer: int) -> Float[Tensor, " d_model"]:
-    """What tuning adds to `resid_mid.layer` at the last token of these prompts, on average (paper A, section 5.2)."""
+def mean_offset_at_last(pair: ModelPair, rows: Rows, layer: int) -> Float[Tensor, " d_model"]:
+    """What tuning adds to `resid_mid.layer` at the last token of these prompts, on average (paper A, section 5.2).
+
+    W-E2 takes this vector off; X-C1 and X-C2 move by the mean over all positions (`mean_offset_over_positions`).
+    """
     site = f"resid_mid.{layer}"
     base, tuned = (capture(model, list(rows), [site], positions="last")[site] for model in pair.sides.values())
     return (tuned.double() - base.double()).mean(dim=0).float()

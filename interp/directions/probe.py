@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,8 @@ from interp.data.lexicon import is_toxic_word, mask
 from interp.data.texts import toxicity_texts
 from interp.directions.probe_data import SHUFFLES, cosine, features_of, read_data
 from interp.errors import UserError
-from interp.models.loading import check_safetensors, read_json
+from interp.files import read_json, replacing
+from interp.models.loading import check_safetensors
 from interp.models.tokens import token_rows
 from interp.neurons.vocabulary import top_tokens
 
@@ -178,17 +178,15 @@ def probe_scores(
 def save_probe(probe: Probe, folder: str | Path) -> Path:
     """Write `probe.safetensors` and `probe.json`, each atomically; the second holds the hash of the first."""
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
     parts = {"weights": probe.weights, "difference_in_means": probe.difference_in_means, "bias": probe.bias}
     tensors = {name: part.contiguous() for name, part in parts.items()}
     record = {
         "format": "bypass-probe", "model": probe.digest, "tensors": _digest(tensors),
         "settings": dict(probe.settings), "metrics": dict(probe.metrics),
     }  # fmt: skip
-    save_file(tensors, target / "probe.safetensors.tmp")
-    (target / "probe.json.tmp").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(target / "probe.safetensors.tmp", target / "probe.safetensors")
-    os.replace(target / "probe.json.tmp", target / "probe.json")
+    with replacing(target / "probe.json") as note, replacing(target / "probe.safetensors") as weights:
+        save_file(tensors, weights)
+        note.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return target
 
 

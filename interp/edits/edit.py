@@ -8,28 +8,25 @@ from __future__ import annotations
 
 import json
 import math
-import operator
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import UserError
+from interp.files import write_text
+from interp.models.positions import parse_positions, whole_number
 from interp.models.sites import Site, parse_site
-
-if TYPE_CHECKING:
-    pass
 
 Op = Literal["add", "scale", "scale_keys", "set", "project_out", "patch"]
 OPS: tuple[Op, ...] = ("add", "scale", "scale_keys", "set", "project_out", "patch")
-Positions = Literal["all", "prompt", "generated", "from_last"] | tuple[int, ...]
-NAMED_POSITIONS = ("all", "prompt", "generated", "from_last")
+EditPositions = Literal["all", "prompt", "generated", "from_last"] | tuple[int, ...]
+EDIT_WORDS = ("all", "prompt", "generated", "from_last")
 STRENGTH: tuple[Op, ...] = ("add", "scale", "scale_keys", "set")
 
 
@@ -43,8 +40,7 @@ class Edit:
         values: the vector added or projected out, or the tensor patched in (`d`, `pos d` or `batch pos d`).
         strength: the factor of `values`, or the factor of `scale` and `scale_keys`, or the value of `set`.
         neurons: (layer, index) pairs for `scale_keys`; for the others, indices on the site's last axis, or None for all.
-        positions: `all`, `prompt`, `generated`, `from_last` (the last prompt token and everything after it, that is
-            every position from which a token is sampled), or absolute positions counted from 0.
+        positions: `all`, `prompt`, `generated` or `from_last` (see `interp.models.positions`), or absolute positions.
     """
 
     op: Op
@@ -52,7 +48,7 @@ class Edit:
     values: Tensor | None = None
     strength: float = 1.0
     neurons: tuple[tuple[int, int], ...] | tuple[int, ...] | None = None
-    positions: Positions = "all"
+    positions: EditPositions = "all"
 
     @classmethod
     def add(cls, site: str, vector: Any, strength: float = 1.0, positions: Any = "all") -> Edit:
@@ -74,7 +70,7 @@ class Edit:
         """Multiply the key vectors of (layer, index) neurons; their biases stay, as in paper A, Table 4."""
         if not isinstance(neurons, Sequence) or not all(isinstance(pair, Sequence) and len(pair) == 2 for pair in neurons):
             raise UserError(f"scale_keys has neurons {neurons!r}", "give a list of (layer, index) pairs")
-        pairs = tuple((_natural(layer, "layer"), _natural(index, "neuron")) for layer, index in neurons)
+        pairs = tuple((whole_number(layer, "layer"), whole_number(index, "neuron")) for layer, index in neurons)
         if not pairs:
             raise UserError("scale_keys was given no neurons", "name at least one (layer, index) pair")
         return cls("scale_keys", None, None, _finite(factor, "factor"), pairs, _positions(positions))
@@ -176,10 +172,7 @@ def _unread(op: Op) -> tuple[str, ...]:
 
 def save_edits(edits: Sequence[Edit], path: str | Path) -> None:
     """Write edits as a JSON list, atomically."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps([edit.to_json() for edit in edits]), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(Path(path), json.dumps([edit.to_json() for edit in edits]))
 
 
 def load_edits(path: str | Path) -> list[Edit]:
@@ -223,37 +216,16 @@ def _finite(value: Any, name: str) -> float:
     return number
 
 
-def _natural(value: Any, name: str) -> int:
-    try:
-        number = -1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = -1
-    if not 0 <= number < 2**31:
-        raise UserError(f"{name} {str(value)[:40]!r} is not a whole number from 0", "count from 0")
-    return number
-
-
 def _indices(neurons: Sequence[int] | None) -> tuple[int, ...] | None:
     if neurons is None:
         return None
     if not isinstance(neurons, Sequence) and not torch.is_tensor(neurons):
         raise UserError(f"neurons {neurons!r} is not a list", "give a list of indices")
-    found = tuple(_natural(n, "neuron") for n in neurons)
-    if not found:
+    indices = tuple(whole_number(n, "neuron") for n in neurons)
+    if not indices:
         raise UserError("the edit was given an empty list of neurons", "name at least one, or leave neurons out for all")
-    return found
+    return indices
 
 
-def _positions(positions: Any) -> Positions:
-    if isinstance(positions, str):
-        if positions not in NAMED_POSITIONS:
-            raise UserError(f"positions {positions!r} is unknown", f"use {', '.join(NAMED_POSITIONS)}, or a list of absolute positions")
-        return positions  # type: ignore[return-value]
-    if isinstance(positions, int) and not isinstance(positions, bool):
-        positions = (positions,)
-    if not isinstance(positions, Sequence):
-        raise UserError(f"positions {positions!r} is unknown", f"use {', '.join(NAMED_POSITIONS)}, or a list of absolute positions")
-    found = tuple(_natural(p, "position") for p in positions)
-    if not found:
-        raise UserError("the edit was given an empty list of positions", "name at least one, or use 'all'")
-    return found
+def _positions(positions: Any) -> EditPositions:
+    return cast(EditPositions, parse_positions(positions, EDIT_WORDS))

@@ -11,10 +11,10 @@ from einops import rearrange
 from jaxtyping import Bool
 from torch import Tensor
 
-from interp.edits.edit import Edit, Positions
+from interp.edits.edit import Edit, EditPositions
 from interp.errors import UserError
 from interp.models.hooks import Frame, Transform, Work, working
-from interp.models.model import Model
+from interp.models.model import Model, Neuron, by_layer
 from interp.models.sites import parse_site
 
 
@@ -63,12 +63,10 @@ def _compile(edit: Edit, model: Model) -> list[tuple[str, Transform]]:
 
 
 def _compile_keys(edit: Edit, model: Model) -> list[tuple[str, Transform]]:
-    by_layer: dict[int, list[int]] = {}
-    model.check_neurons(edit.neurons or ())  # type: ignore[arg-type]
-    for layer, index in edit.neurons or ():  # type: ignore[misc]
-        by_layer.setdefault(layer, []).append(index)
-    made: list[tuple[str, Transform]] = []
-    for layer, indices in by_layer.items():
+    neurons: Sequence[Neuron] = edit.neurons or ()  # type: ignore[assignment]
+    model.check_neurons(neurons)
+    by_site: list[tuple[str, Transform]] = []
+    for layer, indices in by_layer(neurons).items():
         index = torch.tensor(indices, device=model.device)
         bias = model.key_biases(layer)[indices]
 
@@ -76,8 +74,8 @@ def _compile_keys(edit: Edit, model: Model) -> list[tuple[str, Transform]]:
             still = bias.to(x.device)
             return _on(x, index, lambda part: (part - still) * edit.strength + still)
 
-        made.append((f"mlp_pre.{layer}", _everywhere(edit, scale)))
-    return made
+        by_site.append((f"mlp_pre.{layer}", _everywhere(edit, scale)))
+    return by_site
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -150,7 +148,7 @@ def _where(where: Bool[Tensor, "batch pos"], new: Tensor, x: Tensor) -> Tensor:
     return torch.where(where.to(x.device).view(*where.shape, *[1] * (x.dim() - 2)), new, x)
 
 
-def selected(positions: Positions, frame: Frame) -> Bool[Tensor, "batch pos"]:
+def selected(positions: EditPositions, frame: Frame) -> Bool[Tensor, "batch pos"]:
     """Which of the passing tokens an edit applies to."""
     if positions == "all":
         return frame.real

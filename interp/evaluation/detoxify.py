@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from interp.errors import UserError
+from interp.files import read_json, replacing
 
 ARCHITECTURES = (
     "BertForSequenceClassification",
@@ -30,7 +30,7 @@ def _load_detector(folder: Path, device: str) -> tuple[Any, str]:
     for file in ("config.json", "model.safetensors", "scorer.json", "tokenizer.json"):
         if not (folder / file).is_file():
             raise UserError(f"the scorer folder {folder} has no {file}", mend)
-    card, config = _read_json(folder / "scorer.json"), _read_json(folder / "config.json")
+    card, config = (read_json(folder / name, "restore the file, or convert the model again") for name in ("scorer.json", "config.json"))
     classes = card.get("classes")
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes) or len(set(classes)) != len(classes):
         raise UserError(f"scorer.json in {folder} lists no distinct class names under `classes`", mend)
@@ -60,16 +60,6 @@ def _detoxify() -> Any:
             "the package detoxify is not installed", "run `pip install bypass-workbench[toxicity]`, or use the scorer `lexicon`"
         ) from error
     return detoxify
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}", "restore the file, or convert the model again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object", "restore the file, or convert the model again")
-    return value
 
 
 def _read_model(folder: Path, architecture: str | None) -> tuple[Any, Any]:
@@ -149,16 +139,14 @@ def convert_detoxify(checkpoint: str | Path, target: str | Path, *, like: str | 
         raise UserError(
             f"{checkpoint} does not fit the configuration {source!r}: {reason}", "pass the folder of its base model as `like`"
         ) from error
-    temporary = target.with_name(target.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
     card = {
         "format": "bypass-scorer",
         "name": target.name,
         "classes": [RENAMED.get(name, name) for name in classes],
         "converted_from": checkpoint.name,
     }
-    (temporary / "scorer.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(target)
+    with replacing(target) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        (temporary / "scorer.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     return target

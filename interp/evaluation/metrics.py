@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from einops import rearrange
-from torch.nn import functional
 
 from interp.edits.edit import Edit
 from interp.edits.transforms import transforms_of
@@ -24,7 +22,7 @@ from interp.errors import UserError
 from interp.forward.generate import GREEDY, Sampling, generate, generate_tokens
 from interp.models.hooks import Work, working
 from interp.models.model import Model
-from interp.models.tokens import Tokens, batches, pad, token_rows
+from interp.models.tokens import Tokens, batches, next_token_losses, pad, predicted, token_rows
 from interp.stats.intervals import Interval, bootstrap_mean, bootstrap_ratio
 
 if TYPE_CHECKING:
@@ -83,16 +81,9 @@ def perplexity(
     for group in batches([len(row) for row, _ in spans], batch_size=batch_size, batch_tokens=8192):
         tokens = pad([spans[i][0] for i in group], model.tokenizer.pad_token_id or 0, "right").to(model.device)
         with working(model.hf, Work(transforms, rows=tuple(owners[i][0] for i in group)), tokens.lengths):
-            logits = model.hf(**tokens.inputs(), use_cache=False).logits[:, :-1].float()
-        flat = functional.cross_entropy(
-            rearrange(logits, "batch pos vocab -> (batch pos) vocab"),
-            rearrange(tokens.ids[:, 1:], "batch pos -> (batch pos)"),
-            reduction="none",
-        )
-        nll = rearrange(flat, "(batch pos) -> batch pos", batch=len(group))
-        first = torch.tensor([spans[i][1] - 1 for i in group], device=nll.device).unsqueeze(1)
-        wanted = tokens.mask[:, 1:] & (torch.arange(nll.shape[1], device=nll.device) >= first)
-        losses[group] = (nll.double() * wanted).sum(dim=1).cpu().numpy()
+            nll = next_token_losses(model.hf(**tokens.inputs(), use_cache=False).logits, tokens.ids)
+        scored = predicted(tokens, [spans[i][1] for i in group])
+        losses[group] = (nll.double() * scored).sum(dim=1).cpu().numpy()
     settings = {"window": width, "stride": step, "joined": joined, "texts": len(texts), "tokens": int(counts.sum())}
     return Perplexity(math.exp(losses.sum() / counts.sum()), losses, counts, settings)
 

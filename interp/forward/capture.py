@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import operator
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,12 +23,15 @@ from torch import Tensor
 from interp.edits.edit import Edit
 from interp.edits.transforms import transforms_of
 from interp.errors import UserError
+from interp.files import read_json, replacing
 from interp.models.hooks import Frame, Work, working
 from interp.models.model import Model
+from interp.models.positions import MEAN, parse_positions_per_text
 from interp.models.sites import parse_site
 from interp.models.tokens import Tokens, batches, pad, token_rows
 
 MEMORY_LIMIT = 4 * 2**30
+CAPTURE_WORDS = ("last", "all", MEAN)
 
 
 class NotCaptured(UserError, KeyError):
@@ -64,10 +64,11 @@ class Captured(Mapping[str, Tensor]):
     def save(self, folder: str | Path) -> Path:
         """Write one `.npy` per site and an index, atomically."""
         target = Path(folder)
-        with _fresh(target) as temporary:
+        with _replacing(target) as temporary:
             for site, tensor in self.tensors.items():
                 np.save(temporary / f"{site}.npy", tensor.float().numpy())
-            return _finish(temporary, target, self)
+            _write_index(temporary, self)
+        return target
 
 
 # One forward of a batch with the work done on the way: `(model, tokens, names, work, last_only=...)` gives the named sites, each
@@ -89,7 +90,8 @@ def capture(
 
     Args:
         texts: strings, or rows of token ids.
-        positions: `last`, `mean` (over real positions), `all`, a list of absolute positions, or one such list per text.
+        positions: `last`, `all`, absolute positions, or one list of absolute positions per text (see `interp.models.positions`); or
+            `mean`, which reads all positions and keeps their mean over each text.
         units: for a site, the indices of its last axis to keep (for example a few neurons of `mlp_post.3`).
         edits: applied during the forward; what is captured is what the rest of the model reads.
         spill: a folder for results larger than memory; tensors are then memory-mapped.
@@ -103,8 +105,8 @@ def capture(
     if not names:
         raise UserError("capture was given no sites", "name at least one, for example resid_post.0")
     rows = token_rows(model, texts, add_bos=add_bos, max_tokens=max_tokens)
-    wanted = _per_row(positions, rows)
-    positions = positions if isinstance(positions, str) else "indices"
+    parsed = parse_positions_per_text(positions, CAPTURE_WORDS, [len(row) for row in rows])
+    positions, wanted = (parsed, None) if isinstance(parsed, str) else ("indices", parsed)
     kept = _units(model, names, units or {})
     transforms = transforms_of(edits, model)
     shapes = {name: _shape(model, name, rows, positions, wanted, kept) for name in names}
@@ -134,7 +136,7 @@ def capture(
         fill(store)
         return Captured({name: torch.from_numpy(array) for name, array in store.items()}, positions, mask, settings)
     target = Path(spill)
-    with _fresh(target) as temporary:
+    with _replacing(target) as temporary:
         mapped = {
             name: np.lib.format.open_memmap(temporary / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape)
             for name, shape in shapes.items()
@@ -142,7 +144,7 @@ def capture(
         fill(mapped)
         for array in mapped.values():
             array.flush()
-        _finish(temporary, target, Captured({name: torch.empty(0) for name in names}, positions, mask, settings))
+        _write_index(temporary, Captured({name: torch.empty(0) for name in names}, positions, mask, settings))
     return load_captured(target)
 
 
@@ -151,36 +153,10 @@ def load_captured(folder: str | Path) -> Captured:
     target = Path(folder)
     if not (target / "index.json").is_file():
         raise UserError(f"{target} holds no capture", "give a folder that capture(spill=...) or Captured.save wrote")
-    index = json.loads((target / "index.json").read_text())
+    index = read_json(target / "index.json", "capture it again")
     tensors = {site: torch.from_numpy(np.load(target / f"{site}.npy", mmap_mode="c")) for site in index["sites"]}
     mask = torch.from_numpy(np.load(target / "mask.npy")) if (target / "mask.npy").is_file() else None
     return Captured(tensors, index["positions"], mask, index["settings"])
-
-
-def _per_row(positions: Any, rows: list[list[int]]) -> list[list[int]] | None:
-    if isinstance(positions, str):
-        if positions not in {"last", "mean", "all"}:
-            raise UserError(f"positions {positions!r} is unknown", "use last, mean, all, or a list of absolute positions")
-        return None
-    try:
-        given = [
-            operator.index(item) if hasattr(item, "__index__") else [operator.index(position) for position in item] for item in positions
-        ]
-    except TypeError as error:
-        raise UserError(f"positions {positions!r} are unknown", "use last, mean, all, or a list of absolute positions") from error
-    shared = [item for item in given if isinstance(item, int)]
-    if not given or [] in given:
-        raise UserError("capture was given an empty list of positions", "name at least one")
-    per_row = [shared] * len(rows) if len(shared) == len(given) else [item for item in given if isinstance(item, list)]
-    if len(per_row) != len(rows) or len({len(item) for item in per_row}) > 1:
-        raise UserError("positions per text must be one list of equal length for each text", f"give {len(rows)} lists")
-    for number, (wanted, row) in enumerate(zip(per_row, rows, strict=True)):
-        for position in wanted:
-            if not 0 <= position < len(row):
-                raise UserError(
-                    f"text {number} has {len(row)} tokens, but position {position} is asked for", "count positions from 0 within each text"
-                )
-    return per_row
 
 
 def _units(model: Model, names: Sequence[str], units: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
@@ -201,7 +177,7 @@ def _units(model: Model, names: Sequence[str], units: Mapping[str, Sequence[int]
 def _shape(model: Model, name: str, rows: list, positions: Any, wanted: Any, kept: Mapping[str, Tensor]) -> tuple[int, ...]:
     width = len(kept[name]) if name in kept else model.width(name.split(".")[0])
     tail = (model.n_heads, width // model.n_heads) if name.startswith("head_out") and name not in kept else (width,)
-    if positions in {"last", "mean"}:
+    if positions in {"last", MEAN}:
         return (len(rows), *tail)
     return (len(rows), len(wanted[0]) if wanted else max((len(row) for row in rows), default=0), *tail)
 
@@ -235,7 +211,7 @@ def _keep(store: np.ndarray, group: list[int], value: Tensor, tokens: Tokens, po
         part = value.gather(1, index.unsqueeze(-1).expand(*index.shape, value.shape[-1]))
     elif positions == "last":
         part = value[:, -1]
-    elif positions == "mean":
+    elif positions == MEAN:
         real = torch.where(rearrange(tokens.mask, "batch pos -> batch pos 1"), value, 0)
         part = reduce(real, "batch pos d -> batch d", "sum") / rearrange(tokens.lengths, "batch -> batch 1")
     else:
@@ -249,24 +225,17 @@ def _keep(store: np.ndarray, group: list[int], value: Tensor, tokens: Tokens, po
 
 
 @contextlib.contextmanager
-def _fresh(target: Path) -> Iterator[Path]:
-    """A temporary folder beside the target, gone afterwards whatever happens; refuses a target that is not a capture."""
+def _replacing(target: Path) -> Iterator[Path]:
+    """A new folder that becomes the target when it is complete; refuses a target that is not a capture."""
     if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / "index.json").is_file()):
         raise UserError(f"{target} exists and is not a capture", "give a new folder")
-    temporary = target.with_name(target.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with replacing(target) as temporary:
+        temporary.mkdir()
         yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _finish(temporary: Path, target: Path, captured: Captured) -> Path:
+def _write_index(folder: Path, captured: Captured) -> None:
     if captured.mask is not None:
-        np.save(temporary / "mask.npy", captured.mask.numpy())
+        np.save(folder / "mask.npy", captured.mask.numpy())
     index = {"sites": list(captured.tensors), "positions": captured.positions, "settings": captured.settings}
-    (temporary / "index.json").write_text(json.dumps(index))
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(temporary, target)
-    return target
+    (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")

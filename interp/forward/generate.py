@@ -6,7 +6,7 @@ random numbers depend on the seed and its place in the list (not on the batch), 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,14 +74,14 @@ def generate_tokens(
     check_rows(model, rows)
     _check_room(model, rows, max_new_tokens)
     transforms = transforms_of(edits, model)
-    found: list[list[int]] = [[] for _ in rows]
+    continuations: list[list[int]] = [[] for _ in rows]
     for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=1 << 16):
         tokens = pad([rows[i] for i in group], model.tokenizer.pad_token_id or 0, "left").to(model.device)
         steps = _decode(model, tokens, transforms, max_new_tokens, sampling, group, cache, stop_at_end)
         columns = torch.stack(list(steps), dim=1).tolist() if max_new_tokens else [[] for _ in group]
         for index, row in zip(group, columns, strict=True):
-            found[index] = _before_end(row, model) if stop_at_end else row
-    return found
+            continuations[index] = before_end(row, model) if stop_at_end else row
+    return continuations
 
 
 def stream(
@@ -122,23 +122,43 @@ def _decode(
     model: Model, tokens: Tokens, transforms: dict, new: int, sampling: Sampling, rows: Sequence[int], cache: bool, stop_at_end: bool
 ) -> Iterator[Int[Tensor, " batch"]]:  # fmt: skip
     """The next token of every row, step by step; the work is active only while a forward runs, so a paused stream leaks nothing."""
-    lengths = tokens.lengths
     past = DynamicCache() if cache else None
     generators = [torch.Generator().manual_seed(sampling.seed * 1_000_003 + row) for row in rows]
+
+    def forward(inputs: dict[str, Tensor]) -> Tensor:
+        with torch.no_grad(), working(model.hf, Work(transforms, rows=tuple(rows)), tokens.lengths):
+            logits: Tensor = model.hf(**inputs, past_key_values=past, use_cache=cache, logits_to_keep=1).logits
+        return logits[:, -1].float()
+
+    def pick(logits: Tensor) -> Tensor:
+        return choose(logits, sampling, generators)
+
+    return decode(tokens, forward, new, pick, end=model.tokenizer.eos_token_id if stop_at_end else None, cache=cache)
+
+
+def decode(
+    tokens: Tokens, forward: Callable[[dict[str, Tensor]], Tensor], new: int, pick: Callable[[Tensor], Tensor], *, end: int | None,
+    cache: bool = True,
+) -> Iterator[Int[Tensor, " batch"]]:  # fmt: skip
+    """The next token of every row, step by step.
+
+    Args:
+        tokens: the prompts, padded on the left.
+        forward: the logits at the last position, `batch vocab`, for the inputs of one step.
+        pick: the tokens that those logits choose, `batch`.
+        end: a row repeats this token once it has chosen it, and decoding stops when all rows have.
+        cache: `forward` keeps a KV cache, so that after the first step it is given the newest token only.
+    """
     ids, mask = tokens.ids, tokens.mask
     ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-    end = model.tokenizer.eos_token_id
-    for _ in range(new):
-        fresh = slice(None) if past is None or past.get_seq_length() == 0 else slice(-1, None)
-        inputs = {"input_ids": ids[:, fresh], "attention_mask": mask.long(), "position_ids": positions_of(mask)[:, fresh]}
-        with torch.no_grad(), working(model.hf, Work(transforms, rows=tuple(rows)), lengths):
-            logits = model.hf(**inputs, past_key_values=past, use_cache=cache, logits_to_keep=1).logits[:, -1]
-        chosen = choose(logits.float(), sampling, generators)
-        if stop_at_end and end is not None:
+    for step in range(new):
+        fresh = slice(-1, None) if cache and step else slice(None)
+        chosen = pick(forward({"input_ids": ids[:, fresh], "attention_mask": mask.long(), "position_ids": positions_of(mask)[:, fresh]}))
+        if end is not None:
             chosen = torch.where(ended, end, chosen)
             ended = ended | (chosen == end)
         yield chosen
-        if stop_at_end and bool(ended.all()):
+        if end is not None and bool(ended.all()):
             return
         ids = torch.cat([ids, chosen.unsqueeze(1)], dim=1)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
@@ -162,6 +182,7 @@ def choose(logits: Float[Tensor, "batch vocab"], sampling: Sampling, generators:
     return torch.cat(drawn).to(logits.device)
 
 
-def _before_end(row: list[int], model: Model) -> list[int]:
+def before_end(row: list[int], model: Model) -> list[int]:
+    """The tokens of a row before its first end-of-text token."""
     end = model.tokenizer.eos_token_id
     return row[: row.index(end)] if end in row else row

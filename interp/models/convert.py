@@ -7,9 +7,7 @@ kept: widening it would hide from the comparison of two sides that one of them w
 
 from __future__ import annotations
 
-import os
 import pickle
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import UserError
+from interp.files import replacing
 from interp.models.loading import IGNORED_TENSORS, open_checkpoint, read_tokenizer, read_weights
 
 PREFIXES = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "policy.")
@@ -45,13 +44,9 @@ def convert_policy(file: str | Path, like: str | Path, out: str | Path) -> Path:
     tokenizer = read_tokenizer(checkpoint, hf)
     state = _fitted(source, str(like), state, hf.state_dict(), tied=bool(hf.config.tie_word_embeddings))
     hf.load_state_dict(state, strict=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(target, shared=True) as temporary:
         hf.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from interp.errors import UserError
+from interp.files import write_text
 
 NOTE, WEIGHTS = "difference.json", "difference.safetensors"
 FORMAT = "bypass-difference"
@@ -57,9 +58,7 @@ def save_difference(changes: dict[str, Tensor], folder: Path, *, base: str, base
 
 def write_note(folder: Path, note: dict[str, Any]) -> None:
     """Replace the note of a difference."""
-    temporary = folder / f"{NOTE}.tmp"
-    temporary.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(folder / NOTE)
+    write_text(folder / NOTE, json.dumps(note, indent=1) + "\n")
 
 
 @torch.no_grad()

@@ -7,13 +7,11 @@ empty or foreign vocabulary; `compare_checkpoints` says whether two models are c
 from __future__ import annotations
 
 import hashlib
-import json
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -22,11 +20,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as hf_logging
 
 from interp.errors import UserError
-from interp.models.difference import FORMAT, MEND, NOTE, WEIGHTS, add_difference
-from interp.models.offloading import Spread, parameters_of, weights_digest
-
-if TYPE_CHECKING:
-    pass
+from interp.files import not_allowed, read_json
+from interp.models.offloading import Spread, parameters_of
+from interp.models.overlays import apply_difference, is_difference, merge_adapter, overlay_in
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "vocab.txt")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -77,12 +73,6 @@ def open_checkpoint(source: str | Path, base: str | Path | None = None) -> Check
         raise not_allowed(error.filename or source) from error
 
 
-def not_allowed(path: object) -> UserError:
-    """What to say of a file or folder that is there but closed to this user."""
-    folder = shlex.quote(str(Path(str(path)).parent))
-    return UserError(f"{path} may not be read by the user who runs this", f"let everyone read it: chmod -R a+rX {folder}")
-
-
 def _open(source: str | Path, base: str | Path | None) -> Checkpoint:
     text = str(source).strip()
     if not text or "\0" in text:
@@ -99,10 +89,10 @@ def _open(source: str | Path, base: str | Path | None) -> Checkpoint:
         if folder.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
             raise UserError(f"there is no folder {folder}", "give an existing folder or a hub id")
         return Checkpoint(text, None)
-    if (folder / "adapter_config.json").is_file():
-        return _open_adapter(folder, base)
-    if (folder / NOTE).is_file():
-        return _open_difference(folder, base)
+    overlay = overlay_in(folder, base)
+    if overlay is not None:
+        check_safetensors(overlay.weights)
+        return Checkpoint(str(folder), folder, overlay.base)
     _check_folder(folder)
     return Checkpoint(str(folder), folder)
 
@@ -144,50 +134,6 @@ def check_safetensors(file: Path) -> None:
         raise UserError(f"{file} is corrupt or truncated ({error})", "copy or download it again") from error
 
 
-def tensor_names(file: Path) -> list[str]:
-    """The names of the tensors in a safetensors file."""
-    with safe_open(file, framework="pt") as tensors:
-        return list(tensors.keys())
-
-
-def _open_adapter(folder: Path, base: str | Path | None) -> Checkpoint:
-    named = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-    parent = base if base is not None else named
-    if not parent:
-        raise UserError(
-            f"the LoRA folder {folder} does not say which model it adapts", "give base=, or load it as the tuned side of a pair"
-        )
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise UserError(f"the LoRA folder {folder} has no adapter_model.safetensors", "save the adapter with safe_serialization")
-    check_safetensors(folder / "adapter_model.safetensors")
-    return Checkpoint(str(folder), folder, str(parent))
-
-
-def _open_difference(folder: Path, base: str | Path | None) -> Checkpoint:
-    note = read_json(folder / NOTE)
-    if note.get("format") != FORMAT or not {"base", "base_digest", "digest"} <= note.keys():
-        raise UserError(f"{folder / NOTE} is no note of a difference", "write the difference again")
-    if not (folder / WEIGHTS).is_file():
-        raise UserError(f"{folder} has a {NOTE} but no {WEIGHTS}", "copy the whole folder again")
-    check_safetensors(folder / WEIGHTS)
-    beside = folder / str(note["base"])
-    parent = base if base is not None else beside if beside.is_dir() else note["base"]
-    return Checkpoint(str(folder), folder, str(parent))
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file, or a `UserError` that says what is wrong with it."""
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except PermissionError as error:
-        raise not_allowed(file) from error
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{file} is not readable JSON: {error}", "restore the file") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{file} holds {type(record).__name__}, not an object", "restore the file")
-    return record
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the progress bars and warnings of transformers, whose long work shows progress of its own here."""
@@ -209,8 +155,11 @@ def read_weights(checkpoint: Checkpoint, dtype: torch.dtype, spread: Spread | No
         if spread is not None:
             problem = f"{checkpoint.source} holds what changes a base, and that cannot be spread over devices"
             raise UserError(problem, "save the whole tuned model and load that")
-        difference = checkpoint.folder is not None and (checkpoint.folder / NOTE).is_file()
-        return (_read_difference if difference else _read_adapter)(checkpoint, dtype)
+        assert checkpoint.folder is not None
+        base = open_checkpoint(checkpoint.adapter_base)
+        if is_difference(checkpoint.folder):
+            return apply_difference(read_weights(base, torch.float32), checkpoint.folder, checkpoint.adapter_base).to(dtype)
+        return merge_adapter(read_weights(base, dtype), checkpoint.folder, checkpoint.adapter_base)
     try:
         with quiet():
             config = AutoConfig.from_pretrained(checkpoint.source, local_files_only=checkpoint.folder is not None)
@@ -257,44 +206,6 @@ def _check_report(checkpoint: Checkpoint, report: dict[str, Any]) -> None:
             f"{where} holds {len(foreign)} tensors that its architecture does not have, first {foreign[0]}",
             "correct config.json or convert it",
         )
-
-
-def _read_adapter(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
-    try:
-        from peft import PeftModel, get_peft_model_state_dict
-    except ImportError as error:
-        raise UserError("a LoRA folder needs the library peft", "pip install 'bypass-workbench[train]'") from error
-    assert checkpoint.adapter_base is not None
-    hf = read_weights(open_checkpoint(checkpoint.adapter_base), dtype)
-    try:
-        wrapped = PeftModel.from_pretrained(hf, checkpoint.source)
-        # peft only warns of adapter tensors that find no place, and leaves those without a tensor at their start: no change.
-        expected = set(get_peft_model_state_dict(wrapped))
-        found = {key for file in checkpoint.weight_files() for key in tensor_names(file)}
-        if expected != found:
-            odd = sorted(expected ^ found)
-            raise ValueError(f"{len(odd)} tensors are missing or foreign, first {odd[0]}")
-        merged = wrapped.merge_and_unload()
-    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise UserError(
-            f"the LoRA folder {checkpoint.source} does not fit {checkpoint.adapter_base} ({str(error).splitlines()[0]})",
-            "load it over its own base",
-        ) from error
-    if not all(bool(torch.isfinite(p).all()) for p in merged.parameters()):
-        raise UserError(f"the LoRA folder {checkpoint.source} makes weights that are not finite", "use an earlier adapter")
-    return merged
-
-
-def _read_difference(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
-    assert checkpoint.adapter_base is not None
-    assert checkpoint.folder is not None
-    note, hf = read_json(checkpoint.folder / NOTE), read_weights(open_checkpoint(checkpoint.adapter_base), torch.float32)
-    if weights_digest(hf) != note["base_digest"]:
-        raise UserError(f"the difference in {checkpoint.source} was taken from another base than {checkpoint.adapter_base}", MEND)
-    add_difference(hf, checkpoint.folder)
-    if weights_digest(hf) != note["digest"]:
-        raise UserError(f"the difference in {checkpoint.source} does not give the weights that it was written from", "copy it again")
-    return hf.to(dtype)
 
 
 def read_tokenizer(checkpoint: Checkpoint, hf: PreTrainedModel) -> PreTrainedTokenizerBase:

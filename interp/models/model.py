@@ -7,7 +7,7 @@ Weights are read raw (no folding, no centring) and by meaning: `value_vectors(la
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -263,3 +263,11 @@ def load_model(
 
 
 Neuron = tuple[int, int]
+
+
+def by_layer(neurons: Iterable[Neuron]) -> dict[int, list[int]]:
+    """The indices of neurons by layer: layers in the order in which they first come, and the indices of each in their order."""
+    grouped: dict[int, list[int]] = {}
+    for layer, index in neurons:
+        grouped.setdefault(layer, []).append(index)
+    return grouped

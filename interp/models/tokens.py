@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from interp.errors import UserError
 
@@ -126,3 +127,16 @@ def batches(lengths: Sequence[int], *, batch_size: int, batch_tokens: int) -> li
         else:
             groups.append([row])
     return groups
+
+
+def next_token_losses(logits: Float[Tensor, "batch pos vocab"], ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos-1"]:
+    """Negative log-likelihood, in nats, of every token but the first, given the tokens before it; always in single precision."""
+    # The vocabulary is the last, contiguous axis: cross_entropy over a middle axis adds up less exactly.
+    flat = functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    return flat.view(len(ids), -1)
+
+
+def predicted(tokens: Tokens, context: Sequence[int]) -> Bool[Tensor, "batch step"]:
+    """Which of `next_token_losses` are of tokens that follow each row's first `context` tokens; rows are padded on the right."""
+    first = torch.tensor(list(context), device=tokens.mask.device).unsqueeze(1) - 1
+    return tokens.mask[:, 1:] & (torch.arange(tokens.mask.shape[1] - 1, device=tokens.mask.device) >= first)

@@ -20,7 +20,7 @@ from interp.errors import UserError
 from interp.forward.capture import capture
 from interp.forward.generate import generate_tokens
 from interp.models.hooks import Frame, Work, working
-from interp.models.model import Model, Neuron
+from interp.models.model import Model, Neuron, by_layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +42,9 @@ class Watched:
         return frame
 
 
-def _units(model: Model, neurons: Sequence[Neuron]) -> dict[str, list[int]]:
+def _units(model: Model, neurons: Sequence[Neuron], part: str = "mlp_post") -> dict[str, list[int]]:
     model.check_neurons(neurons)
-    units: dict[str, list[int]] = {}
-    for layer, index in neurons:
-        units.setdefault(f"mlp_post.{layer}", []).append(index)
-    return units
+    return {f"{part}.{layer}": indices for layer, indices in by_layer(neurons).items()}
 
 
 def watch_neurons(
@@ -78,10 +75,12 @@ def watch_neurons(
 
 
 def forced_neurons(
-    model: Model, rows: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], neurons: Sequence[Neuron], *, edits: Sequence[Edit] = ()
-) -> Watched:
+    model: Model, rows: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], neurons: Sequence[Neuron], *,
+    part: str = "mlp_post", edits: Sequence[Edit] = (),
+) -> Watched:  # fmt: skip
     """As `watch_neurons`, with the new tokens given instead of chosen: what this model does with another one's text.
 
+    `part` is the site that is read of each neuron: its activation, or the `mlp_gate` or `mlp_up` of a gated MLP.
     Raises `UserError` where the continuations are not all of one length above 0.
     """
     lengths = {len(more) for more in tokens}
@@ -90,10 +89,10 @@ def forced_neurons(
             f"{len(rows)} prompts came with {len(tokens)} continuations of {sorted(lengths)} tokens",
             "give each prompt one, all equally long",
         )
-    units = _units(model, neurons)
+    units = _units(model, neurons, part)
     joined = [[*row, *more[:-1]] for row, more in zip(rows, tokens, strict=True)]
     (steps,) = lengths
     places = [list(range(len(row) - 1, len(row) - 1 + steps)) for row in rows]
-    found = capture(model, joined, list(units), positions=places, units=units, edits=edits)
-    by_neuron = {(int(site.split(".")[1]), index): found[site][..., at] for site in units for at, index in enumerate(units[site])}
+    acts = capture(model, joined, list(units), positions=places, units=units, edits=edits)
+    by_neuron = {(int(site.split(".")[1]), index): acts[site][..., at] for site in units for at, index in enumerate(units[site])}
     return Watched(list(neurons), [list(more) for more in tokens], torch.stack([by_neuron[neuron] for neuron in neurons], dim=-1))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from interp.data.lexicon import mask
+from interp.files import write_text
 from interp.results.result import Figure
 
 
@@ -116,10 +116,7 @@ class Examples:
     def save(self, folder: str | Path) -> Path:
         """Write `examples.json` into a folder, atomically; gives its path."""
         target = Path(folder) / "examples.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(target.name + ".tmp")
-        temporary.write_text(json.dumps(self.to_json(), ensure_ascii=False, allow_nan=False), encoding="utf-8")
-        os.replace(temporary, target)
+        write_text(target, json.dumps(self.to_json(), ensure_ascii=False, allow_nan=False))
         return target
 
 

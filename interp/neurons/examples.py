@@ -23,10 +23,10 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.forward.capture import capture
+from interp.models.model import Model, Neuron, by_layer
 from interp.neurons.example_results import Examples, Window
 
 if TYPE_CHECKING:
-    from interp.models.model import Model, Neuron
     from interp.models.pair import ModelPair
 
 __all__ = ["Examples", "Window", "max_activating", "token_strings"]
@@ -223,17 +223,14 @@ def _pieces(model: Model, texts: Iterable[str], length: int, size: int) -> Itera
 def _activations(
     sides: dict[str, Model], neurons: Sequence[Neuron], rows: list[list[int]], batch_size: int
 ) -> tuple[Float[Tensor, "side neuron batch pos"], Bool[Tensor, "batch pos"]]:
-    by_layer: dict[int, list[int]] = {}
-    for layer, index in neurons:
-        by_layer.setdefault(layer, []).append(index)
-    sites = {layer: f"mlp_post.{layer}" for layer in by_layer}
-    found = []
+    units = {f"mlp_post.{layer}": indices for layer, indices in by_layer(neurons).items()}
+    by_side = []
     for model in sides.values():
-        units = {sites[layer]: indices for layer, indices in by_layer.items()}
         acts = capture(model, rows, list(units), positions="all", units=units, batch_size=batch_size)
-        found.append(torch.stack([acts[sites[layer]][..., by_layer[layer].index(index)] for layer, index in neurons]))
+        columns = [acts[site][..., units[site].index(index)] for site, index in ((f"mlp_post.{layer}", index) for layer, index in neurons)]
+        by_side.append(torch.stack(columns))
     assert acts.mask is not None
-    return torch.stack(found), acts.mask
+    return torch.stack(by_side), acts.mask
 
 
 def _window(

@@ -8,7 +8,6 @@ index that is computed once per weight hash and searched in milliseconds.
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from interp.data.lexicon import is_toxic_word, mask
 from interp.errors import UserError
+from interp.files import replacing
 
 if TYPE_CHECKING:
     from interp.models.model import Model
@@ -139,10 +139,8 @@ def build_index(
                 progress(layer + 1, model.n_layers)
         stored = torch.cat([ids for ids, _ in parts]), torch.cat([scores for _, scores in parts])
         if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-            save_file({"ids": stored[0], "scores": stored[1]}, temporary, metadata={"format": FORMAT})
-            os.replace(temporary, file)
+            with replacing(file, shared=True) as temporary:
+                save_file({"ids": stored[0], "scores": stored[1]}, temporary, metadata={"format": FORMAT})
     index = VocabularyIndex(stored[0].numpy()[:, :top], stored[1].numpy()[:, :top], words, model.d_mlp, model.digest)
     _ = index.postings  # made now, so that the first search is as fast as the others
     return index

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -12,14 +12,15 @@ from torch import Tensor
 from interp.errors import UserError
 from interp.forward.resume import Trace
 from interp.models.model import Model
+from interp.models.positions import check_positions, parse_positions
 from interp.patching.maps import UNIT_NAMES, Cell
 
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "head_out", "mlp_post")
-Positions = Literal["each", "all"] | Sequence[int] | None
+PATCH_WORDS = ("each", "all")
 
 
 def make_cells(
-    model: Model, site: str, positions: Positions, layers: Sequence[int] | None, units: Any, lengths: Sequence[int]
+    model: Model, site: str, positions: Any, layers: Sequence[int] | None, units: Any, lengths: Sequence[int]
 ) -> tuple[Cell, ...]:
     """Every cell of a map, in the order layer, unit, position; raises `UserError` for what the model or the prompts lack."""
     if site not in SITES:
@@ -35,23 +36,20 @@ def make_cells(
     )
 
 
-def _places(positions: Positions, site: str, lengths: Sequence[int]) -> Iterator[int | None]:
-    wanted = positions if positions is not None else ("all" if site in UNIT_NAMES else "each")
-    if wanted == "all":
+def _places(positions: Any, site: str, lengths: Sequence[int]) -> Iterator[int | None]:
+    default = "all" if site in UNIT_NAMES else "each"
+    parsed = parse_positions(default if positions is None else positions, PATCH_WORDS)
+    if parsed == "all":
         yield None
         return
-    if isinstance(wanted, str) and wanted != "each":
-        raise UserError(f"positions {wanted!r} is unknown", "use each, all, or a list of positions")
-    if wanted == "each" and len(set(lengths)) > 1:
+    if parsed == "each" and len(set(lengths)) > 1:
         raise UserError(
             f"the prompts have {min(lengths)} to {max(lengths)} tokens, so that their positions do not line up",
             "use prompts of equal length, or positions='all'",
         )
-    shortest = min(lengths)
-    for position in range(shortest) if isinstance(wanted, str) else wanted:
-        if not 0 <= position < shortest:
-            raise UserError(f"position {position} does not exist in a prompt of {shortest} tokens", "count positions from 0")
-        yield int(position)
+    chosen = tuple(range(min(lengths))) if isinstance(parsed, str) else parsed
+    check_positions(chosen, min(lengths), "the shortest prompt" if len(lengths) > 1 else "the prompt")
+    yield from chosen
 
 
 def _units(units: Any, site: str, layer: int, width: int | None, n_layers: int) -> list[int | None]:

@@ -9,19 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool
 from torch import Tensor
-from torch.nn import functional
 from transformers import DynamicCache
 
 from interp.errors import UserError
+from interp.forward.generate import before_end, decode
 from interp.models.hooks import Frame, Work, working
 from interp.models.model import Model
-from interp.models.tokens import batches, check_rows, pad, positions_of
+from interp.models.tokens import batches, check_rows, next_token_losses, pad
 
 Selection = Mapping[int, Bool[Tensor, " d_mlp"]]
 
@@ -76,21 +76,23 @@ def generate_with_donor(
     """
     _check(model, donor, chosen)
     check_rows(model, rows)
-    found: list[list[int]] = [[] for _ in rows]
-    end = model.tokenizer.eos_token_id
+    continuations: list[list[int]] = [[] for _ in rows]
     for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=1 << 16):
         tokens = pad([rows[i] for i in group], model.tokenizer.pad_token_id or 0, "left").to(model.device)
-        ids, mask = tokens.ids, tokens.mask
         caches = DynamicCache(), DynamicCache()
         with _joined(model, donor, chosen, tokens.lengths) as forward:
-            for step in range(max_new_tokens):
-                fresh = slice(None) if step == 0 else slice(-1, None)
-                inputs = {"input_ids": ids[:, fresh], "attention_mask": mask.long(), "position_ids": positions_of(mask)[:, fresh]}
-                ids = torch.cat([ids, forward(inputs, caches, 1)[:, -1].argmax(dim=-1, keepdim=True)], dim=1)
-                mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        for place, row in zip(group, ids[:, tokens.ids.shape[1] :].tolist(), strict=True):
-            found[place] = row[: row.index(end)] if end in row else row
-    return found
+            steps = decode(
+                tokens, partial(_last, forward, caches), max_new_tokens, partial(torch.argmax, dim=-1), end=model.tokenizer.eos_token_id
+            )
+            columns = list(steps)
+        for place, row in zip(group, torch.stack(columns, dim=1).tolist() if columns else [[] for _ in group], strict=True):
+            continuations[place] = before_end(row, model)
+    return continuations
+
+
+def _last(forward: Any, caches: tuple[DynamicCache, DynamicCache], inputs: Mapping[str, Tensor]) -> Tensor:
+    logits: Tensor = forward(inputs, caches, 1)[:, -1]
+    return logits
 
 
 @torch.no_grad()
@@ -105,10 +107,9 @@ def perplexity_with_donor(model: Model, donor: Model, rows: Sequence[Sequence[in
     for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=8192):
         tokens = pad([rows[i] for i in group], model.tokenizer.pad_token_id or 0, "right").to(model.device)
         with _joined(model, donor, chosen, tokens.lengths) as forward:
-            logits = forward(tokens.inputs(), (None, None), 0)[:, :-1]
-        wanted = tokens.mask[:, 1:]
-        each = functional.cross_entropy(rearrange(logits, "batch pos vocab -> batch vocab pos"), tokens.ids[:, 1:], reduction="none")
-        loss, count = loss + float((each.double() * wanted).sum()), count + int(wanted.sum())
+            each = next_token_losses(forward(tokens.inputs(), (None, None), 0), tokens.ids)
+        real = tokens.mask[:, 1:]
+        loss, count = loss + float((each.double() * real).sum()), count + int(real.sum())
     if not count:
         raise UserError("the rows hold no token to predict", "give rows of at least two tokens")
     return math.exp(loss / count)

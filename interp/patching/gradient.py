@@ -22,7 +22,6 @@ from interp.forward.resume import Trace, resume
 from interp.models.hooks import Frame, Transform
 from interp.models.model import Model
 from interp.models.pair import ModelPair
-from interp.patching.cells import Positions
 from interp.patching.maps import Cell, PatchMap
 from interp.patching.metrics import ContinuationToxicity, Metric
 from interp.patching.patch import Runs, baselines, make_runs
@@ -32,7 +31,7 @@ ROUNDING = 1e-5
 
 def attribution_patch(
     subject: Model | ModelPair, prompts: str | Sequence[str], corrupted: str | Sequence[str] | None = None, *, metric: Any,
-    site: str = "resid_post", positions: Positions = None, layers: Sequence[int] | None = None,
+    site: str = "resid_post", positions: Any = None, layers: Sequence[int] | None = None,
     units: Sequence[int] | Sequence[tuple[int, int]] | None = None, directions: Sequence[str] | None = None, steps: int | None = None,
 ) -> PatchMap:  # fmt: skip
     """What would `patch` find, to first order? Arguments as there.

@@ -23,7 +23,7 @@ from interp.models.hooks import Frame
 from interp.models.model import Model
 from interp.models.pair import ModelPair
 from interp.models.tokens import token_rows
-from interp.patching.cells import Positions, chunk_size, layers_of, make_cells, selection
+from interp.patching.cells import chunk_size, layers_of, make_cells, selection
 from interp.patching.maps import Cell, PatchMap, token_texts
 from interp.patching.metrics import AnyMetric, ContinuationToxicity, Metric, each_metric
 from interp.patching.prompt_pairs import align
@@ -57,7 +57,7 @@ class Runs:
 
 def patch(
     subject: Model | ModelPair, prompts: str | Sequence[str], corrupted: str | Sequence[str] | None = None, *, metric: Any,
-    site: str = "resid_post", positions: Positions = None, layers: Sequence[int] | None = None,
+    site: str = "resid_post", positions: Any = None, layers: Sequence[int] | None = None,
     units: Sequence[int] | Sequence[tuple[int, int]] | None = None, directions: Sequence[str] | None = None, null_draws: int = 0,
     memory_mb: float | int = MEMORY_MB, seed: int = 0, progress: Progress | None = None,
 ) -> PatchMap:  # fmt: skip
@@ -116,7 +116,7 @@ def patch(
 
 
 def make_runs(
-    subject: Model | ModelPair, prompts: Any, corrupted: Any, metric: Any, site: str, positions: Positions,
+    subject: Model | ModelPair, prompts: Any, corrupted: Any, metric: Any, site: str, positions: Any,
     layers: Sequence[int] | None, units: Any, directions: Sequence[str] | None, *, more_sites: Sequence[str] = (),
 ) -> Runs:  # fmt: skip
     """Check what was asked for and run both runs of every prompt once."""

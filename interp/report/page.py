@@ -78,7 +78,7 @@ def write_report(
 def read_report(folder: str | Path) -> Report:
     """Read `report.json` from a folder that `write_report` wrote. Raises `UserError` when it is absent or damaged."""
     path = Path(folder) / "report.json"
-    record = read_json(path)
+    record = read_json(path, "run `bypass report` first, or name the folder it wrote")
     if not record.keys() >= {"pair", "environment", "experiments"}:
         raise UserError(f"{path} is not a report of bypass", "name a folder that `bypass report` wrote")
     return Report(tuple(Result.from_json(item) for item in record["experiments"]), record["pair"], record["environment"])

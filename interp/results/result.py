@@ -222,4 +222,4 @@ def save_result(result: Result, folder: str | Path) -> Path:
 
 def load_result(path: str | Path) -> Result:
     """Read one file that `save_result` wrote. Raises `UserError` when it is absent or damaged."""
-    return Result.from_json(read_json(Path(path)))
+    return Result.from_json(read_json(Path(path), "run `bypass report` again"))

@@ -8,11 +8,11 @@ of that form, or in the folder of a training run.
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import UserError
+from interp.files import read_json
 from interp.bundled import BUNDLED
 from interp.runs.telemetry import read_lines
 
@@ -91,10 +91,4 @@ def _object(folder: Path, name: str) -> dict[str, Any]:
     file = log_file(folder, name)
     if file is None:
         raise UserError(f"no telemetry of this pair: {folder.name} has no {FILES[name][0]}", MEND)
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{file} cannot be read ({error})", "write it again") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{file} holds a {type(found).__name__}, not an object", "write it again")
-    return found
+    return read_json(file, "write it again")

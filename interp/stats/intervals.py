@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from interp.errors import UserError
 
-Side = Literal["greater", "less", "both"]
+Alternative = Literal["greater", "less", "two-sided"]
 CHUNK = 2**22
 
 
@@ -81,22 +81,22 @@ def bootstrap_ratio(numerator: Any, denominator: Any, *, draws: int = 2000, seed
     return Interval(value, float(low), float(high), len(a))
 
 
-def permutation_p(observed: float | int, null_values: Any, side: Side = "greater") -> float:
+def permutation_p(observed: float | int, null_values: Any, alternative: Alternative = "greater") -> float:
     """How often does the null do as well? `(1 + count) / (1 + n)`, so that it is never zero.
 
     Args:
-        side: `greater` counts null values >= observed, `less` those <=; `both` doubles the smaller of the two.
+        alternative: `greater` counts null values >= observed, `less` those <=; `two-sided` doubles the smaller of the two.
     """
     null = _column(null_values, "null values")
     if not np.isfinite(observed):
         raise UserError(f"the observed value is {observed}", "give a finite number")
     greater = (1 + int((null >= observed).sum())) / (1 + len(null))
     less = (1 + int((null <= observed).sum())) / (1 + len(null))
-    if side == "both":
+    if alternative == "two-sided":
         return min(1.0, 2 * min(greater, less))
-    if side not in ("greater", "less"):
-        raise UserError(f"side {side!r} is unknown", "use greater, less or both")
-    return greater if side == "greater" else less
+    if alternative not in ("greater", "less"):
+        raise UserError(f"alternative {alternative!r} is unknown", "use greater, less or two-sided")
+    return greater if alternative == "greater" else less
 
 
 def auc(labels: Any, scores: Any) -> float:
@@ -109,12 +109,12 @@ def bootstrap_auc(labels: Any, scores: Any, *, draws: int = 2000, seed: int = 0,
     """`auc` with an interval; positives and negatives are resampled separately, so no draw lacks a class."""
     positive, negative = _classes(labels, scores)
     rng = np.random.default_rng(seed)
-    found: list[np.ndarray] = []
+    resampled: list[np.ndarray] = []
     step = max(1, CHUNK // (len(positive) + len(negative)))
     for start in range(0, draws, step):
         count = min(step, draws - start)
-        found.append(_weighted_auc(positive, negative, _counts(rng, count, len(positive)), _counts(rng, count, len(negative))))
-    low, high = np.quantile(np.concatenate(found), _tails(level))
+        resampled.append(_weighted_auc(positive, negative, draw_counts(rng, count, len(positive)), draw_counts(rng, count, len(negative))))
+    low, high = np.quantile(np.concatenate(resampled), _tails(level))
     return Interval(auc(labels, scores), float(low), float(high), len(positive) + len(negative))
 
 
@@ -136,10 +136,10 @@ def _resampled_means(table: Float[np.ndarray, "prompt column"], draws: int, seed
     rng = np.random.default_rng(seed)
     n = len(table)
     step = max(1, CHUNK // n)
-    return np.concatenate([_counts(rng, min(step, draws - start), n) @ table / n for start in range(0, draws, step)])
+    return np.concatenate([draw_counts(rng, min(step, draws - start), n) @ table / n for start in range(0, draws, step)])
 
 
-def _counts(rng: np.random.Generator, draws: int, n: int) -> Float[np.ndarray, "draws n"]:
+def draw_counts(rng: np.random.Generator, draws: int, n: int) -> Float[np.ndarray, "draws n"]:
     """How often each of `n` items is drawn, when `n` are drawn with replacement."""
     picks = rng.integers(0, n, (draws, n)) + n * np.arange(draws)[:, None]
     return np.bincount(picks.ravel(), minlength=draws * n).reshape(draws, n).astype(np.float64)

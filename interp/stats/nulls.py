@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import UserError
-from interp.models.model import Model
-from interp.models.tokens import pad
+from interp.models.model import Model, Neuron
+from interp.models.tokens import next_token_losses, pad
 
 if TYPE_CHECKING:
     from interp.models.pair import ModelPair
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 CANDIDATES = 32
 # How many texts one backward pass takes at most, and how many logits: beside its gradients, a large model has no room for more.
 TEXTS, LOGITS = 8, 2**22
-Neuron = tuple[int, int]
 
 
 def random_directions(like: Float[Tensor, " d"], count: int, seed: int) -> Float[Tensor, "count d"]:
@@ -127,8 +126,7 @@ def gradient_step(pair: ModelPair, rows: Sequence[Sequence[int]], *, signs: Sequ
     batch_size = max(1, min(TEXTS, LOGITS // (max(map(len, rows)) * pair.base.d_vocab)))
     for start in range(0, len(rows), batch_size):
         tokens = pad(rows[start : start + batch_size], filler, "right").to(pair.base.device)
-        logits = hf(**tokens.inputs(), use_cache=False).logits[:, :-1].float()
-        each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.ids[:, 1:].flatten(), reduction="none").view(logits.shape[:2])
+        each = next_token_losses(hf(**tokens.inputs(), use_cache=False).logits, tokens.ids)
         way = torch.tensor(ways[start : start + batch_size], device=each.device).unsqueeze(1)
         (each * tokens.mask[:, 1:] * way).sum().backward()
     tuned = dict(pair.tuned.hf.named_parameters())

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from interp.data.texts import challenge_prompts, neutral_prompts
 from interp.directions.probe import Probe, probe_for
-from interp.edits.edit import NAMED_POSITIONS, Edit, load_edits
+from interp.edits.edit import EDIT_WORDS, Edit, load_edits
 from interp.edits.transforms import transforms_of
 from interp.errors import UserError
 from interp.neurons.firing import selective_first
@@ -120,8 +120,8 @@ def _from_fields(op: str, fields: list[str], text: str, model: Model, probe: Pro
 def _positions(op: str, fields: list[str], wanted: int) -> tuple[list[str], Any]:
     """Take the positions off the end, where there are any; without them an edit acts on all."""
     last = fields[-1].strip()
-    if len(fields) > wanted and (last in NAMED_POSITIONS or _whole(last)) and (op == "project_out" or _is_number(fields[-2])):
-        return fields[:-1], last if last in NAMED_POSITIONS else [int(part) for part in last.split(",")]
+    if len(fields) > wanted and (last in EDIT_WORDS or _whole(last)) and (op == "project_out" or _is_number(fields[-2])):
+        return fields[:-1], last if last in EDIT_WORDS else [int(part) for part in last.split(",")]
     return fields, "all"
 
 

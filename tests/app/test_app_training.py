@@ -197,7 +197,7 @@ def test_control_runs_of_another_pair_are_not_shown_as_this_ones(pair: ModelPair
     assert answers.controls(pair, BUNDLED_LOGS) is None
     assert answers.controls(pair, tmp_path) is None
     (tmp_path / "controls.json").write_text("[")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is not readable JSON"):
         answers.controls(pair, tmp_path)
     assert answers.null_words(pd.DataFrame({"labels": ["true"]})) == ""
 

@@ -20,6 +20,7 @@ from interp.diffing.offsets import (
     held_out_cosines,
     held_out_directions,
     key_products,
+    mean_offset_at_last,
     pairwise_cosine,
     resampled,
     shifts,
@@ -285,3 +286,15 @@ def test_rank_correlation_on_known_orders() -> None:
     assert spearman([1, 2, 3], [2, 1, 3]) == pytest.approx(0.5)
     assert math.isnan(spearman([1, 2], [1, 2]))
     assert math.isnan(spearman([1, 2, 3], [5, 5, 5]))
+
+
+@pytest.mark.oracle
+def test_the_mean_offset_is_the_bias_that_was_added(gpt2: Model) -> None:
+    shift = noise(gpt2.d_model, seed=4)
+    pair = moved(gpt2, lambda hf: hf.transformer.h[1].mlp.c_proj.bias.add_(shift))
+    rows = [[3, 50, 270, 271], [260, 261, 262, 263, 264], [300, 12, 80]]
+    torch.testing.assert_close(mean_offset_at_last(pair, rows, 1), torch.zeros(gpt2.d_model), atol=1e-5, rtol=0)
+    layer_two = capture(pair.tuned, rows, ["resid_pre.2"])["resid_pre.2"] - capture(gpt2, rows, ["resid_pre.2"])["resid_pre.2"]
+    torch.testing.assert_close(layer_two, shift.expand(3, -1), atol=1e-5, rtol=0)
+    attention = capture(pair.tuned, rows, ["attn_out.2"])["attn_out.2"] - capture(gpt2, rows, ["attn_out.2"])["attn_out.2"]
+    torch.testing.assert_close(mean_offset_at_last(pair, rows, 2), shift + attention.mean(dim=0), atol=1e-4, rtol=1e-3)

@@ -18,6 +18,7 @@ from interp.patching.gradient import agreement, attribution_patch, per_layer
 from interp.patching.metrics import ContinuationToxicity, LogitDifference, LogProbability, ProbeProjection
 from interp.patching.patch import patch
 from tests.conftest import Planted, glu_settings, make_hf
+from tests.patching.small_maps import check_cells
 
 pytestmark = pytest.mark.oracle
 PROMPTS = ["the quick wintle sings", "never the meldy stone"]
@@ -206,7 +207,5 @@ def test_a_metric_that_the_patch_cannot_reach_has_no_slope_and_a_continuation_is
 
 
 def test_sliding_windows_and_norms_behind_components_are_resumed_exactly(gemma2: Model) -> None:
-    from tests.patching.test_patch import check_cells
-
     check_cells(gemma2, "attn_out", "each")
     check_cells(gemma2, "resid_post", "each")

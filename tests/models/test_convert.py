@@ -155,7 +155,7 @@ def test_a_failure_while_writing_leaves_nothing(
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("interp.models.convert.os.replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="No space left"):
         convert_policy(write({"state": state}), gpt2_folder, tmp_path / "made")
     assert left_over(tmp_path) == []

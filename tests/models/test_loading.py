@@ -119,7 +119,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a missing shard": (shard_missing, "lacks weight files that its index names: model-00002-of-00002.safetensors"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
     "a config that is not JSON": (content("config.json", b"{'model_type': 'gpt2'"), "config.json is not readable JSON"),
-    "a config that is a list": (content("config.json", b"[1]"), "holds list, not an object"),
+    "a config that is a list": (content("config.json", b"[1]"), "holds a list, not an object"),
     "a binary config": (content("config.json", b"\xff\x00\xfe"), "config.json is not readable JSON"),
     "a config without a type": (config(model_type=..., architectures=...), "could not be loaded"),
     "a config of an unknown type": (config(model_type="gtp2"), "could not be loaded"),

@@ -82,8 +82,8 @@ def test_a_permutation_p_counts_ties_and_is_never_zero() -> None:
     assert permutation_p(3.0, null) == 2 / 5
     assert permutation_p(9.0, null) == 1 / 5
     assert permutation_p(0.0, null, "less") == 2 / 5
-    assert permutation_p(3.0, null, "both") == 4 / 5
-    assert permutation_p(1.5, null, "both") == 1.0
+    assert permutation_p(3.0, null, "two-sided") == 4 / 5
+    assert permutation_p(1.5, null, "two-sided") == 1.0
 
 
 def test_the_auc_agrees_with_scikit_learn_ties_included() -> None:

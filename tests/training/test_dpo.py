@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from interp import Model, UserError, load_model
 from interp.runs.telemetry import read_telemetry
+from tests.training.small_dpo import WordScorer, kill_at, lines, steps_of, tensors
 from training import dpo
 from training.controls import read_pairs, reading_order, relabel, split_pairs, steps_to_take
 from training.measures import toxicity
@@ -33,15 +32,6 @@ SETTINGS: dict[str, Any] = {
     "max_steps": 4, "clip": 10.0, "development_prompts": 3, "kl_prompts": 2, "heldout_texts": 2, "evaluate_every": 2,
 }  # fmt: skip
 WORDS = ("river", "stone", "wintle", "frabe", "quonk", "meldy", "sings", "walks", "under", "sunny")
-
-
-class WordScorer:
-    """Calls a text toxic that holds an even number of letters: what a random model writes is then toxic about half the time."""
-
-    name = "letters"
-
-    def score(self, texts: list[str]) -> pd.DataFrame:
-        return pd.DataFrame({"toxicity": [float(len(text) % 2 == 0) for text in texts]})
 
 
 @pytest.fixture(autouse=True)
@@ -84,18 +74,6 @@ def make_recipe(gpt2_folder: Path, tmp_path: Path, gpt2: Model) -> Callable[...,
         return Recipe(name=name, seed=5, settings=settings, run=run)
 
     return make
-
-
-def lines(recipe: Recipe) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (recipe.run / "dpo" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def steps_of(recipe: Recipe) -> list[dict[str, Any]]:
-    return [record for record in lines(recipe) if "loss" in record]
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
 
 
 def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
@@ -450,18 +428,6 @@ def test_the_validation_loss_is_the_loss_on_the_held_out_pairs(make_recipe: Call
 
 
 # Being killed
-
-
-def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    whole, taken = TokenPairTrainer.training_step, []
-
-    def failing(self: Any, *args: Any) -> Any:
-        taken.append(1)
-        if len(taken) == step:
-            raise KeyboardInterrupt
-        return whole(self, *args)
-
-    monkeypatch.setattr(TokenPairTrainer, "training_step", failing)
 
 
 @pytest.mark.parametrize(

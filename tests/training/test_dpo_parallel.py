@@ -21,7 +21,7 @@ import torch
 
 from interp import Model, UserError
 from tests import ROOT
-from tests.training.test_dpo import WordScorer, kill_at, lines, steps_of, tensors
+from tests.training.small_dpo import WordScorer, kill_at, lines, steps_of, tensors
 from training import dpo
 from training.cli import run_stage
 from training.measures import toxicity
@@ -50,7 +50,7 @@ LAUNCH = f"""
 import json, os, signal, sys
 from pathlib import Path
 from interp.errors import UserError
-from tests.training.test_dpo import WordScorer
+from tests.training.small_dpo import WordScorer
 from training import dpo, preference_trainer
 from training.measures import toxicity
 from training.cli import run_stage

@@ -15,13 +15,15 @@ from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
 from interp import UserError
-from tests.training.test_training_continue import built, data, short, stopping  # noqa: F401
+from tests.training.small_pretraining import short, stopping
 from training import packing
 from training.loss import PiecewiseLoss
 from training.parallel import Processes
 from training.pretrain import pretrain, sharpen
 from training.recipe import Recipe, base_folder
 from training.sparsity import PricedLoss, activity, begin_anew, layers_of
+
+pytestmark = pytest.mark.usefixtures("data")
 
 
 @pytest.fixture
@@ -106,7 +108,7 @@ def test_layers_that_there_are_not_are_refused(layers: Any, model: GPT2LMHeadMod
 # The stage
 
 
-def sharpened(built: Recipe, folder: Path, price: float = 0.01, **changes: Any) -> Recipe:  # noqa: F811
+def sharpened(built: Recipe, folder: Path, price: float = 0.01, **changes: Any) -> Recipe:
     recipe = short(built, folder)
     section = {"fresh_mlps": [0], "activation_price": price, "steps": 6, "evaluate_every": 6, "learning_rate": 1e-2, **changes}
     return replace(recipe, settings={**recipe.settings, "sharpen": section})
@@ -116,7 +118,7 @@ def tensors(recipe: Recipe, stage: str, part: str = "model") -> dict[str, torch.
     return load_file(recipe.run / stage / part / "model.safetensors")
 
 
-def test_the_stage_leaves_every_other_weight_where_it_was_and_makes_the_base(built: Recipe, tmp_path: Path) -> None:  # noqa: F811
+def test_the_stage_leaves_every_other_weight_where_it_was_and_makes_the_base(built: Recipe, tmp_path: Path) -> None:
     recipe = sharpened(built, tmp_path)
     with pytest.raises(UserError, match="run the stage pretrain first"):
         sharpen(recipe)
@@ -131,7 +133,7 @@ def test_the_stage_leaves_every_other_weight_where_it_was_and_makes_the_base(bui
     assert record["bits_per_byte"].keys() == {"talk"}, "it reads what the part before read"
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(built: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_stopped_run_goes_on_bit_for_bit(built: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, cut = (sharpened(built, tmp_path / name, price_warmup_steps=5) for name in ("whole", "cut"))
     for recipe in (whole, cut):
         pretrain(recipe)
@@ -146,7 +148,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(built: Recipe, tmp_path: Path, monkey
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_dearer_neurons_are_quieter(built: Recipe, tmp_path: Path) -> None:  # noqa: F811
+def test_dearer_neurons_are_quieter(built: Recipe, tmp_path: Path) -> None:
     cost = {}
     for price in (0.0, 1.0):
         recipe = sharpened(built, tmp_path / str(price), price, steps=40, evaluate_every=40)
@@ -158,7 +160,7 @@ def test_dearer_neurons_are_quieter(built: Recipe, tmp_path: Path) -> None:  # n
     assert cost[1.0] < 0.5 * cost[0.0]
 
 
-def test_what_the_stage_needs_is_asked_for(built: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_what_the_stage_needs_is_asked_for(built: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = sharpened(built, tmp_path)
     pretrain(recipe)
     section = recipe.settings["sharpen"]

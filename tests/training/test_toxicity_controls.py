@@ -207,7 +207,7 @@ def test_the_table_is_read_for_its_own_pair_only(recipe: Recipe, context: Contex
         read_controls(folder, context.pair)
     assert controls_if_any(folder, context.pair) is None
     (folder / "dpo" / "controls.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is not readable JSON"):
         controls_if_any(folder, own)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,37 +17,14 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from interp import UserError, load_model
-from tests.training.grammar import build_language
+from tests.training.small_pretraining import short, stopping
 from training import packing, precision
 from training.evaluation import Passages, bits_per_byte, held_out_loss, passages, samples
 from training.optimizers import build_optimizers, learning_rate
-from training.packing import window
 from training.pretrain import continue_pretraining, pretrain, stage_settings
-from training.recipe import DATA_SETTING, Recipe, base_folder
+from training.recipe import Recipe, base_folder
 
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    root = tmp_path_factory.mktemp("language")
-    recipe = build_language(root)
-    (root / "more.txt").write_text(
-        "".join(f"Oskle walked {n} times to the quiet river and sang there.\n" for n in range(800)), encoding="utf-8"
-    )
-    (root / "wiki.tokens").write_text("".join(f"the market of {n} by the river\n" for n in range(60)), encoding="utf-8")
-    return recipe
-
-
-def short(built: Recipe, folder: Path, **changes: Any) -> Recipe:
-    """Eight steps of pretraining in a folder of its own, with a checkpoint every three."""
-    for part in ("corpus", "tokenizer"):
-        shutil.copytree(built.run / part, folder / part, dirs_exist_ok=True)
-    few = {"steps": 8, "checkpoint_every": 3, "evaluate_every": 8, "warmup_steps": 2, "evaluate_kilobytes": 2, "sample_prompts": ["The"]}
-    return replace(built, run=folder, settings={**built.settings, "pretrain": {**built.settings["pretrain"], **few, **changes}})
-
-
-@pytest.fixture(autouse=True)
-def data(built: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(DATA_SETTING, str(built.run.parent.parent))
+pytestmark = pytest.mark.usefixtures("data")
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -58,15 +34,6 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 def record_of(recipe: Recipe, stage: str = "pretrain") -> dict[str, Any]:
     lines = (recipe.run / stage / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return next(record for record in map(json.loads, lines) if "held_out_loss" in record)
-
-
-def stopping(step: int) -> Callable[..., torch.Tensor]:
-    def failing(tokens: Any, at: int, *rest: Any) -> torch.Tensor:
-        if at == step:
-            raise KeyboardInterrupt
-        return window(tokens, at, *rest)
-
-    return failing
 
 
 # Measuring

@@ -7,7 +7,7 @@ import pytest
 
 from interp.models.model import Model
 from interp.stats.intervals import auc
-from tests.directions.test_probe import FILLERS, corpus
+from tests.directions.sentences import FILLERS, corpus
 from training.probe import word_scores
 
 pytestmark = pytest.mark.oracle

@@ -21,10 +21,11 @@ import torch
 
 from interp.errors import UserError
 from interp.evaluation.toxicity import load_scorer
+from interp.files import write_text
 from interp.stats.intervals import bootstrap_mean
 from training.generators import GENERATORS, pplm
 from training.generators.task import Draft, Task
-from training.pairs import SIDES, describe_pairs, draft_all, load_base, prompt_rows, records_of, task_of, usable, write_text
+from training.pairs import SIDES, describe_pairs, draft_all, load_base, prompt_rows, records_of, task_of, usable
 from training.recipe import Recipe, load_recipe
 
 # Column of the Markdown table, and what it shows; the files for machines have every column under its own name.

@@ -29,6 +29,7 @@ from interp.errors import UserError
 from interp.evaluation.metrics import kl_to
 from interp.experiments.registry import Context
 from interp.experiments.run import make_context
+from interp.files import write_json
 from interp.models.pair import ModelPair
 from interp.neurons.ranking import rank_values
 from interp.results.result import plain
@@ -36,7 +37,6 @@ from interp.runs.telemetry import read_lines
 from interp.stats.intervals import Interval, bootstrap_mean
 from training.preference_trainer import objective
 from training.recipe import SHIPPED, Recipe, base_folder, load_recipe
-from training.stamps import write_json
 
 FILE = "controls.json"
 TOXIC = 16

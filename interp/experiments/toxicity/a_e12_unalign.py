@@ -11,7 +11,7 @@ from interp.edits.edit import Edit
 from interp.errors import UserError
 from interp.experiments.registry import Context, Finding, experiment
 from interp.experiments.toxicity import shared
-from interp.models.model import Model, Neuron
+from interp.models.model import Model, Neuron, by_layer
 from interp.neurons.firing import firing_rates
 from interp.neurons.ranking import rank_values
 from interp.results import figures
@@ -33,8 +33,7 @@ def _scaled(neurons: list[Neuron], factor: float) -> tuple[Edit, ...]:
 
 
 def _ablated(neurons: list[Neuron]) -> tuple[Edit, ...]:
-    layers = sorted({layer for layer, _ in neurons})
-    return tuple(Edit.set(f"mlp_post.{layer}", 0.0, [index for at, index in neurons if at == layer]) for layer in layers)
+    return tuple(Edit.set(f"mlp_post.{layer}", 0.0, indices) for layer, indices in sorted(by_layer(neurons).items()))
 
 
 @experiment(

@@ -12,8 +12,8 @@ from interp.edits.edit import Edit
 from interp.errors import UserError
 from interp.experiments.registry import Context, Finding, experiment
 from interp.experiments.toxicity import shared
-from interp.forward.capture import capture
-from interp.models.model import Model, Neuron
+from interp.models.model import Model, Neuron, by_layer
+from interp.neurons.activations import forced_neurons
 from interp.results import figures
 from interp.results.result import Figure, Verdict
 from interp.stats.intervals import bootstrap_difference, bootstrap_mean
@@ -26,31 +26,18 @@ PARTS = {"mlp_gate": "gate", "mlp_up": "linear part"}
 
 def part_means(context: Context, model: Model, neurons: Sequence[Neuron], part: str) -> np.ndarray:
     """Gate or linear part of each neuron, averaged over the steps of the base model's continuation: `prompt neuron`."""
-    rows, more = context.prompt_rows(), context.base_tokens()
-    joined = [[*row, *new[:-1]] for row, new in zip(rows, more, strict=True)]
-    places = [list(range(len(row) - 1, len(row) - 1 + context.new_tokens)) for row in rows]
-    units: dict[str, list[int]] = {}
-    for layer, index in neurons:
-        units.setdefault(f"{part}.{layer}", []).append(index)
-    held = capture(model, joined, list(units), positions=places, units=units)
-    column = {
-        (int(site.split(".")[1]), index): held[site][..., at].mean(dim=1).numpy() for site in units for at, index in enumerate(units[site])
-    }
-    return np.stack([column[neuron] for neuron in neurons], axis=1)
+    values = forced_neurons(model, context.prompt_rows(), context.base_tokens(), neurons, part=part).values
+    return values.mean(dim=1).numpy()
 
 
 def gates_open(neurons: Sequence[Neuron], value: float = 1.0) -> tuple[Edit, ...]:
     """Edits that fix the gates of these neurons at a value."""
-    return tuple(Edit.set(f"mlp_gate.{layer}", value, indices) for layer, indices in _by_layer(neurons).items())
+    return tuple(Edit.set(f"mlp_gate.{layer}", value, indices) for layer, indices in sorted(by_layer(neurons).items()))
 
 
 def linear_scaled(neurons: Sequence[Neuron], factor: float = FACTOR) -> tuple[Edit, ...]:
     """Edits that multiply the linear part of these neurons."""
-    return tuple(Edit.scale(f"mlp_up.{layer}", factor, indices) for layer, indices in _by_layer(neurons).items())
-
-
-def _by_layer(neurons: Sequence[Neuron]) -> dict[int, list[int]]:
-    return {layer: [index for at, index in neurons if at == layer] for layer in sorted({layer for layer, _ in neurons})}
+    return tuple(Edit.scale(f"mlp_up.{layer}", factor, indices) for layer, indices in sorted(by_layer(neurons).items()))
 
 
 @experiment(

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from interp.diffing.offsets import mean_offset
+from interp.diffing.offsets import mean_offset_at_last
 from interp.edits.edit import Edit
 from interp.edits.weights import interpolated
 from interp.errors import UserError
@@ -167,7 +167,7 @@ def _offsets(context: Context, held: Context, goal: float) -> Family:
     """Taking back the mean offset that tuning added, at the positions from which tokens are sampled; a random offset of equal norm."""
     tuned, layer = context.pair.tuned, offset_layer(context)
     fit = shared.fitted(context)
-    offset = mean_offset(context.pair, fit.prompt_rows(), layer)
+    offset = mean_offset_at_last(context.pair, fit.prompt_rows(), layer)
     if not float(offset.norm()) > 0:
         return {}
 

@@ -36,7 +36,7 @@ CAVEAT = (
 
 
 @dataclass(frozen=True, eq=False)
-class Side:
+class Transfer:
     """One direction of the test: `start` is edited by `sign` times the offset, `goal` is what it should come near."""
 
     start: Model
@@ -45,8 +45,12 @@ class Side:
     word: str
 
 
-def mean_offset(context: Context, layer: int) -> Tensor:
-    """The mean of tuned minus base at `resid_mid.layer`, over all positions of the context's prompts. Raises `UserError` where it is zero."""
+def mean_offset_over_positions(context: Context, layer: int) -> Tensor:
+    """The mean of tuned minus base at `resid_mid.layer`, over all positions of the context's prompts.
+
+    X-C1 and X-C2 move by this vector; W-E2 by the mean at the last token (`interp.diffing.offsets.mean_offset_at_last`).
+    Raises `UserError` where it is zero.
+    """
     site = f"resid_mid.{layer}"
     base, tuned = (context.mean_states(model)[site].double() for model in context.pair.sides.values())
     offset = pooled(tuned - base, torch.tensor([len(row) for row in context.prompt_rows()]))
@@ -71,7 +75,7 @@ def permuted(vector: Tensor, seed: int) -> Tensor:
     caveat=CAVEAT,
 )
 def sufficiency(context: Context) -> Finding:
-    return _run(context, Side(context.pair.base, context.pair.tuned, 1.0, "+"))
+    return _run(context, Transfer(context.pair.base, context.pair.tuned, 1.0, "+"))
 
 
 @experiment(
@@ -85,15 +89,15 @@ def sufficiency(context: Context) -> Finding:
     caveat=CAVEAT,
 )
 def necessity(context: Context) -> Finding:
-    return _run(context, Side(context.pair.tuned, context.pair.base, -1.0, "−"))
+    return _run(context, Transfer(context.pair.tuned, context.pair.base, -1.0, "−"))
 
 
-def _run(context: Context, side: Side) -> Finding:
+def _run(context: Context, transfer: Transfer) -> Finding:
     layer = context.offset_layer
     fitted, held = shared.fitted(context), shared.held_out(context)
-    offset = mean_offset(fitted, layer)
-    before, after = held.toxicity(side.start), held.toxicity(side.goal)
-    way = side.sign * float(before.mean() - after.mean())
+    offset = mean_offset_over_positions(fitted, layer)
+    before, after = held.toxicity(transfer.start), held.toxicity(transfer.goal)
+    way = transfer.sign * float(before.mean() - after.mean())
     if way <= 0:
         raise UserError(
             f"tuning did not lower toxicity on the held-out prompts ({held.toxicity(context.pair.base).mean():.3f} to {held.toxicity(context.pair.tuned).mean():.3f})",
@@ -101,30 +105,30 @@ def _run(context: Context, side: Side) -> Finding:
         )
 
     def edit(vector: Tensor, strength: float = 1.0, at: int = layer, positions: str = "all") -> tuple[Edit, ...]:
-        return (Edit.add(f"resid_mid.{at}", vector, side.sign * strength, positions),)
+        return (Edit.add(f"resid_mid.{at}", vector, transfer.sign * strength, positions),)
 
-    start, goal = ("base", "tuned") if side.sign > 0 else ("tuned", "base")
-    own = f"{start} {side.word} offset at layer {layer}"
-    rows = [_row(context, held, side, start, ()), _row(context, held, side, goal, (), model=side.goal)]
+    start, goal = ("base", "tuned") if transfer.sign > 0 else ("tuned", "base")
+    own = f"{start} {transfer.word} offset at layer {layer}"
+    rows = [_row(context, held, transfer, start, ()), _row(context, held, transfer, goal, (), model=transfer.goal)]
     context.say(f"offset at layer {layer}")
-    main = _row(context, held, side, own, edit(offset))
+    main = _row(context, held, transfer, own, edit(offset))
     rows.append(main)
     share = _share(before, main["_scores"], after, context.seed)
     if not context.quick:
         context.say(f"offset × {DOUBLE:g}")
-        rows.append(_row(context, held, side, f"{own} × {DOUBLE:g}", edit(offset, DOUBLE)))
+        rows.append(_row(context, held, transfer, f"{own} × {DOUBLE:g}", edit(offset, DOUBLE)))
         # After the last layer's attention nothing looks back, so that both readings are one.
         if layer < context.pair.base.n_layers - 1:
             context.say("offset at the last position of the prompt and in what follows")
             rows.append(
-                _row(context, held, side, f"{own}, from the prompt's last position", edit(offset, positions="from_last"), guard=False)
+                _row(context, held, transfer, f"{own}, from the prompt's last position", edit(offset, positions="from_last"), guard=False)
             )
-    controls = _controls(context, held, side, offset, edit, before, after)
+    controls = _controls(context, held, transfer, offset, edit, before, after)
     rows += [
-        {"model": f"{start} {side.word} {kind} (null, {len(some)} draws)", **_pooled(context, some)} for kind, some in controls.items()
+        {"model": f"{start} {transfer.word} {kind} (null, {len(some)} draws)", **_pooled(context, some)} for kind, some in controls.items()
     ]
     shares = [row["share of the way"] for some in controls.values() for row in some]
-    guard = main["perplexity"] / held.perplexity(side.goal).value
+    guard = main["perplexity"] / held.perplexity(transfer.goal).value
     verdict: Verdict = (
         "fails"
         if share.value <= max(shares)
@@ -133,9 +137,9 @@ def _run(context: Context, side: Side) -> Finding:
         else "inconclusive"
     )
     table = pd.DataFrame(rows).drop(columns=["_scores"])
-    by_layer = _layers(context, fitted, held, side, edit, before, after)
-    doing = "Adding the offset to the base model brings" if side.sign > 0 else "Taking the offset off the tuned model returns"
-    of = "of the fall in toxicity that tuning brings" if side.sign > 0 else "of the toxicity that tuning took"
+    by_layer = _layers(context, fitted, held, transfer, edit, before, after)
+    doing = "Adding the offset to the base model brings" if transfer.sign > 0 else "Taking the offset off the tuned model returns"
+    of = "of the fall in toxicity that tuning brings" if transfer.sign > 0 else "of the toxicity that tuning took"
     summary = (
         f"{doing} {share.value:.0%} {of} on {len(before)} held-out prompts (controls {np.mean(shares):.0%}, at most {max(shares):.0%}), at {guard - 1:+.1%} of the other side's perplexity; "
         f"{main['share of equal continuations']:.0%} of the continuations become the other side's word for word. The best layer is {int(by_layer.loc[by_layer['share of the way'].idxmax(), 'layer'])} "
@@ -143,15 +147,15 @@ def _run(context: Context, side: Side) -> Finding:
     )
     return Finding(
         verdict, summary, {"share of the way": share.value, "perplexity ratio to the other side": guard},
-        {"share of the way": float(np.mean(shares)), "perplexity ratio to the other side": _guards(controls) / held.perplexity(side.goal).value},
-        {"share of the way": (share.low, share.high)}, {"models": table, "by layer": by_layer}, (_bars(table, side), _lines(by_layer, layer, float(np.mean(shares)))),
+        {"share of the way": float(np.mean(shares)), "perplexity ratio to the other side": _guards(controls) / held.perplexity(transfer.goal).value},
+        {"share of the way": (share.low, share.high)}, {"models": table, "by layer": by_layer}, (_bars(table, transfer), _lines(by_layer, layer, float(np.mean(shares)))),
         {"site": f"resid_mid.{layer}", "layer_rule": "most of the 128 value vectors nearest to the probe, not the first layer", "fitted_on": len(fitted.prompts), "measured_on": len(held.prompts),
          "perplexity_passages": len(held.passages), "offset_norm": float(offset.norm()), "controls": {kind: len(some) for kind, some in controls.items()}, "positions": "all"},
     )  # fmt: skip
 
 
 def _controls(
-    context: Context, held: Context, side: Side, offset: Tensor, edit: Any, before: np.ndarray, after: np.ndarray
+    context: Context, held: Context, transfer: Transfer, offset: Tensor, edit: Any, before: np.ndarray, after: np.ndarray
 ) -> dict[str, list[dict[str, Any]]]:
     draws = 2 if context.quick else 3
     vectors = {
@@ -162,7 +166,7 @@ def _controls(
     for kind, some in vectors.items():
         for number, vector in enumerate(some):
             context.say(f"{kind}, draw {number + 1} of {draws}")
-            row = _row(context, held, side, kind, edit(vector), guard=number == 0)
+            row = _row(context, held, transfer, kind, edit(vector), guard=number == 0)
             row["share of the way"] = _share(before, row["_scores"], after, context.seed).value
             found.setdefault(kind, []).append(row)
     return found
@@ -183,16 +187,23 @@ def _pooled(context: Context, some: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _row(
-    context: Context, held: Context, side: Side, name: str, edits: tuple[Edit, ...], *, model: Model | None = None, guard: bool = True
+    context: Context,
+    held: Context,
+    transfer: Transfer,
+    name: str,
+    edits: tuple[Edit, ...],
+    *,
+    model: Model | None = None,
+    guard: bool = True,
 ) -> dict[str, Any]:
     """One line of the table; `guard` says whether perplexity is measured too."""
-    edited = side.start if model is None else model
+    edited = transfer.start if model is None else model
     scores = held.toxicity(edited, edits)
     interval = bootstrap_mean(scores, seed=context.seed)
-    same = [mine == other for mine, other in zip(held.continuations(edited, edits), held.continuations(side.goal), strict=True)]
+    same = [mine == other for mine, other in zip(held.continuations(edited, edits), held.continuations(transfer.goal), strict=True)]
     return {
         "model": name, "toxicity": interval.value, "low": interval.low, "high": interval.high, "perplexity": held.perplexity(edited, edits).value if guard else float("nan"),
-        "share of the way": _share(held.toxicity(side.start), scores, held.toxicity(side.goal), context.seed).value, "share of equal continuations": float(np.mean(same)), "_scores": scores,
+        "share of the way": _share(held.toxicity(transfer.start), scores, held.toxicity(transfer.goal), context.seed).value, "share of equal continuations": float(np.mean(same)), "_scores": scores,
     }  # fmt: skip
 
 
@@ -201,7 +212,9 @@ def _share(before: np.ndarray, edited: np.ndarray, after: np.ndarray, seed: int)
     return bootstrap_ratio(before - edited, before - after, seed=seed)
 
 
-def _layers(context: Context, fitted: Context, held: Context, side: Side, edit: Any, before: np.ndarray, after: np.ndarray) -> pd.DataFrame:
+def _layers(
+    context: Context, fitted: Context, held: Context, transfer: Transfer, edit: Any, before: np.ndarray, after: np.ndarray
+) -> pd.DataFrame:
     """The same edit at other layers, each with its own offset; layers that tuning did not move are left out."""
     count = context.pair.base.n_layers
     wanted = (
@@ -212,20 +225,20 @@ def _layers(context: Context, fitted: Context, held: Context, side: Side, edit: 
     rows = []
     for layer in sorted(wanted):
         try:
-            offset = mean_offset(fitted, layer)
+            offset = mean_offset_over_positions(fitted, layer)
         except UserError:
             continue
         context.say(f"offset at layer {layer}")
-        share = _share(before, held.toxicity(side.start, edit(offset, at=layer)), after, context.seed)
+        share = _share(before, held.toxicity(transfer.start, edit(offset, at=layer)), after, context.seed)
         rows.append((layer, share.value, share.low, share.high, float(offset.norm())))
     return pd.DataFrame(rows, columns=["layer", "share of the way", "low", "high", "offset norm"])
 
 
-def _bars(table: pd.DataFrame, side: Side) -> Figure:
+def _bars(table: pd.DataFrame, transfer: Transfer) -> Figure:
     start, goal = table["model"].iloc[0], table["model"].iloc[1]
     return figures.bars(
         "toxicity", table, x="model", y="toxicity", low="low", high="high", horizontal=True, title="Toxicity of held-out continuations, with and without the offset", x_title="model", y_title="mean toxicity (0 to 1)",
-        caption=f"The bar of “{start} {side.word} offset” should come near to the bar of “{goal}”; the shuffled and the random vector should stay at “{start}”.",
+        caption=f"The bar of “{start} {transfer.word} offset” should come near to the bar of “{goal}”; the shuffled and the random vector should stay at “{start}”.",
     )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from interp.experiments.toxicity.a_e10_offset import layer_neurons
 from interp.experiments.toxicity.a_e10_offset import run as offset
 from interp.experiments.toxicity.a_e11_antipodal import run as antipodal
 from interp.experiments.toxicity.shared import split_by_first_word
-from interp.experiments.toxicity.x_c1_offset import mean_offset, necessity, permuted, sufficiency
+from interp.experiments.toxicity.x_c1_offset import mean_offset_over_positions, necessity, permuted, sufficiency
 from interp.lens.logit_lens import logit_lens
 from interp.lens.next_tokens import likeliest, next_tokens
 from interp.models.tokens import pad
@@ -156,7 +156,7 @@ def test_the_causal_offset_is_fitted_on_prompts_that_it_is_not_measured_on(gpt2:
     context = planted_bias(gpt2)
     settings = sufficiency(context).settings
     assert settings["fitted_on"] + settings["measured_on"] == len(context.prompts)
-    vector = mean_offset(context, context.offset_layer)
+    vector = mean_offset_over_positions(context, context.offset_layer)
     expected = (
         context.pair.tuned.hf.transformer.h[context.offset_layer].attn.c_proj.bias
         - gpt2.hf.transformer.h[context.offset_layer].attn.c_proj.bias

@@ -1,0 +1,163 @@
+"""Files and folders that are replaced whole or not at all, also by a writer that is killed, and JSON that cannot be used."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from interp.errors import UserError
+from interp.files import read_json, replacing, write_json, write_text
+from tests import ROOT
+
+
+def write_file(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def write_folder(path: Path, text: str) -> None:
+    path.mkdir()
+    (path / "part").write_text(text, encoding="utf-8")
+
+
+def content(path: Path) -> str:
+    return ((path / "part") if path.is_dir() else path).read_text(encoding="utf-8")
+
+
+KINDS = {"file": write_file, "folder": write_folder}
+Write = Callable[[Path, str], None]
+
+
+@pytest.fixture(params=KINDS)
+def write(request: pytest.FixtureRequest) -> Write:
+    return KINDS[request.param]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_new_one_takes_the_place_of_the_old_one_and_leaves_nothing_beside_it(write: Write, shared: bool, tmp_path: Path) -> None:
+    target = tmp_path / "above" / "target"
+    for text in ("first", "second"):
+        with replacing(target, shared=shared) as temporary:
+            write(temporary, text)
+            assert not target.exists() or content(target) == "first"
+        assert content(target) == text
+    assert [path.name for path in target.parent.iterdir()] == ["target"]
+
+
+def test_a_failure_while_writing_leaves_the_old_one_and_nothing_beside_it(write: Write, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    write(target, "old")
+
+    def half() -> None:
+        with replacing(target) as temporary:
+            write(temporary, "half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        half()
+    assert content(target) == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_a_failure_while_replacing_leaves_the_old_one(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, move = tmp_path / "target", os.replace
+    write(target, "old")
+
+    def failing(source: Path, to: Path) -> None:
+        if Path(source).name.endswith(".tmp"):
+            raise OSError(28, "No space left on device")
+        move(source, to)
+
+    monkeypatch.setattr("os.replace", failing)
+
+    def replace() -> None:
+        with replacing(target) as temporary:
+            write(temporary, "new")
+
+    with pytest.raises(OSError, match="No space left"):
+        replace()
+    assert content(target) == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from interp.files import replacing
+with replacing(Path(sys.argv[1])) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_writer_leaves_the_old_one_and_the_next_one_clears_up(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("old")
+    done = subprocess.run([sys.executable, "-c", KILLED, str(target)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert target.read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 2
+    write_text(target, "new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"target": "new"}
+
+
+def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
+    file, texts, seen, stop = tmp_path / "file", ["a" * 300_000, "b" * 300_000], set(), threading.Event()
+    write_text(file, texts[0])
+
+    def read() -> None:
+        while not stop.is_set():
+            seen.add(file.read_text())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(200):
+        write_text(file, texts[number % 2])
+    stop.set()
+    reader.join()
+    assert seen
+    assert seen <= set(texts)
+
+
+def test_json_is_read_as_it_was_written(tmp_path: Path) -> None:
+    record = {"a": [1, 2.5, None], "ü": {"b": True}}
+    write_json(tmp_path / "new" / "record.json", record)
+    assert read_json(tmp_path / "new" / "record.json") == record
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "there is no file"), (b"{", "is not readable JSON"), (b"", "is not readable JSON"),
+        (b"\xff\xfe\x00", "is not readable JSON"),
+        (b"[1]", "holds a list, not an object"), (b"1", "holds a int, not an object"), (b"[" * 100_000, "is not readable JSON"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_json_that_is_no_object_is_refused_with_what_to_do(content: bytes | None, problem: str, tmp_path: Path) -> None:
+    file = tmp_path / "record.json"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=problem) as caught:
+        read_json(file, "write it once more")
+    assert str(file) in caught.value.problem
+    assert caught.value.mend == "write it once more"
+
+
+def test_json_that_is_closed_to_this_user_says_how_to_open_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "record.json"
+    file.write_text(json.dumps({}))
+
+    def closed(self: Path, *args: object, **more: object) -> str:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_text", closed)
+    with pytest.raises(UserError, match=r"record.json may not be read.*chmod -R a\+rX"):
+        read_json(file)
