@@ -146,9 +146,10 @@ def make_runs(
     both: list[tuple[Trace, Trace]] = []
     for (own, others), measure in zip(rows, metrics, strict=True):
         read: set[str] = set()
-        for model in models if isinstance(measure, Metric) else ():
-            measure.check(model)
-            read |= {*measure.sites(model)}
+        if isinstance(measure, Metric):
+            for model in models:
+                measure.check(model)
+                read |= {*measure.sites(model)}
         both.append((trace(models[0], own, needed | read), trace(models[1], others, needed | read)))
     # The first direction of either kind puts the first run (clean, base) into the second (corrupted, tuned).
     traces = tuple(tuple((b, a) if name == known[0] else (a, b) for a, b in both) for name in chosen)
