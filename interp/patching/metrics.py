@@ -191,9 +191,10 @@ def each_metric(metric: Any, count: int) -> list[AnyMetric]:
 
 def as_metric(metric: Any) -> AnyMetric:
     """The metric itself, or the one that a function of the logits is; raises `UserError` for anything else."""
-    if isinstance(metric, Metric | ContinuationToxicity):
+    is_class = isinstance(metric, type)
+    if not is_class and isinstance(metric, Metric | ContinuationToxicity):
         return metric
-    if not callable(metric) or isinstance(metric, type):
+    if is_class or not callable(metric):
         raise UserError(
             f"{metric!r} is not a metric",
             "use LogitDifference, LogProbability, ProbeProjection, ContinuationToxicity or a function of the logits",

@@ -417,5 +417,5 @@ def test_a_model_in_memory_is_not_changed_to_order(gpt2: Model, settings: dict[s
 def test_a_model_in_memory_with_the_tokenizer_of_another_is_refused(gpt2: Model) -> None:
     config = gpt2_config()
     config.vocab_size = 300
-    with pytest.raises(UserError, match="the tokenizer has .* but the model only 300"):
+    with pytest.raises(UserError, match=r"the tokenizer has .* but the model only 300"):
         load_model(AutoModelForCausalLM.from_config(config), tokenizer=gpt2.tokenizer)

@@ -74,7 +74,7 @@ def test_listing_the_sites_of_a_metric_checks_nothing_and_checking_lists_none(gp
 @pytest.mark.parametrize(
     ("metric", "problem"),
     [
-        (lambda logits: logits, r"given logits of shape \[1, \d+\] and returned a tensor of shape \[1, \d+\]"),
+        (lambda logits: logits, r"given logits of shape \[\d+, \d+\] and returned a tensor of shape \[\d+, \d+\]"),
         (lambda logits: logits.sum(), r"returned a tensor of shape \[\]"),
         (lambda logits: 3.0, "returned float"),
         (3.0, "3.0 is not a metric"),
