@@ -97,7 +97,7 @@ def logit_lens(
     model: Model, prompts: Sequence[str] | Sequence[Sequence[int]], tokens: Sequence[int] | None = None, top: int | None = None, *,
     edits: Sequence[Edit] = (), add_bos: bool = False, batch_size: int = 64,
 ) -> Lens:  # fmt: skip
-    """What would the model say next if it ended after each half layer, and how likely is each prompt's token there?
+    """The probability and rank of each prompt's token, and the likeliest tokens, if the model ended after each half layer.
 
     The residual stream at `resid_pre.0`, then `resid_mid.l` and `resid_post.l` of each layer, at the prompts' last position, goes
     through the final norm (its statistics computed anew at each point) and the unembedding; the last point is the model's own

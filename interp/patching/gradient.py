@@ -141,8 +141,8 @@ def _gradients(target: Trace, metric: Metric, names: list[str]) -> dict[str, Ten
     value = metric.read(reading).sum()
     if not value.requires_grad:
         raise UserError(f"the {metric.label} has no gradient: it does not depend on the activations, or leaves torch", "use another metric")
-    found = torch.autograd.grad(value, [seen[name] for name in names], allow_unused=True)
-    return {name: torch.zeros_like(seen[name]) if slope is None else slope for name, slope in zip(names, found, strict=True)}
+    slopes = torch.autograd.grad(value, [seen[name] for name in names], allow_unused=True)
+    return {name: torch.zeros_like(seen[name]) if slope is None else slope for name, slope in zip(names, slopes, strict=True)}
 
 
 def _tap(seen: dict[str, Tensor], name: str) -> Transform:
