@@ -21,7 +21,8 @@ from interp.data.texts import challenge_prompts, passages
 from interp.diffing.offsets import coordinates, held_out_cosines, key_products, shifts, sign_flipped
 from interp.experiments.registry import Context
 from interp.experiments.toxicity.a_e10_offset import FLIPPED, RANDOM, STATES
-from interp.forward.capture import Captured, capture
+from interp.forward.capture import capture
+from interp.forward.captured import Captured
 from interp.models.model import Neuron
 from interp.neurons.ranking import values_at
 from interp.neurons.vocabulary import top_tokens

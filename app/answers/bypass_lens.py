@@ -14,7 +14,7 @@ from app.settings import Source
 from interp import Model, UserError
 from interp.data.lexicon import is_toxic_word
 from interp.forward.capture import capture
-from interp.lens.logit_lens import lens_table, logit_lens
+from interp.lens.logit_lens import logit_lens
 from interp.lens.next_tokens import next_tokens
 from interp.models.tokens import token_rows
 from interp.results import figures
@@ -64,7 +64,7 @@ def examples(source: Source, count: int) -> list[str]:
 @st.cache_data(show_spinner=False, max_entries=128)
 def tables(source: Source, prompt: str) -> dict[str, pd.DataFrame]:
     """What each model would say after every half layer. Raises `UserError` for a prompt that does not fit."""
-    return {name: lens_table(model, prompt, OFFERED, masked=False) for name, model in state.load_pair(source).sides.items()}
+    return {name: logit_lens(model, [prompt], top=OFFERED).top(masked=False) for name, model in state.load_pair(source).sides.items()}
 
 
 @st.cache_data(show_spinner=False, max_entries=128)

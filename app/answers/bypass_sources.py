@@ -21,7 +21,7 @@ from interp.diffing.antipodes import antipodes
 from interp.diffing.offset_sources import decompose, pooled
 from interp.diffing.offsets import shifts
 from interp.experiments.registry import Context, Finding, find_experiments
-from interp.forward.capture import Captured
+from interp.forward.captured import Captured
 from interp.results import figures
 from interp.results.result import Figure
 

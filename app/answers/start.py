@@ -35,7 +35,7 @@ from interp import Edit, UserError
 from interp.data.texts import challenge_prompts, passages
 from interp.experiments.registry import EXPERIMENTS, Context
 from interp.experiments.run import run_experiment
-from interp.lens.logit_lens import lens_table
+from interp.lens.logit_lens import logit_lens
 from interp.models.model import Neuron
 from interp.neurons.firing import firing_rates
 from interp.neurons.ranking import rank_values
@@ -97,7 +97,7 @@ def next_tokens(source: Source, prompt: str, role: str) -> Next:
 @st.cache_data(show_spinner=False, max_entries=300)
 def _next(source: Source, prompt: str, side: str, enlarged: tuple[Neuron, ...]) -> Next:
     edits = (Edit.scale_keys(list(enlarged), FACTOR),) if enlarged else ()
-    table = lens_table(state.load_pair(source).sides[side], prompt, TOP, edits=edits, masked=False)
+    table = logit_lens(state.load_pair(source).sides[side], [prompt], top=TOP, edits=edits).top(masked=False)
     last = table[table["point"] == table["point"].max()]
     return Next(list(zip(last["token"], last["probability"], strict=True)))
 

@@ -74,7 +74,9 @@ def _change(transform: Transform, frame: Frame, model: Model, site: Site) -> tup
     `affine`: factor and offset; `replace`: which and by what; `project`: where (0 or 1) and the unit direction. The numbers
     are read off the edit's own function, so that which rows and positions it means is decided in one place.
     """
-    edit: Edit = transform.edit  # type: ignore[attr-defined]
+    edit: Edit | None = getattr(transform, "edit", None)
+    if edit is None:
+        raise UserError(f"a function of yours is active at {site}, which nnsight cannot run", "use an Edit, or write it inside a trace")
     empty = torch.zeros(*frame.positions.shape, model.width(site.name), dtype=model.dtype, device=frame.positions.device)
     if edit.op in ("set", "patch"):
         new = transform(empty + torch.nan, frame)

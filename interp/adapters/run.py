@@ -12,7 +12,8 @@ from typing import Any, Literal, get_args
 
 from interp.edits.edit import Edit
 from interp.errors import UserError
-from interp.forward.capture import Captured, capture
+from interp.forward.capture import capture
+from interp.forward.captured import Captured
 from interp.models.model import Model
 
 Engine = Literal["hooks", "transformer_lens", "nnsight"]

@@ -52,10 +52,10 @@ def lens(
 
 
 def _tops(model: Model, name: str, prompt: str, top: int, edits: list[Any]) -> list[dict[str, Any]]:
-    from interp.lens.logit_lens import lens_table
+    from interp.lens.logit_lens import logit_lens
 
-    frame = lens_table(model, prompt, top, edits=edits, masked=False)
-    return [{"side": name, **row} for row in frame.drop(columns=["point", "id"]).to_dict(orient="records")]
+    frame = logit_lens(model, [prompt], top=top, edits=edits).top(masked=False)
+    return [{"side": name, **row} for row in frame.drop(columns=["prompt", "point", "id"]).to_dict(orient="records")]
 
 
 def _word(model: Model, name: str, prompt: str, word: str, edits: list[Any]) -> list[dict[str, Any]]:

@@ -27,6 +27,8 @@ Op = Literal["add", "scale", "scale_keys", "set", "project_out", "patch"]
 OPS: tuple[Op, ...] = ("add", "scale", "scale_keys", "set", "project_out", "patch")
 EditPositions = Literal["all", "prompt", "generated", "from_last"] | tuple[int, ...]
 EDIT_WORDS = ("all", "prompt", "generated", "from_last")
+# So many numbers are written out by `repr`.
+SHOWN = 8
 STRENGTH: tuple[Op, ...] = ("add", "scale", "scale_keys", "set")
 
 
@@ -151,6 +153,19 @@ class Edit:
             return cls.patch(site, values, where)
         return cls.scale(site, strength, neurons, where) if op == "scale" else cls.set(site, strength, neurons, where)
 
+    def __repr__(self) -> str:
+        """The call that makes this edit; values beyond a few are shown as their shape."""
+        where = "" if self.positions == "all" else f", positions={_shown_positions(self.positions)}"
+        site, values = f'"{self.site}"', "" if self.values is None else _shown_values(self.values)
+        if self.op == "scale_keys":
+            return f"Edit.scale_keys({list(self.neurons or ())}, {self.strength}{where})"
+        if self.op == "add":
+            return f"Edit.add({site}, {values}, {self.strength}{where})"
+        if self.op in ("project_out", "patch"):
+            return f"Edit.{self.op}({site}, {values}{where})"
+        units = "" if self.neurons is None else f", {list(self.neurons)}"
+        return f"Edit.{self.op}({site}, {self.strength}{units}{where})"
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Edit):
             return NotImplemented
@@ -163,6 +178,18 @@ class Edit:
 
     def __hash__(self) -> int:
         return hash((self.op, self.site, self.strength, self.neurons, self.positions))
+
+
+def _shown_values(values: Tensor) -> str:
+    """A list that reads back to the same single-precision numbers, or the shape of what is larger."""
+    if values.numel() > SHOWN:
+        return f"<{' x '.join(map(str, values.shape))} numbers>"
+    # numpy writes a single-precision number in as few digits as tell it apart.
+    return str(values.numpy().astype(str).astype(object).tolist()).replace("'", "")
+
+
+def _shown_positions(positions: EditPositions) -> str:
+    return f'"{positions}"' if isinstance(positions, str) else str(list(positions))
 
 
 def _unread(op: Op) -> tuple[str, ...]:

@@ -13,7 +13,6 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -46,15 +45,6 @@ class Scorer(Protocol):
     def score(self, texts: Sequence[str]) -> pd.DataFrame:
         """Scores in [0, 1]: one row per text in the order given, one float32 column per class, "toxicity" first."""
         ...
-
-
-@dataclass(frozen=True)
-class CacheInfo:
-    """How many texts were answered from memory (duplicates within a call included), computed, and are now kept."""
-
-    hits: int
-    misses: int
-    size: int
 
 
 def checked_texts(texts: Sequence[Any]) -> list[str]:
@@ -110,8 +100,7 @@ class ClassifierScorer:
         self.batch_size = batch_size
         self.cache_size = cache_size
         self._cache: OrderedDict[bytes, np.ndarray] = OrderedDict()
-        self._hits = self._misses = 0
-        # One lock for cache, counters and model: a fast tokenizer must not be used by two threads at once.
+        # One lock for cache and model: a fast tokenizer must not be used by two threads at once.
         self._lock = threading.Lock()
 
     def score(self, texts: Sequence[Any]) -> pd.DataFrame:
@@ -134,15 +123,8 @@ class ClassifierScorer:
                 answers[key] = self._cache[key] = row
             while len(self._cache) > self.cache_size:
                 self._cache.popitem(last=False)
-            self._misses += len(missing)
-            self._hits += len(found) - len(missing)
         table = np.stack([answers[key] for key in keys]) if keys else np.empty((0, len(self.classes)), dtype=np.float32)
         return _frame(table, self.classes)
-
-    def cache_info(self) -> CacheInfo:
-        """Hits, misses and size of this scorer's cache since it was loaded."""
-        with self._lock:
-            return CacheInfo(self._hits, self._misses, len(self._cache))
 
     def _compute(self, texts: list[str]) -> Float[np.ndarray, "texts classes"]:
         """Scores of distinct texts: cut into windows, sorted by length, in batches of at most `batch_size`."""

@@ -25,7 +25,8 @@ from interp.edits.edit import Edit
 from interp.errors import UserError
 from interp.evaluation.metrics import Perplexity, distinct_n, f1_of, perplexity
 from interp.evaluation.toxicity import Scorer
-from interp.forward.capture import Captured, capture
+from interp.forward.capture import capture
+from interp.forward.captured import Captured
 from interp.forward.generate import generate, generate_tokens
 from interp.models.model import Model
 from interp.models.pair import ModelPair

@@ -8,69 +8,27 @@ the last site that is wanted, and what does not fit into memory is spilled to me
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from einops import rearrange, reduce
-from jaxtyping import Bool
 from torch import Tensor
 
 from interp.edits.edit import Edit
 from interp.edits.transforms import transforms_of
 from interp.errors import UserError
-from interp.files import read_json, replacing
-from interp.models.hooks import Frame, Work, working
+from interp.forward.captured import Captured, load_captured, replacing_capture, write_index
+from interp.models.hooks import Frame, Work, check_first, working
 from interp.models.model import Model
 from interp.models.positions import MEAN, parse_positions_per_text
-from interp.models.sites import parse_site
+from interp.models.sites import Site, expand_sites, parse_site
 from interp.models.tokens import Tokens, batches, pad, token_rows
 
 MEMORY_LIMIT = 4 * 2**30
 CAPTURE_WORDS = ("last", "all", MEAN)
-
-
-class NotCaptured(UserError, KeyError):
-    """Also a `KeyError`, so that `in` and `get` answer as those of any mapping."""
-
-    __str__ = ValueError.__str__
-
-
-@dataclass(frozen=True, eq=False)
-class Captured(Mapping[str, Tensor]):
-    """Activations by site: `batch d` (last, mean), or `batch pos d` with `mask` telling which positions are real."""
-
-    tensors: dict[str, Tensor]
-    positions: str
-    mask: Bool[Tensor, "batch pos"] | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    def __getitem__(self, site: str) -> Tensor:
-        try:
-            return self.tensors[site]
-        except KeyError:
-            raise NotCaptured(f"site {site!r} was not captured", f"use one of {', '.join(self.tensors)}") from None
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
-
-    def save(self, folder: str | Path) -> Path:
-        """Write one `.npy` per site and an index, atomically."""
-        target = Path(folder)
-        with _replacing(target) as temporary:
-            for site, tensor in self.tensors.items():
-                np.save(temporary / f"{site}.npy", tensor.float().numpy())
-            _write_index(temporary, self)
-        return target
-
-
 # One forward of a batch with the work done on the way: `(model, tokens, names, work, last_only=...)` gives the named sites, each
 # `batch pos ...`, or its last position alone.
 Forward = Callable[..., dict[str, Tensor]]
@@ -81,15 +39,16 @@ class _Done(Exception):
 
 
 def capture(
-    model: Model, texts: Sequence[str] | Sequence[Sequence[int]], sites: Sequence[str], *, positions: Any = "last",
+    model: Model, texts: Sequence[str] | Sequence[Sequence[int]], sites: Sequence[str | Site], *, positions: Any = "last",
     units: Mapping[str, Sequence[int]] | None = None, edits: Sequence[Edit] = (), add_bos: bool = False, max_tokens: int | None = None,
     batch_size: int = 64, batch_tokens: int = 4096, spill: str | Path | None = None, memory_limit: int = MEMORY_LIMIT,
     forward: Forward | None = None,
 ) -> Captured:  # fmt: skip
-    """What does the model hold at these sites, for these texts?
+    """The activations at these sites for these texts, by default at each text's LAST position alone.
 
     Args:
         texts: strings, or rows of token ids.
+        sites: `name.layer`; `name.*` names every layer, `name.2-5` layers 2 to 5.
         positions: `last`, `all`, absolute positions, or one list of absolute positions per text (see `interp.models.positions`); or
             `mean`, which reads all positions and keeps their mean over each text.
         units: for a site, the indices of its last axis to keep (for example a few neurons of `mlp_post.3`).
@@ -101,7 +60,7 @@ def capture(
     Raises:
         UserError: no sites, an unknown site, positions beyond a text, or a result beyond the memory limit.
     """
-    names = list(dict.fromkeys(str(parse_site(site, n_layers=model.n_layers, family=model.family)) for site in sites))
+    names = expand_sites(sites, n_layers=model.n_layers, family=model.family)
     if not names:
         raise UserError("capture was given no sites", "name at least one, for example resid_post.0")
     rows = token_rows(model, texts, add_bos=add_bos, max_tokens=max_tokens)
@@ -117,7 +76,8 @@ def capture(
             "capture fewer sites or positions='last', or give spill=FOLDER",
         )
     mask = pad(rows, 0, "right").mask if positions == "all" and rows else None
-    settings = {"texts": len(rows), "edits": [edit.to_json() for edit in edits], "add_bos": add_bos, "max_tokens": max_tokens}
+    settings = {"texts": len(rows), "edits": [edit.to_json() for edit in edits], "add_bos": add_bos, "max_tokens": max_tokens,
+                "n_layers": model.n_layers}  # fmt: skip
 
     def fill(store: Mapping[str, np.ndarray]) -> None:
         for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=batch_tokens):
@@ -136,7 +96,7 @@ def capture(
         fill(store)
         return Captured({name: torch.from_numpy(array) for name, array in store.items()}, positions, mask, settings)
     target = Path(spill)
-    with _replacing(target) as temporary:
+    with replacing_capture(target) as temporary:
         mapped = {
             name: np.lib.format.open_memmap(temporary / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape)
             for name, shape in shapes.items()
@@ -144,19 +104,8 @@ def capture(
         fill(mapped)
         for array in mapped.values():
             array.flush()
-        _write_index(temporary, Captured({name: torch.empty(0) for name in names}, positions, mask, settings))
+        write_index(temporary, Captured({name: torch.empty(0) for name in names}, positions, mask, settings))
     return load_captured(target)
-
-
-def load_captured(folder: str | Path) -> Captured:
-    """Open a saved or spilled capture; its tensors are memory-mapped."""
-    target = Path(folder)
-    if not (target / "index.json").is_file():
-        raise UserError(f"{target} holds no capture", "give a folder that capture(spill=...) or Captured.save wrote")
-    index = read_json(target / "index.json", "capture it again")
-    tensors = {site: torch.from_numpy(np.load(target / f"{site}.npy", mmap_mode="c")) for site in index["sites"]}
-    mask = torch.from_numpy(np.load(target / "mask.npy")) if (target / "mask.npy").is_file() else None
-    return Captured(tensors, index["positions"], mask, index["settings"])
 
 
 def _units(model: Model, names: Sequence[str], units: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
@@ -189,6 +138,7 @@ def _forward(model: Model, tokens: Tokens, names: Sequence[str], work: Work, *, 
 
     def collector(name: str) -> Any:
         def collect(value: Tensor, frame: Frame) -> None:
+            check_first(found, name)
             found[name] = (value[:, -1:] if last_only else value).detach().clone()
             if stop_early and len(found) == len(names):
                 raise _Done
@@ -222,20 +172,3 @@ def _keep(store: np.ndarray, group: list[int], value: Tensor, tokens: Tokens, po
         store[group] = rows
     else:
         store[group, : part.shape[1]] = rows
-
-
-@contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A new folder that becomes the target when it is complete; refuses a target that is not a capture."""
-    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / "index.json").is_file()):
-        raise UserError(f"{target} exists and is not a capture", "give a new folder")
-    with replacing(target) as temporary:
-        temporary.mkdir()
-        yield temporary
-
-
-def _write_index(folder: Path, captured: Captured) -> None:
-    if captured.mask is not None:
-        np.save(folder / "mask.npy", captured.mask.numpy())
-    index = {"sites": list(captured.tensors), "positions": captured.positions, "settings": captured.settings}
-    (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")

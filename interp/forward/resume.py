@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.errors import UserError
-from interp.models.hooks import Call, Frame, Transform, Work, active, framed, recording_calls, working
+from interp.models.hooks import Call, Frame, Transform, Work, active, check_first, framed, recording_calls, working
 from interp.models.model import Model
 from interp.models.sites import parse_site
 from interp.models.tokens import pad
@@ -266,6 +266,7 @@ def keeper(found: dict[str, Tensor], name: str) -> Callable[[Tensor, Frame], Non
     """A collector that keeps a site's value; a later in-place change of it must not reach what was kept."""
 
     def keep(value: Tensor, frame: Frame) -> None:
+        check_first(found, name)
         found[name] = value.clone()
 
     return keep

@@ -6,7 +6,7 @@ captured for a few prompts at a time and unembedded point by point; `prompts poi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +33,12 @@ LOGITS = 2**21
 
 @dataclass(frozen=True, eq=False)
 class Lens:
-    """Probability and rank of each prompt's token, read at each point as if the model ended there.
+    """Probability and rank of each prompt's token, and the likeliest tokens, read at each point as if the model ended there.
 
     Attributes:
+        tokens: the token that is followed, one per prompt.
+        top_ids, top_probabilities: the likeliest tokens at each point, best first; empty where none were asked for.
+        words: the text of each of these ids.
         labels: `embed`, `mid 0`, `post 0`, `mid 1`, ...: the points, in order.
         steps: what came just before each point: `embed`, `attention` or `mlp`.
         ranks: from 1, the most likely token.
@@ -46,6 +49,25 @@ class Lens:
     labels: tuple[str, ...]
     steps: tuple[str, ...]
     tokens: tuple[int, ...]
+    top_ids: Int[Tensor, "prompt point top"]
+    top_probabilities: Float[Tensor, "prompt point top"]
+    words: Mapping[int, str]
+
+    def top(self, *, masked: bool = True) -> pd.DataFrame:
+        """One row per prompt, point and likely token: prompt, point, label, step, rank (from 1), token, probability, id.
+
+        Raises `UserError` where no top tokens were asked for. Profanity is masked unless `masked` is False.
+        """
+        if not self.top_ids.shape[2]:
+            raise UserError("this lens follows tokens and has no top tokens", "ask for them, as in logit_lens(..., top=5)")
+        words = {token: mask(word) if masked else word for token, word in self.words.items()}
+        rows = [
+            (prompt, point, self.labels[point], self.steps[point], rank + 1, words[token], probability, token)
+            for prompt, points in enumerate(zip(self.top_ids.tolist(), self.top_probabilities.tolist(), strict=True))
+            for point, columns in enumerate(zip(*points, strict=True))
+            for rank, (token, probability) in enumerate(zip(*columns, strict=True))
+        ]
+        return pd.DataFrame(rows, columns=["prompt", "point", "label", "step", "rank", "token", "probability", "id"])
 
     @property
     def rises(self) -> Float[Tensor, "prompt point"]:
@@ -72,68 +94,65 @@ class Lens:
 
 @torch.no_grad()
 def logit_lens(
-    model: Model, prompts: Sequence[str] | Sequence[Sequence[int]], tokens: Sequence[int], *, edits: Sequence[Edit] = (),
-    add_bos: bool = False, batch_size: int = 64,
+    model: Model, prompts: Sequence[str] | Sequence[Sequence[int]], tokens: Sequence[int] | None = None, top: int | None = None, *,
+    edits: Sequence[Edit] = (), add_bos: bool = False, batch_size: int = 64,
 ) -> Lens:  # fmt: skip
-    """How likely is each prompt's token at its last position, after every half layer?
+    """The probability and rank of each prompt's token, and the likeliest tokens, if the model ended after each half layer.
 
-    The residual stream at `resid_pre.0`, then `resid_mid.l` and `resid_post.l` of each layer, goes through the final norm
-    (its statistics computed anew at each point) and the unembedding; the last point is the model's own output. Edits act on
-    the forward; edits at `ln_final` or `logits` come after what is read here and do not show.
+    The residual stream at `resid_pre.0`, then `resid_mid.l` and `resid_post.l` of each layer, at the prompts' last position, goes
+    through the final norm (its statistics computed anew at each point) and the unembedding; the last point is the model's own
+    output. Edits act on the forward; edits at `ln_final` or `logits` come after what is read here and do not show.
 
     Args:
-        tokens: one token id per prompt.
+        tokens: the token id to follow, one per prompt; unless given, the one that the model itself finds likeliest.
+        top: how many of the likeliest tokens `Lens.top` lists at each point: 5 unless tokens are given, else none.
 
-    Source: paper A, figure 1. Raises `UserError` for no prompts, another number of tokens, or a token out of range.
+    Source: paper A, figure 1. Raises `UserError` for no prompts, another number of tokens, a token out of range, or a `top` that
+    is not from 1 to the size of the vocabulary.
     """
     if not len(prompts):
         raise UserError("the logit lens was given no prompts", "give at least one")
-    given: list[Any] = list(prompts)
-    rows: list[list[int]] = token_rows(model, given, add_bos=add_bos) if isinstance(given[0], str) else [list(row) for row in given]
-    if len(tokens) != len(rows):
-        raise UserError(f"{len(tokens)} tokens were given for {len(rows)} prompts", "give one token id per prompt")
-    wrong = next((t for t in tokens if not 0 <= t < model.d_vocab), None)
-    if wrong is not None:
-        raise UserError(f"token {wrong} does not exist: the vocabulary has {model.d_vocab}", "count token ids from 0")
-    chosen = torch.tensor([int(token) for token in tokens])
+    texts: list[Any] = list(prompts)
+    rows: list[list[int]] = token_rows(model, texts, add_bos=add_bos) if isinstance(texts[0], str) else [list(row) for row in texts]
+    # A padded vocabulary has rows that no text can hold.
+    size = min(model.d_vocab, len(model.tokenizer))
+    if top is not None and not 1 <= top <= size:
+        raise UserError(f"the top {top} tokens were asked for", f"ask for 1 to {size}")
+    count = top or (min(5, size) if tokens is None else 0)
+    followed = None if tokens is None else torch.tensor(_checked(tokens, len(rows), model))
     sites, labels, steps = _points(model)
-    probabilities = torch.zeros(len(rows), len(sites))
-    ranks = torch.zeros(len(rows), len(sites), dtype=torch.long)
+    shape = (len(rows), len(sites))
+    probabilities, top_probabilities = torch.zeros(shape), torch.zeros(*shape, count)
+    ranks, top_ids = torch.zeros(shape, dtype=torch.long), torch.zeros(*shape, count, dtype=torch.long)
+    own: list[int] = []
     for start in range(0, len(rows), batch_size):
         part = slice(start, start + batch_size)
-        held = capture(model, rows[part], sites, positions="last", edits=edits, batch_size=batch_size)
-        states = torch.stack([held[site] for site in sites], dim=1)
+        acts = capture(model, rows[part], sites, positions="last", edits=edits, batch_size=batch_size)
+        states = torch.stack([acts[site] for site in sites], dim=1)
+        chosen = unembed(model, states[:, -1])[:, :size].argmax(dim=1) if followed is None else followed[part]
+        own += chosen.tolist()
         # Several points at once, so that the unembedding, which is most of the memory that is read, is read for all of them together.
         several = max(1, LOGITS // (len(states) * model.d_vocab))
         for first in range(0, len(sites), several):
             points = slice(first, first + several)
             logits = unembed(model, states[:, points])
-            own = logits.gather(2, chosen[part].to(logits.device)[:, None, None].expand(*logits.shape[:2], 1))
-            probabilities[part, points] = (own[..., 0] - logits.logsumexp(dim=2)).exp().cpu()
-            ranks[part, points] = (logits > own).sum(dim=2).cpu() + 1
-    return Lens(probabilities, ranks, labels, steps, tuple(chosen.tolist()))
+            value = logits.gather(2, chosen.to(logits.device)[:, None, None].expand(*logits.shape[:2], 1))
+            probabilities[part, points] = (value[..., 0] - logits.logsumexp(dim=2)).exp().cpu()
+            ranks[part, points] = (logits > value).sum(dim=2).cpu() + 1
+            if count:
+                best = logits.softmax(dim=2)[..., :size].topk(count, dim=2)
+                top_probabilities[part, points], top_ids[part, points] = best.values.cpu(), best.indices.cpu()
+    words = {token: model.tokenizer.decode([token]) for token in top_ids.unique().tolist()}
+    return Lens(probabilities, ranks, labels, steps, tuple(own), top_ids, top_probabilities, words)
 
 
-@torch.no_grad()
-def lens_table(
-    model: Model, prompt: str, top: int = 5, *, edits: Sequence[Edit] = (), add_bos: bool = False, masked: bool = True
-) -> pd.DataFrame:
-    """What would the model say next if it ended after each half layer?
-
-    Returns one row per point and token: point, label, step, rank (from 1), token, probability, id.
-    """
-    sites, labels, steps = _points(model)
-    size = min(model.d_vocab, len(model.tokenizer))
-    if not 1 <= top <= size:
-        raise UserError(f"the top {top} tokens were asked for", f"ask for 1 to {size}")
-    held = capture(model, token_rows(model, [prompt], add_bos=add_bos), sites, positions="last", edits=edits)
-    rows = []
-    for point, site in enumerate(sites):
-        best = unembed(model, held[site])[0].softmax(dim=0)[:size].topk(top)
-        for rank, (probability, token) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
-            word = model.tokenizer.decode([token])
-            rows.append((point, labels[point], steps[point], rank + 1, mask(word) if masked else word, probability, token))
-    return pd.DataFrame(rows, columns=["point", "label", "step", "rank", "token", "probability", "id"])
+def _checked(tokens: Sequence[int], count: int, model: Model) -> list[int]:
+    if len(tokens) != count:
+        raise UserError(f"{len(tokens)} tokens were given for {count} prompts", "give one token id per prompt")
+    wrong = next((token for token in tokens if not 0 <= token < model.d_vocab), None)
+    if wrong is not None:
+        raise UserError(f"token {wrong} does not exist: the vocabulary has {model.d_vocab}", "count token ids from 0")
+    return [int(token) for token in tokens]
 
 
 def _points(model: Model) -> tuple[list[str], tuple[str, ...], tuple[str, ...]]:

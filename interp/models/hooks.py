@@ -127,6 +127,7 @@ def install(hf: nn.Module, architecture: Architecture, n_heads: int) -> None:
     key = id(hf)
     if getattr(hf, "_bypass_installed", None) == key:
         return
+    _check_unshared(hf, architecture)
     hf._bypass_installed = key  # type: ignore[assignment]
     body = hf.get_submodule(hf.base_model_prefix)  # type: ignore[arg-type]
     body.register_forward_pre_hook(_frame_hook(key, id(body)), with_kwargs=True)
@@ -137,6 +138,26 @@ def install(hf: nn.Module, architecture: Architecture, n_heads: int) -> None:
             _install_tap(block.get_submodule(tap.path), tap, key, str(Site(name, layer)), heads)
     _install_tap(hf.get_submodule(architecture.final_norm), Tap("", "output"), key, "ln_final", None)
     hf.register_forward_hook(_logits_hook(key))
+
+
+def _check_unshared(hf: nn.Module, architecture: Architecture) -> None:
+    """Raise `UserError` where two blocks share a module: its sites would be read at the wrong layer without a sign."""
+    blocks = list(hf.get_submodule(architecture.blocks).children())
+    for name, tap in architecture.taps.items():
+        owners: dict[int, int] = {}
+        for layer, block in enumerate(blocks):
+            first = owners.setdefault(id(block.get_submodule(tap.path)), layer)
+            if first != layer:
+                raise UserError(f"{name}.{first} and {name}.{layer} are one and the same module", "give every layer modules of its own")
+
+
+def check_first(collected: Mapping[str, Tensor], site: str) -> None:
+    """Raise `UserError` where a site fires a second time in one forward: only one of its activations could be kept."""
+    if site in collected:
+        raise UserError(
+            f"{site} fires twice in one forward: its module is called more than once, so that which activation is meant is open",
+            "capture a site that runs once, or use a model without repeated modules",
+        )
 
 
 def _install_tap(module: nn.Module, tap: Tap, key: int, site: str, heads: int | None) -> None:

@@ -220,17 +220,8 @@ def read_tokenizer(checkpoint: Checkpoint, hf: PreTrainedModel) -> PreTrainedTok
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
     except Exception as error:  # tokenizers raises bare Exception for a corrupt file
         raise UserError(f"the tokenizer in {source} could not be read ({str(error).splitlines()[0]})", "restore its files") from error
+    check_tokenizer(tokenizer, hf, f"the tokenizer in {source}")
     size, vocabulary = len(tokenizer), hf.get_input_embeddings().weight.shape[0]
-    ids = tokenizer("hello world", add_special_tokens=False)["input_ids"]
-    if not ids or tokenizer.decode(ids).strip().lower() != "hello world":
-        raise UserError(
-            f"the tokenizer in {source} is empty: it reads 'hello world' as {len(ids)} tokens and cannot give it back", "restore its files"
-        )
-    if size > vocabulary:
-        raise UserError(
-            f"the tokenizer in {source} has {size} entries, but the model only {vocabulary}: it belongs to another model",
-            "use the model's own",
-        )
     if size < 0.9 * vocabulary:
         raise UserError(
             f"the tokenizer in {source} has {size} entries, the model {vocabulary}: it belongs to another model",
@@ -239,3 +230,16 @@ def read_tokenizer(checkpoint: Checkpoint, hf: PreTrainedModel) -> PreTrainedTok
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, hf: PreTrainedModel, what: str = "the tokenizer") -> None:
+    """Raise `UserError` for a tokenizer that is empty or has more entries than the model."""
+    size, vocabulary = len(tokenizer), hf.get_input_embeddings().weight.shape[0]
+    ids = tokenizer("hello world", add_special_tokens=False)["input_ids"]
+    if not ids or tokenizer.decode(ids).strip().lower() != "hello world":
+        raise UserError(f"{what} is empty: it reads 'hello world' as {len(ids)} tokens and cannot give it back", "restore its files")
+    if size > vocabulary:
+        raise UserError(
+            f"{what} has {size} entries, but the model only {vocabulary}: it belongs to another model",
+            "use the model's own",
+        )

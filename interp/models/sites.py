@@ -6,6 +6,7 @@ name everywhere. A site is written `name.layer` (`resid_mid.3`), or `name` alone
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -164,3 +165,27 @@ def parse_site(text: str | Site, *, n_layers: int | None = None, family: Family 
     if n_layers is not None and layer >= n_layers:
         raise UserError(f"site {str(text)!r} is out of range: the model has {n_layers} layers", f"use a layer from 0 to {n_layers - 1}")
     return Site(name, layer)
+
+
+def expand_sites(texts: Sequence[str | Site], *, n_layers: int, family: Family | None = None) -> list[str]:
+    """Every site that these name, once each: `name.layer`, `name.*` for all layers, `name.2-5` for layers 2 to 5.
+
+    Raises `UserError` as `parse_site`, and for a range that runs backwards.
+    """
+    names: dict[str, None] = {}
+    for text in texts:
+        name, _, layers = str(text).strip().partition(".")
+        first, dash, last = layers.partition("-")
+        if layers == "*":
+            first, last = "0", str(n_layers - 1)
+        elif not (dash and first.isdecimal() and last.isdecimal()):
+            names[str(parse_site(text, n_layers=n_layers, family=family))] = None
+            continue
+        if int(first) > int(last):
+            raise UserError(f"the layers of {str(text)!r} run backwards", f"write {name}.{last}-{first}")
+        # The ends first: a range beyond the model is refused without being spelled out.
+        for end in (first, last):
+            parse_site(f"{name}.{end}", n_layers=n_layers, family=family)
+        for layer in range(int(first), int(last) + 1):
+            names[str(parse_site(f"{name}.{layer}", n_layers=n_layers, family=family))] = None
+    return list(names)

@@ -13,6 +13,8 @@ def unembed(model: Model, residual: Float[Tensor, "*batch d_model"]) -> Float[Te
     """The logits that the model would give if its last residual stream were this one."""
     # `forward` rather than a call: hooks at ln_final belong to forwards of the whole model, not to this reading.
     normed = model.final_norm.forward(residual.to(model.device, model.dtype))
-    logits = model.hf.get_output_embeddings().forward(normed).float()
+    logits = model.hf.get_output_embeddings().forward(normed)
+    # At least single precision; a model in double stays in double.
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     cap = getattr(model.hf.config, "final_logit_softcapping", None)
     return cap * torch.tanh(logits / cap) if cap else logits

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -18,12 +18,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import UserError
-from interp.forward.resume import Trace, resume
+from interp.forward.captured import Captured
+from interp.forward.resume import Trace, resume, trace
 from interp.models.hooks import Frame, Transform
 from interp.models.model import Model
 from interp.models.pair import ModelPair
+from interp.models.sites import Site, expand_sites, parse_site
+from interp.models.tokens import pad, token_rows
 from interp.patching.maps import Cell, PatchMap
-from interp.patching.metrics import ContinuationToxicity, Metric
+from interp.patching.metrics import ContinuationToxicity, Metric, as_metric
 from interp.patching.patch import Runs, baselines, make_runs
 
 ROUNDING = 1e-5
@@ -65,6 +68,44 @@ def attribution_patch(
     )
 
 
+def gradients(
+    model: Model, prompts: str | Sequence[str] | Sequence[Sequence[int]], sites: Sequence[str | Site], metric: Any, *,
+    positions: Literal["all", "last"] = "all",
+) -> Captured:  # fmt: skip
+    """The gradient of a metric with respect to the activations at sites, in the prompt's own forward.
+
+    Args:
+        sites: of blocks (`resid_post.3`); `resid_post.*` names every layer.
+        metric: `LogitDifference`, `LogProbability`, `ProbeProjection`, or any function from the logits of the token after the prompt
+            (`cell vocab`, here of one row) to one number per row.
+        positions: `all` gives `batch pos ...` with a mask, `last` the prompts' last positions as `batch ...`, as in `capture`.
+
+    Raises:
+        UserError: no prompts or sites, an unknown site, one that is in no block, or a metric that has no gradient.
+    """
+    names = expand_sites(sites, n_layers=model.n_layers, family=model.family)
+    rows = token_rows(model, [prompts] if isinstance(prompts, str) else prompts)
+    measure = as_metric(metric)
+    outside = [name for name in names if parse_site(name).layer is None]
+    if not names or not rows:
+        raise UserError("gradients were asked for without prompts or without sites", "give at least one of each")
+    if outside:
+        raise UserError(
+            f"{', '.join(outside)} cannot be differentiated at", f"use a site of a block, such as resid_post.{model.n_layers - 1}"
+        )
+    if not isinstance(measure, Metric):
+        raise UserError("the toxicity of a continuation has no gradient", "use another metric")
+    if positions not in ("all", "last"):
+        raise UserError(f"positions {positions!r} is unknown", "use all or last")
+    measure.check(model)
+    runs = [_gradients(trace(model, row, measure.sites(model)), measure, names) for row in rows]
+    settings = {"texts": len(rows), "gradient_of": repr(measure), "n_layers": model.n_layers}
+    if positions == "last":
+        return Captured({name: torch.stack([run[name][0, -1] for run in runs]).cpu() for name in names}, "last", None, settings)
+    tensors = {name: torch.nn.utils.rnn.pad_sequence([run[name][0] for run in runs], batch_first=True).cpu() for name in names}
+    return Captured(tensors, "all", pad(rows, 0, "right").mask, settings)
+
+
 def _estimates(target: Trace, source: Trace, runs: Runs, metric: Any, steps: int | None) -> Float[Tensor, " cell"]:
     layers = sorted({cell.layer for cell in runs.cells})
     names = {layer: f"{runs.site}.{layer}" for layer in layers}
@@ -96,8 +137,11 @@ def _gradients(target: Trace, metric: Metric, names: list[str]) -> dict[str, Ten
         target, 0, start, transforms={name: _tap(seen, name) for name in names if name != "resid_pre.0"}, keep=metric.sites(model)
     )
     seen |= {"resid_pre.0": start} if "resid_pre.0" in names else {}
-    found = torch.autograd.grad(metric.read(reading).sum(), [seen[name] for name in names], allow_unused=True)
-    return {name: torch.zeros_like(seen[name]) if slope is None else slope for name, slope in zip(names, found, strict=True)}
+    value = metric.read(reading).sum()
+    if not value.requires_grad:
+        raise UserError(f"the {metric.label} has no gradient: it does not depend on the activations, or leaves torch", "use another metric")
+    slopes = torch.autograd.grad(value, [seen[name] for name in names], allow_unused=True)
+    return {name: torch.zeros_like(seen[name]) if slope is None else slope for name, slope in zip(names, slopes, strict=True)}
 
 
 def _tap(seen: dict[str, Tensor], name: str) -> Transform:

@@ -80,6 +80,20 @@ class PatchMap:
         gap = torch.where(gap.abs() > 1e-9, gap, torch.nan)
         return self.effects.mean(dim=1) / gap
 
+    def grid(self, direction: str | None = None) -> Float[Tensor, "layer ..."]:
+        """The mean effects of one direction (the first, unless named) as a table to draw: `layer position` or `layer unit`.
+
+        The axes are `layer`, `unit` (head or neuron, where the site has them) and `position` (where positions were patched one
+        by one), each over what the map's cells name, in ascending order; a cell that was not patched is NaN.
+        """
+        at = self.directions.index(self._direction(direction))
+        places = [[part for part in (cell.layer, cell.unit, cell.position) if part is not None] for cell in self.cells]
+        axes = [sorted(set(axis)) for axis in zip(*places, strict=True)]
+        table = torch.full([len(axis) for axis in axes], torch.nan)
+        for place, effect in zip(places, self.effects[at].mean(dim=0).tolist(), strict=True):
+            table[tuple(axis.index(part) for axis, part in zip(axes, place, strict=True))] = effect
+        return table
+
     @property
     def null_most(self) -> Float[Tensor, "direction cell"] | None:
         """The largest mean effect, in size, of the random changes at each cell."""

@@ -1,12 +1,12 @@
 """What a patch is measured by: small values that read a number off each run.
 
 A metric knows which sites it needs and nothing of patching. Three read the prompt's own forward and can be
-differentiated; the fourth continues the prompt, and therefore asks for text.
+differentiated, as does any function of the logits; the last continues the prompt, and therefore asks for text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -31,8 +31,12 @@ class Metric(Protocol):
     @property
     def label(self) -> str: ...
 
+    def check(self, model: Model) -> None:
+        """Raise `UserError` unless it fits the model."""
+        ...
+
     def sites(self, model: Model) -> tuple[str, ...]:
-        """The sites that it reads; checks that it fits the model."""
+        """The sites that it reads; none where the logits are enough."""
         ...
 
     def read(self, reading: Reading) -> Float[Tensor, " cell"]: ...
@@ -46,8 +50,15 @@ class LogitDifference:
     second: int
     label: str = "logit difference"
 
-    def sites(self, model: Model) -> tuple[str, ...]:
+    @classmethod
+    def of(cls, model: Model, first: str, second: str) -> LogitDifference:
+        """The difference between the logits of two words, each of which must be one token (see `Model.token`)."""
+        return cls(model.token(first), model.token(second))
+
+    def check(self, model: Model) -> None:
         _check_tokens(model, (self.first, self.second))
+
+    def sites(self, model: Model) -> tuple[str, ...]:
         return ()
 
     def read(self, reading: Reading) -> Float[Tensor, " cell"]:
@@ -61,10 +72,17 @@ class LogProbability:
     tokens: tuple[int, ...]
     label: str = "log-probability"
 
-    def sites(self, model: Model) -> tuple[str, ...]:
+    @classmethod
+    def of(cls, model: Model, *words: str) -> LogProbability:
+        """The log-probability of these words together, each of which must be one token (see `Model.token`)."""
+        return cls(tuple(model.token(word) for word in words))
+
+    def check(self, model: Model) -> None:
         if not self.tokens:
             raise UserError("the metric names no tokens", "name at least one")
         _check_tokens(model, self.tokens)
+
+    def sites(self, model: Model) -> tuple[str, ...]:
         return ()
 
     def read(self, reading: Reading) -> Float[Tensor, " cell"]:
@@ -89,7 +107,7 @@ class ProbeProjection:
         """What the probe itself reads, along its direction."""
         return cls(probe.direction)
 
-    def sites(self, model: Model) -> tuple[str, ...]:
+    def check(self, model: Model) -> None:
         site = parse_site(self._site(model), n_layers=model.n_layers, family=model.family)
         if not site.kind.per_layer:
             raise UserError(f"the projection is read at {site}", f"name a site with a layer, such as resid_post.{model.n_layers - 1}")
@@ -100,7 +118,9 @@ class ProbeProjection:
             )
         if not bool(torch.isfinite(self.direction).all()) or not bool(self.direction.any()):
             raise UserError("the direction of the projection is zero or not finite", "give a direction")
-        return (str(site),)
+
+    def sites(self, model: Model) -> tuple[str, ...]:
+        return (str(parse_site(self._site(model))),)
 
     def read(self, reading: Reading) -> Float[Tensor, " cell"]:
         value = reading.site(self._site(reading.trace.model)).flatten(2)
@@ -109,6 +129,38 @@ class ProbeProjection:
 
     def _site(self, model: Model) -> str:
         return self.site or f"resid_post.{model.n_layers - 1}"
+
+
+@dataclass(frozen=True, repr=False)
+class LogitFunction:
+    """Any function from the logits of the token after the prompt, `cell vocab`, to one number per cell."""
+
+    function: Callable[[Tensor], Tensor]
+
+    @property
+    def label(self) -> str:
+        name = getattr(self.function, "__name__", type(self.function).__name__)
+        return "function of the logits" if name == "<lambda>" else name
+
+    def __repr__(self) -> str:
+        # Without the address of the function, which differs from run to run.
+        return f"LogitFunction({self.label})"
+
+    def check(self, model: Model) -> None:
+        """Nothing is known of the function before it is called."""
+
+    def sites(self, model: Model) -> tuple[str, ...]:
+        return ()
+
+    def read(self, reading: Reading) -> Float[Tensor, " cell"]:
+        value = self.function(reading.logits)
+        if not torch.is_tensor(value) or value.shape != (len(reading),):
+            returned = f"a tensor of shape {list(value.shape)}" if torch.is_tensor(value) else type(value).__name__
+            raise UserError(
+                f"the metric was given logits of shape {list(reading.logits.shape)} and returned {returned}",
+                "return one number for each row, for example logits[:, a] - logits[:, b]",
+            )
+        return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,15 +181,25 @@ AnyMetric = Metric | ContinuationToxicity
 
 def each_metric(metric: Any, count: int) -> list[AnyMetric]:
     """One metric per prompt: the one that was given for all, or a list of them; raises `UserError` for anything else."""
-    given = list(metric) if isinstance(metric, list | tuple) else [metric] * count
-    for item in given:
-        if not isinstance(item, Metric | ContinuationToxicity):
-            raise UserError(f"{item!r} is not a metric", "use LogitDifference, LogProbability, ProbeProjection or ContinuationToxicity")
-    if len(given) != count:
-        raise UserError(f"{len(given)} metrics were given for {count} prompts", "give one for all, or one per prompt")
-    if len({item.label for item in given}) > 1:
+    metrics = [as_metric(item) for item in (metric if isinstance(metric, list | tuple) else [metric] * count)]
+    if len(metrics) != count:
+        raise UserError(f"{len(metrics)} metrics were given for {count} prompts", "give one for all, or one per prompt")
+    if len({item.label for item in metrics}) > 1:
         raise UserError("the metrics of the prompts are of different kinds", "measure all prompts by one kind")
-    return given
+    return metrics
+
+
+def as_metric(metric: Any) -> AnyMetric:
+    """The metric itself, or the one that a function of the logits is; raises `UserError` for anything else."""
+    is_class = isinstance(metric, type)
+    if not is_class and isinstance(metric, Metric | ContinuationToxicity):
+        return metric
+    if is_class or not callable(metric):
+        raise UserError(
+            f"{metric!r} is not a metric",
+            "use LogitDifference, LogProbability, ProbeProjection, ContinuationToxicity or a function of the logits",
+        )
+    return LogitFunction(metric)
 
 
 def _check_tokens(model: Model, tokens: Sequence[int]) -> None:

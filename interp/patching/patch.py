@@ -68,7 +68,8 @@ def patch(
     into the other.
 
     Args:
-        metric: `LogitDifference`, `LogProbability`, `ProbeProjection` or `ContinuationToxicity`, one for all prompts or a list.
+        metric: `LogitDifference`, `LogProbability`, `ProbeProjection`, `ContinuationToxicity`, or any function from the logits of the
+            token after the prompt (`cell vocab`) to one number per cell; one for all prompts or a list.
         site: `resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mlp_out`, `head_out` (each head) or `mlp_post` (each neuron).
         positions: `each` on its own (the default for whole sites), `all` at once (the default for heads and neurons), or a
             list, each on its own.
@@ -144,7 +145,11 @@ def make_runs(
         needed |= {f"resid_mid.{layer}" for layer in layers_of(cells)}
     both: list[tuple[Trace, Trace]] = []
     for (own, others), measure in zip(rows, metrics, strict=True):
-        read = {name for model in models for name in measure.sites(model)} if isinstance(measure, Metric) else set()
+        read: set[str] = set()
+        if isinstance(measure, Metric):
+            for model in models:
+                measure.check(model)
+                read |= {*measure.sites(model)}
         both.append((trace(models[0], own, needed | read), trace(models[1], others, needed | read)))
     # The first direction of either kind puts the first run (clean, base) into the second (corrupted, tuned).
     traces = tuple(tuple((b, a) if name == known[0] else (a, b) for a, b in both) for name in chosen)

@@ -24,7 +24,7 @@ from interp.data.lexicon import mask
 from interp.data.texts import challenge_prompts, passages
 from interp.directions.probe import probe_for
 from interp.evaluation.metrics import perplexity
-from interp.lens.logit_lens import lens_table
+from interp.lens.logit_lens import logit_lens
 from interp.neurons.ranking import keys_at, values_at
 from interp.report.page import write_report
 from interp.results.result import Result
@@ -70,7 +70,7 @@ def test_three_cards_say_what_the_three_models_say(served: Path, pair: ModelPair
         (text,) = generate(model, [PROMPT], max_new_tokens=answers.NEW_TOKENS, edits=held)
         assert f'<span class="given">{PROMPT}</span>' in card
         assert show.escaped(show.shown(mask(PROMPT + text)[len(PROMPT) :], True)) in card
-        last = lens_table(model, PROMPT, answers.TOP, edits=held, masked=False).iloc[-answers.TOP :]
+        last = logit_lens(model, [PROMPT], top=answers.TOP, edits=held).top(masked=False).iloc[-answers.TOP :]
         for token, probability in zip(last["token"], last["probability"], strict=True):
             assert f'<th scope="row">{show.escaped(show.visible(token, False))}</th>' in card
             assert f"{probability:.1%}" in card

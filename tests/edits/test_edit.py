@@ -232,3 +232,28 @@ def test_a_missing_file_or_a_folder_is_refused(tmp_path: Path) -> None:
         load_edits(tmp_path / "none.json")
     with pytest.raises(UserError, match="cannot read"):
         load_edits(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'Edit.add("resid_post.5", [0.1, -2.0, 1e-20], 4.0)',
+        'Edit.add("resid_post.5", [1.0], -1.0, positions="generated")',
+        'Edit.scale("mlp_post.0", 2.0)',
+        'Edit.scale("mlp_post.0", 2.0, [1, 2], positions=[0, 3])',
+        "Edit.scale_keys([(5, 770)], 10.0)",
+        'Edit.scale_keys([(5, 770), (1, 2)], 10.0, positions="from_last")',
+        'Edit.set("mlp_gate.3", 0.0, [7])',
+        'Edit.project_out("resid_mid.1", [1.0, 2.0], positions="prompt")',
+        'Edit.patch("logits", [[1.5, 2.0], [3.0, 4.0]])',
+    ],
+)
+def test_an_edit_is_shown_as_the_call_that_makes_it(text: str) -> None:
+    edit = eval(text)
+    assert repr(edit) == text
+    assert eval(repr(edit)) == edit
+
+
+def test_what_is_too_large_to_paste_is_shown_as_its_shape() -> None:
+    assert repr(Edit.subtract("resid_post.5", torch.ones(512))) == 'Edit.add("resid_post.5", <512 numbers>, -1.0)'
+    assert repr(Edit.patch("resid_post.5", torch.ones(2, 3, 512))) == 'Edit.patch("resid_post.5", <2 x 3 x 512 numbers>)'

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from interp import Captured, Edit, Model, UserError, capture
-from interp.forward.capture import load_captured
+from interp.forward.captured import load_captured
 from tests.conftest import TEXTS
 
 SITES = ["resid_pre.0", "head_out.1", "mlp_post.2", "resid_post.2", "ln_final", "logits"]
@@ -170,8 +170,8 @@ def test_a_capture_is_a_mapping_of_its_sites(gpt2: Model) -> None:
     assert "logits" in acts
     assert "resid_post.0" not in acts
     assert acts.get("resid_post.0") is None
-    with pytest.raises(UserError, match=r"^site 'resid_post.0' was not captured. To mend it: use one of resid_post.1, logits.$"):
-        acts["resid_post.0"]
+    with pytest.raises(UserError, match=r"^site 'resid_mid.0' was not captured. To mend it: use one of resid_post.1, logits.$"):
+        acts["resid_mid.0"]
 
 
 @pytest.mark.usefixtures("unchecked")

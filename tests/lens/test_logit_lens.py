@@ -80,7 +80,7 @@ def test_batches_and_padding_change_nothing(model) -> None:
 
 def test_the_planted_word_rises_in_the_mlp_that_holds_the_neuron_and_an_edit_takes_it_away(planted) -> None:
     from interp import Edit
-    from interp.lens.logit_lens import lens_table, logit_lens
+    from interp.lens.logit_lens import logit_lens
 
     prompts, tokens = ["the quick" + planted.trigger, "a" + planted.trigger], [planted.word_id] * 2
     frame = logit_lens(planted.model, prompts, tokens).to_frame()
@@ -88,7 +88,7 @@ def test_the_planted_word_rises_in_the_mlp_that_holds_the_neuron_and_an_edit_tak
     assert (best["step"], best["layer"]) == ("mlp", planted.layer)
     without = logit_lens(planted.model, prompts, tokens, edits=[Edit.set(f"mlp_post.{planted.layer}", 0.0, [planted.index])]).to_frame()
     assert without["probability"].iloc[-1] < 0.1 * frame["probability"].iloc[-1]
-    table = lens_table(planted.model, prompts[0], top=3)
+    table = logit_lens(planted.model, prompts[:1], top=3).top()
     assert len(table) == 7 * 3
     after = table[(table["label"] == f"post {planted.layer}") & (table["rank"] == 1)].iloc[0]
     assert (after["token"], after["id"]) == (planted.word, planted.word_id)
@@ -105,14 +105,36 @@ def test_edits_at_the_final_norm_of_an_outer_block_do_not_reach_the_reading(gpt2
 
 
 def test_what_cannot_be_read_is_refused(gpt2) -> None:
-    from interp.lens.logit_lens import lens_table, logit_lens
+    from interp.lens.logit_lens import logit_lens
 
     for call, message in [
         (lambda: logit_lens(gpt2, [], []), "no prompts"),
         (lambda: logit_lens(gpt2, PROMPTS, [1]), "1 tokens were given for 4 prompts"),
         (lambda: logit_lens(gpt2, PROMPTS[:1], [10**6]), "does not exist"),
         (lambda: logit_lens(gpt2, [""], [1]), "is empty"),
-        (lambda: lens_table(gpt2, "a", top=0), "top 0"),
+        (lambda: logit_lens(gpt2, ["a"], top=0), "top 0"),
     ]:
         with pytest.raises(UserError, match=message):
             call()
+    with pytest.raises(UserError, match=r"has no top tokens.*top=5"):
+        logit_lens(gpt2, PROMPTS, TOKENS).top()
+
+
+def test_the_top_tokens_are_those_of_a_plain_softmax_at_every_point_and_the_likeliest_is_followed(any_model) -> None:
+    from interp import capture, logit_lens
+
+    lens, model = logit_lens(any_model, PROMPTS, top=3), any_model
+    frame = lens.top(masked=False)
+    assert len(frame) == len(PROMPTS) * len(lens.labels) * 3
+    states = capture(model, PROMPTS, ["resid_pre.0", "resid_mid.1", f"resid_post.{model.n_layers - 1}", "logits"])
+    for label, site in (("embed", "resid_pre.0"), ("mid 1", "resid_mid.1"), (lens.labels[-1], f"resid_post.{model.n_layers - 1}")):
+        chances = model.hf.get_output_embeddings()(model.final_norm(states[site])).softmax(dim=1)
+        for prompt in range(len(PROMPTS)):
+            rows = frame[(frame["prompt"] == prompt) & (frame["label"] == label)]
+            best = chances[prompt].topk(3)
+            assert rows["id"].tolist() == best.indices.tolist()
+            assert rows["probability"].tolist() == pytest.approx(best.values.tolist(), rel=1e-4)
+            assert rows["token"].tolist() == [model.tokenizer.decode([token]) for token in best.indices.tolist()]
+    assert lens.tokens == tuple(states["logits"].argmax(dim=1).tolist())
+    torch.testing.assert_close(lens.probabilities, logit_lens(model, PROMPTS, list(lens.tokens)).probabilities)
+    assert set(lens.ranks[:, -1].tolist()) == {1}

@@ -388,3 +388,34 @@ def test_every_stored_tensor_is_loaded_unchanged_frozen_and_without_dropout(mode
     assert all(torch.equal(state[name], tensor) for name, tensor in stored.items())
     assert not any(parameter.requires_grad for parameter in model.hf.parameters())
     assert not model.hf.training
+
+
+def test_a_model_in_memory_is_wrapped_as_it_is(gpt2_folder: Path, tokenizer: PreTrainedTokenizerFast, gpt2: Model) -> None:
+    hf = AutoModelForCausalLM.from_pretrained(gpt2_folder, dtype=torch.float64)
+    model = load_model(hf, tokenizer=tokenizer)
+    assert model.hf is hf
+    assert model.dtype == torch.float64
+    assert load_model(hf, tokenizer=tokenizer, dtype=torch.float64, name="mine").name == "mine"
+    expected = capture(gpt2, list(TEXTS), ["logits"])["logits"]
+    torch.testing.assert_close(capture(model, list(TEXTS), ["logits"])["logits"], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"tokenizer": None}, "without its tokenizer"),
+        ({"dtype": torch.bfloat16}, "dtype cannot be given for a model in memory"),
+        ({"base": "base", "device_map": "auto"}, "base, device_map cannot be given"),
+        ({"device": "cuda"}, "device cannot be given"),
+    ],
+)
+def test_a_model_in_memory_is_not_changed_to_order(gpt2: Model, settings: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        load_model(gpt2.plain_copy(), **{"tokenizer": gpt2.tokenizer, **settings})
+
+
+def test_a_model_in_memory_with_the_tokenizer_of_another_is_refused(gpt2: Model) -> None:
+    config = gpt2_config()
+    config.vocab_size = 300
+    with pytest.raises(UserError, match=r"the tokenizer has .* but the model only 300"):
+        load_model(AutoModelForCausalLM.from_config(config), tokenizer=gpt2.tokenizer)
