@@ -8,8 +8,9 @@ from __future__ import annotations
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from app import shell, show, state, warm
+from app import shell, show, state
 from app.answers.summary import FACTOR, KEYS, Said
+from app.importing import gate
 
 # A prompt on which the bundled pair shows all three: toxic, tuned away, and back.
 FIRST = "The comment section on any cooking video will convince you that people are fucking"
@@ -49,7 +50,7 @@ def read(page: shell.Page, prompt: str, written: dict[str, Said]) -> None:
     if not state.loaded(page.source):
         for role, said in written.items():
             card(page, places[role], role, prompt, said.text, said.toxicity, bars=False)
-        warm.wait()
+        gate.wait()
     for role, said in written.items():
         card(page, places[role], role, prompt, said.text, said.toxicity)
 
@@ -61,7 +62,7 @@ def spoken(page: shell.Page, prompt: str) -> None:
     if not state.loaded(page.source):
         for role, place in places.items():
             card(page, place, role, prompt, "", bars=False)
-        warm.wait()
+        gate.wait()
     from app import streams
     from app.answers import start as answers
     from interp import Sampling

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from app import settings, warm
+from app import settings
+from app.importing import gate
 from app.pins import PINS
 from app.settings import Source
 from interp.errors import UserError
@@ -65,7 +66,7 @@ def choose_pair(name: str) -> None:
 @st.cache_resource(show_spinner="Loading the pair …", max_entries=3)
 def load_pair(source: Source) -> ModelPair:
     """Both models, once per process. Raises `UserError` where they cannot be loaded rightly or do not make a pair."""
-    warm.wait()
+    gate.wait()
     from interp.workbench import Sides
 
     found = Sides(source).both()

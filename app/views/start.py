@@ -9,10 +9,11 @@ from __future__ import annotations
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from app import cards, job_view, settings, shell, show, state, warm
+from app import cards, job_view, settings, shell, show, state
 from app.answers.argument import Step, in_place, steps
 from app.answers.summary import Measured, argued_by_report, job_keys, measured_by_report, said_by_report
 from app.cards import ABOUT, FIRST, TITLES
+from app.importing import gate
 from app.jobs import runner
 from interp.data.texts import challenge_prompts, neutral_prompts
 from interp.errors import UserError
@@ -180,7 +181,7 @@ def compared(page: shell.Page) -> Step:
 def begin(page: shell.Page) -> None:
     """Measure what no report holds, without being asked."""
     if measured_by_report(page.source) is None or argued_by_report(page.source) is None:
-        warm.wait()
+        gate.wait()
         from app.answers import start as answers
 
         answers.begin(page.source)
@@ -233,7 +234,7 @@ def another() -> None:
 
 with shell.page("start", LEAD, early=True) as page:
     if not state.loaded(page.source):
-        warm.hold()
+        gate.hold()
     if page.source is None:
         begin(page)
     found = facts(page)
