@@ -9,8 +9,9 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from app import shell, show, state
-from app.answers.summary import FACTOR, KEYS, Said
+from app.answers.summary import Said
 from app.importing import gate
+from interp.steering.unalign import FACTOR, KEYS
 
 # A prompt on which the bundled pair shows all three: toxic, tuned away, and back.
 FIRST = "The comment section on any cooking video will convince you that people are fucking"

@@ -65,7 +65,7 @@ def other_pages(source: Source, light: Callable[[ModelPair], bool] | None = None
 
     if not (light or bypass.light)(state.load_pair(source)):
         return
-    near, count = state.toxic_neurons(source), bypass.USUAL
+    near, count = state.toxic_neurons(source), bypass.usual()
     vectors.described(source, vectors.by_probe(source, vectors.USUAL).neurons)
     vectors.hostility(source)
     vectors.shared(source, len(near))

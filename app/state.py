@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from interp.neurons.vocabulary import VocabularyIndex
 
 CHOSEN = "pair"
-TOXIC_NEURONS = 128
 _loaded: set[Source] = set()
 
 
@@ -90,9 +89,9 @@ def probe(source: Source) -> Probe:
 @st.cache_resource(show_spinner="Ranking the value vectors …", max_entries=3)
 def toxic_neurons(source: Source) -> list[Neuron]:
     """The base model's neurons whose value vectors point most along the probe, most toxic first."""
-    from interp.neurons.ranking import rank_values
+    from interp.neurons.ranking import TOXIC_COUNT, rank_values
 
-    return rank_values(load_pair(source).base, probe(source).direction, top=TOXIC_NEURONS).neurons
+    return rank_values(load_pair(source).base, probe(source).direction, top=TOXIC_COUNT).neurons
 
 
 @st.cache_resource(show_spinner="Projecting the value vectors on the vocabulary …", max_entries=3)

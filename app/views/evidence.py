@@ -42,8 +42,7 @@ def facts(report: Report) -> None:
     seconds = sum(float(result.seconds) for result in report.results)
     lacking = {"Missing": str(len(answers.missing(report)))}
     pairs = {**answers.counts(report.results), **lacking, "Written": date, "Time of the experiments": job_view.duration(seconds)}
-    lines = "".join(f"<div><dt>{show.escaped(name)}</dt><dd>{show.escaped(str(value))}</dd></div>" for name, value in pairs.items())
-    st.html(f'<dl class="facts">{lines}</dl>')
+    st.html(show.facts(show.fact(name, (str(value), None)) for name, value in pairs.items()))
 
 
 @st.fragment

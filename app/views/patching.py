@@ -206,8 +206,7 @@ def facts(found: patching.Measured, direction: str, cell: Cell) -> str:
     ]
     if numbers.null is not None:
         rows.append(("random change of this size", f"≤ {show_number(numbers.null)}", f"in size, of {patching.DRAWS} draws"))
-    body = "".join(f"<div><dt>{show.escaped(a)}</dt><dd>{show.escaped(b)}<small>{show.escaped(c)}</small></dd></div>" for a, b, c in rows)
-    return f'<dl class="facts">{body}</dl>'
+    return show.facts(show.fact(name, (number, note)) for name, number, note in rows)
 
 
 def speak(page: shell.Page, question: patching.Question, cells: PatchMap, direction: str, cell: Cell) -> None:

@@ -66,11 +66,8 @@ def numbers(found: Measured | None, why: str) -> str:
         row = found.row(role) if found is not None else None
         score, price = (f"{row['toxicity']:.2f}", f"{row['perplexity']:.0f}") if row else ("–", "–")
         ends = f"{row['low']:.2f} to {row['high']:.2f}" if row else why
-        parts.append(
-            f'<div><dt><span class="role" style="--hue:{show.colour(role)}">{title}</span> {show.escaped(ABOUT[role])}</dt>'
-            f"<dd>{score}<small>toxicity ({ends})</small></dd><dd>{price}<small>perplexity</small></dd></div>"
-        )
-    return f'<dl class="facts">{"".join(parts)}</dl>'
+        parts.append(show.fact(ABOUT[role], (score, f"toxicity ({ends})"), (price, "perplexity"), role=role, title=title))
+    return show.facts(parts)
 
 
 def works(key: str) -> bool:

@@ -74,7 +74,7 @@ def strength_sweep(page: Page, chosen: Chosen, new: int) -> None:
         key_of("sweep", *map(str, question)), f"Sweep of {chosen.what}",
         partial(steer.sweep, page.source, form, chosen.unit, chosen.unit_name, points, prompts, new),
         "Run the sweep", help="It runs in the background: you may go on, reload, or come back later.",
-        note=f"Strengths {values} on {prompts} prompts, and {steer.DRAWS} random controls at each.",
+        note=f"Strengths {values} on {prompts} prompts, and {settings.sizes().control_draws} random controls at each.",
     )  # fmt: skip
     if found is None:
         return

@@ -95,10 +95,7 @@ def facts(found: Telemetry) -> None:
     """What sums the stage up: first and last value."""
     pairs = answers.ends(found)
     if pairs:
-        st.html('<dl class="facts">' + "".join(
-            f"<div><dt>{name}</dt><dd>{show.escaped(last)}<small>from {show.escaped(first)}</small></dd></div>"
-            for name, (first, last) in pairs.items()
-        ) + "</dl>")  # fmt: skip
+        st.html(show.facts(show.fact(name, (last, f"from {first}")) for name, (first, last) in pairs.items()))
 
 
 def grid(names: list[str], found: dict[str, Telemetry], key: tuple[object, ...], stage: str, page: shell.Page) -> None:

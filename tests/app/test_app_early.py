@@ -17,7 +17,7 @@ pytest.importorskip("streamlit", reason="the app needs the extra `app`")
 
 from app import precompute, settings
 from app.answers import reports
-from app.answers.summary import FACTOR, keys_by_report, said_by_report
+from app.answers.summary import keys_by_report, said_by_report
 from app.cards import FIRST
 from app.importing import Gate
 from interp import ModelPair, generate
@@ -25,6 +25,7 @@ from interp.data.texts import TEXTS_FOLDER, challenge_prompts
 from interp.directions.probe import probe_for
 from interp.evaluation.toxicity import load_scorer
 from interp.steering.edit_text import parse_edit
+from interp.steering.unalign import FACTOR
 
 FIRST_PAGE = """
 import json, sys

@@ -29,9 +29,11 @@ from interp.evaluation.metrics import evaluate
 from interp.evaluation.toxicity import load_scorer
 from interp.neurons.ranking import values_at
 from interp.steering.edit_text import parse_edits
+from interp.steering.sweep import at_strength
 from tests.app.app_pages import html_of, open_page
 
 PROMPT = "the quick wintle sings"
+DRAWS = 2
 HOSTILE = "<b onload=x> **b** $x$ :red[y] {{7}} 🙂 \u202e\x00"
 FORMS = {
     "keys": Form("scale_keys", "tuned", ((0, 3), (2, 70), (0, 9)), strength=40.0),
@@ -306,7 +308,7 @@ def short_passages(monkeypatch: pytest.MonkeyPatch) -> list[Passage]:
     """The passages that ship are longer than the tiny model reads."""
     found = [Passage("the quick wintle", " sings under a river and", "post"), Passage("blorp and", " snarg of drith walks", "post")]
     monkeypatch.setattr(steer, "passages", lambda: found)
-    monkeypatch.setattr(steer, "DRAWS", 2)
+    monkeypatch.setattr(settings, "sizes", lambda: settings.Sizes(control_draws=DRAWS))
     return found
 
 
@@ -325,13 +327,13 @@ def test_a_sweep_measures_what_evaluate_measures_and_controls_are_of_the_same_si
         truth = evaluate(pair.tuned, prompts, load_scorer(), edits=edits, passages=short_passages, max_new_tokens=3, max_prompt_tokens=61)
         assert row["toxicity"] == pytest.approx(truth.toxicity.mean())
         assert row["perplexity"] == pytest.approx(truth.perplexity.value)
-    assert len(found.rows) == 3 * (1 + steer.DRAWS)
-    assert steps[-1][1] == steps[-1][2] == 2 + 2 * (1 + steer.DRAWS)
+    assert len(found.rows) == 3 * (1 + DRAWS)
+    assert steps[-1][1] == steps[-1][2] == 2 + 2 * (1 + DRAWS)
     assert len(found.table) == 3
     assert {"null" in trace.get("name", "") for trace in found.figures[0].spec["data"]} == {True, False}
     plain = edits_of(form, pair.tuned, lambda: state.probe(source))
-    for control in steer.controls(source, form, prompts):
-        drawn = control(form.strength)
+    for control in steer.controls(source, form, prompts, DRAWS):
+        drawn = at_strength(control, form.strength)
         assert drawn != plain
         if form.op == "add":
             assert float(drawn[0].values.norm()) == pytest.approx(float(plain[0].values.norm()), rel=1e-5)  # type: ignore[union-attr]
