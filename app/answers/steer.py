@@ -13,8 +13,8 @@ import streamlit as st
 from app import settings, state
 from app.edit_forms import NEUTRAL, Form, edits_of, rounded
 from app.jobs import Step
+from app.model_queue import model_queue
 from app.settings import Source
-from app.turns import turns
 from interp import Edit, Model, UserError, capture
 from interp.data.lexicon import mask
 from interp.data.texts import challenge_prompts, neutral_prompts, passages
@@ -86,11 +86,11 @@ def edits(source: Source, form: Form) -> tuple[Edit, ...]:
 @st.cache_data(show_spinner=False, max_entries=5000)
 def toxicity(text: str) -> float:
     """The score of one continuation; what is computed anew waits for its turn like a token does."""
-    with turns.turn():
+    with model_queue.turn():
         return float(state.scorer().score([text])["toxicity"].iloc[0])
 
 
-def voice_name(form: Form) -> str:
+def role_of(form: Form) -> str:
     """Which of the fixed roles the edited model has: a tuned model whose keys are enlarged is un-aligned."""
     return "un-aligned" if form.op == "scale_keys" and form.side == "tuned" and form.strength > 1 else "edited"
 
@@ -143,7 +143,7 @@ def sweep(source: Source, form: Form, unit: float, unit_name: str, points: int, 
         show=lambda value: f"{value / unit:.3g}", step=lambda what, done, _: step(what, done + 1, total),
     )  # fmt: skip
     step("done", total, total)
-    what = voice_name(form)
+    what = role_of(form)
     frame = measured.to_frame().rename(columns=SHOWN)
     frame.insert(0, "model", [what if pd.isna(draw) else null for draw in frame["draw"]])
     frame["strength"] /= unit

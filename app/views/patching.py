@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import job_view, settings, shell, show, state, streams
+from app import continuations, job_view, settings, shell, show, state
 from app.answers import patching
 from app.answers import patching_cells as cellwise
 from app.answers import patching_figures as drawn
@@ -212,7 +212,7 @@ def facts(found: patching.Measured, direction: str, cell: Cell) -> str:
 def speak(page: shell.Page, question: patching.Question, cells: PatchMap, direction: str, cell: Cell) -> None:
     """Three continuations: of the run as it is, patched, and of the source."""
     roles = patching.ends(direction)
-    spoken = cellwise.voices(question, direction, cell)
+    spoken = cellwise.edited_models(question, direction, cell)
     names = [f"{kind} {name}" for kind, name in cellwise.named(cells, cell).items()]
     sides = (roles.target, "edited", roles.source) if question.across else (question.side, "edited", question.side)
     titles = (roles.target, "patched", roles.source)
@@ -220,7 +220,7 @@ def speak(page: shell.Page, question: patching.Question, cells: PatchMap, direct
     slots = [column.empty() for column in st.columns(3)]
     scorer = state.scorer()
 
-    def teller(place: int) -> streams.OnText:
+    def teller(place: int) -> continuations.OnText:
         def tell(_: int, text: str, ended: bool) -> None:
             score = float(scorer.score([text])["toxicity"].iloc[0]) if ended and text else None
             title = titles[place].capitalize()
@@ -229,9 +229,9 @@ def speak(page: shell.Page, question: patching.Question, cells: PatchMap, direct
 
         return tell
 
-    for place, (prompt, voice) in enumerate(spoken):
-        streams.speak(
-            [voice], prompt, new_tokens=min(TOKENS, settings.limits().new_tokens), sampling=Sampling(), on_text=teller(place)
+    for place, (prompt, edited) in enumerate(spoken):
+        continuations.continue_together(
+            [edited], prompt, new_tokens=min(TOKENS, settings.limits().new_tokens), sampling=Sampling(), on_text=teller(place)
         )  # fmt: skip
 
 

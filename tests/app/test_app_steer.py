@@ -17,10 +17,11 @@ pytest.importorskip("streamlit", reason="the app needs the extra `app`")
 from streamlit.testing.v1 import AppTest
 from typer.testing import CliRunner
 
-from app import settings, show, state, streams
+from app import settings, show, state
 from app.answers import steer
 from app.edit_forms import Form, command, edits_of, listed, python, shortened, written
 from app.jobs import Cancelled
+from app.model_queue import model_queue
 from interp import Edit, ModelPair, Sampling, UserError, generate
 from interp.cli import app as cli
 from interp.data.lexicon import mask
@@ -288,7 +289,7 @@ def test_visitors_have_limits_and_see_no_path(served: Path, gpt2_folder: Path, m
 
 
 def test_a_full_room_is_one_message(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams.turns, "seats", 0)
+    monkeypatch.setattr(model_queue, "limit", 0)
     at = open_page("steer", own="a quonk sings", new="3", keys="0.7")
     assert not at.exception
     assert "people are generating" in at.error[0].value
