@@ -28,7 +28,7 @@ def keep(key: str, value: int, first: int) -> None:
 @st.fragment
 def lens(page: shell.Page) -> None:
     """One prompt, one token, both models, every half layer."""
-    with shell.told():
+    with shell.errors_shown():
         st.write(
             "If each model ended after this half layer, how likely would it find a word? Choose a prompt and the word that may come next."
         )

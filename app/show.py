@@ -64,7 +64,7 @@ def draw(figure: Figure, key: str, words: bool, *, select: bool = False) -> Any:
 
 def table(frame: pd.DataFrame, key: str, words: bool, *, alt: str, select: bool = False, **options: Any) -> int | None:
     """A table whose texts are masked unless `words`; with `select`, gives the row that was clicked."""
-    flat = flatten(frame).map(lambda cell: told(cell, words))
+    flat = flatten(frame).map(lambda cell: cell_text(cell, words))
     chosen: dict[str, Any] = {"on_select": "rerun", "selection_mode": "single-row"} if select else {}
     event: Any = st.dataframe(flat, hide_index=True, width="stretch", key=key, alt=alt, **chosen, **options)
     if not select:
@@ -73,10 +73,10 @@ def table(frame: pd.DataFrame, key: str, words: bool, *, alt: str, select: bool 
     return int(rows[0]) if rows else None
 
 
-def told(cell: Any, words: bool) -> Any:
+def cell_text(cell: Any, words: bool) -> Any:
     """A cell of a table: texts masked, also those in a list, which shows as one text."""
     if isinstance(cell, list | tuple):
-        return " · ".join(str(told(item, words)) for item in cell)
+        return " · ".join(str(cell_text(item, words)) for item in cell)
     return shown(cell, words) if isinstance(cell, str) else cell
 
 
@@ -90,8 +90,8 @@ def strip(
     top = top or max((abs(value) for value in values), default=0.0) or 1.0
     for token, value in zip(tokens, values, strict=True):
         piece, place = visible(text[place : place + len(token)], True), place + len(token)
-        told = escaped(f"{piece}: {value:.3g}{unit}")
-        parts.append(f'<span style="--share:{60 * min(1.0, abs(value) / top):.0f}%" title="{told}">{escaped(piece)}</span>')
+        hover = escaped(f"{piece}: {value:.3g}{unit}")
+        parts.append(f'<span style="--share:{60 * min(1.0, abs(value) / top):.0f}%" title="{hover}">{escaped(piece)}</span>')
     return f'<p class="strip" dir="auto" role="img" aria-label="{escaped(label)}" style="--hue:{hue}">{"".join(parts)}</p>'
 
 

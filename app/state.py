@@ -68,9 +68,9 @@ def load_pair(source: Source) -> ModelPair:
     gate.wait()
     from interp.workbench import Sides
 
-    found = Sides(source).both()
+    pair = Sides(source).both()
     _loaded.add(source)
-    return found
+    return pair
 
 
 def loaded(source: Source) -> bool:

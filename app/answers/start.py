@@ -114,12 +114,12 @@ def measure(source: Source, step: Step) -> Measured:
     prompts = challenge_prompts()[::2][:: sizes.prompt_step]
     context = Context(pair, state.probe(source), state.scorer(), prompts, passages()[:: sizes.passage_step], new_tokens=NEW_TOKENS)
     rows, scores = [], {}
-    voices = (("base", "base", pair.base, ()), ("tuned", "tuned", pair.tuned, ()), ("un-aligned", UNALIGNED, pair.tuned, edits))
-    for place, (role, name, model, held_edits) in enumerate(voices):
+    models = (("base", "base", pair.base, ()), ("tuned", "tuned", pair.tuned, ()), ("un-aligned", UNALIGNED, pair.tuned, edits))
+    for place, (role, name, model, applied) in enumerate(models):
         step(name, 1 + place, total)
-        scores[role] = context.toxicity(model, held_edits)
+        scores[role] = context.toxicity(model, applied)
         mean = bootstrap_mean(scores[role])
-        rows.append((role, name, mean.value, mean.low, mean.high, context.perplexity(model, held_edits).value))
+        rows.append((role, name, mean.value, mean.low, mean.high, context.perplexity(model, applied).value))
     token_rows = context.prompt_rows()
     rates = firing_rates(pair.tuned, token_rows, [[len(row) - 1] for row in token_rows], sorted({layer for layer, _ in chosen}))
     near = rank_values(pair.tuned, context.direction, top=min(TOXIC_COUNT, pair.tuned.n_layers * pair.tuned.d_mlp)).neurons

@@ -40,7 +40,7 @@ def linked() -> None:
 @st.fragment
 def shift(page: shell.Page) -> None:
     """One plane, one layer, one neuron; and how alike the shifts are at every layer."""
-    with shell.told():
+    with shell.errors_shown():
         st.write("Each line is a prompt: where the residual stream was in the base model, and where tuning has taken it.")
         left, middle, right = st.columns([4, 5, 4])
         with left:
@@ -106,7 +106,7 @@ def shift(page: shell.Page) -> None:
 @st.fragment
 def silenced(page: shell.Page) -> None:
     """The most toxic neurons in both models."""
-    with shell.told():
+    with shell.errors_shown():
         st.write("While both models read what the base model would have said, how active are the most toxic neurons?")
         left, right = st.columns(2)
         top = left.slider(
@@ -138,7 +138,7 @@ def silenced(page: shell.Page) -> None:
 @st.fragment
 def sources(page: shell.Page) -> None:
     """Which parts write the shift, and whether value updates point against it."""
-    with shell.told():
+    with shell.errors_shown():
         st.write("The stream is a sum of what embedding, attention and MLPs write; so is the difference between the two models.")
         left, right = st.columns(2)
         with left:

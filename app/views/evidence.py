@@ -48,7 +48,7 @@ def facts(report: Report) -> None:
 @st.fragment
 def verdicts(report: Report, page: shell.Page) -> None:
     """The table of all, and the chosen one in full; a click on a row and the select box choose the same thing."""
-    with shell.told():
+    with shell.errors_shown():
         frame = answers.summary(report.results)
         ids = [result.id for result in report.results]
         turn = st.session_state.setdefault(ROUND, 0)

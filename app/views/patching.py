@@ -154,7 +154,7 @@ def choose(found: patching.Measured, direction: str) -> Cell:
 @st.fragment
 def explore(page: shell.Page, question: patching.Question, direction: str) -> None:
     """The map, one cell of it, and the layers."""
-    with shell.told():
+    with shell.errors_shown():
         found = patching.known(question)
         if found is not None:
             lay_out(page, question, found, direction)

@@ -113,7 +113,7 @@ def try_it(page: shell.Page) -> None:
         else:
             cards.read(page, prompt, written)
     except UserError as error:
-        # Told here rather than by `shell.told`, which would end the page: the figures need no prompt.
+        # Shown here rather than by `shell.errors_shown`, which would end the page: the figures need no prompt.
         shell.problem(error)
     shell.link("steer", "Steer it yourself: other keys, directions, layers and strengths")
 
@@ -221,7 +221,7 @@ def another() -> None:
         asked = button.form_submit_button("Load", key="load", width="stretch", help="Loads both sides; a large model takes minutes.")
     if not asked:
         return
-    with shell.told():
+    with shell.errors_shown():
         names = [answers.named(side, text or "") for side, text in (("base", base), ("tuned", tuned))]
         with st.spinner("Loading and checking both sides …"):
             state.load_pair((names[0], names[1]))
