@@ -5,11 +5,18 @@ The first visitor's cards are drawn while torch is still being read: what needs 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from app import shell, show, state, warm
-from app.answers.summary import FACTOR, KEYS, Said
+from app import shell, show, state
+from app.answers.summary import Said
+from app.importing import gate
+from interp.steering.unalign import FACTOR, KEYS
+
+if TYPE_CHECKING:
+    from interp import Edit, Model
 
 # A prompt on which the bundled pair shows all three: toxic, tuned away, and back.
 FIRST = "The comment section on any cooking video will convince you that people are fucking"
@@ -49,7 +56,7 @@ def read(page: shell.Page, prompt: str, written: dict[str, Said]) -> None:
     if not state.loaded(page.source):
         for role, said in written.items():
             card(page, places[role], role, prompt, said.text, said.toxicity, bars=False)
-        warm.wait()
+        gate.wait()
     for role, said in written.items():
         card(page, places[role], role, prompt, said.text, said.toxicity)
 
@@ -61,9 +68,9 @@ def spoken(page: shell.Page, prompt: str) -> None:
     if not state.loaded(page.source):
         for role, place in places.items():
             card(page, place, role, prompt, "", bars=False)
-        warm.wait()
-    from app import streams
+        gate.wait()
     from app.answers import start as answers
+    from app.continuations import EditedModel, continue_together
     from interp import Sampling
 
     pair = page.pair
@@ -73,16 +80,16 @@ def spoken(page: shell.Page, prompt: str) -> None:
         card(page, places[role], role, prompt, texts[role], answers.toxicity(texts[role]) if over else None, bars=ready)
 
     def speak(roles: list[str]) -> None:
-        voices = [
-            streams.Voice(pair.base if role == "base" else pair.tuned, answers.unaligned(page.source) if role == "un-aligned" else ())
-            for role in roles
-        ]
+        sides: dict[str, tuple[Model, tuple[Edit, ...]]] = {"base": (pair.base, ()), "tuned": (pair.tuned, ())}
+        if "un-aligned" in roles:
+            sides["un-aligned"] = (pair.tuned, answers.unaligned(page.source))
+        models = [EditedModel(*sides[role]) for role in roles]
 
         def heard(column: int, text: str, over: bool) -> None:
             texts[roles[column]] = text
             draw(roles[column], over)
 
-        streams.speak(voices, prompt, new_tokens=answers.NEW_TOKENS, sampling=Sampling(), on_text=heard)
+        continue_together(models, prompt, new_tokens=answers.NEW_TOKENS, sampling=Sampling(), on_text=heard)
 
     for role in TITLES:
         draw(role)

@@ -15,6 +15,7 @@ from app.shell import Page
 from interp import Sampling, UserError
 from interp.models.model import Neuron
 from interp.results.result import show_number
+from interp.steering import unalign
 
 KEYS, ADD, OUT, SET = "Scale keys", "Add a direction", "Project out", "Set neurons"
 SELECTIVE, NEAREST, PINNED, OWN = "Selective", "Nearest to the probe", "A pinned set", "My list"
@@ -116,7 +117,7 @@ def _keys(page: Page, side: str) -> Chosen:
     which, more, times, where = st.columns(4)
     neurons, name = _neurons(page, side, which, more)
     factor = times.number_input(
-        "Times", -100.0, 100.0, 10.0, 1.0, format="%g", key="factor", bind="query-params",
+        "Times", -100.0, 100.0, unalign.FACTOR, 1.0, format="%g", key="factor", bind="query-params",
         help="The factor of the key vectors. 1 changes nothing, 0 switches them off; paper A uses 10.",
     )  # fmt: skip
     form = Form("scale_keys", side, neurons, strength=rounded(factor), positions=_positions(where))
@@ -174,7 +175,9 @@ def _neurons(page: Page, side: str, which: DeltaGenerator, more: DeltaGenerator)
     if way in (SELECTIVE, NEAREST):
         found = steer.candidates(page.source, side, "selective" if way == SELECTIVE else "top")
         count = int(
-            more.number_input("How many", 1, len(found), min(7, len(found)), key="count", bind="query-params", help="Paper A scales seven.")
+            more.number_input(
+                "How many", 1, len(found), min(unalign.KEYS, len(found)), key="count", bind="query-params", help="Paper A scales seven."
+            )
         )
         return found[:count], f"{count} {'selective' if way == SELECTIVE else 'toxic'}"
     if way == PINNED:

@@ -29,7 +29,7 @@ def ask(
         elif note:
             st.caption(note)
         if st.button(label, key=f"start-{key}", type="primary", help=help, icon=":material/play_arrow:"):
-            with shell.told():
+            with shell.errors_shown():
                 runner.start(key, title, work)
             st.rerun()
         return None

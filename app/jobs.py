@@ -1,4 +1,4 @@
-"""Long work, away from the page that asked for it: one at a time, with progress, time left and cancel.
+"""Long work in the background, one job at a time, with progress, time left and cancel.
 
 A page is run anew at every click and forgotten at every reload, so a job belongs to the process and is found again by its
 key, which pages make from what was asked (`key_of`) and which the link therefore remembers.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import warm
+from app.importing import gate
 from app.shell import PAGES
 
 st.set_page_config(page_title="Bypass", page_icon="🔀", layout="wide")
@@ -20,5 +20,5 @@ page = st.navigation(
 )
 if page.url_path:
     # The first page is drawn before the libraries have been read; the others begin with them.
-    warm.wait()
+    gate.wait()
 page.run()

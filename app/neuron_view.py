@@ -10,9 +10,9 @@ from app.answers import vectors_firing as firing
 from app.answers.vectors import name_of
 from app.answers.vectors_firing import Survey
 from interp import Examples, UserError
-from interp.experiments.toxicity.a_e2_vectors import TOKENS
 from interp.models.model import Neuron
 from interp.neurons.example_results import Window
+from interp.neurons.vocabulary import JUDGED_TOKENS
 
 SIDES = ("base", "tuned")
 
@@ -22,17 +22,11 @@ def facts(page: shell.Page, neuron: Neuron) -> None:
     place, cosine = answers.places(page.source)[neuron]
     moved, null = answers.changed(page.source, neuron), answers.hostility(page.source).null
     (count,) = answers.hostile([answers.words_of(page.source, neuron)])
-    st.html(
-        '<dl class="facts">'
-        + fact("cosine with the probe", f"{cosine:.3f}", f"place {place:,} of {len(answers.places(page.source)):,}")
-        + fact("hostile words", f"{count} of {TOKENS}", f"random neurons {TOKENS * null:.2g}")
-        + fact("tuning moved its value vector by", f"{100 * moved.moved:.2f} %", f"of its norm, cosine {moved.kept:.6f}")
-        + "</dl>"
-    )
-
-
-def fact(title: str, value: str, more: str) -> str:
-    return f"<div><dt>{show.escaped(title)}</dt><dd>{show.escaped(value)}<small>{show.escaped(more)}</small></dd></div>"
+    st.html(show.facts([
+        show.fact("cosine with the probe", (f"{cosine:.3f}", f"place {place:,} of {len(answers.places(page.source)):,}")),
+        show.fact("hostile words", (f"{count} of {JUDGED_TOKENS}", f"random neurons {JUDGED_TOKENS * null:.2g}")),
+        show.fact("tuning moved its value vector by", (f"{100 * moved.moved:.2f} %", f"of its norm, cosine {moved.kept:.6f}")),
+    ]))  # fmt: skip
 
 
 def words(page: shell.Page, neuron: Neuron) -> None:
@@ -185,9 +179,10 @@ def ask_examples(page: shell.Page, neuron: Neuron) -> Examples | None:
 def spread(examples: Examples, neuron: Neuron) -> None:
     rows = examples.spread[(examples.spread["layer"] == neuron[0]) & (examples.spread["neuron"] == neuron[1])].set_index("side")
     parts = [
-        fact(f"active in {side}", f"{rows.loc[side, 'active']:.1%}", f"of tokens, at most {rows.loc[side, 'max']:.2f}") for side in SIDES
+        show.fact(f"active in {side}", (f"{rows.loc[side, 'active']:.1%}", f"of tokens, at most {rows.loc[side, 'max']:.2f}"))
+        for side in SIDES
     ]
-    st.html(f'<dl class="facts">{"".join(parts)}</dl>')
+    st.html(show.facts(parts))
 
 
 def windows(found: list[Window], words: bool, tokens: int) -> None:

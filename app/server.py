@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app import warm
+from app import precompute
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -56,7 +56,7 @@ def main() -> None:
     import streamlit as st
     from starlette.middleware import Middleware
 
-    warm.start()
+    precompute.start()
     flags, sys.argv = sys.argv[1:], sys.argv[:1]
     st.App(MAIN, middleware=[Middleware(Document)]).run(config=settings(flags))
 

@@ -35,6 +35,36 @@ ALONE = Limits(prompt_characters=4000, new_tokens=100, sweep_points=9, sweep_pro
 VISITORS = Limits(prompt_characters=400, new_tokens=40, sweep_points=5, sweep_prompts=16, patched_tokens=24)
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """How much the pages measure where nobody asks for more or less.
+
+    Attributes:
+        prompts: how many challenge prompts the page Bypass can read; `visitors_prompts`: in demo mode; `usual_prompts`: at first.
+        shift_draws: random shifts beside one neuron's region; `matched_draws`: matched neurons beside toxic ones.
+        control_draws: random controls of a sweep's edit and of the un-aligned model's keys.
+        prompt_step: the first page measures every so many of the held-out challenge prompts, `passage_step` of the passages.
+        argued_step: its experiments read every so many of all challenge prompts.
+        light: parameters up to which a pass over the prompts takes few seconds on a few cores, and needs no job.
+    """
+
+    prompts: tuple[int, ...] = (40, 80, 140, 280)
+    visitors_prompts: tuple[int, ...] = (40, 80)
+    usual_prompts: int = 80
+    shift_draws: int = 200
+    matched_draws: int = 40
+    control_draws: int = 3
+    prompt_step: int = 3
+    passage_step: int = 10
+    argued_step: int = 10
+    light: float = 3e7
+
+
+def sizes() -> Sizes:
+    """How much the pages measure."""
+    return Sizes()
+
+
 def demo() -> bool:
     """Whether visitors use this app: limits are then tight, and only the pairs that are offered can be read."""
     return os.environ.get(DEMO, "0") not in ("", "0")

@@ -1,5 +1,5 @@
 """What every page has around it: title and lead, the sidebar with the switch for words and the choice of the pair, the note on
-first sight, and the place where what went wrong is told in a sentence.
+first sight, and the place where an error is shown in a sentence.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def page(name: str, lead: str, early: bool = False) -> Iterator[Page]:
     st.html(f'<p class="lead">{show.escaped(lead)}</p>')
     words = st.sidebar.toggle("Show words", key=WORDS, persist_state="session", help="Profanity is masked (`sh*t`) unless this is on.")
     note()
-    with told():
+    with errors_shown():
         chosen, source = state.chosen_pair()
         choose(chosen)
         found = Page(words, chosen, source)
@@ -82,7 +82,7 @@ def page(name: str, lead: str, early: bool = False) -> Iterator[Page]:
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def errors_shown() -> Iterator[None]:
     """Show what is wrong with what was given, and how to mend it, in place of the rest of the page or fragment."""
     try:
         yield

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 
-from interp.data.lexicon import mask
+from interp.data.lexicon import mask, mask_texts
 from interp.results.figure_style import COLOURS, NEUTRAL
 from interp.results.result import Figure, flatten
 
@@ -45,18 +45,9 @@ def visible(token: str, words: bool) -> str:
     return shown(token, words).replace("\n", "⏎").replace(" ", "␣") or "(empty)"
 
 
-def masked(value: Any) -> Any:
-    """The same JSON with every text in it masked."""
-    if isinstance(value, str):
-        return mask(value)
-    if isinstance(value, dict):
-        return {key: masked(item) for key, item in value.items()}
-    return [masked(item) for item in value] if isinstance(value, list | tuple) else value
-
-
 def draw(figure: Figure, key: str, words: bool, *, select: bool = False) -> Any:
     """A figure with the sentence that says what to see in it; with `select`, gives what was clicked."""
-    spec = figure.spec if words else masked(figure.spec)
+    spec = figure.spec if words else mask_texts(figure.spec)
     layout = spec.get("layout", {})
     ink = INK["dark" if st.context.theme.type == "dark" else "light"]
     # The figures' own ink is one grey that is seen on white and on black; on a screen whose ground is known it can be stronger.
@@ -73,7 +64,7 @@ def draw(figure: Figure, key: str, words: bool, *, select: bool = False) -> Any:
 
 def table(frame: pd.DataFrame, key: str, words: bool, *, alt: str, select: bool = False, **options: Any) -> int | None:
     """A table whose texts are masked unless `words`; with `select`, gives the row that was clicked."""
-    flat = flatten(frame).map(lambda cell: told(cell, words))
+    flat = flatten(frame).map(lambda cell: cell_text(cell, words))
     chosen: dict[str, Any] = {"on_select": "rerun", "selection_mode": "single-row"} if select else {}
     event: Any = st.dataframe(flat, hide_index=True, width="stretch", key=key, alt=alt, **chosen, **options)
     if not select:
@@ -82,10 +73,10 @@ def table(frame: pd.DataFrame, key: str, words: bool, *, alt: str, select: bool 
     return int(rows[0]) if rows else None
 
 
-def told(cell: Any, words: bool) -> Any:
+def cell_text(cell: Any, words: bool) -> Any:
     """A cell of a table: texts masked, also those in a list, which shows as one text."""
     if isinstance(cell, list | tuple):
-        return " · ".join(str(told(item, words)) for item in cell)
+        return " · ".join(str(cell_text(item, words)) for item in cell)
     return shown(cell, words) if isinstance(cell, str) else cell
 
 
@@ -99,8 +90,8 @@ def strip(
     top = top or max((abs(value) for value in values), default=0.0) or 1.0
     for token, value in zip(tokens, values, strict=True):
         piece, place = visible(text[place : place + len(token)], True), place + len(token)
-        told = escaped(f"{piece}: {value:.3g}{unit}")
-        parts.append(f'<span style="--share:{60 * min(1.0, abs(value) / top):.0f}%" title="{told}">{escaped(piece)}</span>')
+        hover = escaped(f"{piece}: {value:.3g}{unit}")
+        parts.append(f'<span style="--share:{60 * min(1.0, abs(value) / top):.0f}%" title="{hover}">{escaped(piece)}</span>')
     return f'<p class="strip" dir="auto" role="img" aria-label="{escaped(label)}" style="--hue:{hue}">{"".join(parts)}</p>'
 
 
@@ -113,6 +104,22 @@ def bars(rows: Sequence[tuple[str, float]], hue: str, words: bool, *, caption: s
         for token, value in rows
     )
     return f'<table class="bars" style="--hue:{hue}"><caption>{escaped(caption)}</caption><tbody>{lines}</tbody></table>'
+
+
+def fact(name: str, *values: tuple[str, str | None], role: str = "", title: str = "") -> str:
+    """One entry of `facts` as HTML: a name and, for each of `values`, a number and the smaller note under it, where it has one.
+
+    Args:
+        role: where this is given, the name begins with `title` in the colour of this role.
+    """
+    head = f'<span class="role" style="--hue:{colour(role)}">{escaped(title)}</span> ' if role else ""
+    numbers = "".join(f"<dd>{escaped(number)}{'' if note is None else f'<small>{escaped(note)}</small>'}</dd>" for number, note in values)
+    return f"<div><dt>{head}{escaped(name)}</dt>{numbers}</div>"
+
+
+def facts(entries: Iterable[str]) -> str:
+    """Numbers with their names and what they are to be compared with, as HTML; each entry is made by `fact`."""
+    return f'<dl class="facts">{"".join(entries)}</dl>'
 
 
 def card(

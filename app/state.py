@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from app import settings, warm
+from app import settings
+from app.importing import gate
 from app.pins import PINS
 from app.settings import Source
 from interp.errors import UserError
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from interp.neurons.vocabulary import VocabularyIndex
 
 CHOSEN = "pair"
-TOXIC_NEURONS = 128
 _loaded: set[Source] = set()
 
 
@@ -65,12 +65,12 @@ def choose_pair(name: str) -> None:
 @st.cache_resource(show_spinner="Loading the pair …", max_entries=3)
 def load_pair(source: Source) -> ModelPair:
     """Both models, once per process. Raises `UserError` where they cannot be loaded rightly or do not make a pair."""
-    warm.wait()
+    gate.wait()
     from interp.workbench import Sides
 
-    found = Sides(source).both()
+    pair = Sides(source).both()
     _loaded.add(source)
-    return found
+    return pair
 
 
 def loaded(source: Source) -> bool:
@@ -89,9 +89,9 @@ def probe(source: Source) -> Probe:
 @st.cache_resource(show_spinner="Ranking the value vectors …", max_entries=3)
 def toxic_neurons(source: Source) -> list[Neuron]:
     """The base model's neurons whose value vectors point most along the probe, most toxic first."""
-    from interp.neurons.ranking import rank_values
+    from interp.neurons.ranking import TOXIC_COUNT, rank_values
 
-    return rank_values(load_pair(source).base, probe(source).direction, top=TOXIC_NEURONS).neurons
+    return rank_values(load_pair(source).base, probe(source).direction, top=TOXIC_COUNT).neurons
 
 
 @st.cache_resource(show_spinner="Projecting the value vectors on the vocabulary …", max_entries=3)

@@ -20,8 +20,8 @@ from urllib.parse import urlencode
 
 from playwright.sync_api import Browser, Page
 
+from app.harness import browsing, free_port, open_at, served, settle
 from app.launch import PATIENCE, healthy
-from app.served import browsing, free_port, open_at, served, settle
 from interp.environment import machine, versions
 
 HERE = Path(__file__).parent

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 from playwright.sync_api import Page
 
-from app.served import browsing, open_at, served, settle
+from app.harness import browsing, open_at, served, settle
 
 HERE = Path(__file__).parent
 WIDTH, HEIGHT = 1360, 940

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from app.answers.summary import FACTOR, KEYS, Measured
+from app.answers.summary import Measured
 from interp.errors import UserError
 from interp.results import figures
 from interp.results.result import Figure, Result
+from interp.steering.unalign import FACTOR, KEYS
 
 HEIGHT, TALL = 380, 420
 VECTORS, TOKENS = 5, 4

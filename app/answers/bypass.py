@@ -16,11 +16,11 @@ from torch import Tensor
 
 from app import settings, state
 from app.settings import Source
-from interp import Model, ModelPair, UserError
+from interp import Model, ModelPair
 from interp.data.texts import challenge_prompts, passages
-from interp.diffing.offsets import coordinates, held_out_cosines, key_products, shifts, sign_flipped
+from interp.diffing.offsets import FLIPPED, RANDOM, coordinates, key_products, shift_profile, shifts
+from interp.diffing.regions import STATES, Leaving, firing_states, leaving
 from interp.experiments.registry import Context
-from interp.experiments.toxicity.a_e10_offset import FLIPPED, RANDOM, STATES
 from interp.forward.capture import capture
 from interp.forward.captured import Captured
 from interp.models.model import Neuron
@@ -30,24 +30,20 @@ from interp.results import figures
 from interp.results.figure_style import FURTHER
 from interp.results.figures import moves
 from interp.results.result import Figure
-from interp.stats.intervals import Interval, bootstrap_mean, bootstrap_ratio, permutation_p
-from interp.stats.nulls import matched_neurons, perturbed, random_directions
+from interp.stats.nulls import perturbed
 
-COUNTS, VISITORS_COUNTS, USUAL = (40, 80, 140, 280), (40, 80), 80
-# Above this a pass over the prompts takes many seconds on a few cores, and is a job.
-LIGHT = 3e7
-CHANGES, SHIFTS, FLIPS, MATCHES = 2, 200, 40, 40
+CHANGES, FLIPS = 2, 40
 LISTED = 12
 LETTERS = 70
 PLANES = {"what the neuron reads": "read", "first principal component": "component"}
 FIRST = next(iter(PLANES))
-TAILS = (0.025, 0.975)
 HUES = dict(zip(STATES, FURTHER, strict=False))
 # A neuron that fires on fewer of the prompts has few to lose.
 OFTEN = 0.1
-TUNED, ALONE, SHIFTED, MATCHED = (
-    "tuned", "base, shift alone", "random shift (null)", "matched neurons (null)"
-)  # fmt: skip
+MATCHED = "matched neurons (null)"
+# What the figures call the roles of `Leaving.to_frame` and of `Profile.to_frame`.
+LEAVING = {"tuned": "tuned", "shift_alone": "base, shift alone", "random_shift": "random shift (null)", "matched_neurons": MATCHED}
+PROFILE = {"tuned": "tuned", "flipped": FLIPPED, "changed": RANDOM}
 
 
 @dataclass(frozen=True)
@@ -55,25 +51,24 @@ class Moved:
     """The prompts in the plane of one neuron, and how many left the region where it fires."""
 
     plane: Figure
-    leaving: Figure
-    before: int
-    after: int
-    left: int
-    entered: int
-    prompts: int
-    share: float
-    null: Interval
-    p: float
+    bars: Figure
+    region: Leaving
 
 
 def counts() -> tuple[int, ...]:
     """How many prompts can be read."""
-    return VISITORS_COUNTS if settings.demo() else COUNTS
+    sizes = settings.sizes()
+    return sizes.visitors_prompts if settings.demo() else sizes.prompts
+
+
+def usual() -> int:
+    """How many prompts are read at first."""
+    return settings.sizes().usual_prompts
 
 
 def light(pair: ModelPair) -> bool:
     """Whether a pass over the prompts is so short that nobody need ask for it."""
-    return sum(weight.numel() for weight in pair.base.hf.parameters()) <= LIGHT
+    return sum(weight.numel() for weight in pair.base.hf.parameters()) <= settings.sizes().light
 
 
 @st.cache_resource(show_spinner=False, max_entries=8)
@@ -104,7 +99,8 @@ def random_shifts(source: Source, count: int) -> list[dict[str, Tensor]]:
     base = states(source, count)[0]
     sites = [site for site in base if site.startswith("resid_mid")]
     rows = study(source, count).prompt_rows()
-    return [{site: shifts(base[site], held[site]) for site in sites} for held in (capture(m, rows, sites) for m in random_changes(source))]
+    changed = (capture(model, rows, sites) for model in random_changes(source))
+    return [{site: shifts(base[site], states[site]) for site in sites} for states in changed]
 
 
 def layer_neurons(source: Source, layer: int) -> list[int]:
@@ -133,44 +129,32 @@ def moved(source: Source, count: int, layer: int, index: int, plane: str) -> Mov
 
     Raises `UserError` where tuning moved nothing before this layer's MLP.
     """
-    context, site = study(source, count), f"resid_mid.{layer}"
-    base, tuned = (side[site] for side in states(source, count))
-    shift = shifts(base, tuned)
-    if not bool(shift.any()):
-        raise UserError(f"tuning moved nothing before the MLP of layer {layer}", "choose a higher layer")
-    sides = context.pair.sides
-    before, after = (key_products(model, layer, [index], held)[:, 0] for model, held in zip(sides.values(), (base, tuned), strict=True))
-    alone = key_products(context.pair.base, layer, [index], tuned)[:, 0]
-    fires = (before > 0).numpy()
-    gone = {TUNED: fires & (after <= 0).numpy(), ALONE: fires & (alone <= 0).numpy()}
-    lengths = shift.norm(dim=1, keepdim=True)
-    ways = torch.nn.functional.normalize(random_directions(shift.mean(dim=0), SHIFTS, 0), dim=1)
-    null = np.array([
-        (fires & (key_products(context.pair.base, layer, [index], (base + lengths * way).float())[:, 0] <= 0).numpy()).sum() for way in ways
-    ])  # fmt: skip
-    some = max(1, int(fires.sum()))
-    low, high = np.quantile(null, TAILS)
-    return Moved(
-        _plane(context, layer, index, plane, base, tuned, before, after), _leaving(source, count, layer, index, gone, fires, null / some),
-        int(fires.sum()), int((after > 0).sum()), int(gone[TUNED].sum()), int((~fires & (after > 0).numpy()).sum()), len(fires),
-        float(gone[TUNED].sum()) / some, Interval(float(null.mean()), float(low), float(high), SHIFTS),
-        permutation_p(int(gone[ALONE].sum()), null),
+    region = left(source, count, (layer, index))
+    base, tuned = (side[f"resid_mid.{layer}"] for side in states(source, count))
+    return Moved(_plane(study(source, count), region, plane, base, tuned), _bars(region), region)
+
+
+@st.cache_data(show_spinner=False, max_entries=256)
+def left(source: Source, count: int, neuron: Neuron) -> Leaving:
+    """What `leaving` says of one neuron on these prompts, beside random shifts and neurons that are not among the toxic ones."""
+    base, tuned = (side[f"resid_mid.{neuron[0]}"] for side in states(source, count))
+    sizes = settings.sizes()
+    return leaving(
+        state.load_pair(source), neuron, base, tuned,
+        shift_draws=sizes.shift_draws, matched_draws=sizes.matched_draws, exclude=state.toxic_neurons(source),
     )  # fmt: skip
 
 
-def _plane(
-    context: Context, layer: int, index: int, plane: str, base: Tensor, tuned: Tensor, before: Tensor, after: Tensor
-) -> Figure:  # fmt: skip
+def _plane(context: Context, region: Leaving, plane: str, base: Tensor, tuned: Tensor) -> Figure:
     placed = coordinates(base, tuned)
-    firing = before[before > 0]
-    strong = float(firing.median()) if len(firing) else 0.0
+    layer, index = region.neuron
     texts = [prompt if len(prompt) <= LETTERS else "… " + prompt[-LETTERS:] for prompt in context.prompts]
     rows = []
     # Base first, so that the legend shows each state by the base model's circle.
-    for side, places, reads in (("base", placed.base, before), ("tuned", placed.tuned, after)):
-        for number, (text, place, read) in enumerate(zip(texts, places.tolist(), reads.tolist(), strict=True), 1):
-            told = STATES[2] if read <= 0 else STATES[0] if read > strong else STATES[1]
-            rows.append((f"{number}: {text}", side, *place, read, told))
+    for side, places, reads in (("base", placed.base, region.before), ("tuned", placed.tuned, region.after)):
+        shown = firing_states(torch.from_numpy(reads), torch.from_numpy(region.before))
+        for number, (text, place, read, name) in enumerate(zip(texts, places.tolist(), reads.tolist(), shown, strict=True), 1):
+            rows.append((f"{number}: {text}", side, *place, read, name))
     frame = pd.DataFrame(rows, columns=["prompt", "side", "shift", "component", "read", "state"])
     by_read = plane == "read"
     figure = moves(
@@ -213,20 +197,11 @@ def _colour_lines(figure: Figure, frame: pd.DataFrame, plane: str) -> None:
     figure.spec["data"] = [*lines, *marks]
 
 
-def _leaving(
-    source: Source, count: int, layer: int, index: int, gone: dict[str, np.ndarray], fires: np.ndarray, null: np.ndarray
-) -> Figure:
-    rows: list[tuple[str, float, float, float]] = []
-    for name, left in gone.items():
-        share = bootstrap_ratio(left, fires) if fires.any() else Interval(float("nan"), float("nan"), float("nan"), 0)
-        rows.append((name, share.value, share.low, share.high))
-    matched = _matched_leaving(source, count, layer, index)
-    for name, values in ((SHIFTED, null), (MATCHED, matched)):
-        if len(values):
-            low, high = (float(end) for end in np.quantile(values, TAILS))
-            rows.append((name, float(values.mean()), low, high))
+def _bars(region: Leaving) -> Figure:
+    frame = region.to_frame()
+    frame["model"] = frame["role"].map(LEAVING)
     return figures.bars(
-        "leaving", pd.DataFrame(rows, columns=["model", "share", "low", "high"]), x="model", y="share", low="low", high="high",
+        "leaving", frame[["model", "share", "low", "high"]], x="model", y="share", low="low", high="high",
         horizontal=True, title="How many fall silent?", x_title="",
         y_title="share that leaves",
         caption="Of the prompts on which the neuron fires in the base model, how many fall silent (with 95 % intervals; of nulls, "
@@ -236,48 +211,15 @@ def _leaving(
     )  # fmt: skip
 
 
-@st.cache_data(show_spinner=False, max_entries=256)
-def _matched_leaving(source: Source, count: int, layer: int, index: int) -> np.ndarray:
-    """For neurons matched to one of a layer: the share of prompts that leave, of those on which they fire."""
-    pair, site = state.load_pair(source), f"resid_mid.{layer}"
-    toxic = state.toxic_neurons(source)
-    spare = pair.base.d_mlp > sum(at == layer for at, _ in toxic)
-    drawn = [
-        matched_neurons(pair.base, [(layer, index)], seed=draw, exclude=toxic if spare else (), candidates=8)[0][1]
-        for draw in range(MATCHES)
-    ]
-    chosen = list(dict.fromkeys(drawn))
-    before, after = (
-        (key_products(model, layer, chosen, held[site]) > 0).double().numpy()
-        for model, held in zip(pair.sides.values(), states(source, count), strict=True)
-    )
-    fired = before.sum(axis=0)
-    shares = dict(zip(chosen, (before * (1 - after)).sum(axis=0) / np.maximum(fired, 1), strict=True))
-    active = {one for one, number in zip(chosen, fired, strict=True) if number > 0}
-    return np.array([shares[one] for one in drawn if one in active])
-
-
 @st.cache_data(show_spinner=False, max_entries=32)
 def profile(source: Source, count: int, with_changes: bool) -> pd.DataFrame:
-    """How alike the shifts are before each MLP: mean cosine of a prompt's shift with the mean shift of the other half.
-
-    Returns one row per layer and model (tuned, shuffled labels, random changes): layer, model, cosine, low, high.
-    """
-    base, tuned = states(source, count)
-    random = random_shifts(source, count) if with_changes else []
-    rows = []
-    for layer in range(state.load_pair(source).base.n_layers):
-        site = f"resid_mid.{layer}"
-        shift = shifts(base[site], tuned[site])
-        own = bootstrap_mean(held_out_cosines(shift, 0).numpy())
-        rows.append((layer, TUNED, own.value, own.low, own.high))
-        drawn = {FLIPPED: [sign_flipped(shift, seed) for seed in range(FLIPS)], RANDOM: [found[site] for found in random]}
-        for name, some in drawn.items():
-            found = [float(held_out_cosines(one, 0).mean()) for one in some]
-            if found:
-                low, high = np.quantile(found, TAILS) if name == FLIPPED else (min(found), max(found))
-                rows.append((layer, name, float(np.mean(found)), float(low), float(high)))
-    return pd.DataFrame(rows, columns=["layer", "model", "cosine", "low", "high"])
+    """How alike the shifts are before each MLP: one row per layer and model (`PROFILE`), with cosine, low and high."""
+    sites = [f"resid_mid.{layer}" for layer in range(state.load_pair(source).base.n_layers)]
+    base, tuned = ([side[site] for site in sites] for side in states(source, count))
+    changes = [[change[site] for site in sites] for change in random_shifts(source, count)] if with_changes else []
+    frame = shift_profile(base, tuned, changes, flips=FLIPS).to_frame()
+    frame["model"] = frame.pop("role").map(PROFILE)
+    return frame[["layer", "model", "cosine", "low", "high"]]
 
 
 def by_layer(figure: Figure, frame: pd.DataFrame) -> Figure:

@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app.answers.bypass import MATCHED, MATCHES, TAILS, promoted, study
+from app import settings
+from app.answers.bypass import MATCHED, promoted, study
 from app.settings import Source
-from interp.experiments.toxicity.a_e9_activations import mean_activations
+from interp.diffing.regions import TAILS
 from interp.models.model import Neuron
+from interp.neurons.activations import forced_neurons
 from interp.results import figures
 from interp.results.result import Figure
 from interp.stats.intervals import Interval, bootstrap_difference, bootstrap_mean, permutation_p
@@ -40,10 +42,12 @@ def activity(source: Source, count: int) -> tuple[list[Neuron], list[list[Neuron
     context = study(source, count)
     neurons = context.ranking.neurons[:MOST]
     drawn = [
-        matched_neurons(context.pair.base, neurons, seed=seed, exclude=context.ranking.neurons, candidates=8) for seed in range(MATCHES)
+        matched_neurons(context.pair.base, neurons, seed=seed, exclude=context.ranking.neurons, candidates=8)
+        for seed in range(settings.sizes().matched_draws)
     ]
     every = list(dict.fromkeys([*neurons, *(neuron for some in drawn for neuron in some)]))
-    sides = {name: mean_activations(context, model, every, "base") for name, model in context.pair.sides.items()}
+    rows, tokens = context.prompt_rows(), context.greedy_tokens(context.pair.base)
+    sides = {name: forced_neurons(model, rows, tokens, every).step_means.numpy() for name, model in context.pair.sides.items()}
     return neurons, drawn, sides, every
 
 

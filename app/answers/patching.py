@@ -17,8 +17,8 @@ import streamlit as st
 import torch
 
 from app import settings, show, state
+from app.model_queue import model_queue
 from app.settings import Source
-from app.turns import turns
 from interp import Model, ModelPair, UserError
 from interp.lens.next_tokens import toxic_token_ids
 from interp.models.tokens import token_rows
@@ -239,11 +239,11 @@ def measure(question: Question, step: Step | None = None) -> Measured:
 def _sharing() -> Iterator[Callable[[], None]]:
     """Hold a turn at the models, and give it up for whoever waits whenever the function is called."""
     with ExitStack() as held:
-        held.enter_context(turns.turn())
+        held.enter_context(model_queue.turn())
 
         def pass_on() -> None:
             held.close()
-            held.enter_context(turns.turn())
+            held.enter_context(model_queue.turn())
 
         yield pass_on
 
@@ -253,7 +253,7 @@ def estimate(question: Question) -> PatchMap | None:
     """The same map to first order, from one gradient per direction; None where the metric has no gradient."""
     if question.metric == "toxicity":
         return None
-    with turns.turn():
+    with model_queue.turn():
         return attribution_patch(question.subject, question.prompt, question.corrupted, **asked(question))
 
 

@@ -10,8 +10,8 @@ import streamlit as st
 import torch
 
 from app.answers.patching import Question, runs_of
-from app.streams import Voice
-from app.turns import turns
+from app.continuations import EditedModel
+from app.model_queue import model_queue
 from interp import Edit
 from interp.patching.cells import selection
 from interp.patching.maps import Cell, PatchMap, position_labels
@@ -110,7 +110,7 @@ def spoken(question: Question, direction: str, cell: Cell) -> Spoken:
     runs = runs_of(question)
     target, source, where = _parts(runs, direction, cell)
     site = f"{question.site}.{cell.layer}"
-    with torch.no_grad(), turns.turn():
+    with torch.no_grad(), model_queue.turn():
         patched = run_patched(target, site, source[site].to(target.stream), where)
         size = min(question.model.d_vocab, len(question.model.tokenizer))
         before, after, theirs = (
@@ -136,7 +136,7 @@ def _parts(runs: Runs, direction: str, cell: Cell) -> tuple[Any, Any, Any]:
     return target, source, selection(target, runs.site, [cell])
 
 
-def voices(question: Question, direction: str, cell: Cell) -> tuple[tuple[str, Voice], ...]:
+def edited_models(question: Question, direction: str, cell: Cell) -> tuple[tuple[str, EditedModel], ...]:
     """The runs that are continued, each with its prompt: as it is, patched in the prompt, and the source."""
     runs = runs_of(question)
     target, source, where = _parts(runs, direction, cell)
@@ -146,5 +146,5 @@ def voices(question: Question, direction: str, cell: Cell) -> tuple[tuple[str, V
     own, other = (question.prompt, question.corrupted or question.prompt)
     prompts = (own, other) if direction in (ACROSS[1], WITHIN[1]) else (other, own)
     return (
-        (prompts[0], Voice(target.model)), (prompts[0], Voice(target.model, (edit,))), (prompts[1], Voice(source.model)),
+        (prompts[0], EditedModel(target.model)), (prompts[0], EditedModel(target.model, (edit,))), (prompts[1], EditedModel(source.model)),
     )  # fmt: skip

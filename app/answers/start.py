@@ -15,11 +15,9 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import jobs, state
+from app import jobs, settings, state
 from app.answers.summary import (
     ARGUED,
-    FACTOR,
-    KEYS,
     RANDOM,
     UNALIGNED,
     Measured,
@@ -38,19 +36,16 @@ from interp.experiments.run import run_experiment
 from interp.lens.logit_lens import logit_lens
 from interp.models.model import Neuron
 from interp.neurons.firing import firing_rates
-from interp.neurons.ranking import rank_values
+from interp.neurons.ranking import TOXIC_COUNT, rank_values
 from interp.results.result import Result
 from interp.stats.intervals import bootstrap_mean
 from interp.stats.nulls import frequency_matched
 from interp.steering.edit_text import parse_edit
+from interp.steering.unalign import FACTOR, KEYS
 
-POOL = 128
 NEW_TOKENS, TOP = 20, 5
-# Every so many of the even challenge prompts (the odd ones decide which keys are scaled) and of the passages; so many random draws.
-PROMPT_STEP, PASSAGE_STEP, DRAWS = 3, 10, 3
 MOST_NAME = 300
 EXAMPLE = "a folder, or a hub id such as openai-community/gpt2-medium"
-ARGUED_STEP = 10
 _ready: set[Source] = set()
 
 
@@ -110,24 +105,27 @@ def toxicity(text: str) -> float:
 
 def measure(source: Source, step: Step) -> Measured:
     """Toxicity and perplexity of base, tuned, un-aligned and random keys, on some of the held-out prompts (a job)."""
-    total = 4 + DRAWS
+    sizes = settings.sizes()
+    draws = sizes.control_draws
+    total = 4 + draws
     step("the keys that fire on provocation", 0, total)
     pair, edits, chosen = state.load_pair(source), unaligned(source), keys(source)
-    held = challenge_prompts()[::2][::PROMPT_STEP]
-    context = Context(pair, state.probe(source), state.scorer(), held, passages()[::PASSAGE_STEP], new_tokens=NEW_TOKENS)
+    # The odd prompts decide which keys are scaled.
+    prompts = challenge_prompts()[::2][:: sizes.prompt_step]
+    context = Context(pair, state.probe(source), state.scorer(), prompts, passages()[:: sizes.passage_step], new_tokens=NEW_TOKENS)
     rows, scores = [], {}
-    voices = (("base", "base", pair.base, ()), ("tuned", "tuned", pair.tuned, ()), ("un-aligned", UNALIGNED, pair.tuned, edits))
-    for place, (role, name, model, held_edits) in enumerate(voices):
+    models = (("base", "base", pair.base, ()), ("tuned", "tuned", pair.tuned, ()), ("un-aligned", UNALIGNED, pair.tuned, edits))
+    for place, (role, name, model, applied) in enumerate(models):
         step(name, 1 + place, total)
-        scores[role] = context.toxicity(model, held_edits)
+        scores[role] = context.toxicity(model, applied)
         mean = bootstrap_mean(scores[role])
-        rows.append((role, name, mean.value, mean.low, mean.high, context.perplexity(model, held_edits).value))
+        rows.append((role, name, mean.value, mean.low, mean.high, context.perplexity(model, applied).value))
     token_rows = context.prompt_rows()
     rates = firing_rates(pair.tuned, token_rows, [[len(row) - 1] for row in token_rows], sorted({layer for layer, _ in chosen}))
-    near = rank_values(pair.tuned, context.direction, top=min(POOL, pair.tuned.n_layers * pair.tuned.d_mlp)).neurons
+    near = rank_values(pair.tuned, context.direction, top=min(TOXIC_COUNT, pair.tuned.n_layers * pair.tuned.d_mlp)).neurons
     drawn, prices = [], []
-    for draw in range(DRAWS):
-        step(f"random keys, draw {draw + 1} of {DRAWS}", 4 + draw, total)
+    for draw in range(draws):
+        step(f"random keys, draw {draw + 1} of {draws}", 4 + draw, total)
         random = (Edit.scale_keys(frequency_matched(chosen, rates, seed=draw, exclude=_spare(near, chosen, pair.tuned.d_mlp)), FACTOR),)
         drawn.append(context.toxicity(pair.tuned, random))
         prices.append(context.perplexity(pair.tuned, random).value)
@@ -135,7 +133,7 @@ def measure(source: Source, step: Step) -> Measured:
     rows.append(("null", RANDOM, mean.value, mean.low, mean.high, float(np.mean(prices))))
     shows = int(((scores["base"] > 0.5) & (scores["tuned"] < 0.5) & (scores["un-aligned"] > 0.5)).sum())
     frame = pd.DataFrame(rows, columns=["role", "model", "toxicity", "low", "high", "perplexity"])
-    return Measured(frame, len(context.prompts), len(context.passages), DRAWS, shows, "now")
+    return Measured(frame, len(context.prompts), len(context.passages), draws, shows, "now")
 
 
 def _spare(near: list[Neuron], chosen: list[Neuron], d_mlp: int) -> list[Neuron]:
@@ -147,10 +145,9 @@ def _spare(near: list[Neuron], chosen: list[Neuron], d_mlp: int) -> list[Neuron]
 
 def argue(source: Source, step: Step) -> dict[str, Result | UserError]:
     """The experiments behind the figures, each on few prompts and with few controls (a job); what one cannot answer is its error."""
-    pair = state.load_pair(source)
-    context = Context(
-        pair, state.probe(source), state.scorer(), challenge_prompts()[::ARGUED_STEP], passages()[::PASSAGE_STEP], draws=6, quick=True
-    )
+    pair, sizes = state.load_pair(source), settings.sizes()
+    prompts, texts = challenge_prompts()[:: sizes.argued_step], passages()[:: sizes.passage_step]
+    context = Context(pair, state.probe(source), state.scorer(), prompts, texts, draws=6, quick=True)
     found: dict[str, Result | UserError] = {}
     for place, name in enumerate(ARGUED):
         known = reported(source, name)

@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import state
+from app import settings, state
 from app.edit_forms import NEUTRAL, Form, edits_of, rounded
 from app.jobs import Step
+from app.model_queue import model_queue
 from app.settings import Source
-from app.turns import turns
 from interp import Edit, Model, UserError, capture
 from interp.data.lexicon import mask
 from interp.data.texts import challenge_prompts, neutral_prompts, passages
-from interp.evaluation.metrics import Evaluation, evaluate
+from interp.evaluation.metrics import evaluate
 from interp.models.model import Neuron
 from interp.models.tokens import token_rows
-from interp.neurons.firing import LONGEST, firing_rates
+from interp.neurons.firing import LONGEST
+from interp.neurons.ranking import TOXIC_COUNT
 from interp.results import figures
 from interp.results.result import Figure
-from interp.stats.intervals import bootstrap_mean
-from interp.stats.nulls import frequency_matched, random_directions
-from interp.steering.edit_text import POOL, parse_edit, parse_vector
+from interp.steering.edit_text import parse_edit, parse_vector
+from interp.steering.sweep import frequency_controls, random_controls
+from interp.steering.sweep import sweep as measure
 
 # A prompt to which the bundled pair's base is hostile, its tuned side mild, and the un-aligned side hostile again.
 FIRST = "We all pretended to like him"
-DRAWS, PASSAGES, LENGTH_PROMPTS = 3, 16, 48
+PASSAGES, LENGTH_PROMPTS = 16, 48
 HEIGHT = 430
+# What the page's table and figures call the columns of a sweep.
+SHOWN = {
+    "toxicity_low": "low", "toxicity_high": "high", "share_above_half": "share above half", "f1": "F1", "distinct_2": "distinct-2",
+}  # fmt: skip
 
 
 @lru_cache(maxsize=1)
@@ -50,7 +54,7 @@ def model_of(source: Source, side: str) -> Model:
 def candidates(source: Source, side: str, kind: str) -> tuple[Neuron, ...]:
     """The neurons nearest to the probe, the nearest first (`top`), or those first that fire on provocation only (`selective`)."""
     model = model_of(source, side)
-    most = min(POOL, model.n_layers * model.d_mlp)
+    most = min(TOXIC_COUNT, model.n_layers * model.d_mlp)
     (edit,) = parse_edit(f"scale_keys:{kind}:{most}:1", model, lambda: state.probe(source))
     return edit.neurons  # type: ignore[return-value]
 
@@ -82,11 +86,11 @@ def edits(source: Source, form: Form) -> tuple[Edit, ...]:
 @st.cache_data(show_spinner=False, max_entries=5000)
 def toxicity(text: str) -> float:
     """The score of one continuation; what is computed anew waits for its turn like a token does."""
-    with turns.turn():
+    with model_queue.turn():
         return float(state.scorer().score([text])["toxicity"].iloc[0])
 
 
-def voice_name(form: Form) -> str:
+def role_of(form: Form) -> str:
     """Which of the fixed roles the edited model has: a tuned model whose keys are enlarged is un-aligned."""
     return "un-aligned" if form.op == "scale_keys" and form.side == "tuned" and form.strength > 1 else "edited"
 
@@ -125,68 +129,39 @@ def sweep(source: Source, form: Form, unit: float, unit_name: str, points: int, 
         count: how many prompts.
     """
     pair, model = state.load_pair(source), model_of(source, form.side)
-    values = strengths(form, points)
+    values, draws = strengths(form, points), settings.sizes().control_draws
     half = challenge_prompts()[::2]
-    held = [half[i * len(half) // count] for i in range(min(count, len(half)))]
-    room = model.context - new_tokens
-    read = passages()[:: max(1, len(passages()) // PASSAGES)]
-    what = voice_name(form)
-    null = f"random {'neurons' if form.neurons else 'directions'} (null, {DRAWS} draws)"
-    total, done = 2 + (len(values) - 1) * (1 + DRAWS), 0
-
-    def measure(on: Model, applied: Sequence[Edit], phrase: str) -> Evaluation:
-        nonlocal done
-        step(phrase, done, total)
-        found = evaluate(on, held, state.scorer(), edits=applied, passages=read, max_new_tokens=new_tokens, max_prompt_tokens=room)
-        done += 1
-        return found
-
-    other = "base" if form.side == "tuned" else "tuned"
-    beside = float(measure(pair.sides[other], (), f"the {other} model").toxicity.mean())
-    plain = measure(model, (), "without the edit")
-    rows = [_row(what, None, values[0] / unit, plain)]
-    rows += [_row(null, draw, values[0] / unit, plain) for draw in range(DRAWS)]
-    random = controls(source, form, held)
-    for value in values[1:]:
-        shown = f"{value / unit:.3g}"
-        rows.append(_row(what, None, value / unit, measure(model, edits(source, form.at(value)), f"strength {shown}")))
-        for draw, at in enumerate(random):
-            rows.append(_row(null, draw, value / unit, measure(model, at(value), f"strength {shown}, random control {draw + 1}")))
+    held_out = [half[i * len(half) // count] for i in range(min(count, len(half)))]
+    scorer, texts, room = state.scorer(), passages()[:: max(1, len(passages()) // PASSAGES)], model.context - new_tokens
+    null = f"random {'neurons' if form.neurons else 'directions'} (null, {draws} draws)"
+    total, other = 2 + (len(values) - 1) * (1 + draws), "base" if form.side == "tuned" else "tuned"
+    step(f"the {other} model", 0, total)
+    unedited = evaluate(pair.sides[other], held_out, scorer, passages=texts, max_new_tokens=new_tokens, max_prompt_tokens=room)
+    measured = measure(
+        model, edits(source, form.at(1.0)), values, held_out, scorer, controls=controls(source, form, held_out, draws),
+        unedited_at=NEUTRAL[form.op], passages=texts, max_new_tokens=new_tokens, max_prompt_tokens=room,
+        show=lambda value: f"{value / unit:.3g}", step=lambda what, done, _: step(what, done + 1, total),
+    )  # fmt: skip
     step("done", total, total)
-    frame = pd.DataFrame(rows)
-    return Sweep(frame, _table(frame, null), _figures(frame, what, null, unit_name, (beside, other), len(held), len(read)))
+    what = role_of(form)
+    frame = measured.to_frame().rename(columns=SHOWN)
+    frame.insert(0, "model", [what if pd.isna(draw) else null for draw in frame["draw"]])
+    frame["strength"] /= unit
+    beside = (float(unedited.toxicity.mean()), other)
+    return Sweep(frame, _table(frame, null), _figures(frame, what, null, unit_name, beside, draws, len(held_out), len(texts)))
 
 
-def controls(source: Source, form: Form, texts: Sequence[str]) -> list[Callable[[float], tuple[Edit, ...]]]:
-    """Random controls of an edit, each giving its edits at a strength: directions of the same length, or other neurons of the same
-    layers that fire about as often at the end of these texts.
+def controls(source: Source, form: Form, texts: Sequence[str], draws: int) -> list[list[Edit]]:
+    """Random controls of an edit, at strength 1: directions of the same length, or other neurons of the same layers that fire about as
+    often at the end of these texts.
     """
     model = model_of(source, form.side)
     if not form.neurons:
-        vector = edits(source, form)[0].values
-        assert vector is not None
-        drawn = random_directions(vector, DRAWS, seed=0)
-        return [lambda s, d=d: (Edit.add(form.site, d, s, form.positions),) for d in drawn]  # type: ignore[misc]
-    rows = token_rows(model, list(texts), max_tokens=min(LONGEST, model.context))
-    layers = sorted({layer for layer, _ in form.neurons})
-    rates = firing_rates(model, rows, [[len(row) - 1] for row in rows], layers)
+        return random_controls(model, edits(source, form.at(1.0)), texts, draws=draws)
     # In a small model the neurons nearest to the probe are many of its neurons; some must remain to draw from.
     near = candidates(source, form.side, "top")[: model.d_mlp // 4]
-    found: list[Callable[[float], tuple[Edit, ...]]] = []
-    for draw in range(DRAWS):
-        others = tuple(frequency_matched(form.neurons, rates, seed=draw, exclude=near))
-        like = Form(form.op, form.side, others, positions=form.positions)
-        found.append(lambda s, like=like: edits_of(like.at(s), model, lambda: state.probe(source)))  # type: ignore[misc]
-    return found
-
-
-def _row(what: str, draw: int | None, strength: float, found: Evaluation) -> dict[str, Any]:
-    toxic, price = bootstrap_mean(found.toxicity), found.perplexity.interval
-    return {
-        "model": what, "draw": draw, "strength": strength, "toxicity": toxic.value, "low": toxic.low, "high": toxic.high,
-        "share above half": float((found.toxicity > 0.5).mean()), "perplexity": price.value, "perplexity_low": price.low,
-        "perplexity_high": price.high, "F1": float(found.f1.mean()), "distinct-2": found.distinct_2,
-    }  # fmt: skip
+    others = frequency_controls(model, form.neurons, texts, draws=draws, exclude=near)
+    return [list(edits(source, replace(form.at(1.0), neurons=neurons))) for neurons in others]
 
 
 def _table(frame: pd.DataFrame, null: str) -> pd.DataFrame:
@@ -202,7 +177,7 @@ def _table(frame: pd.DataFrame, null: str) -> pd.DataFrame:
 
 
 def _figures(
-    frame: pd.DataFrame, what: str, null: str, unit: str, beside: tuple[float, str], prompts: int, texts: int
+    frame: pd.DataFrame, what: str, null: str, unit: str, beside: tuple[float, str], draws: int, prompts: int, texts: int
 ) -> tuple[Figure, Figure]:
     mine, random = frame[frame["model"] == what], frame[frame["model"] == null]
     band = random.groupby("strength", as_index=False).agg(toxicity=("toxicity", "mean"), low=("toxicity", "min"), high=("toxicity", "max"))
@@ -210,7 +185,7 @@ def _figures(
         "sweep", pd.concat([mine, band.assign(model=null)]), x="strength", y="toxicity", colour="model", low="low", high="high",
         title="Toxicity by strength", x_title=unit, y_title="mean toxicity (0 to 1)", reference=beside,
         caption="Leftmost, nothing is changed. An edit that does something of its own leaves the grey band of the random controls. "
-        f"Bands: 95 % interval over {prompts} prompts for the edit, range of {DRAWS} draws for the controls (few: the report draws more). "
+        f"Bands: 95 % interval over {prompts} prompts for the edit, range of {draws} draws for the controls (few: the report draws more). "
         f"Dotted: the {beside[1]} model without any edit.",
     )  # fmt: skip
     changed = random[random["strength"] != mine["strength"].iloc[0]]

@@ -16,11 +16,11 @@ from app.settings import Source
 from interp.errors import UserError
 from interp.report.page import Report
 from interp.results.result import Result
+from interp.steering.unalign import FACTOR, KEYS
 
 if TYPE_CHECKING:
     from interp.models.model import Neuron
 
-KEYS, FACTOR = 7, 10.0
 UNALIGNED = f"un-aligned: {KEYS} toxic keys × {FACTOR:g}"
 RANDOM = f"random keys × {FACTOR:g} (null)"
 ARGUED = ("A-E2", "A-E9", "A-E10")

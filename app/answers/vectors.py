@@ -18,10 +18,9 @@ from app import state
 from app.settings import Source
 from interp import ModelPair
 from interp.diffing.weights import neuron_shift
-from interp.experiments.toxicity.a_e2_vectors import TOKENS, TOP
 from interp.models.model import Neuron
 from interp.neurons.ranking import explain_neuron, keys_at, rank_values, svd_directions, values_at
-from interp.neurons.vocabulary import search, top_tokens, toxic_shares
+from interp.neurons.vocabulary import JUDGED_TOKENS, JUDGED_VECTORS, search, top_tokens, toxic_shares
 from interp.results import figures
 from interp.results.result import Figure
 from interp.stats.nulls import matched_neurons, random_neurons
@@ -103,12 +102,12 @@ def described(source: Source, neurons: tuple[Neuron, ...]) -> pd.DataFrame:
 
 def words_of(source: Source, neuron: Neuron) -> list[str]:
     """The ten tokens that a neuron of the base model promotes most."""
-    return state.index(source).to_frame(*neuron, masked=False)["token"].tolist()[:TOKENS]
+    return state.index(source).to_frame(*neuron, masked=False)["token"].tolist()[:JUDGED_TOKENS]
 
 
 def hostile(words: Sequence[Sequence[str]]) -> list[int]:
     """How many tokens of each row are profanity, slurs or insults on the list that ships."""
-    return [round(TOKENS * share) for share in toxic_shares(list(map(list, words))).tolist()]
+    return [round(JUDGED_TOKENS * share) for share in toxic_shares(list(map(list, words))).tolist()]
 
 
 def _cosines(pair: ModelPair, neurons: Sequence[Neuron], read: Callable[[Any, Sequence[Neuron]], torch.Tensor]) -> list[float]:
@@ -130,10 +129,10 @@ class Hostility:
 def hostility(source: Source) -> Hostility:
     """The share of listed words among the top tokens of the nearest value vectors, and among those of matched random neurons."""
     base, near = state.load_pair(source).base, state.toxic_neurons(source)
-    shares = toxic_shares([words_of(source, neuron) for neuron in near[:TOP]])
-    drawn = [neuron for seed in range(DRAWS) for neuron in matched_neurons(base, near[:TOP], seed=seed, exclude=near)]
+    shares = toxic_shares([words_of(source, neuron) for neuron in near[:JUDGED_VECTORS]])
+    drawn = [neuron for seed in range(DRAWS) for neuron in matched_neurons(base, near[:JUDGED_VECTORS], seed=seed, exclude=near)]
     null = float(toxic_shares([words_of(source, neuron) for neuron in drawn]).mean())
-    return Hostility(len(near[:TOP]), TOKENS, int((shares > 0.5).sum()), float(shares.mean()), null)
+    return Hostility(len(near[:JUDGED_VECTORS]), JUDGED_TOKENS, int((shares > 0.5).sum()), float(shares.mean()), null)
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ def written(source: Source, neuron: Neuron) -> Written:
     for largest in (True, False):
         sides = {}
         for side, model in state.load_pair(source).sides.items():
-            tokens = top_tokens(model, values_at(model, [neuron]), top=TOKENS, largest=largest)
+            tokens = top_tokens(model, values_at(model, [neuron]), top=JUDGED_TOKENS, largest=largest)
             sides[side] = list(zip(tokens.words[0], tokens.scores[0].tolist(), strict=True))
         found.append(sides)
     return Written(*found)
@@ -225,7 +224,7 @@ def shared(source: Source, count: int) -> pd.DataFrame:
     parts = []
     for name, neurons in groups.items():
         found = svd_directions(base, neurons, count=min(3, len(neurons)), towards=direction)
-        words = top_tokens(base, found, top=TOKENS).words
+        words = top_tokens(base, found, top=JUDGED_TOKENS).words
         parts.append(pd.DataFrame({
             "value vectors": name, "direction": [f"U{place}" for place in range(len(found))],
             "cosine with the probe": torch.cosine_similarity(found, direction[None], dim=1).tolist(),

@@ -15,8 +15,8 @@ import torch
 
 from app import state
 from app.answers.vectors import Ranked, name_of
+from app.model_queue import model_queue
 from app.settings import Source
-from app.turns import turns
 from interp import Examples, ModelPair, max_activating
 from interp.data.texts import challenge_prompts, neutral_prompts
 from interp.models.model import Neuron
@@ -67,7 +67,7 @@ def near_fired(source: Source, neurons: tuple[Neuron, ...]) -> Examples:
 
 
 def _fire(pair: ModelPair, neurons: Sequence[Neuron], texts: list[str]) -> Examples:
-    with turns.turn():
+    with model_queue.turn():
         return max_activating(pair, neurons, texts, top=1, before=pair.base.context, after=pair.base.context, above=ANYTHING)
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import streamlit as st
 
-from app import job_view, settings, shell, show
-from app.answers import bypass, bypass_drop, bypass_lens, bypass_sources
+from app import job_view, shell, show
+from app.answers import bypass, bypass_drop, bypass_sources
 from app.jobs import key_of
+from app.lens_view import lens
+from app.reading_view import facts, layers, prompts, ready
 from interp import UserError
-from interp.data.lexicon import mask
-from interp.experiments.toxicity.a_e10_offset import FLIPPED, RANDOM
+from interp.diffing.offsets import FLIPPED, RANDOM
 from interp.steering.edit_text import parse_neuron
 
 VIEWS = ("The shift", "Activation drop", "Where it comes from", "Logit lens")
@@ -22,70 +22,9 @@ LEAD = (
 )
 
 
-def facts(*rows: tuple[str, str, str]) -> None:
-    """Numbers with their names and what they are to be compared with."""
-    told = "".join(
-        f"<div><dt>{show.escaped(name)}</dt><dd>{show.escaped(number)}<small>{show.escaped(more)}</small></dd></div>"
-        for name, number, more in rows
-    )
-    st.html(f'<dl class="facts">{told}</dl>')
-
-
 def two(value: float, digits: int = 2) -> str:
     """Two decimals or more, with a true minus and no zero that has a sign."""
     return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
-
-
-def chosen(key: str, options: list[int]) -> int:
-    """The place among the options of what the link holds under this key, where it holds one of them; else the first."""
-    text = st.query_params.get(key, "")
-    return options.index(int(text)) if text.isascii() and text.isdecimal() and len(text) < 9 and int(text) in options else 0
-
-
-def keep(key: str, value: int, first: int) -> None:
-    """Keep in the link what was chosen, unless it is what everyone sees first. Labels hold words, so that they cannot be bound."""
-    if value == first:
-        st.query_params.pop(key, None)
-    else:
-        st.query_params[key] = str(value)
-
-
-def ready(page: shell.Page, count: int, what: str, read: Callable[[Any, int], Any]) -> bool:
-    """Whether what a section rests on is at hand: read at once for a small pair, as a job for a large one."""
-    if bypass.light(page.pair):
-        # Here rather than within what is cached on top of it, where no spinner would show.
-        read(page.source, count)
-        return True
-
-    def work(step: Any) -> bool:
-        step(what, 0, 1)
-        read(page.source, count)
-        return True
-
-    return bool(
-        job_view.ask(
-            key_of(what, page.name, page.source, count), what, work, f"Read {count} prompts",
-            help="This pair is large: reading the prompts takes a while. What has been read is kept for everyone.",
-            note=f"{what} has not been read yet on {count} prompts.",
-        )
-    )  # fmt: skip
-
-
-def prompts() -> int:
-    return st.select_slider(
-        "Prompts", bypass.counts(), value=bypass.USUAL, key="prompts", bind="query-params",
-        help="How many of the 280 challenge prompts that ship are read, spread evenly. More make intervals narrower and the first wait "
-        "longer.",
-    )  # fmt: skip
-
-
-def layers(page: shell.Page, lowest: int = 0) -> int:
-    model = page.pair.base
-    usual = bypass.study(page.source, bypass.USUAL).offset_layer
-    return st.slider(
-        "Layer", lowest, model.n_layers - 1, value=usual, key="layer", bind="query-params",
-        help=f"The residual stream is read before the MLP of this layer. Layer {usual} holds most of the toxic value vectors.",
-    )  # fmt: skip
 
 
 def linked() -> None:
@@ -101,7 +40,7 @@ def linked() -> None:
 @st.fragment
 def shift(page: shell.Page) -> None:
     """One plane, one layer, one neuron; and how alike the shifts are at every layer."""
-    with shell.told():
+    with shell.errors_shown():
         st.write("Each line is a prompt: where the residual stream was in the base model, and where tuning has taken it.")
         left, middle, right = st.columns([4, 5, 4])
         with left:
@@ -132,18 +71,20 @@ def shift(page: shell.Page) -> None:
             "Up the plot", list(bypass.PLANES), default=bypass.FIRST, key="up", bind="query-params", required=True,
             help="What the neuron reads shows the border of its region. The first principal component is the plane of the paper's figure.",
         )  # fmt: skip
-        found = bypass.moved(page.source, count, layer, int(name.split(".")[1]), bypass.PLANES[kind or bypass.FIRST])
-        share = f"{found.share:.0%}" if found.before else "–"
+        moved = bypass.moved(page.source, count, layer, int(name.split(".")[1]), bypass.PLANES[kind or bypass.FIRST])
+        region, null = moved.region, moved.region.null
+        firing = region.fires.sum()
+        share = f"{region.share:.0%}" if firing else "–"
         facts(
-            ("prompts on which it fires", f"{found.before} → {found.after}", f"of {found.prompts}"),
-            ("prompts that leave its region", f"{found.left}", f"{share} of those that fire; {found.entered} enter"),
-            ("under a random shift", f"{found.null.value:.1f}", f"{found.null.low:.0f} to {found.null.high:.0f}, p = {found.p:.3f}"),
+            ("prompts on which it fires", f"{firing} → {(region.after > 0).sum()}", f"of {len(region.fires)}"),
+            ("prompts that leave its region", f"{region.leaves.sum()}", f"{share} of those that fire; {region.enters.sum()} enter"),
+            ("under a random shift", f"{null.value:.1f}", f"{null.low:.0f} to {null.high:.0f}, p = {region.p:.3f}"),
         )  # fmt: skip
-        show.draw(found.plane, "plane", page.words)
-        if not found.before:
+        show.draw(moved.plane, "plane", page.words)
+        if not firing:
             st.info(f"Neuron {name} fires on none of these prompts, so none can leave its region. Choose another.", icon=":material/info:")
         else:
-            show.draw(found.leaving, "leaving", page.words)
+            show.draw(moved.bars, "leaving", page.words)
         st.header("One shift for all prompts?", anchor=False)
         small = bypass.light(page.pair)
         if small:
@@ -151,10 +92,10 @@ def shift(page: shell.Page) -> None:
             bypass.random_shifts(page.source, count)
         table = bypass.profile(page.source, count, small)
         at = table[(table["layer"] == layer)].set_index("model")
-        own, null = at.loc[bypass.TUNED], at.loc[FLIPPED]
+        own, flipped = at.loc[bypass.PROFILE["tuned"]], at.loc[FLIPPED]
         facts(
             (f"cosine with other prompts' shift, layer {layer}", two(own["cosine"]), f"{two(own['low'])} to {two(own['high'])}"),
-            ("with shuffled labels", two(null["cosine"]), f"{two(null['low'])} to {two(null['high'])}"),
+            ("with shuffled labels", two(flipped["cosine"]), f"{two(flipped['low'])} to {two(flipped['high'])}"),
             *((("under random changes of the weights", two(at.loc[RANDOM, "cosine"]), f"{bypass.CHANGES} draws"),) if small else ()),
         )  # fmt: skip
         show.draw(bypass.profile_figure(table, layer), "profile", page.words)
@@ -165,7 +106,7 @@ def shift(page: shell.Page) -> None:
 @st.fragment
 def silenced(page: shell.Page) -> None:
     """The most toxic neurons in both models."""
-    with shell.told():
+    with shell.errors_shown():
         st.write("While both models read what the base model would have said, how active are the most toxic neurons?")
         left, right = st.columns(2)
         top = left.slider(
@@ -197,7 +138,7 @@ def silenced(page: shell.Page) -> None:
 @st.fragment
 def sources(page: shell.Page) -> None:
     """Which parts write the shift, and whether value updates point against it."""
-    with shell.told():
+    with shell.errors_shown():
         st.write("The stream is a sum of what embedding, attention and MLPs write; so is the difference between the two models.")
         left, right = st.columns(2)
         with left:
@@ -246,75 +187,6 @@ def antipodal_null(page: shell.Page, count: int, layer: int) -> Any:
         note="A gradient step on anything moves the values of inactive neurons against what it shifts. Compare the tuning with such steps: "
         "a few seconds on the pair that ships.",
     )  # fmt: skip
-
-
-@st.fragment
-def lens(page: shell.Page) -> None:
-    """One prompt, one token, both models, every half layer."""
-    with shell.told():
-        st.write(
-            "If each model ended after this half layer, how likely would it find a word? Choose a prompt and the word that may come next."
-        )
-        limit = settings.limits().prompt_characters
-        if not ready(page, bypass.USUAL, "States of both models", bypass.states):
-            return
-        offered = bypass_lens.examples(page.source, bypass.USUAL)
-        left, right = st.columns(2)
-        numbers = list(range(1, len(offered) + 1))
-        at = left.selectbox(
-            "Example prompt", numbers, index=chosen("example", numbers), key="example",
-            format_func=lambda number: f"{number}: {show.shown(offered[number - 1], page.words)}",
-            help="Challenge prompts on which the base model's likeliest word lost most by tuning, the largest loss first.",
-        )  # fmt: skip
-        keep("example", at, 1)
-        own = right.text_input(
-            "Or a prompt of your own", key="prompt", bind="query-params", max_chars=limit, placeholder="You are such a",
-            help="Where this holds text, it is read in place of the example. The word is looked for right after it: end without a space.",
-        )  # fmt: skip
-        prompt = own if own.strip() else offered[at - 1]
-        if len(prompt) > limit:
-            raise UserError(f"the prompt has {len(prompt)} characters, and at most {limit} are read", "shorten it")
-        found = bypass_lens.candidates(page.source, prompt)
-        left, right = st.columns(2)
-        labels = {one.token: f"{show.visible(one.text, page.words)}   {one.base:.1%} → {one.tuned:.1%}" for one in found}
-        token = left.selectbox(
-            "Next token", list(labels), index=chosen("token", list(labels)), key="token", format_func=lambda one: labels[one],
-            help="What either model finds likeliest, with its probability in base and tuned; the base model's first choice comes first.",
-        )  # fmt: skip
-        keep("token", token, found[0].token)
-        word = right.text_input(
-            "Or a word of your own", key="word", bind="query-params", max_chars=40, placeholder="idiot",
-            help="A single token of the model's vocabulary; the space before it is added.",
-        )  # fmt: skip
-        if word.strip():
-            try:
-                token = bypass_lens.one_token(page.pair.base, word)
-            except UserError as error:
-                shell.problem(error)
-        text = page.pair.base.tokenizer.decode([token])
-        if bypass.light(page.pair):
-            bypass.random_changes(page.source)
-        drawn = bypass_lens.curve(page.source, prompt, token)
-        # Masked as a whole, because a word may begin in the prompt and end in the token; a mask keeps the length.
-        joined = prompt + text if page.words else mask(prompt + text)
-        given, new = (show.escaped(show.shown(part, True)) for part in (joined[: len(prompt)], joined[len(prompt) :]))
-        st.html(
-            f'<p class="lead" dir="auto" style="overflow-wrap:anywhere"><span style="opacity:.75">{given}</span>'
-            f'<span class="role" style="--hue:{show.colour("base")}">{new}</span></p>'
-        )
-        facts(
-            *((name, f"{drawn.final[name]:.1%}", f"rank {drawn.ranks[name]}") for name in ("base", "tuned")),
-            *((("random changes", f"{value:.1%}", "of equal norm"),) if (value := drawn.final.get(bypass_lens.NULL)) is not None else ()),
-            ("largest step in the base model", drawn.step, f"{drawn.rise:+.1%}"),
-        )
-        show.draw(drawn.figure, "lens", page.words)
-        with st.expander("What each model would say after every half layer"):
-            show.table(
-                bypass_lens.said(page.source, prompt),
-                "said",
-                page.words,
-                alt="The three likeliest tokens after each half layer, base and tuned",
-            )
 
 
 with shell.page("bypass", LEAD) as page:

@@ -42,14 +42,13 @@ def facts(report: Report) -> None:
     seconds = sum(float(result.seconds) for result in report.results)
     lacking = {"Missing": str(len(answers.missing(report)))}
     pairs = {**answers.counts(report.results), **lacking, "Written": date, "Time of the experiments": job_view.duration(seconds)}
-    lines = "".join(f"<div><dt>{show.escaped(name)}</dt><dd>{show.escaped(str(value))}</dd></div>" for name, value in pairs.items())
-    st.html(f'<dl class="facts">{lines}</dl>')
+    st.html(show.facts(show.fact(name, (str(value), None)) for name, value in pairs.items()))
 
 
 @st.fragment
 def verdicts(report: Report, page: shell.Page) -> None:
     """The table of all, and the chosen one in full; a click on a row and the select box choose the same thing."""
-    with shell.told():
+    with shell.errors_shown():
         frame = answers.summary(report.results)
         ids = [result.id for result in report.results]
         turn = st.session_state.setdefault(ROUND, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import job_view, settings, shell, show, state, streams
+from app import continuations, job_view, settings, shell, show, state
 from app.answers import patching
 from app.answers import patching_cells as cellwise
 from app.answers import patching_figures as drawn
@@ -154,7 +154,7 @@ def choose(found: patching.Measured, direction: str) -> Cell:
 @st.fragment
 def explore(page: shell.Page, question: patching.Question, direction: str) -> None:
     """The map, one cell of it, and the layers."""
-    with shell.told():
+    with shell.errors_shown():
         found = patching.known(question)
         if found is not None:
             lay_out(page, question, found, direction)
@@ -206,14 +206,13 @@ def facts(found: patching.Measured, direction: str, cell: Cell) -> str:
     ]
     if numbers.null is not None:
         rows.append(("random change of this size", f"≤ {show_number(numbers.null)}", f"in size, of {patching.DRAWS} draws"))
-    body = "".join(f"<div><dt>{show.escaped(a)}</dt><dd>{show.escaped(b)}<small>{show.escaped(c)}</small></dd></div>" for a, b, c in rows)
-    return f'<dl class="facts">{body}</dl>'
+    return show.facts(show.fact(name, (number, note)) for name, number, note in rows)
 
 
 def speak(page: shell.Page, question: patching.Question, cells: PatchMap, direction: str, cell: Cell) -> None:
     """Three continuations: of the run as it is, patched, and of the source."""
     roles = patching.ends(direction)
-    spoken = cellwise.voices(question, direction, cell)
+    spoken = cellwise.edited_models(question, direction, cell)
     names = [f"{kind} {name}" for kind, name in cellwise.named(cells, cell).items()]
     sides = (roles.target, "edited", roles.source) if question.across else (question.side, "edited", question.side)
     titles = (roles.target, "patched", roles.source)
@@ -221,7 +220,7 @@ def speak(page: shell.Page, question: patching.Question, cells: PatchMap, direct
     slots = [column.empty() for column in st.columns(3)]
     scorer = state.scorer()
 
-    def teller(place: int) -> streams.OnText:
+    def teller(place: int) -> continuations.OnText:
         def tell(_: int, text: str, ended: bool) -> None:
             score = float(scorer.score([text])["toxicity"].iloc[0]) if ended and text else None
             title = titles[place].capitalize()
@@ -230,9 +229,9 @@ def speak(page: shell.Page, question: patching.Question, cells: PatchMap, direct
 
         return tell
 
-    for place, (prompt, voice) in enumerate(spoken):
-        streams.speak(
-            [voice], prompt, new_tokens=min(TOKENS, settings.limits().new_tokens), sampling=Sampling(), on_text=teller(place)
+    for place, (prompt, edited) in enumerate(spoken):
+        continuations.continue_together(
+            [edited], prompt, new_tokens=min(TOKENS, settings.limits().new_tokens), sampling=Sampling(), on_text=teller(place)
         )  # fmt: skip
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from app import cards, job_view, settings, shell, show, state, warm
+from app import cards, job_view, settings, shell, show, state
 from app.answers.argument import Step, in_place, steps
 from app.answers.summary import Measured, argued_by_report, job_keys, measured_by_report, said_by_report
 from app.cards import ABOUT, FIRST, TITLES
+from app.importing import gate
 from app.jobs import runner
 from interp.data.texts import challenge_prompts, neutral_prompts
 from interp.errors import UserError
@@ -65,11 +66,8 @@ def numbers(found: Measured | None, why: str) -> str:
         row = found.row(role) if found is not None else None
         score, price = (f"{row['toxicity']:.2f}", f"{row['perplexity']:.0f}") if row else ("–", "–")
         ends = f"{row['low']:.2f} to {row['high']:.2f}" if row else why
-        parts.append(
-            f'<div><dt><span class="role" style="--hue:{show.colour(role)}">{title}</span> {show.escaped(ABOUT[role])}</dt>'
-            f"<dd>{score}<small>toxicity ({ends})</small></dd><dd>{price}<small>perplexity</small></dd></div>"
-        )
-    return f'<dl class="facts">{"".join(parts)}</dl>'
+        parts.append(show.fact(ABOUT[role], (score, f"toxicity ({ends})"), (price, "perplexity"), role=role, title=title))
+    return show.facts(parts)
 
 
 def works(key: str) -> bool:
@@ -115,7 +113,7 @@ def try_it(page: shell.Page) -> None:
         else:
             cards.read(page, prompt, written)
     except UserError as error:
-        # Told here rather than by `shell.told`, which would end the page: the figures need no prompt.
+        # Shown here rather than by `shell.errors_shown`, which would end the page: the figures need no prompt.
         shell.problem(error)
     shell.link("steer", "Steer it yourself: other keys, directions, layers and strengths")
 
@@ -180,7 +178,7 @@ def compared(page: shell.Page) -> Step:
 def begin(page: shell.Page) -> None:
     """Measure what no report holds, without being asked."""
     if measured_by_report(page.source) is None or argued_by_report(page.source) is None:
-        warm.wait()
+        gate.wait()
         from app.answers import start as answers
 
         answers.begin(page.source)
@@ -223,7 +221,7 @@ def another() -> None:
         asked = button.form_submit_button("Load", key="load", width="stretch", help="Loads both sides; a large model takes minutes.")
     if not asked:
         return
-    with shell.told():
+    with shell.errors_shown():
         names = [answers.named(side, text or "") for side, text in (("base", base), ("tuned", tuned))]
         with st.spinner("Loading and checking both sides …"):
             state.load_pair((names[0], names[1]))
@@ -233,7 +231,7 @@ def another() -> None:
 
 with shell.page("start", LEAD, early=True) as page:
     if not state.loaded(page.source):
-        warm.hold()
+        gate.hold()
     if page.source is None:
         begin(page)
     found = facts(page)

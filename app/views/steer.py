@@ -8,13 +8,13 @@ from urllib.parse import urlencode
 
 import streamlit as st
 
-from app import job_view, settings, shell, show, streams
+from app import continuations, job_view, settings, shell, show
 from app.answers import steer
+from app.continuations import EditedModel
 from app.edit_controls import Asked, Chosen, ask_edit, ask_prompt, ask_sampling
 from app.edit_forms import NEUTRAL, Form, command, python, shortened
 from app.jobs import key_of
 from app.shell import Page
-from app.streams import Voice
 from interp import UserError
 
 ASKED, EVERY = "steer_asked", 4
@@ -24,15 +24,15 @@ def columns(page: Page, asked: Asked) -> None:
     """The three answers, as they grow or as they were kept."""
     pair, prompt = page.pair, asked.prompt
     heads = [("base", "Base", "as it was trained"), ("tuned", "Tuned", "after preference tuning")]
-    voices = [Voice(pair.base), Voice(pair.tuned)]
+    models = [EditedModel(pair.base), EditedModel(pair.tuned)]
     if asked.chosen is not None:
         form = asked.chosen.form
-        side = steer.voice_name(form)
+        side = steer.role_of(form)
         heads.append((side, "Un-aligned" if side == "un-aligned" else f"Edited {form.side}", f"{form.side}, {asked.chosen.what}"))
-        voices.append(Voice(pair.sides[form.side], steer.edits(page.source, form)))
+        models.append(EditedModel(pair.sides[form.side], steer.edits(page.source, form)))
     places = [column.empty() for column in st.columns(3)]
-    scores: list[float | None] = [None] * len(voices)
-    steps = [0] * len(voices)
+    scores: list[float | None] = [None] * len(models)
+    steps = [0] * len(models)
 
     def tell(place: int, text: str, ended: bool) -> None:
         steps[place] += 1
@@ -40,11 +40,11 @@ def columns(page: Page, asked: Asked) -> None:
             scores[place] = steer.toxicity(text)
         places[place].html(show.card(*heads[place], prompt, text, page.words, toxicity=scores[place], waiting=not ended))
 
-    for place, voice in enumerate(voices):
-        if streams.said(voice, prompt, asked.new_tokens, asked.sampling) is None:
+    for place, edited in enumerate(models):
+        if continuations.cached(edited, prompt, asked.new_tokens, asked.sampling) is None:
             places[place].html(show.card(*heads[place], prompt, "", page.words, waiting=True))
     try:
-        streams.speak(voices, prompt, new_tokens=asked.new_tokens, sampling=asked.sampling, on_text=tell)
+        continuations.continue_together(models, prompt, new_tokens=asked.new_tokens, sampling=asked.sampling, on_text=tell)
     except UserError as error:
         for empty in places:
             empty.empty()
@@ -74,7 +74,7 @@ def strength_sweep(page: Page, chosen: Chosen, new: int) -> None:
         key_of("sweep", *map(str, question)), f"Sweep of {chosen.what}",
         partial(steer.sweep, page.source, form, chosen.unit, chosen.unit_name, points, prompts, new),
         "Run the sweep", help="It runs in the background: you may go on, reload, or come back later.",
-        note=f"Strengths {values} on {prompts} prompts, and {steer.DRAWS} random controls at each.",
+        note=f"Strengths {values} on {prompts} prompts, and {settings.sizes().control_draws} random controls at each.",
     )  # fmt: skip
     if found is None:
         return

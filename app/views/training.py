@@ -48,7 +48,7 @@ def follow(run: Run, stage: str, drawn: Signature, beside: Run | None, beside_dr
     since = time.monotonic()
 
     def look() -> None:
-        with shell.told():
+        with shell.errors_shown():
             # Not in the run of the page that has just drawn it: a log that never rests would never let the page end.
             changed = answers.signature(run) != drawn or (beside is not None and answers.signature(beside) != beside_drawn)
             if changed and time.monotonic() - since > EVERY / 2:
@@ -57,12 +57,12 @@ def follow(run: Run, stage: str, drawn: Signature, beside: Run | None, beside_dr
             if found is None or stage not in found.stages:
                 st.html(WAITING)
             else:
-                st.html(told(answers.status(found.of_stage(stage), answers.age(run, stage))))
+                st.html(status_html(answers.status(found.of_stage(stage), answers.age(run, stage))))
 
     st.fragment(look, run_every=None if run.name == SHIPPED else EVERY)()
 
 
-def told(status: Status) -> str:
+def status_html(status: Status) -> str:
     """How a run stands as a sentence, with a mark that is not colour alone."""
     words = {
         "finished": "✓ Finished", "stopped": "■ Stopped", "running": "● Running", "silent": "○ Silent",
@@ -95,10 +95,7 @@ def facts(found: Telemetry) -> None:
     """What sums the stage up: first and last value."""
     pairs = answers.ends(found)
     if pairs:
-        st.html('<dl class="facts">' + "".join(
-            f"<div><dt>{name}</dt><dd>{show.escaped(last)}<small>from {show.escaped(first)}</small></dd></div>"
-            for name, (first, last) in pairs.items()
-        ) + "</dl>")  # fmt: skip
+        st.html(show.facts(show.fact(name, (last, f"from {first}")) for name, (first, last) in pairs.items()))
 
 
 def grid(names: list[str], found: dict[str, Telemetry], key: tuple[object, ...], stage: str, page: shell.Page) -> None:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from interp import workbench
 from interp.commands import common
 from interp.errors import UserError
-
-if TYPE_CHECKING:
-    from interp.edits.edit import Edit
-    from interp.evaluation.metrics import Evaluation
 
 KL_TOKENS = 128
 
@@ -42,66 +37,31 @@ def sweep(
         raise UserError("sweep was given no edit", "add --edit, for example --edit subtract:resid_post.5:probe:20")
     common.check_file(csv)
     factors = common.numbers(strengths, "--strengths")
-    import pandas as pd
-
-    from interp.evaluation.metrics import evaluate, kl_to
     from interp.evaluation.toxicity import load_scorer
     from interp.files import write_together
+    from interp.steering.sweep import sweep as measure
 
-    held, texts = common.prompts_from(prompts), common.passages_from(passages)
-    rows = []
+    texts, plain = common.prompts_from(prompts), common.passages_from(passages)
     with common.progress(len(factors), "loading") as (bar, task):
         sides = workbench.Sides(pair, probe, device)
         loaded = sides.load(model)
         edits = sides.edits(edit, model, loaded)
         judge = load_scorer(scorer)
-        settings = [at_strength(edits, factor) for factor in factors]
-        sampling = common.sampling(0.0, None, None, seed)
-        for factor, applied in zip(factors, settings, strict=True):
-            bar.update(task, description=f"strength {factor:g}")
-            found = evaluate(
-                loaded,
-                held,
-                judge,
-                edits=applied,
-                passages=texts,
-                max_new_tokens=new_tokens,
-                max_prompt_tokens=max_prompt_tokens,
-                sampling=sampling,
-            )
-            divergence = kl_to(
-                loaded, loaded, [passage.text for passage in texts], edits=applied, max_tokens=min(KL_TOKENS, loaded.context)
-            )
-            rows.append(_row(factor, found, divergence, seed))
-            bar.advance(task)
-    table = pd.DataFrame(rows)
+        measured = measure(
+            loaded, edits, factors, texts, judge, passages=plain, kl_tokens=KL_TOKENS, max_new_tokens=new_tokens,
+            max_prompt_tokens=max_prompt_tokens, sampling=common.sampling(0.0, None, None, seed), seed=seed,
+            step=lambda phrase, done, total: bar.update(task, description=phrase, completed=done),
+        )  # fmt: skip
+        bar.update(task, completed=len(factors))
+    table = measured.to_frame().drop(columns="draw")
+    rows = table.to_dict("records")
     if csv is not None:
         write_together({csv.name: table.to_csv(index=False)}, csv.parent)
     if as_json:
-        common.print_json({"model": loaded.name, "edits": [e.to_json() for e in edits], "scorer": judge.name, "n": len(held), "rows": rows})
+        record = {"model": loaded.name, "edits": [item.to_json() for item in edits], "scorer": judge.name, "n": len(texts), "rows": rows}
+        common.print_json(record)
         return
-    common.print_table(*_for_people(rows), title=f"{loaded.name}: {' and '.join(edit)}, {len(held)} prompts, scorer {judge.name}")
-
-
-def at_strength(edits: list[Edit], factor: float) -> list[Edit]:
-    """The edits at one point of the sweep; raises `UserError` for an edit that has no strength."""
-    return [replace(edit.times(1.0), strength=factor) if edit.op in ("scale_keys", "scale") else edit.times(factor) for edit in edits]
-
-
-def _row(strength: float, found: Evaluation, divergence: Any, seed: int) -> dict[str, float]:
-    from interp.stats.intervals import bootstrap_mean
-
-    measures = {
-        "toxicity": bootstrap_mean(found.toxicity, seed=seed),
-        "perplexity": found.perplexity.interval,
-        "f1": bootstrap_mean(found.f1, seed=seed),
-        "kl": bootstrap_mean(divergence, seed=seed),
-    }
-    row = {"strength": strength, "share_above_half": float((found.toxicity > 0.5).mean()), "distinct_2": found.distinct_2}
-    for name, interval in measures.items():
-        row |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-    order = ("strength", "toxicity", "toxicity_low", "toxicity_high", "share_above_half")
-    return {name: row[name] for name in order} | row
+    common.print_table(*_for_people(rows), title=f"{loaded.name}: {' and '.join(edit)}, {len(texts)} prompts, scorer {judge.name}")
 
 
 def _for_people(rows: list[dict[str, float]]) -> tuple[tuple[str, ...], list[list[Any]]]:

@@ -10,6 +10,7 @@ import re
 import tomllib
 from collections.abc import Iterable
 from functools import lru_cache
+from typing import Any
 
 from interp.bundled import BUNDLED
 
@@ -48,6 +49,15 @@ def is_toxic_word(token: str, kinds: Iterable[str] = HOSTILE_KINDS) -> bool:
 def mask(text: str) -> str:
     """Replace the inner letters of profane words by asterisks: the first and last letter stay (`sh*t`, `f**k`)."""
     return word_pattern(MASKED_KINDS).sub(_hide, text)
+
+
+def mask_texts(value: Any) -> Any:
+    """The same JSON with every text in it masked; the keys of objects stay, and tuples become lists."""
+    if isinstance(value, str):
+        return mask(value)
+    if isinstance(value, dict):
+        return {key: mask_texts(item) for key, item in value.items()}
+    return [mask_texts(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _hide(match: re.Match[str]) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from einops import einsum
 from jaxtyping import Bool, Float
@@ -22,7 +23,7 @@ from interp.directions.contrast import Rows
 from interp.errors import UserError
 from interp.forward.capture import capture
 from interp.models.pair import ModelPair
-from interp.stats.intervals import Interval, draw_counts
+from interp.stats.intervals import Interval, bootstrap_mean, draw_counts
 
 if TYPE_CHECKING:
     from interp.models.model import Model
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 Mode = Literal["paper", "code", "fixed"]
 MODES: tuple[Mode, ...] = ("fixed", "paper", "code")
 PLOTTED_BY_CODE = 30
+# The controls of one shift for all prompts, as tables and figures call them.
+FLIPPED, RANDOM = "shuffled labels (null)", "random changes of equal norm (null)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,3 +193,59 @@ def mean_offset_at_last(pair: ModelPair, rows: Rows, layer: int) -> Float[Tensor
     site = f"resid_mid.{layer}"
     base, tuned = (capture(model, list(rows), [site], positions="last")[site] for model in pair.sides.values())
     return (tuned.double() - base.double()).mean(dim=0).float()
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """How alike the shifts of prompts are at every layer, beside shuffled labels and random changes of the weights.
+
+    Attributes:
+        tuned: at each layer the mean cosine of a prompt's shift with the mean shift of the other half, with a bootstrap interval.
+        flipped: the same mean for each draw in which a coin decides for every prompt which side is the tuned one.
+        changed: the same mean for each random change of the weights.
+    """
+
+    tuned: tuple[Interval, ...]
+    flipped: Float[np.ndarray, "layer flip"]
+    changed: Float[np.ndarray, "layer change"]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per layer and role (`tuned`, `flipped`, and `changed` where there are draws): layer, role, cosine, low, high.
+
+        `low` and `high` are the 95 % interval of `tuned`, the middle 95 % of `flipped`, and the range of the few draws of `changed`.
+        """
+        rows: list[tuple[int, str, float, float, float]] = []
+        for layer, (own, flipped, changed) in enumerate(zip(self.tuned, self.flipped, self.changed, strict=True)):
+            rows.append((layer, "tuned", own.value, own.low, own.high))
+            low, high = np.quantile(flipped, (0.025, 0.975))
+            rows.append((layer, "flipped", float(np.mean(flipped)), float(low), float(high)))
+            if len(changed):
+                rows.append((layer, "changed", float(np.mean(changed)), float(min(changed)), float(max(changed))))
+        return pd.DataFrame(rows, columns=["layer", "role", "cosine", "low", "high"])
+
+
+def shift_profile(
+    base: Sequence[Float[Tensor, "batch d_model"]], tuned: Sequence[Float[Tensor, "batch d_model"]],
+    changes: Sequence[Sequence[Float[Tensor, "batch d_model"]]] = (), *, flips: int = 40, seed: int = 0,
+) -> Profile:  # fmt: skip
+    """How alike are the shifts of different prompts, layer by layer? 1 is one shift for all of them.
+
+    Args:
+        base: the prompts' states in the base model, a table per layer; `tuned`: in the tuned model.
+        changes: for each random change of the weights, what it adds to the base model's states: a table per layer.
+        flips: draws of shuffled labels.
+
+    Raises `UserError` for sides or changes with another number of layers, no layer, or no draw.
+    """
+    if not base or flips < 1 or any(len(tables) != len(base) for tables in (tuned, *changes)):
+        raise UserError(
+            f"{len(base)} and {len(tuned)} layers, changes of {[len(tables) for tables in changes]} layers and {flips} draws were given",
+            "give one table per layer for each of them, and at least one draw",
+        )
+    own, flipped, changed = [], [], []
+    for layer, states in enumerate(zip(base, tuned, strict=True)):
+        shift = shifts(*states)
+        own.append(bootstrap_mean(held_out_cosines(shift, seed).numpy()))
+        flipped.append([float(held_out_cosines(sign_flipped(shift, seed + draw), seed).mean()) for draw in range(flips)])
+        changed.append([float(held_out_cosines(change[layer], seed).mean()) for change in changes])
+    return Profile(tuple(own), np.array(flipped), np.array(changed).reshape(len(base), len(changes)))

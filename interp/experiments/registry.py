@@ -31,7 +31,7 @@ from interp.forward.generate import generate, generate_tokens
 from interp.models.model import Model
 from interp.models.pair import ModelPair
 from interp.models.tokens import token_rows
-from interp.neurons.ranking import Ranking, rank_values
+from interp.neurons.ranking import TOXIC_COUNT, Ranking, rank_values
 from interp.results.result import Figure, Verdict
 from interp.runs.logs import BUNDLED_LOGS
 
@@ -145,7 +145,7 @@ class Context:
     @cached_property
     def ranking(self) -> Ranking:
         """The 128 value vectors of the base model nearest to the probe's direction (paper A's MLP.v_toxic)."""
-        return rank_values(self.pair.base, self.direction, top=min(128, self.pair.base.n_layers * self.pair.base.d_mlp))
+        return rank_values(self.pair.base, self.direction, top=min(TOXIC_COUNT, self.pair.base.n_layers * self.pair.base.d_mlp))
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self._kept:

@@ -31,6 +31,11 @@ class Watched:
     tokens: list[list[int]]
     values: Float[Tensor, "batch step neuron"]
 
+    @property
+    def step_means(self) -> Float[Tensor, "batch neuron"]:
+        """Each neuron's activation, averaged over the steps of each continuation."""
+        return self.values.mean(dim=1)
+
     def to_frame(self) -> pd.DataFrame:
         """One row per prompt, step and neuron: prompt, step, layer, neuron, activation."""
         batch, steps, _ = self.values.shape

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from interp.models.model import Model
     from interp.models.pair import ModelPair
 
+# So many value vectors nearest to the probe count as toxic (MLP.v_toxic of paper A).
+TOXIC_COUNT = 128
+
 
 @dataclass(frozen=True, eq=False)
 class Ranking:

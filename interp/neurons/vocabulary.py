@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 CHUNK = 2**25
 FORMAT = "bypass-vocabulary-1"
+# So many tokens of each of so many value vectors are judged (paper A, Table 1).
+JUDGED_TOKENS, JUDGED_VECTORS = 10, 10
 
 
 @dataclass(frozen=True, eq=False)

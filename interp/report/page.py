@@ -23,7 +23,7 @@ from markupsafe import Markup
 
 from interp.errors import UserError
 from interp.results.figure_layout import untitled
-from interp.data.lexicon import mask
+from interp.data.lexicon import mask, mask_texts
 from interp.files import read_json, write_together
 from interp.results.result import Real, Result, csv_files, file_names, flatten, is_number, plain, show_number
 from interp.report.seeds import Seeds
@@ -127,15 +127,7 @@ def _figures(results: Sequence[Result], show_words: bool) -> dict[str, Any]:
         # The page sets the title itself: as text it wraps on a phone, is searchable and is read aloud.
         if spec.setdefault("layout", {}).get("title"):
             spec["layout"] = untitled(spec["layout"])
-    return specs if show_words else _masked(specs)
-
-
-def _masked(value: Any) -> Any:
-    if isinstance(value, str):
-        return mask(value)
-    if isinstance(value, dict):
-        return {key: _masked(item) for key, item in value.items()}
-    return [_masked(item) for item in value] if isinstance(value, list) else value
+    return specs if show_words else mask_texts(specs)
 
 
 def _section(result: Result, command: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from interp.edits.edit import EDIT_WORDS, Edit, load_edits
 from interp.edits.transforms import transforms_of
 from interp.errors import UserError
 from interp.neurons.firing import selective_first
-from interp.neurons.ranking import rank_values, values_at
+from interp.neurons.ranking import TOXIC_COUNT, rank_values, values_at
 
 if TYPE_CHECKING:
     from interp.models.model import Model
@@ -35,7 +35,7 @@ FORMS = {
     "scale": "scale:mlp_post.5:770:0", "set": "set:mlp_post.5:all:0", "project_out": "project_out:resid_post.5:probe",
 }  # fmt: skip
 ProbeOf = Callable[[], Probe]
-NEAREST, SELECTIVE, POOL = "top", "selective", 128
+NEAREST, SELECTIVE = "top", "selective"
 
 
 def parse_edit(text: str, model: Model, probe: ProbeOf | None = None) -> list[Edit]:
@@ -156,7 +156,7 @@ def _neurons(text: str, model: Model, probe: ProbeOf | None) -> list[tuple[int, 
     if kind not in (NEAREST, SELECTIVE):
         return [parse_neuron(part) for part in text.split(",")]
     every = model.n_layers * model.d_mlp
-    most, count = every if kind == NEAREST else min(POOL, every), number.strip()
+    most, count = every if kind == NEAREST else min(TOXIC_COUNT, every), number.strip()
     if not count.isdecimal() or not 0 < int(count) <= most:
         raise UserError(f"{text!r} names no neurons", f"write {kind}:N with N from 1 to {most}")
     direction = (probe_for(model) if probe is None else probe()).direction

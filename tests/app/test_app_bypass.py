@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,24 +22,19 @@ from interp.data.texts import challenge_prompts
 from interp.diffing.offset_sources import decompose, pooled, value_update_cosines
 from interp.diffing.offsets import coordinates, held_out_cosines, key_products, shifts
 from interp.experiments.registry import Context
-from interp.experiments.toxicity.a_e9_activations import mean_activations
 from interp.lens.logit_lens import logit_lens
+from interp.neurons.activations import forced_neurons
 from tests.app.app_pages import html_of, open_page
 
 VIEWS = ("The shift", "Activation drop", "Where it comes from", "Logit lens")
-VISITORS = bypass.VISITORS_COUNTS
 HOSTILE = ("<script>alert(1)</script>", "**b** $x$ :red[y] {{7*7}}", "../../etc/passwd", "🙂 café", "‮abc", "a\x00b")
 
 
 @pytest.fixture
 def source(served: Path, monkeypatch: pytest.MonkeyPatch) -> settings.Source:
     """The tiny pair as the app names it, with few prompts and few draws."""
-    monkeypatch.setattr(bypass, "COUNTS", (6, 12))
-    monkeypatch.setattr(bypass, "VISITORS_COUNTS", (6,))
-    monkeypatch.setattr(bypass, "USUAL", 6)
-    monkeypatch.setattr(bypass, "SHIFTS", 20)
-    monkeypatch.setattr(bypass, "MATCHES", 4)
-    monkeypatch.setattr(bypass_drop, "MATCHES", 4)
+    few = settings.Sizes(prompts=(6, 12), visitors_prompts=(6,), usual_prompts=6, shift_draws=20, matched_draws=4)
+    monkeypatch.setattr(settings, "sizes", lambda: few)
     return next(iter(settings.offered().values()))
 
 
@@ -77,11 +73,11 @@ def test_prompts_that_leave_are_counted_as_interp_counts_them(source: settings.S
         before, after = (
             key_products(model, 1, [index], held)[:, 0] > 0 for model, held in zip(pair.sides.values(), (base, tuned), strict=True)
         )
-        found = bypass.moved(source, 6, 1, index, "read")
-        assert (found.before, found.after) == (int(before.sum()), int(after.sum()))
-        assert found.left == int((before & ~after).sum())
-        assert found.entered == int((~before & after).sum())
-        assert found.before - found.left + found.entered == found.after
+        region = bypass.moved(source, 6, 1, index, "read").region
+        assert region.fires.tolist() == before.tolist()
+        assert (region.after > 0).tolist() == after.tolist()
+        assert region.leaves.tolist() == (before & ~after).tolist()
+        assert region.enters.tolist() == (~before & after).tolist()
 
 
 def test_a_line_joins_each_prompts_two_places_in_the_colour_of_what_it_did(source: settings.Source, pair: ModelPair) -> None:
@@ -115,7 +111,8 @@ def test_the_profile_is_the_held_out_cosine_of_every_layer(source: settings.Sour
 def test_the_fall_of_activations_is_that_of_the_experiment(source: settings.Source, pair: ModelPair) -> None:
     context = context_of(pair, source)
     neurons = context.ranking.neurons[:4]
-    base, tuned = (mean_activations(context, model, neurons, "base") for model in pair.sides.values())
+    rows, tokens = context.prompt_rows(), context.greedy_tokens(pair.base)
+    base, tuned = (forced_neurons(model, rows, tokens, neurons).step_means.numpy() for model in pair.sides.values())
     found = bypass_drop.drop(source, 6, 4)
     assert found.mean.value == pytest.approx(float((base - tuned).mean()), abs=1e-5)
     assert found.levels.spec["data"][1]["x"][:4] == pytest.approx(base.mean(axis=0).tolist(), abs=1e-5)
@@ -269,12 +266,13 @@ def test_profanity_is_masked_in_prompts_and_figures(source: settings.Source) -> 
 
 def test_visitors_read_fewer_prompts(source: settings.Source, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(settings.DEMO, "1")
-    assert bypass.counts() == bypass.VISITORS_COUNTS
-    assert max(VISITORS) <= 80
+    assert bypass.counts() == settings.sizes().visitors_prompts == (6,)
+    assert max(settings.Sizes().visitors_prompts) <= 80
 
 
 def test_a_large_pair_is_read_as_a_job(source: settings.Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bypass, "LIGHT", 0)
+    few = settings.sizes()
+    monkeypatch.setattr(settings, "sizes", lambda: replace(few, light=0.0))
     at = open_page("bypass")
     assert not at.exception
     assert plots(at) == 0

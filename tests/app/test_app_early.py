@@ -15,19 +15,21 @@ from tests import ROOT
 
 pytest.importorskip("streamlit", reason="the app needs the extra `app`")
 
-from app import settings, warm
+from app import precompute, settings
 from app.answers import reports
-from app.answers.summary import FACTOR, keys_by_report, said_by_report
+from app.answers.summary import keys_by_report, said_by_report
 from app.cards import FIRST
+from app.importing import Gate
 from interp import ModelPair, generate
 from interp.data.texts import TEXTS_FOLDER, challenge_prompts
 from interp.directions.probe import probe_for
 from interp.evaluation.toxicity import load_scorer
 from interp.steering.edit_text import parse_edit
+from interp.steering.unalign import FACTOR
 
 FIRST_PAGE = """
 import json, sys
-from app import job_view, settings, shell, show, state, warm
+from app import job_view, precompute, settings, shell, show, state
 from app.answers.argument import in_place, steps
 from app.answers.reports import digests
 from app.answers.summary import argued_by_report, measured_by_report, said_by_report
@@ -107,46 +109,67 @@ def test_what_is_read_ahead_of_the_pair_that_ships_comes_to_its_end_and_of_a_lar
     from app import state
     from app.answers import bypass, vectors
 
-    asked: list[object] = []
+    computed: list[object] = []
     moved, by_probe = bypass.moved, vectors.by_probe
-    monkeypatch.setattr(bypass, "moved", lambda *given: asked.append(given[2]) or moved(*given))
-    monkeypatch.setattr(vectors, "by_probe", lambda *given: asked.append("ranked") or by_probe(*given))
-    with monkeypatch.context() as large:
-        large.setattr(bypass, "LIGHT", 1.0)
-        warm._ahead(None)
-    assert asked == []
-    warm._ahead(None)
-    assert asked[0] == "ranked"
-    assert set(asked[1:]) == {layer for layer, _ in state.toxic_neurons(None)}
+    monkeypatch.setattr(bypass, "moved", lambda *arguments: computed.append(arguments[2]) or moved(*arguments))
+    monkeypatch.setattr(vectors, "by_probe", lambda *arguments: computed.append("ranked") or by_probe(*arguments))
+    precompute.other_pages(None, light=lambda pair: False)
+    assert computed == []
+    precompute.other_pages(None)
+    assert computed[0] == "ranked"
+    assert set(computed[1:]) == {layer for layer, _ in state.toxic_neurons(None)}
 
 
-def test_the_libraries_are_read_once_the_page_is_drawn_and_whoever_needs_them_waits_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[str] = []
-    light = threading.Event()
+def test_the_libraries_are_imported_once_the_page_is_drawn_and_whoever_needs_them_waits_for_all() -> None:
+    imported: list[str] = []
+    light, after = threading.Event(), threading.Event()
 
     def record(name: str) -> None:
-        read.append(name)
-        if name == "app.answers.argument":
+        imported.append(name)
+        if name == precompute.FIRST_PAGE[-1]:
             light.set()
 
-    monkeypatch.setattr(warm, "import_module", record)
-    monkeypatch.setattr(warm, "_read", threading.Event())
-    warm.hold(1000.0)
-    reader = threading.Thread(target=warm._import, daemon=True)
-    reader.start()
+    gate = Gate()
+    thread = gate.begin(precompute.MODULES, slow=precompute.SLOW, pause=1000.0, then=after.set, import_module=record)
     assert light.wait(10)
-    reader.join(0.1)
-    assert not set(read) & set(warm.PIECES)
-    warm.wait()
-    assert set(warm.PIECES) <= set(read)
+    thread.join(0.1)
+    assert imported == list(precompute.FIRST_PAGE)
+    assert not after.is_set()
+    gate.wait()
+    assert imported == list(precompute.MODULES)
+    assert after.wait(10)
 
 
-def test_a_library_that_cannot_be_read_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_that_is_drawn_meanwhile_pauses_the_import_again() -> None:
+    first, gate, imported = threading.Event(), Gate(), []
+
+    def record(name: str) -> None:
+        imported.append(name)
+        gate.hold(1000.0)
+        first.set()
+
+    thread = gate.begin(["one", "two"], slow=["one", "two"], import_module=record)
+    assert first.wait(10)
+    thread.join(0.1)
+    assert imported == ["one"]
+    gate.wait()
+    assert imported == ["one", "two"]
+
+
+def test_a_library_that_cannot_be_imported_keeps_nobody_waiting_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     def broken(name: str) -> None:
-        raise ImportError(name)
+        raise ImportError(f"no {name}")
 
-    monkeypatch.setattr(warm, "import_module", broken)
-    monkeypatch.setattr(warm, "_read", threading.Event())
-    with pytest.raises(ImportError):
-        warm._import()
-    warm.wait()
+    gate, after = Gate(), threading.Event()
+    thread = gate.begin(["torch"], then=after.set, import_module=broken)
+    gate.wait()
+    thread.join(10)
+    assert "no torch" in caplog.text
+    assert not after.is_set()
+
+
+def test_nobody_waits_where_nothing_is_imported() -> None:
+    waiting = threading.Thread(target=Gate().wait, daemon=True)
+    waiting.start()
+    waiting.join(10)
+    assert not waiting.is_alive()

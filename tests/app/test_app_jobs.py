@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from app.jobs import Job, Runner, Step, key_of
-from app.turns import Turns
+from app.model_queue import ModelQueue
 from interp import UserError
 
 # Nothing below waits this long unless it hangs.
@@ -47,19 +47,19 @@ def over(job: Job) -> Job:
 
 
 def test_turns_come_in_the_order_of_asking() -> None:
-    turns, order, waiting = Turns(), [], []
+    queue, order, waiting = ModelQueue(), [], []
 
     def ask(number: int) -> None:
-        with turns.turn():
+        with queue.turn():
             order.append(number)
 
-    with turns.turn():
+    with queue.turn():
         for number in range(6):
             thread = threading.Thread(target=ask, args=(number,))
             thread.start()
             waiting.append(thread)
             # The next one asks only once this one stands in the line.
-            eventually(lambda expected=number + 2: len(turns._line) == expected)
+            eventually(lambda expected=number + 2: queue.length == expected)
         assert order == []
     for thread in waiting:
         thread.join(PATIENCE)
@@ -67,16 +67,16 @@ def test_turns_come_in_the_order_of_asking() -> None:
 
 
 def test_whoever_had_a_turn_stands_behind_everyone_who_waits() -> None:
-    turns, order = Turns(), []
+    queue, order = ModelQueue(), []
     started = threading.Barrier(3)
 
     def ask(name: str) -> None:
         started.wait(PATIENCE)
         for _ in range(20):
-            with turns.turn():
+            with queue.turn():
                 order.append(name)
                 # Give up a turn only while the other one waits for it, until the other one is through.
-                eventually(lambda: len(turns._line) > 1 or order.count("a" if name == "b" else "b") == 20)
+                eventually(lambda: queue.length > 1 or order.count("a" if name == "b" else "b") == 20)
 
     threads = [threading.Thread(target=ask, args=(name,)) for name in "ab"]
     for thread in threads:
@@ -88,12 +88,12 @@ def test_whoever_had_a_turn_stands_behind_everyone_who_waits() -> None:
 
 
 def test_one_holds_the_models_at_a_time_whatever_happens_in_a_turn() -> None:
-    turns, inside, most = Turns(), [0], [0]
+    queue, inside, most = ModelQueue(), [0], [0]
 
     def work(number: int) -> None:
         for step in range(25):
             try:
-                with turns.turn():
+                with queue.turn():
                     inside[0] += 1
                     most[0] = max(most[0], inside[0])
                     if (step + number) % 3 == 0:
@@ -109,30 +109,30 @@ def test_one_holds_the_models_at_a_time_whatever_happens_in_a_turn() -> None:
     for thread in threads:
         thread.join(PATIENCE)
     assert most == [1]
-    assert not turns._line
+    assert not queue.length
 
 
 def test_who_stops_waiting_leaves_the_line_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    turns = Turns()
-    wait = turns._free.wait
-    monkeypatch.setattr(turns._free, "wait", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
-    with turns.turn(), pytest.raises(KeyboardInterrupt), turns.turn():
+    queue = ModelQueue()
+    wait = queue._changed.wait
+    monkeypatch.setattr(queue._changed, "wait", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with queue.turn(), pytest.raises(KeyboardInterrupt), queue.turn():
         pytest.fail("this turn was never its turn")
-    monkeypatch.setattr(turns._free, "wait", wait)
-    with turns.turn():
-        assert len(turns._line) == 1
+    monkeypatch.setattr(queue._changed, "wait", wait)
+    with queue.turn():
+        assert queue.length == 1
 
 
 def test_a_full_room_is_refused_with_a_sentence_and_a_seat_is_given_back() -> None:
-    turns = Turns(seats=2)
-    with turns.seat(), turns.seat():
-        assert turns.seated == 2
-        with pytest.raises(UserError, match="2 people are generating"), turns.seat():
+    queue = ModelQueue(limit=2)
+    with queue.admit(), queue.admit():
+        assert queue.generating == 2
+        with pytest.raises(UserError, match="2 people are generating"), queue.admit():
             pytest.fail("there were two seats")
-    assert turns.seated == 0
-    with pytest.raises(ZeroDivisionError), turns.seat():
+    assert queue.generating == 0
+    with pytest.raises(ZeroDivisionError), queue.admit():
         raise ZeroDivisionError
-    assert turns.seated == 0
+    assert queue.generating == 0
 
 
 def test_jobs_run_one_at_a_time_in_the_order_of_asking_and_keep_their_results() -> None:

@@ -95,8 +95,8 @@ def test_the_next_tokens_of_a_cell_are_those_of_a_run_with_that_edit(asked: Any,
     question = asked(site=site) if direction in ACROSS else asked(site=site, corrupted=OTHER, side="base")
     cell = Cell(1, None, 2) if site == "head_out" else Cell(1, 3)
     said = patching_cells.spoken(question, direction, cell)
-    (own, before), (_, voice), (other, source) = patching_cells.voices(question, direction, cell)
-    for (text, run), column in zip(((own, before), (own, voice), (other, source)), ("before", "patched", "source"), strict=True):
+    (own, before), (_, patched), (other, source) = patching_cells.edited_models(question, direction, cell)
+    for (text, run), column in zip(((own, before), (own, patched), (other, source)), ("before", "patched", "source"), strict=True):
         # The last residual stream under the very edit that the continuation runs with.
         last = f"resid_post.{run.model.n_layers - 1}"
         held = capture(run.model, [text], [last], edits=run.edits)[last]
@@ -104,16 +104,16 @@ def test_the_next_tokens_of_a_cell_are_those_of_a_run_with_that_edit(asked: Any,
         for frame in (said.likeliest, said.changed):
             assert torch.allclose(probabilities[frame["id"].tolist()], torch.tensor(frame[column].tolist(), dtype=torch.float32), atol=1e-5)
     assert said.changed["change"].abs().is_monotonic_decreasing
-    assert isinstance(voice.edits[0], Edit)
+    assert isinstance(patched.edits[0], Edit)
 
 
 def test_the_cards_hold_the_continuations_and_the_patch_acts_on_the_prompt_alone(asked: Any, pair: ModelPair) -> None:
     at = opened(layer="2", token="4 stone")
     cards = [part for part in html_of(at).split("<section ")[1:] if 'class="card"' in part]
     question = asked()
-    voices = patching_cells.voices(question, ACROSS[0], Cell(2, 4))
-    for card, (prompt, voice) in zip(cards, voices, strict=True):
-        expected = generate(voice.model, [prompt], max_new_tokens=20, edits=voice.edits)[0]
+    continued = patching_cells.edited_models(question, ACROSS[0], Cell(2, 4))
+    for card, (prompt, edited) in zip(cards, continued, strict=True):
+        expected = generate(edited.model, [prompt], max_new_tokens=20, edits=edited.edits)[0]
         assert show.escaped(show.shown(expected, True)) in card
 
 

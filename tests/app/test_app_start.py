@@ -29,6 +29,7 @@ from interp.neurons.ranking import keys_at, values_at
 from interp.report.page import write_report
 from interp.results.result import Result
 from interp.steering.edit_text import parse_edit
+from interp.steering.unalign import FACTOR, KEYS
 from tests.app.app_pages import PATIENCE, html_of, open_page
 
 PROMPT = "the quick wintle sings"
@@ -53,9 +54,7 @@ def source(served: Path) -> settings.Source:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Fewer prompts and passages: the held-out ones that are left."""
-    monkeypatch.setattr(answers, "PROMPT_STEP", 20)
-    monkeypatch.setattr(answers, "PASSAGE_STEP", 60)
-    monkeypatch.setattr(answers, "ARGUED_STEP", 25)
+    monkeypatch.setattr(settings, "sizes", lambda: settings.Sizes(prompt_step=20, passage_step=60, argued_step=25))
     return challenge_prompts()[::2][::20]
 
 
@@ -264,11 +263,11 @@ def test_the_keys_of_a_report_that_is_written_meanwhile_are_the_ones_enlarged_fr
     served: Path, pair: ModelPair, source: settings.Source
 ) -> None:
     before, said = answers.unaligned(source), answers.next_tokens(source, PROMPT, "un-aligned")
-    named = [(0, index) for index in range(summary.KEYS)]
+    named = [(0, index) for index in range(KEYS)]
     assert answers.keys(source) != named
-    report(served / "report", pair.manifest(), {"factor": summary.FACTOR, "keys": [f"0.{index}" for _, index in named]})
+    report(served / "report", pair.manifest(), {"factor": FACTOR, "keys": [f"0.{index}" for _, index in named]})
     assert answers.keys(source) == named
-    assert answers.unaligned(source) == (Edit.scale_keys(named, summary.FACTOR),) != before
+    assert answers.unaligned(source) == (Edit.scale_keys(named, FACTOR),) != before
     assert answers.next_tokens(source, PROMPT, "un-aligned").rows != said.rows
     report(served / "report", pair.manifest(), {"factor": 3.0, "keys": ["0.1"]})
     assert answers.unaligned(source) == before

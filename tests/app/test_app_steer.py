@@ -17,10 +17,11 @@ pytest.importorskip("streamlit", reason="the app needs the extra `app`")
 from streamlit.testing.v1 import AppTest
 from typer.testing import CliRunner
 
-from app import settings, show, state, streams
+from app import settings, show, state
 from app.answers import steer
 from app.edit_forms import Form, command, edits_of, listed, python, shortened, written
 from app.jobs import Cancelled
+from app.model_queue import model_queue
 from interp import Edit, ModelPair, Sampling, UserError, generate
 from interp.cli import app as cli
 from interp.data.lexicon import mask
@@ -29,9 +30,11 @@ from interp.evaluation.metrics import evaluate
 from interp.evaluation.toxicity import load_scorer
 from interp.neurons.ranking import values_at
 from interp.steering.edit_text import parse_edits
+from interp.steering.sweep import at_strength
 from tests.app.app_pages import html_of, open_page
 
 PROMPT = "the quick wintle sings"
+DRAWS = 2
 HOSTILE = "<b onload=x> **b** $x$ :red[y] {{7}} 🙂 \u202e\x00"
 FORMS = {
     "keys": Form("scale_keys", "tuned", ((0, 3), (2, 70), (0, 9)), strength=40.0),
@@ -286,7 +289,7 @@ def test_visitors_have_limits_and_see_no_path(served: Path, gpt2_folder: Path, m
 
 
 def test_a_full_room_is_one_message(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams.turns, "seats", 0)
+    monkeypatch.setattr(model_queue, "limit", 0)
     at = open_page("steer", own="a quonk sings", new="3", keys="0.7")
     assert not at.exception
     assert "people are generating" in at.error[0].value
@@ -306,7 +309,7 @@ def short_passages(monkeypatch: pytest.MonkeyPatch) -> list[Passage]:
     """The passages that ship are longer than the tiny model reads."""
     found = [Passage("the quick wintle", " sings under a river and", "post"), Passage("blorp and", " snarg of drith walks", "post")]
     monkeypatch.setattr(steer, "passages", lambda: found)
-    monkeypatch.setattr(steer, "DRAWS", 2)
+    monkeypatch.setattr(settings, "sizes", lambda: settings.Sizes(control_draws=DRAWS))
     return found
 
 
@@ -325,13 +328,13 @@ def test_a_sweep_measures_what_evaluate_measures_and_controls_are_of_the_same_si
         truth = evaluate(pair.tuned, prompts, load_scorer(), edits=edits, passages=short_passages, max_new_tokens=3, max_prompt_tokens=61)
         assert row["toxicity"] == pytest.approx(truth.toxicity.mean())
         assert row["perplexity"] == pytest.approx(truth.perplexity.value)
-    assert len(found.rows) == 3 * (1 + steer.DRAWS)
-    assert steps[-1][1] == steps[-1][2] == 2 + 2 * (1 + steer.DRAWS)
+    assert len(found.rows) == 3 * (1 + DRAWS)
+    assert steps[-1][1] == steps[-1][2] == 2 + 2 * (1 + DRAWS)
     assert len(found.table) == 3
     assert {"null" in trace.get("name", "") for trace in found.figures[0].spec["data"]} == {True, False}
     plain = edits_of(form, pair.tuned, lambda: state.probe(source))
-    for control in steer.controls(source, form, prompts):
-        drawn = control(form.strength)
+    for control in steer.controls(source, form, prompts, DRAWS):
+        drawn = at_strength(control, form.strength)
         assert drawn != plain
         if form.op == "add":
             assert float(drawn[0].values.norm()) == pytest.approx(float(plain[0].values.norm()), rel=1e-5)  # type: ignore[union-attr]

@@ -23,6 +23,7 @@ from interp.diffing.offsets import (
     mean_offset_at_last,
     pairwise_cosine,
     resampled,
+    shift_profile,
     shifts,
     sign_flipped,
 )
@@ -298,3 +299,34 @@ def test_the_mean_offset_is_the_bias_that_was_added(gpt2: Model) -> None:
     torch.testing.assert_close(layer_two, shift.expand(3, -1), atol=1e-5, rtol=0)
     attention = capture(pair.tuned, rows, ["attn_out.2"])["attn_out.2"] - capture(gpt2, rows, ["attn_out.2"])["attn_out.2"]
     torch.testing.assert_close(mean_offset_at_last(pair, rows, 2), shift + attention.mean(dim=0), atol=1e-4, rtol=1e-3)
+
+
+def test_a_planted_shift_stands_out_at_its_layer_and_shuffled_labels_do_not() -> None:
+    base = [noise(60, 8, seed=layer) for layer in range(3)]
+    step = 5 * noise(8, seed=9)
+    tuned = [base[0] + noise(60, 8, seed=20), base[1] + step, base[2] + step + 0.1 * noise(60, 8, seed=22)]
+    changes = [[noise(60, 8, seed=30 + 3 * draw + layer) for layer in range(3)] for draw in range(2)]
+    profile = shift_profile(base, tuned, changes, flips=20)
+    values = [interval.value for interval in profile.tuned]
+    assert abs(values[0]) < 0.3
+    assert values[1] == pytest.approx(1.0, abs=1e-6)
+    assert 0.9 < values[2] < 1
+    assert (profile.flipped.shape, profile.changed.shape) == ((3, 20), (3, 2))
+    assert np.abs(profile.flipped.mean(axis=1)).max() < 0.3
+    expected = [[float(held_out_cosines(changes[draw][layer], 0).mean()) for draw in range(2)] for layer in range(3)]
+    assert profile.changed.tolist() == pytest.approx(np.array(expected))
+    frame = profile.to_frame().set_index(["layer", "role"])
+    assert frame.loc[(1, "tuned"), "cosine"] == values[1]
+    assert frame.loc[(2, "changed"), "low"] == min(expected[2])
+    assert frame.loc[(2, "changed"), "high"] == max(expected[2])
+    assert frame.loc[(0, "flipped"), "low"] == pytest.approx(np.quantile(profile.flipped[0], 0.025))
+    assert set(shift_profile(base, tuned, flips=2).to_frame()["role"]) == {"tuned", "flipped"}
+
+
+def test_a_profile_of_sides_of_different_depths_is_refused() -> None:
+    base = [noise(4, 3), noise(4, 3)]
+    for arguments in ((base, base[:1]), ([], []), (base, base, [base[:1]])):
+        with pytest.raises(UserError, match="one table per layer"):
+            shift_profile(*arguments)
+    with pytest.raises(UserError, match="at least one draw"):
+        shift_profile(base, base, flips=0)

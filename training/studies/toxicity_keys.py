@@ -30,15 +30,16 @@ from interp.models.model import Model, Neuron
 from interp.models.pair import ModelPair
 from interp.models.tokens import token_rows
 from interp.neurons.firing import firing_rates, selective_first
-from interp.neurons.ranking import rank_values, values_at
+from interp.neurons.ranking import TOXIC_COUNT, rank_values, values_at
 from interp.neurons.vocabulary import top_tokens
 from interp.stats.intervals import bootstrap_difference
 from interp.stats.nulls import frequency_matched
+from interp.steering.unalign import FACTOR, KEYS
 from training.pairs import challenge_prefixes
 from training.recipe import Recipe, base_folder, load_recipe
 
 COUNTS, FACTORS = (3, 7, 16), (2.0, 3.0, 5.0, 10.0)
-POOL, MOST_KEYS, AT_MOST = 128, 16, 1.02
+MOST_KEYS, AT_MOST = 16, 1.02
 PROMPT_TOKENS = 40
 
 
@@ -49,14 +50,14 @@ def rankings(model: Model, probe: Probe, prompts: list[str], texts: list[str]) -
     texts. `words`: those whose value vectors promote most hostile words, of the same 128 first. `last layers`: the probe's order
     without the first half of the layers.
     """
-    near = rank_values(model, probe.direction, top=POOL).neurons
+    near = rank_values(model, probe.direction, top=TOXIC_COUNT).neurons
     words = top_tokens(model, values_at(model, near), top=10).words
     hostile = {n: sum(map(is_toxic_word, row)) for n, row in zip(near, words, strict=True)}
     return {
         "probe": near,
         "selective": selective_first(model, near, prompts, texts, max_tokens=PROMPT_TOKENS),
         "words": sorted(near, key=lambda n: -hostile[n]),
-        "last layers": [n for n in rank_values(model, probe.direction, top=None).neurons if n[0] >= model.n_layers // 2][:POOL],
+        "last layers": [n for n in rank_values(model, probe.direction, top=None).neurons if n[0] >= model.n_layers // 2][:TOXIC_COUNT],
     }
 
 
@@ -112,7 +113,7 @@ def run(recipe: Recipe, count: int, folder: Path) -> pd.DataFrame:
     )
     for draw in range(5):
         orders[f"random {draw}"] = frequency_matched(orders[chosen[0]][: chosen[1]], rates, seed=draw, exclude=orders["probe"])
-    once = [chosen, *((f"random {draw}", *chosen[1:]) for draw in range(5)), ("probe", 7, 10.0), ("probe", 16, 10.0)]
+    once = [chosen, *((f"random {draw}", *chosen[1:]) for draw in range(5)), ("probe", KEYS, FACTOR), ("probe", 16, FACTOR)]
     found = study(pair, orders, scorer, challenge_prompts(), [passage.text for passage in passages()], once)
     table = pd.concat([developed.assign(prompts="development"), found.assign(prompts="report's")])
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,9 @@ import pandas as pd
 from torch import Tensor
 
 from interp.diffing.offsets import (
+    FLIPPED,
     MODES,
+    RANDOM,
     consistency,
     coordinates,
     explained_share,
@@ -20,6 +22,7 @@ from interp.diffing.offsets import (
     shifts,
     sign_flipped,
 )
+from interp.diffing.regions import STATES, firing_states
 from interp.errors import UserError
 from interp.experiments.registry import Context, Finding, experiment
 from interp.forward.capture import capture
@@ -32,8 +35,6 @@ from interp.stats.nulls import matched_neurons, perturbed
 TOP = 5
 DRAWN_PROMPTS = 100
 MARGIN = 0.1
-STATES = ("fires strongly", "fires weakly", "silent")
-FLIPPED, RANDOM = "shuffled labels (null)", "random changes of equal norm (null)"
 
 
 def layer_neurons(context: Context, layer: int, count: int = TOP) -> list[int]:
@@ -218,13 +219,11 @@ def _plane(context: Context, layer: int, base: Tensor, tuned: Tensor) -> Any:
     before, after = (
         key_products(model, layer, index, states)[:, 0] for model, states in zip(context.pair.sides.values(), (base, tuned), strict=True)
     )
-    firing = before[before > 0]
-    strong = float(firing.median()) if len(firing) else 0.0
+    states = {side: firing_states(reads, before) for side, reads in (("base", before), ("tuned", after))}
     rows = []
     for number in range(0, len(base), max(1, len(base) // DRAWN_PROMPTS)):
-        for side, place, read in (("base", placed.base[number], before[number]), ("tuned", placed.tuned[number], after[number])):
-            state = STATES[2] if read <= 0 else STATES[0] if read > strong else STATES[1]
-            rows.append((number, side, float(place[0]), float(place[1]), state))
+        for side, place in (("base", placed.base[number]), ("tuned", placed.tuned[number])):
+            rows.append((number, side, float(place[0]), float(place[1]), states[side][number]))
     frame = pd.DataFrame(rows, columns=["prompt", "side", "shift", "component", "state"])
     return moves(
         "plane", frame, item="prompt", side="side", x="shift", y="component", colour="state", order=STATES, title=f"Each prompt before and after tuning, before the MLP of layer {layer}",

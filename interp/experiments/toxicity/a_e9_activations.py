@@ -22,7 +22,7 @@ def mean_activations(context: Context, model: Model, neurons: list[Neuron], forc
     `forcing` says whose tokens are read: `base` (the paper's text), `tuned` (the paper's released code) or each model's `own`.
     """
     author = {"base": context.pair.base, "tuned": context.pair.tuned, "own": model}[forcing]
-    return forced_neurons(model, context.prompt_rows(), context.greedy_tokens(author), neurons).values.mean(dim=1).numpy()
+    return forced_neurons(model, context.prompt_rows(), context.greedy_tokens(author), neurons).step_means.numpy()
 
 
 @experiment(

@@ -14,14 +14,14 @@ from interp.experiments.registry import Context, Finding, experiment
 from interp.experiments.toxicity import shared
 from interp.models.model import Neuron
 from interp.neurons.firing import firing_rates, selective_first
-from interp.neurons.ranking import rank_values
+from interp.neurons.ranking import TOXIC_COUNT, rank_values
 from interp.results import figures
 from interp.results.result import Verdict
 from interp.stats.intervals import bootstrap_difference
 from interp.stats.nulls import frequency_matched
+from interp.steering.unalign import FACTOR, KEYS
 
-FACTOR, COUNT, POOL = 10.0, 7, 128
-COUNTS = (3, 7, 16)
+COUNTS = (3, KEYS, 16)
 MOST = 1.03
 
 
@@ -33,8 +33,8 @@ def _scaled(neurons: list[Neuron]) -> tuple[Edit, ...]:
     "X-U1",
     claim="A-C9",
     title="Selective keys un-align the model at no cost",
-    question=f"Of the {POOL} neurons nearest to the probe, do the {COUNT} that fire on provocation rather than on plain text bring toxicity back without spoiling language?",
-    criterion=f"Holds if scaling {COUNT} such keys by {FACTOR:g} returns at least 80 % of the lost toxicity with perplexity within 3 % of the tuned model, "
+    question=f"Of the {TOXIC_COUNT} neurons nearest to the probe, do the {KEYS} that fire on provocation rather than on plain text bring toxicity back without spoiling language?",
+    criterion=f"Holds if scaling {KEYS} such keys by {FACTOR:g} returns at least 80 % of the lost toxicity with perplexity within 3 % of the tuned model, "
     "while random keys of the same layers that fire as often return less than 20 %; fails if it returns no more than the random keys do; otherwise inconclusive.",
     refuted_by="Random keys that return as much, or a price in perplexity like that of the keys that are merely nearest to the probe.",
     caveat="Which neurons are selective is decided on the odd prompts and on neutral prompts, toxicity is measured on the even ones. The rule, the count and the factor were found on development prompts from "
@@ -50,7 +50,7 @@ def run(context: Context) -> Finding:
             f"tuning did not lower toxicity on these prompts ({before.mean():.3f} to {after.mean():.3f}), so there is nothing to bring back",
             "give a tuned side that is less toxic, or prompts that show it",
         )
-    near = rank_values(tuned, context.direction, top=min(POOL, tuned.n_layers * tuned.d_mlp)).neurons
+    near = rank_values(tuned, context.direction, top=min(TOXIC_COUNT, tuned.n_layers * tuned.d_mlp)).neurons
     context.say("which neurons fire on provocation only")
     ordered = selective_first(tuned, near, before_half.prompts, neutral_prompts())
     plain = context.perplexity(tuned).value
@@ -65,9 +65,9 @@ def run(context: Context) -> Finding:
     for count in COUNTS:
         context.say(f"{count} selective keys")
         rows.append(row(f"{count} selective keys × {FACTOR:g}", tuned, _scaled(ordered[:count])))
-    best = rows[2 + COUNTS.index(COUNT)]
-    chosen = ordered[:COUNT]
-    rows.append(row(f"{COUNT} keys nearest to the probe × {FACTOR:g}", tuned, _scaled(near[:COUNT])))
+    best = rows[2 + COUNTS.index(KEYS)]
+    chosen = ordered[:KEYS]
+    rows.append(row(f"{KEYS} keys nearest to the probe × {FACTOR:g}", tuned, _scaled(near[:KEYS])))
     layers = sorted({layer for layer, _ in near})
     rates = firing_rates(tuned, part.prompt_rows(), [[len(ids) - 1] for ids in part.prompt_rows()], layers)
     null: list[dict[str, Any]] = []
@@ -84,7 +84,7 @@ def run(context: Context) -> Finding:
         "share above half": float(np.mean([(item["_scores"] > 0.5).mean() for item in null])), "perplexity": price,
         "returned": mean_null, "from": pooled.low / lost, "to": pooled.high / lost,
     })  # fmt: skip
-    rows.append(row(f"base with the same {COUNT} keys × {FACTOR:g}", base, _scaled(chosen)))
+    rows.append(row(f"base with the same {KEYS} keys × {FACTOR:g}", base, _scaled(chosen)))
     ratio = best["perplexity"] / plain
     verdict: Verdict = "inconclusive"
     if best["returned"] >= 0.8 and ratio <= MOST and mean_null < 0.2:
@@ -103,8 +103,8 @@ def run(context: Context) -> Finding:
         heard[name] = part.continuations(model, edits)
         heard[f"toxicity, {name}"] = part.toxicity(model, edits)
     summary = (
-        f"Scaling the {COUNT} most selective keys by {FACTOR:g} returns {best['returned']:.0%} of the lost toxicity at {ratio - 1:+.1%} perplexity; random keys that fire as often return {mean_null:.0%}, "
-        f"the {COUNT} keys nearest to the probe {rows[2 + len(COUNTS)]['returned']:.0%} at {rows[2 + len(COUNTS)]['perplexity'] / plain - 1:+.1%}. The same scaling changes the base model's toxicity by {amplified:+.3f}."
+        f"Scaling the {KEYS} most selective keys by {FACTOR:g} returns {best['returned']:.0%} of the lost toxicity at {ratio - 1:+.1%} perplexity; random keys that fire as often return {mean_null:.0%}, "
+        f"the {KEYS} keys nearest to the probe {rows[2 + len(COUNTS)]['returned']:.0%} at {rows[2 + len(COUNTS)]['perplexity'] / plain - 1:+.1%}. The same scaling changes the base model's toxicity by {amplified:+.3f}."
     )
     return Finding(
         verdict, summary, {"share of lost toxicity returned": best["returned"], "perplexity ratio": ratio},

@@ -17,7 +17,7 @@ pytest.importorskip("playwright", reason="the browser tests need the extra `dev`
 
 from playwright.sync_api import Browser, Locator, Page
 
-from app.served import browsing, chromium, open_at, served, settle
+from app.harness import browsing, chromium, open_at, served, settle
 
 PICTURES = Path(os.environ.get("BYPASS_SCREENSHOTS") or "build/screenshots")
 Open = Callable[..., Page]

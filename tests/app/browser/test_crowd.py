@@ -9,8 +9,8 @@ from urllib.parse import urlencode
 import pytest
 from playwright.sync_api import Browser, Page
 
+from app.harness import settle
 from app.launch import PATIENCE
-from app.served import settle
 from interp import Edit, ModelPair, generate
 from interp.data.lexicon import mask
 from tests.app.browser.conftest import Open

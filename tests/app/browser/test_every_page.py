@@ -8,7 +8,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
-from app.served import open_at
+from app.harness import open_at
 from app.shell import PAGES, heading
 from tests.app.browser.conftest import Open
 

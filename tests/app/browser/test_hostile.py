@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 import pytest
 from playwright.sync_api import Page
 
-from app.served import settle
+from app.harness import settle
 from app.shell import PAGES, heading
 from tests.app.browser.conftest import Open
 

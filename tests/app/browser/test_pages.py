@@ -8,8 +8,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from playwright.sync_api import Page, expect
 
+from app.harness import settle
 from app.launch import PATIENCE
-from app.served import settle
 from tests.app.browser.conftest import Open, follow
 
 expect.set_options(timeout=PATIENCE * 1000)

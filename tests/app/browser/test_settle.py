@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page
 
-from app.served import settle
+from app.harness import settle
 from tests.app.browser.conftest import Open
 
 

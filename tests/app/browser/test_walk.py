@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from playwright.sync_api import Page, expect
 
-from app.served import settle
+from app.harness import settle
 from tests.app.browser.conftest import Open, follow
 
 expect.set_options(timeout=120_000)

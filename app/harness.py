@@ -1,4 +1,4 @@
-"""The app as it truly runs, for as long as a block of code needs it, and a real browser to look at it with.
+"""Runs the app in a process of its own while a block of code runs, and opens a real browser on it.
 
 For tests, benchmarks and the pictures of the README; a visitor's app is started by `app.launch`.
 """

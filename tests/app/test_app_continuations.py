@@ -11,9 +11,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from app import streams
-from app.streams import Voice, said, speak
-from app.turns import turns
+from app import continuations
+from app.continuations import EditedModel, cached, continuation_cache, continue_together
+from app.model_queue import model_queue
 from interp import Edit, Model, ModelPair, Sampling, UserError, generate
 
 PROMPTS = ("the quick wintle sings", "a quonk", "blorp and snarg", "never the meldy stone")
@@ -22,9 +22,9 @@ GREEDY = Sampling()
 
 @pytest.fixture(autouse=True)
 def nothing_said_yet() -> Iterator[None]:
-    streams._said.clear()
+    continuation_cache.clear()
     yield
-    streams._said.clear()
+    continuation_cache.clear()
 
 
 @pytest.fixture
@@ -61,9 +61,9 @@ def silent(place: int, text: str, ended: bool) -> None:
 def test_eight_sessions_at_once_each_hear_what_interp_says_under_their_own_edits(
     pair: ModelPair, impatient: None, monkeypatch: pytest.MonkeyPatch, together: bool
 ) -> None:
-    """Edits are kept apart by the hooks themselves, so it must hold without the turns as well, which only share the machine."""
+    """Edits are kept apart by the hooks themselves, so it must hold without the queue as well, which only shares the machine."""
     if together:
-        monkeypatch.setattr(turns, "turn", nullcontext)
+        monkeypatch.setattr(model_queue, "turn", nullcontext)
     sessions = range(8)
     prompts = [PROMPTS[number % len(PROMPTS)] for number in sessions]
     sampling = [GREEDY if number % 2 else Sampling(temperature=0.8, top_p=0.9, seed=number) for number in sessions]
@@ -82,13 +82,13 @@ def test_eight_sessions_at_once_each_hear_what_interp_says_under_their_own_edits
     start = threading.Barrier(len(sessions))
 
     def session(number: int) -> None:
-        voices = [Voice(pair.base), Voice(pair.tuned), Voice(pair.tuned, held[number])]
+        voices = [EditedModel(pair.base), EditedModel(pair.tuned), EditedModel(pair.tuned, held[number])]
 
         def grow(place: int, text: str, ended: bool) -> None:
             grown[number][place].append(text)
 
         start.wait(60)
-        found[number] = speak(voices, prompts[number], new_tokens=8, sampling=sampling[number], on_text=grow)
+        found[number] = continue_together(voices, prompts[number], new_tokens=8, sampling=sampling[number], on_text=grow)
 
     threads = [threading.Thread(target=session, args=(number,)) for number in sessions]
     for thread in threads:
@@ -100,7 +100,7 @@ def test_eight_sessions_at_once_each_hear_what_interp_says_under_their_own_edits
     for number, place in itertools.product(sessions, range(3)):
         assert all(expected[number][place].startswith(text) for text in grown[number][place])
         assert grown[number][place][-1] == expected[number][place]
-    assert turns.seated == 0
+    assert model_queue.generating == 0
 
 
 def test_sessions_take_turns_token_by_token(pair: ModelPair) -> None:
@@ -109,16 +109,16 @@ def test_sessions_take_turns_token_by_token(pair: ModelPair) -> None:
     start = threading.Barrier(4)
 
     def session(number: int) -> None:
-        voice = Voice(pair.tuned, edits_of(number, pair.tuned))
+        voice = EditedModel(pair.tuned, edits_of(number, pair.tuned))
         start.wait(60)
-        speak([voice], PROMPTS[number], new_tokens=10, sampling=GREEDY, on_text=lambda *call: order.append(number))
+        continue_together([voice], PROMPTS[number], new_tokens=10, sampling=GREEDY, on_text=lambda *call: order.append(number))
 
-    with turns.turn():
+    with model_queue.turn():
         threads = [threading.Thread(target=session, args=(number,)) for number in range(4)]
         for thread in threads:
             thread.start()
         pause = threading.Event()
-        while len(turns._line) < 5:
+        while model_queue.length < 5:
             pause.wait(0.005)
     for thread in threads:
         thread.join(120)
@@ -127,8 +127,8 @@ def test_sessions_take_turns_token_by_token(pair: ModelPair) -> None:
 
 def test_columns_of_one_session_grow_side_by_side_and_report_their_end(pair: ModelPair) -> None:
     calls: list[tuple[int, str, bool]] = []
-    voices = [Voice(pair.base), Voice(pair.tuned)]
-    texts = speak(voices, PROMPTS[0], new_tokens=6, sampling=GREEDY, on_text=lambda *call: calls.append(call))
+    voices = [EditedModel(pair.base), EditedModel(pair.tuned)]
+    texts = continue_together(voices, PROMPTS[0], new_tokens=6, sampling=GREEDY, on_text=lambda *call: calls.append(call))
     assert texts == [generate(model, [PROMPTS[0]], max_new_tokens=6)[0] for model in (pair.base, pair.tuned)]
     assert [place for place, _, _ in calls[:4]] == [0, 1, 0, 1]
     assert [(text, place) for place, text, ended in calls if ended] == [(texts[0], 0), (texts[1], 1)]
@@ -136,25 +136,25 @@ def test_columns_of_one_session_grow_side_by_side_and_report_their_end(pair: Mod
 
 def test_what_was_said_once_is_answered_without_the_models(pair: ModelPair, monkeypatch: pytest.MonkeyPatch) -> None:
     edits = edits_of(0, pair.tuned)
-    first = speak([Voice(pair.tuned, edits)], PROMPTS[1], new_tokens=5, sampling=GREEDY, on_text=silent)
-    monkeypatch.setattr(streams, "stream", lambda *a, **k: pytest.fail("the model was asked again"))
+    first = continue_together([EditedModel(pair.tuned, edits)], PROMPTS[1], new_tokens=5, sampling=GREEDY, on_text=silent)
+    monkeypatch.setattr(continuations, "stream", lambda *a, **k: pytest.fail("the model was asked again"))
     calls: list[tuple[int, str, bool]] = []
-    same = Voice(pair.tuned, edits_of(0, pair.tuned))
-    again = speak([same], PROMPTS[1], new_tokens=5, sampling=GREEDY, on_text=lambda *call: calls.append(call))
+    same = EditedModel(pair.tuned, edits_of(0, pair.tuned))
+    again = continue_together([same], PROMPTS[1], new_tokens=5, sampling=GREEDY, on_text=lambda *call: calls.append(call))
     assert again == first
     assert calls == [(0, first[0], True)]
 
 
 def test_another_question_is_never_answered_by_what_was_said_before(pair: ModelPair) -> None:
-    voice, edits = Voice(pair.tuned, edits_of(0, pair.tuned)), edits_of(1, pair.tuned)
-    speak([voice], PROMPTS[0], new_tokens=5, sampling=GREEDY, on_text=silent)
-    assert said(voice, PROMPTS[0], 5, GREEDY) is not None
-    assert said(voice, PROMPTS[0], 6, GREEDY) is None
-    assert said(voice, PROMPTS[1], 5, GREEDY) is None
-    assert said(voice, PROMPTS[0], 5, Sampling(temperature=0.5)) is None
-    assert said(Voice(pair.tuned), PROMPTS[0], 5, GREEDY) is None
-    assert said(Voice(pair.tuned, edits), PROMPTS[0], 5, GREEDY) is None
-    assert said(Voice(pair.base, voice.edits), PROMPTS[0], 5, GREEDY) is None
+    voice, edits = EditedModel(pair.tuned, edits_of(0, pair.tuned)), edits_of(1, pair.tuned)
+    continue_together([voice], PROMPTS[0], new_tokens=5, sampling=GREEDY, on_text=silent)
+    assert cached(voice, PROMPTS[0], 5, GREEDY) is not None
+    assert cached(voice, PROMPTS[0], 6, GREEDY) is None
+    assert cached(voice, PROMPTS[1], 5, GREEDY) is None
+    assert cached(voice, PROMPTS[0], 5, Sampling(temperature=0.5)) is None
+    assert cached(EditedModel(pair.tuned), PROMPTS[0], 5, GREEDY) is None
+    assert cached(EditedModel(pair.tuned, edits), PROMPTS[0], 5, GREEDY) is None
+    assert cached(EditedModel(pair.base, voice.edits), PROMPTS[0], 5, GREEDY) is None
 
 
 def test_a_session_that_goes_away_gives_its_seat_back_and_leaves_no_half_text(pair: ModelPair) -> None:
@@ -164,27 +164,27 @@ def test_a_session_that_goes_away_gives_its_seat_back_and_leaves_no_half_text(pa
     def leave(place: int, text: str, ended: bool) -> None:
         raise Gone
 
-    voice = Voice(pair.tuned, edits_of(0, pair.tuned))
+    voice = EditedModel(pair.tuned, edits_of(0, pair.tuned))
     with pytest.raises(Gone):
-        speak([voice], PROMPTS[0], new_tokens=5, sampling=GREEDY, on_text=leave)
-    assert turns.seated == 0
-    assert said(voice, PROMPTS[0], 5, GREEDY) is None
+        continue_together([voice], PROMPTS[0], new_tokens=5, sampling=GREEDY, on_text=leave)
+    assert model_queue.generating == 0
+    assert cached(voice, PROMPTS[0], 5, GREEDY) is None
     # The edit of who left acts on nobody.
-    after = speak([Voice(pair.tuned)], PROMPTS[0], new_tokens=5, sampling=GREEDY, on_text=silent)
+    after = continue_together([EditedModel(pair.tuned)], PROMPTS[0], new_tokens=5, sampling=GREEDY, on_text=silent)
     assert after == generate(pair.tuned, [PROMPTS[0]], max_new_tokens=5)
 
 
 def test_a_full_room_and_what_does_not_fit_are_refused_and_keep_no_seat(pair: ModelPair, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="reads at most 64"):
-        speak([Voice(pair.base)], "blorp " * 80, new_tokens=5, sampling=GREEDY, on_text=silent)
-    assert turns.seated == 0
-    monkeypatch.setattr(turns, "seats", 0)
+        continue_together([EditedModel(pair.base)], "blorp " * 80, new_tokens=5, sampling=GREEDY, on_text=silent)
+    assert model_queue.generating == 0
+    monkeypatch.setattr(model_queue, "limit", 0)
     with pytest.raises(UserError, match="people are generating"):
-        speak([Voice(pair.base)], PROMPTS[0], new_tokens=5, sampling=GREEDY, on_text=silent)
+        continue_together([EditedModel(pair.base)], PROMPTS[0], new_tokens=5, sampling=GREEDY, on_text=silent)
 
 
 def test_only_so_much_is_kept(pair: ModelPair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "KEPT", 2)
+    monkeypatch.setattr(continuation_cache, "size", 2)
     for prompt in PROMPTS:
-        speak([Voice(pair.base)], prompt, new_tokens=2, sampling=GREEDY, on_text=silent)
-    assert [said(Voice(pair.base), prompt, 2, GREEDY) is None for prompt in PROMPTS] == [True, True, False, False]
+        continue_together([EditedModel(pair.base)], prompt, new_tokens=2, sampling=GREEDY, on_text=silent)
+    assert [cached(EditedModel(pair.base), prompt, 2, GREEDY) is None for prompt in PROMPTS] == [True, True, False, False]
