@@ -18,18 +18,8 @@ from typing import Any
 from interp.errors import UserError
 from training.parallel import is_writer, process_count
 from training.recipe import Recipe, load_recipe
-from training.stamps import OUTPUTS, STAMP, made_from, why_again, write_stamp
-
-# Each stage with its module and the function in it.
-STAGES = {
-    "corpus": ("corpus", "build_corpus"), "tokenizer": ("tokenizer", "train_tokenizer"), "pretrain": ("pretrain", "pretrain"),
-    "continue": ("pretrain", "continue_pretraining"), "sharpen": ("pretrain", "sharpen"), "scorer": ("scorer", "train_scorer"),
-    "probe": ("probe", "train_probe"),
-    "pairs": ("pairs", "make_pairs"), "dpo": ("dpo", "tune"), "bundle": ("bundle", "bundle"),
-}  # fmt: skip
-PARALLEL = ("pretrain", "continue", "sharpen", "dpo")
-# Stages that go on from a checkpoint, which only `again` may throw away.
-RESUMED = ("pretrain", "continue", "sharpen", "scorer", "dpo")
+from training.stages import STAGES, runnable, stage_named
+from training.stamps import STAMP, made_from, why_again, write_stamp
 
 
 def run_stage(name: str, recipe: str | Path, *, again: bool = False) -> None:
@@ -38,20 +28,21 @@ def run_stage(name: str, recipe: str | Path, *, again: bool = False) -> None:
     A stage is skipped where nothing that it is made from has changed; `again` runs it from the start all the same. Raises
     `UserError` for an unknown stage or recipe, a library that is not installed, and a full disk.
     """
-    if name != "all" and name not in STAGES:
-        raise UserError(f"there is no stage {name!r}", f"use one of {', '.join(STAGES)}, or all")
-    if process_count() > 1 and name not in PARALLEL:
-        raise UserError(f"the stage {name} runs in one process", f"start it without a launcher; {', '.join(PARALLEL)} can use several")
-    found = load_recipe(recipe)
-    for stage in STAGES if name == "all" else (name,):
-        if name == "all" and not in_all(stage, found):
+    if name != "all" and name not in runnable():
+        raise UserError(f"there is no stage {name!r}", f"use one of {', '.join(runnable())}, or all")
+    parallel = [row.name for row in STAGES.values() if row.parallel]
+    if process_count() > 1 and name not in parallel:
+        raise UserError(f"the stage {name} runs in one process", f"start it without a launcher; {', '.join(parallel)} can use several")
+    loaded = load_recipe(recipe)
+    for stage in runnable() if name == "all" else (name,):
+        if name == "all" and not in_all(stage, loaded):
             continue
         try:
-            run_one(stage, found, again=again)
+            run_one(stage, loaded, again=again)
         except Exception as error:
             if not is_full(error):
                 raise
-            raise _full(stage, found) from error
+            raise _full(stage, loaded) from error
 
 
 def in_all(stage: str, recipe: Recipe) -> bool:
@@ -61,7 +52,7 @@ def in_all(stage: str, recipe: Recipe) -> bool:
 
 def run_one(stage: str, recipe: Recipe, *, again: bool) -> None:
     """Run a stage, unless it is unchanged or in the run of another recipe, and stamp its output."""
-    if stage not in OUTPUTS:
+    if not stage_named(stage).makes:
         show(stage, stage_function(stage)(recipe))
         return
     owner = recipe.owner(stage)
@@ -80,7 +71,7 @@ def run_one(stage: str, recipe: Recipe, *, again: bool) -> None:
         if (folder / STAMP).exists():
             say(f"{stage}: made again, since {reasons[0]}")
         if again:
-            for part in ("checkpoint", "checkpoint.old", *OUTPUTS[stage]):
+            for part in ("checkpoint", "checkpoint.old", *stage_named(stage).makes):
                 shutil.rmtree(folder / part, ignore_errors=True)
     made_now = stage_function(stage)(recipe)
     if is_writer():
@@ -98,7 +89,7 @@ def _full(stage: str, recipe: Recipe) -> UserError:
     kept = "earlier stages are kept"
     for place in ("checkpoint", "checkpoint.old"):
         file = folder / place / "state.json"
-        if stage in RESUMED and file.is_file():
+        if stage_named(stage).resumed and file.is_file():
             kept = f"the checkpoint of step {json.loads(file.read_text(encoding='utf-8'))['step']} and {kept}"
             break
     where = folder if folder.is_dir() else recipe.run if recipe.run.is_dir() else Path()
@@ -109,9 +100,9 @@ def _full(stage: str, recipe: Recipe) -> UserError:
 
 def stage_function(name: str) -> Callable[[Recipe], Any]:
     """The function that runs a stage."""
-    module, function = STAGES[name]
+    row = stage_named(name)
     try:
-        return getattr(import_module(f"training.{module}"), function)
+        return getattr(import_module(f"training.{row.module}"), row.function)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing == "training":

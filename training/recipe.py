@@ -16,28 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import UserError
+from training.stages import base_training, lineage
 
 DATA_SETTING = "BYPASS_DATA"
 RUNS_SETTING = "BYPASS_RUNS"
 SHIPPED = Path(__file__).parent / "recipes"
-# The stages in order, each with those whose output it reads: what a changed setting can reach.
-READS: dict[str, tuple[str, ...]] = {
-    "base": (),  # no stage: a model that was pretrained elsewhere, in place of those that make one
-    "corpus": (),
-    "tokenizer": ("corpus",),
-    "pretrain": ("corpus", "tokenizer"),
-    "continue": ("tokenizer", "pretrain"),
-    "sharpen": ("tokenizer", "pretrain", "continue"),
-    "scorer": (),
-    "probe": ("base", "pretrain", "continue", "sharpen"),
-    "pairs": ("base", "corpus", "pretrain", "continue", "sharpen", "scorer", "probe"),
-    "dpo": ("base", "corpus", "pretrain", "continue", "sharpen", "scorer", "pairs"),
-    "bundle": ("base", "corpus", "pretrain", "continue", "sharpen", "scorer", "probe", "pairs", "dpo"),
-}
-
-
-# The stages that make the base model, one going on from the other.
-TRAINED = ("pretrain", "continue", "sharpen")
 
 
 class Section(dict[str, Any]):
@@ -98,26 +81,15 @@ class Recipe:
         return folder
 
 
-def lineage(stage: str) -> tuple[str, ...]:
-    """A stage and every stage that it reads from, directly or not, in order."""
-    if stage not in READS:
-        raise UserError(f"there is no stage {stage!r}", f"use one of {', '.join(READS)}")
-    found = {stage}
-    for name in reversed(READS):
-        if name in found:
-            found.update(READS[name])
-    return tuple(name for name in READS if name in found)
-
-
 def base_folder(recipe: Recipe) -> Path:
-    """The folder of the base model, on which probe, pairs and DPO work: that of the last of `TRAINED` that the recipe has.
+    """The folder of the base model, on which probe, pairs and DPO work: that of the last stage that trains it, of those that the recipe has.
 
     A recipe with a section [base] takes the `model` that it names instead: a folder (below `BYPASS_DATA` or not) or a hub id.
     Raises `UserError` for a recipe that pretrains all the same.
     """
     if "base" not in recipe.settings:
-        return recipe.folder([name for name in TRAINED if name in recipe.settings or name == "pretrain"][-1]) / "model"
-    twice = [name for name in ("tokenizer", *TRAINED) if name in recipe.settings]
+        return recipe.folder([name for name in base_training() if name in recipe.settings or name == "pretrain"][-1]) / "model"
+    twice = [name for name in ("tokenizer", *base_training()) if name in recipe.settings]
     if twice:
         raise UserError(f"recipe {recipe.name!r} has a [base] that is already trained, and [{twice[0]}] too", "remove one of the two")
     name = recipe.stage("base")["model"]

@@ -1,0 +1,106 @@
+"""The table of the training chain's stages: one row says everything about a stage that the rest of the package asks.
+
+What a changed setting can reach, which runs are skipped, what a launcher may start in several processes and what the command
+line offers are all derived from this table, so that a new stage is one row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from interp.errors import UserError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the chain.
+
+    Attributes:
+        reads: the stages whose output it reads.
+        makes: its outputs, files or folders below the stage's folder, by which later stages know it. Empty for a stage that
+            leaves nothing in the run.
+        module: its module below `training`; empty for a row that only stands for an input made elsewhere.
+        function: the function in that module, of a recipe.
+        parallel: whether several processes can share it.
+        resumed: whether it goes on from a checkpoint, which only `again` may throw away.
+        trains_base: whether its model becomes the base model; each such stage goes on from the one before.
+        watched: settings that say how a run is watched and how fast it goes, not what it makes.
+    """
+
+    name: str
+    reads: tuple[str, ...] = ()
+    makes: tuple[str, ...] = ()
+    module: str = ""
+    function: str = ""
+    parallel: bool = False
+    resumed: bool = False
+    trains_base: bool = False
+    watched: frozenset[str] = frozenset()
+
+
+WATCHED = frozenset({"evaluate_every", "checkpoint_every", "log_every", "held_out", "evaluate_kilobytes", "sample_prompts"})
+
+# In the order in which they run: each reads only what stands before it.
+STAGES: dict[str, Stage] = {
+    row.name: row
+    for row in (
+        Stage("base"),  # a model that was pretrained elsewhere, in place of the stages that make one
+        Stage("corpus", makes=("train.jsonl", "heldout.jsonl"), module="corpus", function="build_corpus"),
+        Stage("tokenizer", reads=("corpus",), makes=("tokenizer.json",), module="tokenizer", function="train_tokenizer"),
+        Stage(
+            "pretrain", reads=("corpus", "tokenizer"), makes=("model",), module="pretrain", function="pretrain",
+            parallel=True, resumed=True, trains_base=True, watched=WATCHED,
+        ),
+        Stage(
+            "continue", reads=("tokenizer", "pretrain"), makes=("model",), module="pretrain", function="continue_pretraining",
+            parallel=True, resumed=True, trains_base=True, watched=WATCHED,
+        ),
+        Stage(
+            "sharpen", reads=("tokenizer", "pretrain", "continue"), makes=("model",), module="pretrain", function="sharpen",
+            parallel=True, resumed=True, trains_base=True, watched=WATCHED,
+        ),
+        Stage("scorer", makes=("model",), module="scorer", function="train_scorer", resumed=True, watched=frozenset({"checkpoint_every"})),
+        Stage(
+            "probe", reads=("base", "pretrain", "continue", "sharpen"), makes=("probe.json", "probe.safetensors"),
+            module="probe", function="train_probe",
+        ),
+        Stage(
+            "pairs", reads=("base", "corpus", "pretrain", "continue", "sharpen", "scorer", "probe"), makes=("pairs.jsonl",),
+            module="pairs", function="make_pairs",
+        ),
+        Stage(
+            "dpo", reads=("base", "corpus", "pretrain", "continue", "sharpen", "scorer", "pairs"), makes=("model",),
+            module="dpo", function="tune", parallel=True, resumed=True, watched=frozenset({"evaluate_every", "checkpoint_every"}),
+        ),
+        Stage(
+            "bundle", reads=("base", "corpus", "pretrain", "continue", "sharpen", "scorer", "probe", "pairs", "dpo"),
+            module="bundle", function="bundle",
+        ),
+    )
+}  # fmt: skip
+
+
+def stage_named(name: str) -> Stage:
+    """The row of a stage; raises `UserError` for a name that the table does not have."""
+    if name not in STAGES:
+        raise UserError(f"there is no stage {name!r}", f"use one of {', '.join(STAGES)}")
+    return STAGES[name]
+
+
+def runnable() -> tuple[str, ...]:
+    """The names of the stages that a command can run, in order."""
+    return tuple(name for name, row in STAGES.items() if row.module)
+
+
+def base_training() -> tuple[str, ...]:
+    """The names of the stages that train the base model, each going on from the one before."""
+    return tuple(name for name, row in STAGES.items() if row.trains_base)
+
+
+def lineage(stage: str) -> tuple[str, ...]:
+    """A stage and every stage that it reads from, directly or not, in order. Raises `UserError` for an unknown stage."""
+    reached = {stage_named(stage).name}
+    for name in reversed(STAGES):
+        if name in reached:
+            reached.update(STAGES[name].reads)
+    return tuple(name for name in STAGES if name in reached)
