@@ -101,8 +101,10 @@ for _module, _command in COMMANDS.items():
 
 @app.command()
 def train(
-    stage: Annotated[str, typer.Argument(help="corpus, tokenizer, pretrain, continue, sharpen, scorer, probe, pairs, dpo, bundle, or all")],
-    recipe: Annotated[str, typer.Argument(help="a TOML file, or the name of a recipe that ships")],
+    stage: Annotated[
+        str, typer.Argument(help="corpus, tokenizer, pretrain, continue, sharpen, scorer, probe, pairs, dpo, bundle, or all; settings")
+    ],
+    recipe: Annotated[str, typer.Argument(help="a TOML file, or the name of a recipe that ships; for settings a stage")],
     again: Annotated[bool, typer.Option("--again", help="run from the start, also where nothing has changed")] = False,
 ) -> None:
     """Run one stage of the training chain, or all of them in turn; what has not changed is not run again."""

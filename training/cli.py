@@ -18,6 +18,7 @@ from typing import Any
 from interp.errors import UserError
 from training.parallel import is_writer, process_count
 from training.recipe import Recipe, load_recipe
+from training.recipes_page import settings_text
 from training.stages import STAGES, runnable, stage_named
 from training.stamps import STAMP, made_from, why_again, write_stamp
 
@@ -25,9 +26,14 @@ from training.stamps import STAMP, made_from, why_again, write_stamp
 def run_stage(name: str, recipe: str | Path, *, again: bool = False) -> None:
     """Run one stage of a recipe, or `all` that it has a section for in order, and print what each made.
 
+    `settings` in place of a stage prints the settings of the stage that is named in place of a recipe.
+
     A stage is skipped where nothing that it is made from has changed; `again` runs it from the start all the same. Raises
     `UserError` for an unknown stage or recipe, a library that is not installed, and a full disk.
     """
+    if name == "settings":
+        sys.stdout.write(settings_text(str(recipe)))
+        return
     if name != "all" and name not in runnable():
         raise UserError(f"there is no stage {name!r}", f"use one of {', '.join(runnable())}, or all")
     parallel = [row.name for row in STAGES.values() if row.parallel]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from interp.errors import UserError
+from training import sections
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Stage:
 
     Attributes:
         reads: the stages whose output it reads.
+        settings: the dataclass of its section of a recipe.
         makes: its outputs, files or folders below the stage's folder, by which later stages know it. Empty for a stage that
             leaves nothing in the run.
         module: its module below `training`; empty for a row that only stands for an input made elsewhere.
@@ -28,6 +30,7 @@ class Stage:
     """
 
     name: str
+    settings: type
     reads: tuple[str, ...] = ()
     makes: tuple[str, ...] = ()
     module: str = ""
@@ -40,44 +43,50 @@ class Stage:
 
 WATCHED = frozenset({"evaluate_every", "checkpoint_every", "log_every", "held_out", "evaluate_kilobytes", "sample_prompts"})
 
+BASE = ("base", "pretrain", "continue", "sharpen")  # what may have made the base model
+
 # In the order in which they run: each reads only what stands before it.
-STAGES: dict[str, Stage] = {
-    row.name: row
-    for row in (
-        Stage("base"),  # a model that was pretrained elsewhere, in place of the stages that make one
-        Stage("corpus", makes=("train.jsonl", "heldout.jsonl"), module="corpus", function="build_corpus"),
-        Stage("tokenizer", reads=("corpus",), makes=("tokenizer.json",), module="tokenizer", function="train_tokenizer"),
-        Stage(
-            "pretrain", reads=("corpus", "tokenizer"), makes=("model",), module="pretrain", function="pretrain",
-            parallel=True, resumed=True, trains_base=True, watched=WATCHED,
-        ),
-        Stage(
-            "continue", reads=("tokenizer", "pretrain"), makes=("model",), module="pretrain", function="continue_pretraining",
-            parallel=True, resumed=True, trains_base=True, watched=WATCHED,
-        ),
-        Stage(
-            "sharpen", reads=("tokenizer", "pretrain", "continue"), makes=("model",), module="pretrain", function="sharpen",
-            parallel=True, resumed=True, trains_base=True, watched=WATCHED,
-        ),
-        Stage("scorer", makes=("model",), module="scorer", function="train_scorer", resumed=True, watched=frozenset({"checkpoint_every"})),
-        Stage(
-            "probe", reads=("base", "pretrain", "continue", "sharpen"), makes=("probe.json", "probe.safetensors"),
-            module="probe", function="train_probe",
-        ),
-        Stage(
-            "pairs", reads=("base", "corpus", "pretrain", "continue", "sharpen", "scorer", "probe"), makes=("pairs.jsonl",),
-            module="pairs", function="make_pairs",
-        ),
-        Stage(
-            "dpo", reads=("base", "corpus", "pretrain", "continue", "sharpen", "scorer", "pairs"), makes=("model",),
-            module="dpo", function="tune", parallel=True, resumed=True, watched=frozenset({"evaluate_every", "checkpoint_every"}),
-        ),
-        Stage(
-            "bundle", reads=("base", "corpus", "pretrain", "continue", "sharpen", "scorer", "probe", "pairs", "dpo"),
-            module="bundle", function="bundle",
-        ),
-    )
-}  # fmt: skip
+ROWS = (
+    Stage("base", sections.BaseSettings),  # no stage: a model that was pretrained elsewhere, in place of those that make one
+    Stage("corpus", sections.CorpusSettings, makes=("train.jsonl", "heldout.jsonl"), module="corpus", function="build_corpus"),
+    Stage(
+        "tokenizer", sections.TokenizerSettings, reads=("corpus",), makes=("tokenizer.json",),
+        module="tokenizer", function="train_tokenizer",
+    ),
+    Stage(
+        "pretrain", sections.PretrainSettings, reads=("corpus", "tokenizer"), makes=("model",),
+        module="pretrain", function="pretrain", parallel=True, resumed=True, trains_base=True, watched=WATCHED,
+    ),
+    Stage(
+        "continue", sections.ContinueSettings, reads=("tokenizer", "pretrain"), makes=("model",),
+        module="pretrain", function="continue_pretraining", parallel=True, resumed=True, trains_base=True, watched=WATCHED,
+    ),
+    Stage(
+        "sharpen", sections.SharpenSettings, reads=("tokenizer", "pretrain", "continue"), makes=("model",),
+        module="pretrain", function="sharpen", parallel=True, resumed=True, trains_base=True, watched=WATCHED,
+    ),
+    Stage(
+        "scorer", sections.ScorerSettings, makes=("model",),
+        module="scorer", function="train_scorer", resumed=True, watched=frozenset({"checkpoint_every"}),
+    ),
+    Stage(
+        "probe", sections.ProbeSettings, reads=BASE, makes=("probe.json", "probe.safetensors"),
+        module="probe", function="train_probe",
+    ),
+    Stage(
+        "pairs", sections.PairsSettings, reads=(*BASE, "corpus", "scorer", "probe"), makes=("pairs.jsonl",),
+        module="pairs", function="make_pairs",
+    ),
+    Stage(
+        "dpo", sections.DpoSettings, reads=(*BASE, "corpus", "scorer", "pairs"), makes=("model",),
+        module="dpo", function="tune", parallel=True, resumed=True, watched=frozenset({"evaluate_every", "checkpoint_every"}),
+    ),
+    Stage(
+        "bundle", sections.BundleSettings, reads=(*BASE, "corpus", "scorer", "probe", "pairs", "dpo"),
+        module="bundle", function="bundle",
+    ),
+)  # fmt: skip
+STAGES: dict[str, Stage] = {row.name: row for row in ROWS}
 
 
 def stage_named(name: str) -> Stage:

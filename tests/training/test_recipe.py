@@ -14,16 +14,16 @@ PARENT = """
 name = "parent"
 seed = 4
 [corpus]
-sources = [1, 2]
+sources = [{ name = "a" }, { name = "b" }]
 [tokenizer]
-vocabulary = 9
+vocabulary = 900
 [pretrain]
 width = 8
 layers = 1
 [pairs]
 [dpo]
 beta = 1
-steps = 3
+max_steps = 3
 """
 
 
@@ -42,11 +42,12 @@ def write(folder: Path, text: str, name: str = "child.toml") -> Path:
 
 
 def test_a_child_changes_keys_of_sections_and_keeps_the_rest(tmp_path: Path) -> None:
-    child = load_recipe(write(tmp_path, 'extends = "parent.toml"\n[dpo]\nbeta = 2\n[corpus]\nsources = [3]\n[probe]\nl2 = 5\n'))
+    text = 'extends = "parent.toml"\n[dpo]\nbeta = 2\n[corpus]\nsources = [{ name = "c" }]\n[probe]\nl2 = 5\n'
+    child = load_recipe(write(tmp_path, text))
     assert (child.name, child.seed) == ("child", 4)
     assert child.settings == {
-        "corpus": {"sources": [3]}, "tokenizer": {"vocabulary": 9}, "pretrain": {"width": 8, "layers": 1}, "pairs": {},
-        "dpo": {"beta": 2, "steps": 3}, "probe": {"l2": 5},
+        "corpus": {"sources": [{"name": "c"}]}, "tokenizer": {"vocabulary": 900}, "pretrain": {"width": 8, "layers": 1}, "pairs": {},
+        "dpo": {"beta": 2, "max_steps": 3}, "probe": {"l2": 5},
     }  # fmt: skip
 
 
