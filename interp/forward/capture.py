@@ -27,7 +27,7 @@ from interp.edits.edit import Edit
 from interp.edits.transforms import transforms_of
 from interp.errors import UserError
 from interp.models.hooks import Frame, Work, working
-from interp.models.model import Model
+from interp.models.model import Model, check_no_dropout
 from interp.models.sites import parse_site
 from interp.models.tokens import Tokens, batches, pad, token_rows
 
@@ -208,6 +208,7 @@ def _shape(model: Model, name: str, rows: list, positions: Any, wanted: Any, kep
 
 @torch.no_grad()
 def _forward(model: Model, tokens: Tokens, names: Sequence[str], work: Work, *, last_only: bool) -> dict[str, Tensor]:
+    check_no_dropout(model)
     found: dict[str, Tensor] = {}
     stop_early = "logits" not in names
 
