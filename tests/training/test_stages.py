@@ -8,7 +8,7 @@ import pytest
 
 from interp.errors import UserError
 from tests import ROOT
-from training.cli import stage_function
+from training.run import stage_function
 from training.stages import STAGES, base_training, lineage, runnable, stage_named
 
 
