@@ -65,6 +65,13 @@ def test_a_wrapped_model_keeps_its_mode_and_its_gradients(hf: PreTrainedModel, g
     assert {parameter.requires_grad for parameter in hf.parameters()} == {gradients}
 
 
+def test_weights_by_meaning_ask_for_no_gradient_and_share_the_models_memory(hf: PreTrainedModel, gpt2: Model) -> None:
+    model = Model(hf.requires_grad_(True), gpt2.tokenizer, "policy")
+    for weight in (model.value_vectors(0), model.key_vectors(1), model.value_bias(0), model.unembedding, model.final_gain):
+        assert not weight.requires_grad
+    assert model.unembedding.data_ptr() == hf.get_output_embeddings().weight.data_ptr()
+
+
 READINGS: dict[str, Callable[[Model, Model], object]] = {
     "capture": lambda model, other: capture(model, [TEXT], sites=["resid_post.0"])["resid_post.0"],
     "generate": lambda model, other: generate(model, [TEXT], max_new_tokens=2),
