@@ -12,7 +12,7 @@ from benchmarks.measure import Case, largest_difference
 from interp import Model, ModelPair, patch
 from interp.bundled import BUNDLED
 from interp.data.texts import challenge_prompts
-from interp.models.model import load_model
+from interp.models.model import freeze, load_model
 from interp.models.tokens import token_rows
 from interp.patching.gradient import attribution_patch
 from interp.patching.metrics import LogitDifference
@@ -58,7 +58,7 @@ def _tuned(model: Model) -> Model:
     with torch.no_grad():
         for weight in copy.parameters():
             weight += 0.02 * weight.std(correction=0) * torch.randn(weight.shape, generator=generator)
-    return Model(copy, model.tokenizer, "with noise")
+    return Model(freeze(copy), model.tokenizer, "with noise")
 
 
 def _prompt(model: Model) -> str:

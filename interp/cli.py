@@ -101,14 +101,18 @@ for _module, _command in COMMANDS.items():
 
 @app.command()
 def train(
-    stage: Annotated[str, typer.Argument(help="corpus, tokenizer, pretrain, continue, sharpen, scorer, probe, pairs, dpo, bundle, or all")],
-    recipe: Annotated[str, typer.Argument(help="a TOML file, or the name of a recipe that ships")],
+    stage: Annotated[
+        str, typer.Argument(help="corpus, tokenizer, pretrain, continue, sharpen, scorer, probe, pairs, dpo, bundle; all, grid or settings")
+    ],
+    recipe: Annotated[str, typer.Argument(help="a TOML file, or the name of a recipe that ships; for settings a stage")],
     again: Annotated[bool, typer.Option("--again", help="run from the start, also where nothing has changed")] = False,
 ) -> None:
     """Run one stage of the training chain, or all of them in turn; what has not changed is not run again."""
     from training.cli import run_stage
 
-    run_stage(stage, recipe, again=again)
+    code = run_stage(stage, recipe, again=again)
+    if code:
+        raise typer.Exit(code)
 
 
 def _launchable() -> bool:

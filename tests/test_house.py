@@ -353,3 +353,23 @@ def test_the_distribution_is_the_one_that_the_readme_names() -> None:
     licence = (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert "Apache License" in licence
     assert "Version 2.0, January 2004" in licence
+
+
+def trains(source: str) -> list[int]:
+    """The lines of a source that build an optimizer: `torch.optim` by any name, or a trainer of another library."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+        names += [node.attr] if isinstance(node, ast.Attribute) else []
+        if any(name == "optim" or name.startswith("torch.optim") or name.endswith("Trainer") for name in names):
+            lines.append(node.lineno)
+    return lines
+
+
+def test_experiments_never_train() -> None:
+    imports = ("from torch.optim import SGD\n", "from trl import DPOTrainer\n", "from torch import optim\n")
+    breaches = ("import torch\ntorch.optim.SGD([])\n", *imports)
+    assert all(trains(breach) for breach in breaches)
+    for file in sorted((ROOT / "interp").rglob("*.py")):
+        assert not trains(file.read_text(encoding="utf-8")), f"{file} builds an optimizer: training belongs in training/, which leaves runs"

@@ -18,7 +18,8 @@ from interp.models.difference import NOTE, write_note
 from interp.models.pair import ModelPair
 from interp.runs.telemetry import read_lines
 from training.pretrain import stage_settings
-from training.recipe import TRAINED, Recipe, base_folder
+from training.recipe import Recipe, base_folder
+from training.stages import base_training
 
 SHIPPED_SOURCES = """Reddit posts of 2013 (PDDL), those with profanity or insults enriched; English Wikipedia of 2015 (CC BY-SA); Jigsaw comments (labels CC0, text CC BY-SA);
 Civil Comments with toxic spans (CC0); Wikipedia talk-page comments (Apache-2.0); graded Reddit comments (Ruddit, MIT). The probe, the scorer and the pretraining share the Jigsaw corpus.
@@ -76,13 +77,13 @@ def bundle(recipe: Recipe, target: Path = BUNDLED) -> Path:
 
 
 def _trained(recipe: Recipe) -> list[str]:
-    return [name for name in TRAINED if name in recipe.settings]
+    return [name for name in base_training() if name in recipe.settings]
 
 
 def _corpora(recipe: Recipe) -> dict[str, Path]:
     """Where the documents lie that each part of the training read, by the name of their counts in `log/`."""
     found = {"corpus": recipe.folder("corpus")}
-    for name in TRAINED[1:]:
+    for name in base_training()[1:]:
         if "sources" in recipe.settings.get(name, {}):
             found[f"{name}-corpus"] = recipe.folder(name) / "corpus"
     return found

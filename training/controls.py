@@ -11,15 +11,16 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from interp.errors import UserError
 from interp.runs.telemetry import read_telemetry
 from training.recipe import Recipe
+from training.sections import DpoSettings
+from training.settings import choices
 
-LABELS = ("true", "shuffled", "reversed")
+LABELS = choices(DpoSettings, "labels")
 COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 Pair = dict[str, list[int]]
 
@@ -96,13 +97,13 @@ def reading_order(count: int, batch: int, start: int, stop: int, seed: int) -> l
     return found
 
 
-def steps_to_take(recipe: Recipe, settings: dict[str, Any]) -> int:
+def steps_to_take(recipe: Recipe, settings: DpoSettings) -> int:
     """`max_steps` of the recipe or, with `equal_steps`, as many steps as lie behind the model that its parent's run kept.
 
     Raises `UserError` when there is no such run.
     """
-    if not settings.get("equal_steps", False):
-        return int(settings["max_steps"])
+    if not settings.equal_steps:
+        return settings.max_steps
     if recipe.parent is None:
         raise UserError(f"recipe {recipe.name!r} asks for equal_steps but extends no recipe", "set `extends`, or max_steps instead")
     owner = recipe.parent.owner("dpo")

@@ -18,9 +18,8 @@ from interp.errors import UserError
 from interp.files import replacing, write_json
 from training.grammar import write_texts
 from training.recipe import Recipe
+from training.sections import CorpusSettings, SourceSettings
 from training.sources import document_hash, held_out, source_rows
-
-MAX_CHARACTERS = 4000
 
 
 def build_corpus(recipe: Recipe) -> dict[str, Any]:
@@ -42,7 +41,7 @@ def write_corpus(settings: dict[str, Any], folder: Path, seed: int) -> dict[str,
     held: list[tuple[str, str]] = []
     for source in settings["sources"]:
         before = (len(train), len(held))
-        size = _take(source, seen, train, held, settings.get("max_characters", MAX_CHARACTERS))
+        size = _take(source, seen, train, held, settings.get("max_characters", CorpusSettings.max_characters))
         # Several sources may share a name, as the files of one collection do.
         counts = summary.setdefault(source["name"], {"train": 0, "heldout": 0, "characters": 0})
         counts["train"] += len(train) - before[0]
@@ -63,7 +62,7 @@ def write_corpus(settings: dict[str, Any], folder: Path, seed: int) -> dict[str,
 def _take(source: dict[str, Any], seen: set[int], train: list, held: list, max_characters: int) -> int:
     pattern = profanity_pattern()
     budget = source.get("megabytes", 1e9) * 1e6
-    field = source.get("field", "text")
+    field = source.get("field", SourceSettings.field)
     size = 0
     columns: dict[str, set[str]] = {}
     for place, row in source_rows(source):
@@ -72,7 +71,7 @@ def _take(source: dict[str, Any], seen: set[int], train: list, held: list, max_c
         # A lone surrogate, which JSON can spell, fits into no file.
         document = str(row.get(field) or "").strip()
         text = document[:max_characters].encode("utf-8", "replace").decode("utf-8")
-        if len(text) < source.get("min_characters", 40):
+        if len(text) < source.get("min_characters", SourceSettings.min_characters):
             continue
         if "profane" in source and bool(pattern.search(text)) != source["profane"]:
             continue
@@ -85,7 +84,7 @@ def _take(source: dict[str, Any], seen: set[int], train: list, held: list, max_c
         if held_out(document):
             held.append((source["name"], text))
         else:
-            train.extend([(source["name"], text)] * source.get("repeat", 1))
+            train.extend([(source["name"], text)] * source.get("repeat", SourceSettings.repeat))
         size += len(text)
         if size >= budget:
             return size

@@ -1,7 +1,7 @@
 """Stage `dpo`: preference tuning of the base model with TRL, watched, resumable, and stopped when enough is reached.
 
-The stage ends at the first of four marks: `max_steps` (or `equal_steps` with the run that a control extends), toxicity on
-development prompts at most `stop_at_ratio` of what it was, `patience` measurements without a better validation loss (the
+The stage ends at the first of four marks: `max_steps` (or `equal_steps` with the run that a control extends), the
+measure's target at most `stop_at_ratio` of what it was, `patience` measurements without a better validation loss (the
 best weights are then kept), or an error. Whatever happens at a step, its line is in the log before its checkpoint is
 written, and what a resumed run does next depends on the step alone, so it ends with the weights of an uninterrupted one.
 
@@ -27,13 +27,13 @@ from torch import nn
 from transformers import PrinterCallback, TrainerCallback
 
 from interp.errors import UserError
-from interp.evaluation.toxicity import load_scorer
 from interp.files import replacing, write_json
 from interp.models.loading import quiet
 from interp.models.model import Model, load_model
 from training.checkpoint import load_checkpoint, recover, save_as_difference, save_checkpoint, save_model
 from training.controls import Pair, read_pairs, reading_order, relabel, split_pairs, steps_to_take
-from training.measures.toxicity import Development, Watch, prepare
+from training.measures import Prepared, Watch, measure_named
+from training.measures.stopping import StopRule
 from training.parallel import Processes
 from training.preference_trainer import (
     Objective,
@@ -47,6 +47,7 @@ from training.preference_trainer import (
     silent_bars,
 )
 from training.recipe import Recipe, base_folder
+from training.sections import DpoSettings
 from training.stamps import digest, made_from
 from training.telemetry import Monitor, Mute
 
@@ -79,31 +80,26 @@ def tune(recipe: Recipe) -> Path:
     settings, pairs or base, the first loss is not exact, loss or gradient are no longer finite, or the launcher asks for what
     this stage does not do.
     """
-    settings, processes = recipe.stage("dpo"), Processes()
+    settings, processes = recipe.settings_as(DpoSettings, "dpo"), Processes()
     if processes.sharded:
         problem = "the stage dpo measures and writes whole weights in one process, and FSDP divides them over all"
         raise UserError(problem, "launch with data-parallel.yaml; where gradients and moments do not fit one GPU, set lora")
-    rows = processes.rows(settings["batch"])
+    rows = processes.rows(settings.batch)
     goal, steps = objective(settings), steps_to_take(recipe, settings)
-    seed = settings.get("seed", recipe.seed)
-    pairs = relabel(read_pairs(recipe.folder("pairs") / "pairs.jsonl"), settings.get("labels", "true"), seed)
-    train, held = split_pairs(pairs, settings.get("validation_share", 0.0))
-    if settings.get("patience") is not None and not held:
+    seed = recipe.seed if settings.seed is None else settings.seed
+    pairs = relabel(read_pairs(recipe.folder("pairs") / "pairs.jsonl"), settings.labels, seed)
+    train, held = split_pairs(pairs, settings.validation_share)
+    if settings.patience is not None and not held:
         raise UserError("patience is set, but no pairs are held out", "set validation_share too")
     policy = load_model(base_folder(recipe), name="policy")
     check_lengths(pairs, policy)
     with processes.writer_first():
-        made = {**made_from(recipe, "dpo"), "settings": {**settings, "max_steps": steps}}
+        made = {**made_from(recipe, "dpo"), "settings": {**recipe.stage("dpo"), "max_steps": steps}}
     reference, folder = policy.digest, recipe.run / "dpo"
     policy.hf.requires_grad_(True).to(processes.device)
-    development = None
-    if processes.writer:
-        scorer = load_scorer(settings.get("scorer", "bundled"))
-        development = prepare(policy, recipe.folder("corpus") / "heldout.jsonl", settings, scorer, recipe.seed)
-    watch = Watch(processes, policy, development)
-    if stop_ratio(settings) is not None and not watch.before["toxicity_share"]:
-        problem = "no continuation of the development prompts is toxic, so stop_at_ratio has nothing to fall from"
-        raise UserError(problem, "set max_steps alone, or use another scorer or base model")
+    measure = measure_named(settings.measure)
+    watch = Watch(processes, policy, measure.prepare(policy, recipe, settings) if processes.writer else None)
+    stop = StopRule.of(settings, measure, watch.before)
     with silent_bars():
         trainer = TokenPairTrainer(
             model=policy.hf, ref_model=None, args=arguments(folder / "trainer", settings, goal, steps, seed, rows),
@@ -111,16 +107,10 @@ def tune(recipe: Recipe) -> Path:
             processing_class=copy.deepcopy(policy.tokenizer), peft_config=lora_config(policy.hf, settings),
             reference=reference, cache=recipe.folder("pairs") / "reference",
         )  # fmt: skip
-        run = Run(trainer, watch, settings, goal, folder, made)
+        run = Run(trainer, watch, settings, goal, folder, made, measure.summary, stop)
         run.resume()
         run.train(len(train), steps, seed)
         return run.finish()
-
-
-def stop_ratio(settings: dict[str, Any]) -> float | None:
-    """The share of the first toxicity at which a run stops; None for a control of equal steps, and where it is negative or not set."""
-    ratio = settings.get("stop_at_ratio", -1)
-    return None if ratio < 0 or settings.get("equal_steps", False) else float(ratio)
 
 
 def check_lengths(pairs: Sequence[Pair], policy: Model) -> None:
@@ -136,14 +126,23 @@ class Run(TrainerCallback):
     """One sitting of a run: after each step it measures, logs, decides whether to go on, and writes checkpoints."""
 
     def __init__(
-        self, trainer: TokenPairTrainer, watch: Watch, settings: dict[str, Any], goal: Objective, folder: Path, made: dict[str, Any]
+        self,
+        trainer: TokenPairTrainer,
+        watch: Watch,
+        settings: DpoSettings,
+        goal: Objective,
+        folder: Path,
+        made: dict[str, Any],
+        summarised: tuple[str, ...] = (),
+        stop: StopRule | None = None,
     ) -> None:
         self.trainer, self.watch, self.settings, self.goal = trainer, watch, settings, goal
         self.processes, self.policy = watch.processes, watch.policy
         self.folder, self.made, self.digest = folder, made, digest(made)
+        self.summarised, self.stop = summarised, stop
         trainable = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
         # A checkpoint holds what is trained: of an adapter's run not the model below it.
-        self.weights: nn.Module = watch.policy.hf if not settings.get("lora") else nn.ParameterList(trainable)
+        self.weights: nn.Module = watch.policy.hf if not settings.lora else nn.ParameterList(trainable)
         self.optimizer = build_optimizer(trainable, settings)
         self.progress = Progress()
         self.measured: tuple[int, dict[str, Any]] = 0, watch.before
@@ -162,11 +161,11 @@ class Run(TrainerCallback):
             self.start = self.progress.step
         # A name of torch's own, which a schedule needs to find where it begins.
         for group in self.optimizer.param_groups:
-            group.setdefault("initial_lr", self.settings["learning_rate"])
+            group.setdefault("initial_lr", self.settings.learning_rate)
 
     def train(self, count: int, steps: int, seed: int) -> None:
         """Take the steps that are left, each with the pairs that belong to it out of `count`."""
-        order = reading_order(count, self.settings["batch"], self.start, steps, seed)
+        order = reading_order(count, self.settings.batch, self.start, steps, seed)
         shown: AbstractContextManager[Monitor | Mute] = nullcontext(Mute())
         if self.processes.writer:
             shown = Monitor(self.folder / "log.jsonl", "dpo", steps, resumed=self.start, seconds=self.seconds)
@@ -182,7 +181,7 @@ class Run(TrainerCallback):
                 self.first = trainer.first_value(self.goal) if not self.start else None
                 trainer.args.max_steps = steps - self.start
                 trainer.optimizer = self.optimizer
-                trainer.lr_scheduler = build_schedule(self.optimizer, self.settings["warmup_steps"], self.start)
+                trainer.lr_scheduler = build_schedule(self.optimizer, self.settings.warmup_steps, self.start)
                 trainer.add_callback(self)
                 trainer.train()
             if self.progress.stopped is not None:
@@ -200,13 +199,13 @@ class Run(TrainerCallback):
         progress.step = step = self.start + state.global_step
         fields: dict[str, Any] = {new: logs[name] for name, new in LOGGED.items() if name in logs}
         last = step == self.steps
-        measured = last or step % self.settings["evaluate_every"] == 0
+        measured = last or step % self.settings.evaluate_every == 0
         if measured:
             self.measured = step, self.watch.measure()
             fields |= self.measured[1] | self.validation()
             self.judge(fields)
         monitor.write(step, report=measured, gradient_norm=self.trainer.gradient, **fields)
-        if last or progress.stopped is not None or step % self.settings.get("checkpoint_every", self.settings["evaluate_every"]) == 0:
+        if last or progress.stopped is not None or step % (self.settings.checkpoint_every or self.settings.evaluate_every) == 0:
             record = {"step": step, "seconds": monitor.seconds, "progress": asdict(progress), "digest": self.digest, "made_from": self.made}
             save_checkpoint(self.folder / "checkpoint", self.weights, self.optimizer, record, writer=self.processes.writer)
             self.processes.wait()
@@ -220,7 +219,7 @@ class Run(TrainerCallback):
 
     def judge(self, fields: dict[str, Any]) -> None:
         """Keep the weights if they are the best so far, and note whether the run has reached a mark at which it ends."""
-        progress, ratio, patience = self.progress, stop_ratio(self.settings), self.settings.get("patience")
+        progress, patience = self.progress, self.settings.patience
         if patience is not None:
             better = fields["validation_loss"] < progress.best_loss
             progress.misses = 0 if better else progress.misses + 1
@@ -230,40 +229,38 @@ class Run(TrainerCallback):
                     keep(self.weights.named_parameters(), self.folder / "best.safetensors")
             if progress.misses >= patience:
                 progress.stopped = f"{patience} measurements without a better validation loss than at step {progress.best_step}"
-        if ratio is not None:
-            most = ratio * self.watch.before["toxicity_share"]
-            if fields["toxicity_share"] <= most:
-                progress.stopped = f"toxicity on development prompts is at most {ratio} of what it was"
+        if self.stop is not None and self.stop.reached(fields):
+            progress.stopped = self.stop.reason
 
     def finish(self) -> Path:
         """Write the model that the run keeps; return its folder."""
-        if self.watch.development is not None:
-            self.write(self.watch.development)
+        if self.watch.prepared is not None:
+            self.write(self.watch.prepared)
         self.processes.wait()
         return self.folder / "model"
 
-    def write(self, development: Development) -> None:
+    def write(self, prepared: Prepared) -> None:
         """Write the model that the run keeps, then its summary, and remove what only a resumed run needs."""
         progress, hf = self.progress, self.policy.hf
         kept = progress.step
         if progress.best_step:
             restore(self.weights.named_parameters(), self.folder / "best.safetensors")
             kept = progress.best_step
-        if self.settings.get("lora"):
+        if self.settings.lora:
             with replacing(self.folder / "adapter") as temporary:
                 self.trainer.model.save_pretrained(temporary)
             hf = self.trainer.model.merge_and_unload()
         hf.eval()
-        rounded = self.settings.get("difference", False)
+        rounded = self.settings.difference
         if rounded:
             assert self.policy.checkpoint is not None  # it was loaded by load_model
             save_as_difference(self.folder / "model", hf, self.policy.checkpoint.source, self.policy.tokenizer)
         else:
             save_model(self.folder / "model", hf, self.policy.tokenizer)
         known = self.measured[0] == kept and not rounded
-        found = self.measured[1] if known else development.measure(self.policy)
-        measured = {name: found[name] for name in ("toxicity", "toxicity_share", "perplexity")}
-        before = {name: development.start[name] for name in measured}
+        found = self.measured[1] if known else prepared.measure(self.policy)
+        measured = {name: found[name] for name in self.summarised}
+        before = {name: prepared.start[name] for name in measured}
         summary = {
             "steps": progress.step, "kept_step": kept, "stopped": progress.stopped, "before": before, "after": measured,
             "objective": asdict(self.goal), "base": self.trainer.reference, "made_from": self.made,

@@ -19,10 +19,8 @@ from transformers import PreTrainedTokenizerFast
 
 from interp.errors import UserError
 from interp.models.tokens import next_token_losses
+from training.sections import PretrainSettings, SourceSettings
 from training.sources import source_rows
-
-PROMPTS = ("I think that you are", "In the morning, the", "The history of the")
-KILOBYTES = 60
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,9 @@ class Passages:
     size: int
 
 
-def passages(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, length: int, kilobytes: float = KILOBYTES) -> Passages:
+def passages(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, length: int, kilobytes: float = PretrainSettings.evaluate_kilobytes
+) -> Passages:
     """The first texts, up to so many kilobytes, as rows of at most `length` tokens.
 
     Each document starts after the end-of-text token, as in training, and each further row of it after the last token before.
@@ -53,7 +53,7 @@ def passages(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, length: i
 
 def held_out_passages(corpus: Path, settings: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> dict[str, Passages]:
     """Passages of each source of `heldout.jsonl`, and of the further sources that the recipe names under `held_out`."""
-    limit, length = settings.get("evaluate_kilobytes", KILOBYTES), settings["context"]
+    limit, length = settings.get("evaluate_kilobytes", PretrainSettings.evaluate_kilobytes), settings["context"]
     texts: dict[str, list[str]] = {}
     with (corpus / "heldout.jsonl").open(encoding="utf-8") as stream:
         for line in stream:
@@ -61,7 +61,7 @@ def held_out_passages(corpus: Path, settings: dict[str, Any], tokenizer: PreTrai
             texts.setdefault(record["source"], []).append(record["text"])
     found = {name: passages(some, tokenizer, length, limit) for name, some in texts.items()}
     for source in settings.get("held_out", []):
-        field, name = source.get("field", "text"), source["name"]
+        field, name = source.get("field", SourceSettings.field), source["name"]
         if name in found:
             raise UserError(f"the held-out source {name!r} has the name of a source of the corpus", "give it a name of its own")
         found[name] = passages((str(row.get(field) or "").strip() for _, row in source_rows(source)), tokenizer, length, limit)

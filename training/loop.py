@@ -23,16 +23,15 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from interp.errors import UserError
 from training import packing
 from training.checkpoint import gathered, load_checkpoint, recover, save_checkpoint, save_model
-from training.evaluation import PROMPTS, Passages, bits_per_byte, held_out_loss, samples
+from training.evaluation import Passages, bits_per_byte, held_out_loss, samples
 from training.loss import PiecewiseLoss
 from training.optimizers import build_optimizers, learning_rate
 from training.parallel import Processes
 from training.precision import autocast, precision_of, round_weights
+from training.sections import PretrainSettings, SharpenSettings
 from training.sparsity import PricedLoss, layers_of
 from training.stamps import digest
 from training.telemetry import Monitor, Mute, group_norms
-
-LOG_EVERY = 25
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def train(task: Task, processes: Processes) -> Path:
     whole: nn.Module = PiecewiseLoss(model) if settings.get("piecewise_loss") else model
     priced: PricedLoss | None = None
     if "fresh_mlps" in settings:
-        price, rising = settings["activation_price"], settings.get("price_warmup_steps", 0)
+        price, rising = settings["activation_price"], settings.get("price_warmup_steps", SharpenSettings.price_warmup_steps)
         whole = priced = PricedLoss(whole, model, layers_of(model, settings), price, rising)
     if settings.get("attention"):
         model.set_attn_implementation(settings["attention"])
@@ -91,7 +90,7 @@ def train(task: Task, processes: Processes) -> Path:
             if priced is not None:
                 priced.at(step)
             loss = _gradient(task, processes, forward, step, precision)
-            logged = (step + 1) % settings.get("log_every", LOG_EVERY) == 0
+            logged = (step + 1) % settings.get("log_every", PretrainSettings.log_every) == 0
             norms = {"gradient_norm": _norms(model)} if logged else {}
             norm = float(gathered(nn.utils.clip_grad_norm_(model.parameters(), settings["clip"])))
             if not math.isfinite(norm):
@@ -127,7 +126,8 @@ def _mend(step: int) -> str:
 
 def _gradient(task: Task, processes: Processes, forward: nn.Module, step: int, precision: str) -> torch.Tensor:
     """Accumulate the gradient of a step; return the mean loss over this process's share of the batch."""
-    parts = processes.share(packing.window(task.tokens, step, task.settings, task.seed), task.settings.get("accumulate", 1))
+    accumulated = task.settings.get("accumulate", PretrainSettings.accumulate)
+    parts = processes.share(packing.window(task.tokens, step, task.settings, task.seed), accumulated)
     total = torch.zeros((), device=processes.device)
     for number, ids in enumerate(parts):
         with processes.quietly(forward, last=number == len(parts) - 1):
@@ -149,7 +149,7 @@ def _measure(task: Task, processes: Processes, model: GPT2LMHeadModel) -> dict[s
     found = {
         "held_out_loss": held_out_loss(model, task.held, task.settings["context"], device=device),
         "bits_per_byte": {name: bits_per_byte(model, text, end, device) for name, text in task.passages.items()},
-        "samples": samples(model, task.tokenizer, task.settings.get("sample_prompts", PROMPTS), device),
+        "samples": samples(model, task.tokenizer, task.settings.get("sample_prompts", PretrainSettings.sample_prompts), device),
     }
     model.train()
     return found

@@ -14,11 +14,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from interp.errors import UserError
+from training.sections import PretrainSettings
+from training.settings import choices
 from training.telemetry import parameter_group
 
-CHOICES = {
-    "optimizer": ("adamw", "muon"), "decay": ("cosine", "linear"), "precision": ("auto", "bf16", "fp32"), "stored": ("fp32", "bf16"),
-}  # fmt: skip
+CHOICES = {name: choices(PretrainSettings, name) for name in ("optimizer", "decay", "precision", "stored")}
 
 
 def chosen(settings: dict[str, Any], name: str) -> str:
@@ -26,7 +26,7 @@ def chosen(settings: dict[str, Any], name: str) -> str:
     value = settings.get(name, CHOICES[name][0])
     if value not in CHOICES[name]:
         raise UserError(f"the recipe sets {name} to {value!r}", f"use one of {', '.join(CHOICES[name])}")
-    return value
+    return str(value)
 
 
 def build_optimizers(model: nn.Module, settings: dict[str, Any]) -> list[Optimizer]:

@@ -31,9 +31,10 @@ from interp.evaluation.toxicity import Scorer, load_scorer
 from interp.files import write_text
 from interp.models.model import Model, load_model
 from interp.models.tokens import batches, next_token_losses, pad, predicted
-from training.generators import DEFAULT, generator_named
+from training.generators import generator_named
 from training.generators.task import Draft, Generator, Task
 from training.recipe import Recipe, base_folder
+from training.sections import PairsSettings, SourceSettings
 from training.sources import source_rows
 from training.tokenizer import corpus_texts
 
@@ -70,7 +71,7 @@ def prompt_rows(recipe: Recipe, base: Model) -> list[list[int]]:
     room = min(most, base.context - settings["new_tokens"])
     if "prompt_source" in settings:
         source = {"name": "prompts", **settings["prompt_source"]}
-        texts = list(dict.fromkeys(_prompt_texts(source, settings.get("min_prompt_words", 8))))
+        texts = list(dict.fromkeys(_prompt_texts(source, settings.get("min_prompt_words", PairsSettings.min_prompt_words))))
         random.Random(recipe.seed).shuffle(texts)
         # Cut by characters first: a token is seldom longer than ten, and a whole article need not be tokenised.
         texts = [text[: 20 * most] for text in texts[:count]]
@@ -88,7 +89,7 @@ def _prompt_texts(source: Mapping[str, Any], words: int) -> Iterator[str]:
     for _, row in source_rows(dict(source)):
         prompt = row.get("prompt")
         prompt = prompt.get("text") if isinstance(prompt, dict) else prompt
-        text = str(prompt or row.get(source.get("field", "text")) or "").strip()
+        text = str(prompt or row.get(source.get("field", SourceSettings.field)) or "").strip()
         if text and (prompt or len(text.split()) >= words):
             yield text
 
@@ -120,9 +121,9 @@ def make_pairs(recipe: Recipe) -> Path:
     another model, and where no pair is left.
     """
     settings = recipe.stage("pairs")
-    generator = generator_named(settings.get("generator", DEFAULT))
+    generator = generator_named(settings.get("generator", PairsSettings.generator))
     options = generator.options(settings)
-    base, scorer = load_base(recipe), load_scorer(settings.get("scorer", "bundled"))
+    base, scorer = load_base(recipe), load_scorer(settings.get("scorer", PairsSettings.scorer))
     task = task_of(recipe, generator, base, scorer)
     folder = recipe.run / "pairs"
     folder.mkdir(parents=True, exist_ok=True)
@@ -225,7 +226,8 @@ def records_of(drafts: Sequence[Draft], base: Model, scorer: Scorer) -> list[dic
 
 def usable(records: Sequence[dict[str, Any]], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The pairs within the recipe's thresholds (`chosen_at_most`, `rejected_at_least`; none by default) whose sides differ."""
-    most, least = settings.get("chosen_at_most", 1.0), settings.get("rejected_at_least", 0.0)
+    most = settings.get("chosen_at_most", PairsSettings.chosen_at_most)
+    least = settings.get("rejected_at_least", PairsSettings.rejected_at_least)
     return [
         record
         for record in records

@@ -34,6 +34,7 @@ from trl import DPOConfig, DPOTrainer
 
 from interp.errors import UserError
 from training.reference import with_reference
+from training.sections import DpoSettings
 from training.telemetry import gradient_norms
 
 OPTIMIZERS = {"rmsprop": torch.optim.RMSprop, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
@@ -54,24 +55,22 @@ class Objective:
         return sum(weight * exact[loss] for loss, weight in zip(self.losses, self.weights, strict=True))
 
 
-def objective(settings: dict[str, Any]) -> Objective:
+def objective(settings: DpoSettings) -> Objective:
     """What a recipe's section optimises: `method` "dpo" with `loss` (a name or a list, with `loss_weights`), or "sft".
 
-    Raises `UserError` for a method or loss that is not known, and for weights that do not fit.
+    Raises `UserError` for a loss that is not known, and for weights that do not fit.
     """
-    method = settings.get("method", "dpo")
-    if method not in ("dpo", "sft"):
-        raise UserError(f"there is no method {method!r}", "set method to dpo or sft")
-    given = ["sft"] if method == "sft" else settings["loss"]
-    losses = (given,) if isinstance(given, str) else tuple(given)
-    weights = tuple(float(w) for w in settings.get("loss_weights", [1.0] * len(losses))) if method == "dpo" else (1.0,)
-    if not losses or not set(losses) <= set(LOSSES) or (method == "dpo" and losses == ("sft",)):
-        raise UserError(f"the loss {given!r} is not usable", f"give one of or a list of {', '.join(LOSSES)}; for sft alone set method")
+    alone = settings.method == "sft"
+    losses = ("sft",) if alone else (settings.loss,) if isinstance(settings.loss, str) else tuple(settings.loss)
+    asked = settings.loss_weights if not alone and settings.loss_weights is not None else [1.0] * len(losses)
+    weights = tuple(map(float, asked))
+    if not losses or not set(losses) <= set(LOSSES) or (not alone and losses == ("sft",)):
+        raise UserError(
+            f"the loss {settings.loss!r} is not usable", f"give one of or a list of {', '.join(LOSSES)}; for sft alone set method"
+        )
     if len(weights) != len(losses) or not all(math.isfinite(weight) and weight > 0 for weight in weights):
         raise UserError(f"loss_weights {list(weights)} do not fit the losses {list(losses)}", "give one positive weight for each loss")
-    if not settings["beta"] > 0:
-        raise UserError(f"beta is {settings['beta']}", "give a positive number")
-    return Objective(losses, weights, float(settings["beta"]))
+    return Objective(losses, weights, float(settings.beta))
 
 
 def check_first(wanted: float, value: float, margin: float) -> None:
@@ -158,11 +157,11 @@ class TokenPairTrainer(DPOTrainer):
         return goal.first_value(-sum(chosen) * processes / sum(map(len, rows["chosen_ids"])))
 
 
-def arguments(folder: Path, settings: dict[str, Any], goal: Objective, steps: int, seed: int, rows: int) -> DPOConfig:
+def arguments(folder: Path, settings: DpoSettings, goal: Objective, steps: int, seed: int, rows: int) -> DPOConfig:
     """TRL's configuration: `rows` of each batch in this process, full precision, no dropout, nothing saved or reported but by us."""
     found = DPOConfig(
         output_dir=str(folder), beta=goal.beta, loss_type=list(goal.losses), loss_weights=list(goal.weights), max_steps=steps,
-        per_device_train_batch_size=rows, per_device_eval_batch_size=64, max_grad_norm=settings["clip"],
+        per_device_train_batch_size=rows, per_device_eval_batch_size=64, max_grad_norm=settings.clip,
         precompute_ref_log_probs=True, precompute_ref_batch_size=64, bf16=False, gradient_checkpointing=False, disable_dropout=True,
         report_to=[], use_cpu=not torch.cuda.is_available(), logging_steps=1, log_level="error", save_strategy="no", seed=seed,
         max_length=None, disable_tqdm=True, dataloader_pin_memory=False, remove_unused_columns=False, logging_nan_inf_filter=False,
@@ -173,11 +172,9 @@ def arguments(folder: Path, settings: dict[str, Any], goal: Objective, steps: in
     return found
 
 
-def build_optimizer(parameters: list[torch.nn.Parameter], settings: dict[str, Any]) -> torch.optim.Optimizer:
-    """RMSprop or SGD with torch's defaults, or AdamW with betas .9 and .95; no weight decay. Raises `UserError` for another name."""
-    name, rate = settings["optimizer"], settings["learning_rate"]
-    if name not in OPTIMIZERS:
-        raise UserError(f"there is no optimizer {name!r}", f"set optimizer to one of {', '.join(OPTIMIZERS)}")
+def build_optimizer(parameters: list[torch.nn.Parameter], settings: DpoSettings) -> torch.optim.Optimizer:
+    """RMSprop or SGD with torch's defaults, or AdamW with betas .9 and .95; no weight decay."""
+    name, rate = settings.optimizer, settings.learning_rate
     if name == "adamw":
         return torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
     return OPTIMIZERS[name](parameters, lr=rate)
@@ -188,12 +185,12 @@ def build_schedule(optimizer: torch.optim.Optimizer, warmup: int, done: int) -> 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (done + step + 1) / max(1, warmup)))
 
 
-def lora_config(model: torch.nn.Module, settings: dict[str, Any]) -> Any:
+def lora_config(model: torch.nn.Module, settings: DpoSettings) -> Any:
     """peft's configuration of the recipe's `lora` table (`rank`, `alpha`), on every linear layer of the blocks; None for full training.
 
     Raises `UserError` for a table without a usable rank.
     """
-    table = settings.get("lora")
+    table = settings.lora
     if not table:
         return None
     if not isinstance(table, dict) or not isinstance(table.get("rank"), int) or table["rank"] < 1:

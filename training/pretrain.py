@@ -23,8 +23,9 @@ from training.loop import Task, train
 from training.optimizers import CHOICES, chosen
 from training.packing import check_size, pack
 from training.parallel import Processes
-from training.recipe import TRAINED, Recipe, Section
+from training.recipe import Recipe, Section
 from training.sparsity import begin_anew, layers_of
+from training.stages import base_training
 from training.stamps import digest, made_from
 
 
@@ -96,7 +97,8 @@ def _go_on(recipe: Recipe, stage: str) -> Path:
 
 def _earlier(recipe: Recipe, stage: str) -> list[str]:
     """The parts of the training before a stage, which make the model that it goes on from."""
-    return [name for name in TRAINED[: TRAINED.index(stage)] if name in recipe.settings or name == "pretrain"]
+    parts = base_training()
+    return [name for name in parts[: parts.index(stage)] if name in recipe.settings or name == "pretrain"]
 
 
 def stage_settings(recipe: Recipe, stage: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from interp.models.model import Model, load_model
 from interp.models.tokens import token_rows
 from interp.stats.intervals import auc, bootstrap_auc
 from training.recipe import Recipe, base_folder
+from training.sections import ProbeSettings
 from training.sources import held_out, source_rows
 
 
@@ -33,7 +34,7 @@ def train_probe(recipe: Recipe) -> Path:
     settings = recipe.stage("probe")
     model = load_model(base_folder(recipe), name="base", device="cuda" if torch.cuda.is_available() else "cpu")
     seen: dict[bool, list[tuple[str, int]]] = {False: [], True: []}
-    field, number = settings.get("field", "text"), Counter[str]()
+    field, number = settings.get("field", ProbeSettings.field), Counter[str]()
     for place, row in source_rows(settings):
         number[place] += 1
         if field not in row or str(row.get("toxic")).strip() not in {"0", "1", "True", "False"}:

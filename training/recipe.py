@@ -13,31 +13,17 @@ import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from interp.errors import UserError
+from training.settings import check_section, did_you_mean, read_section
+from training.stages import STAGES, base_training, lineage
 
 DATA_SETTING = "BYPASS_DATA"
 RUNS_SETTING = "BYPASS_RUNS"
 SHIPPED = Path(__file__).parent / "recipes"
-# The stages in order, each with those whose output it reads: what a changed setting can reach.
-READS: dict[str, tuple[str, ...]] = {
-    "base": (),  # no stage: a model that was pretrained elsewhere, in place of those that make one
-    "corpus": (),
-    "tokenizer": ("corpus",),
-    "pretrain": ("corpus", "tokenizer"),
-    "continue": ("tokenizer", "pretrain"),
-    "sharpen": ("tokenizer", "pretrain", "continue"),
-    "scorer": (),
-    "probe": ("base", "pretrain", "continue", "sharpen"),
-    "pairs": ("base", "corpus", "pretrain", "continue", "sharpen", "scorer", "probe"),
-    "dpo": ("base", "corpus", "pretrain", "continue", "sharpen", "scorer", "pairs"),
-    "bundle": ("base", "corpus", "pretrain", "continue", "sharpen", "scorer", "probe", "pairs", "dpo"),
-}
-
-
-# The stages that make the base model, one going on from the other.
-TRAINED = ("pretrain", "continue", "sharpen")
+GRID = "grid"
+Options = TypeVar("Options")
 
 
 class Section(dict[str, Any]):
@@ -71,6 +57,10 @@ class Recipe:
             raise UserError(f"{name!r} of recipe {self.name!r} is not a section", f"write a [{name}] section with its settings")
         return Section(section, f"section [{name}] of recipe {self.name!r}")
 
+    def settings_as(self, section: type[Options], stage: str) -> Options:
+        """The settings of one stage as its dataclass, with every default; raises `UserError` as `stage`, and for unusable settings."""
+        return read_section(section, self.stage(stage), f"section [{stage}] of recipe {self.name!r}")
+
     def digest(self, *stages: str) -> str:
         """A hash of the named sections and the seed, which identifies what a checkpoint was made by."""
         chosen = {"seed": self.seed, **{name: self.settings.get(name) for name in stages}}
@@ -98,26 +88,15 @@ class Recipe:
         return folder
 
 
-def lineage(stage: str) -> tuple[str, ...]:
-    """A stage and every stage that it reads from, directly or not, in order."""
-    if stage not in READS:
-        raise UserError(f"there is no stage {stage!r}", f"use one of {', '.join(READS)}")
-    found = {stage}
-    for name in reversed(READS):
-        if name in found:
-            found.update(READS[name])
-    return tuple(name for name in READS if name in found)
-
-
 def base_folder(recipe: Recipe) -> Path:
-    """The folder of the base model, on which probe, pairs and DPO work: that of the last of `TRAINED` that the recipe has.
+    """The folder of the base model, on which probe, pairs and DPO work: that of the last stage of the recipe that trains it.
 
     A recipe with a section [base] takes the `model` that it names instead: a folder (below `BYPASS_DATA` or not) or a hub id.
     Raises `UserError` for a recipe that pretrains all the same.
     """
     if "base" not in recipe.settings:
-        return recipe.folder([name for name in TRAINED if name in recipe.settings or name == "pretrain"][-1]) / "model"
-    twice = [name for name in ("tokenizer", *TRAINED) if name in recipe.settings]
+        return recipe.folder([name for name in base_training() if name in recipe.settings or name == "pretrain"][-1]) / "model"
+    twice = [name for name in ("tokenizer", *base_training()) if name in recipe.settings]
     if twice:
         raise UserError(f"recipe {recipe.name!r} has a [base] that is already trained, and [{twice[0]}] too", "remove one of the two")
     name = recipe.stage("base")["model"]
@@ -128,7 +107,8 @@ def base_folder(recipe: Recipe) -> Path:
 def load_recipe(path: str | Path) -> Recipe:
     """Read a recipe from a TOML file, or by the bare name of one that ships in `training/recipes`.
 
-    Raises `UserError` for a file that is missing, no TOML or wrongly typed, and for `extends` that leads nowhere or in a circle.
+    Raises `UserError` for a file that is missing or no TOML, for settings that are unknown, wrongly typed or out of range, and for
+    `extends` that leads nowhere or in a circle.
     """
     return _read(_find(path, Path(), "no recipe at"), ())
 
@@ -160,10 +140,24 @@ def _read(file: Path, below: tuple[Path, ...]) -> Recipe:
     seed = settings.pop("seed", parent.seed if parent else 0)
     if not isinstance(name, str) or not isinstance(seed, int) or seed < 0:
         raise UserError(f"recipe {file} has name {name!r} and seed {seed!r}", "give the name as a string and the seed as a number from 0")
+    check_settings(settings, name)
     if parent is not None:
         _own_name(file, name, parent)
         settings = _merged(parent.settings, settings)
     return Recipe(name=name, seed=seed, settings=settings, run=Path(os.environ.get(RUNS_SETTING, "runs")) / name, parent=parent)
+
+
+def check_settings(settings: dict[str, Any], name: str) -> None:
+    """Raise `UserError` for a section or a setting that there is not, and for one of a wrong type or out of its range."""
+    for title, section in settings.items():
+        if title == GRID:
+            continue  # its points are checked where they are expanded (`training.grid`)
+        if title not in STAGES:
+            problem = f"recipe {name!r} does not know {title!r}{did_you_mean(title, [*STAGES, GRID])}"
+            raise UserError(problem, f"beside name, seed and extends it may have the sections {', '.join((*STAGES, GRID))}")
+        if not isinstance(section, dict):
+            raise UserError(f"{title!r} of recipe {name!r} is not a section", f"write a [{title}] section with its settings")
+        check_section(STAGES[title].settings, section, f"section [{title}] of recipe {name!r}")
 
 
 def _own_name(file: Path, name: str, parent: Recipe | None) -> None:

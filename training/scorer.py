@@ -31,6 +31,7 @@ from training.optimizers import learning_rate
 from training.precision import autocast, precision_of
 from training.recipe import Recipe
 from training.scorer_report import describe, reliability
+from training.sections import ScorerSettings
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PERSPECTIVE_SCALE = frozenset({"context", "wikipedia", "reddit", "written"})
@@ -112,8 +113,8 @@ def train_scorer(recipe: Recipe) -> Path:
     if finished.exists() and json.loads(finished.read_text(encoding="utf-8"))["training"]["digest"] == digest:
         return folder / "model"
     train, held, left_out = read_labelled(settings["sources"])
-    clean, clean_held = neutral_windows(settings.get("neutral", []), random.Random(recipe.seed))
-    written = written_sentences(random.Random(recipe.seed), settings.get("written", 0))
+    clean, clean_held = neutral_windows(settings.get("neutral", ScorerSettings.neutral), random.Random(recipe.seed))
+    written = written_sentences(random.Random(recipe.seed), settings.get("written", ScorerSettings.written))
     train, held = train + clean + written, held + clean_held
     names = sorted({example.source for example in train})
     print(f"{len(train)} texts to train on, {len(held)} held out, {left_out} left out for sharing words with those", flush=True)

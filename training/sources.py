@@ -20,6 +20,7 @@ from typing import Any, TextIO
 from interp.errors import UserError
 from training.grammar import grammar_rows
 from training.recipe import data_file
+from training.sections import SourceSettings
 
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
 HELD_OUT_SHARE = 0.05
@@ -87,7 +88,7 @@ def _dataset_rows(source: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The rows of a data set through `datasets`, streamed; a name that is a folder below the data is read from there."""
     from datasets import load_dataset
 
-    name, config, split = source["dataset"], source.get("config"), source.get("split", "train")
+    name, config, split = source["dataset"], source.get("config"), source.get("split", SourceSettings.split)
     try:
         place = str(data_file(name)[0])
     except UserError:

@@ -16,25 +16,12 @@ from typing import Any
 
 from interp.errors import UserError
 from interp.files import write_json
-from training.recipe import DATA_SETTING, READS, Recipe, base_folder, data_file
+from training.recipe import DATA_SETTING, Recipe, base_folder, data_file
 from training.sources import text_files
+from training.stages import STAGES, stage_named
 
 STAMP = "stamp.json"
 TABLE = "hashes.json"
-# What a stage gives to those after it, and by what it is known.
-OUTPUTS: dict[str, tuple[str, ...]] = {
-    "corpus": ("train.jsonl", "heldout.jsonl"),
-    "tokenizer": ("tokenizer.json",),
-    "pretrain": ("model",),
-    "continue": ("model",),
-    "sharpen": ("model",),
-    "scorer": ("model",),
-    "probe": ("probe.json", "probe.safetensors"),
-    "pairs": ("pairs.jsonl",),
-    "dpo": ("model",),
-}
-# Settings that say how a run is watched and how fast it goes, not what it makes.
-WATCHING = frozenset({"evaluate_every", "checkpoint_every", "log_every", "held_out", "evaluate_kilobytes", "sample_prompts"})
 
 
 def file_hash(path: Path) -> str:
@@ -70,18 +57,18 @@ def made_from(recipe: Recipe, stage: str) -> dict[str, Any]:
     `seed`, `settings` (of its section, without what only watches the run), `files` (hash by path, of every `path` in its
     section) and `stages` (hash by "stage/file", None where an earlier stage has not run). Raises `UserError` for a missing file.
     """
-    section = recipe.settings.get(stage, {})
-    settings = {key: value for key, value in section.items() if key not in WATCHING}
+    row, section = stage_named(stage), recipe.settings.get(stage, {})
+    settings = {key: value for key, value in section.items() if key not in row.watched}
     table = recipe.run.parent / TABLE
     files = {_name(file): known_hash(file, table) for kind, name in sorted(set(_paths(settings))) for file in _files(kind, name)}
     stages: dict[str, str | None] = {}
-    for name in READS[stage]:
+    for name in row.reads:
         if name == "base" and name in recipe.settings:
             model = base_folder(recipe)
             # A hub id stands for itself: what it is now is known when it is loaded.
             stages["base/model"] = contents(model.parent, (model.name,), table)[model.name] if model.is_dir() else str(model)
         elif name in recipe.settings:
-            stages |= {f"{name}/{part}": value for part, value in contents(recipe.folder(name), OUTPUTS[name], table).items()}
+            stages |= {f"{name}/{part}": value for part, value in contents(recipe.folder(name), STAGES[name].makes, table).items()}
     return {"seed": recipe.seed, "settings": settings, "files": files, "stages": stages}
 
 
@@ -160,7 +147,7 @@ def _short(value: Any) -> str:
 def write_stamp(recipe: Recipe, stage: str, made: Mapping[str, Any]) -> None:
     """Record what a finished stage was made from, and its output."""
     folder = recipe.folder(stage)
-    output = contents(folder, OUTPUTS[stage], recipe.run.parent / TABLE)
+    output = contents(folder, stage_named(stage).makes, recipe.run.parent / TABLE)
     missing = [part for part, value in output.items() if value is None]
     if missing:
         raise UserError(f"the stage {stage} left no {missing[0]} in {folder}", "run it again")

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from interp.errors import UserError
 from interp.files import replacing
 from training.recipe import Recipe
+from training.sections import TokenizerSettings
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -29,17 +30,17 @@ def corpus_texts(path: Path, limit: int | None = None) -> Iterator[str]:
 
 def train_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
     """Train on the first documents of the shuffled corpus and save to `tokenizer/` in the run folder."""
-    settings = recipe.stage("tokenizer")
+    settings = recipe.settings_as(TokenizerSettings, "tokenizer")
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=settings["vocabulary"],
+        vocab_size=settings.vocabulary,
         special_tokens=[END_OF_TEXT],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(corpus_texts(recipe.folder("corpus") / "train.jsonl", settings.get("documents")), trainer)
+    bpe.train_from_iterator(corpus_texts(recipe.folder("corpus") / "train.jsonl", settings.documents), trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT, pad_token=END_OF_TEXT, clean_up_tokenization_spaces=False
     )

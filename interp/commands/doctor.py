@@ -175,7 +175,7 @@ def _subject() -> Model:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-    from interp.models.model import Model
+    from interp.models.model import Model, freeze
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate([*letters, "<end>"])}, merges=[]))
@@ -184,4 +184,4 @@ def _subject() -> Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         hf = GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=32, n_positions=64, vocab_size=len(tokenizer), initializer_range=0.2))
-    return Model(hf, tokenizer, "a random model")
+    return Model(freeze(hf), tokenizer, "a random model")

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.errors import UserError
-from interp.models.model import Model
+from interp.models.model import Model, freeze
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,7 +35,7 @@ def interpolated(base: Model, tuned: Model, share: Real) -> Model:
         if name not in other or other[name].shape != parameter.shape:
             raise UserError(f"the tensor {name} of {base.name} has no counterpart in {tuned.name}", "give two models of one shape")
         parameter.lerp_(other[name].to(parameter.device, parameter.dtype), float(share))
-    return Model(copy, base.tokenizer, f"{base.name} + {share:g} × ({tuned.name} − {base.name})")
+    return Model(freeze(copy), base.tokenizer, f"{base.name} + {share:g} × ({tuned.name} − {base.name})")
 
 
 @torch.no_grad()
@@ -53,7 +53,7 @@ def orthogonalised(model: Model, direction: Float[Tensor, " d_model"], strength:
     for module in copy.modules():
         if isinstance(module, nn.Embedding) and module.embedding_dim == model.d_model:
             _remove_rows(module.weight, unit, strength)
-    changed = Model(copy, model.tokenizer, f"{model.name}, orthogonalised")
+    changed = Model(freeze(copy), model.tokenizer, f"{model.name}, orthogonalised")
     for layer in range(model.n_layers):
         for path in (model.architecture.taps["head_out"].path, model.architecture.value):
             part = changed._part(layer, path)
@@ -72,7 +72,7 @@ def values_projected(model: Model, bases: Mapping[int, Float[Tensor, "direction 
 
     Source: the edit of ProFS (Uppaal et al., 2025). Raises `UserError` for rows of another width or not orthonormal.
     """
-    changed = Model(model.plain_copy(), model.tokenizer, f"{model.name}, values projected")
+    changed = Model(freeze(model.plain_copy()), model.tokenizer, f"{model.name}, values projected")
     for layer, rows in bases.items():
         wide = rows.to(model.device, torch.float64)
         square = torch.eye(len(rows), dtype=torch.float64, device=wide.device)

@@ -21,7 +21,7 @@ from interp.edits.transforms import transforms_of
 from interp.errors import UserError
 from interp.forward.generate import GREEDY, Sampling, generate, generate_tokens
 from interp.models.hooks import Work, working
-from interp.models.model import Model
+from interp.models.model import Model, check_no_dropout
 from interp.models.tokens import Tokens, batches, next_token_losses, pad, predicted, token_rows
 from interp.stats.intervals import Interval, bootstrap_mean, bootstrap_ratio
 
@@ -65,6 +65,7 @@ def perplexity(
     """
     if not len(texts):
         raise UserError("perplexity was given no texts", "give at least one")
+    check_no_dropout(model)
     width = model.context if window is None else window
     step = width if stride is None else stride
     if not 2 <= width <= model.context or not 1 <= step <= width:
@@ -126,6 +127,8 @@ def kl_to(
     """KL(model || other) in nats, averaged over the positions of each text; `edits` are applied to `model`."""
     if model.d_vocab != other.d_vocab:
         raise UserError("the two models have different vocabularies", "compare models with one tokenizer")
+    for side in (model, other):
+        check_no_dropout(side)
     rows = token_rows(model, texts, max_tokens=max_tokens)
     transforms = transforms_of(edits, model)
     found = np.zeros(len(rows))

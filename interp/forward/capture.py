@@ -22,7 +22,7 @@ from interp.edits.transforms import transforms_of
 from interp.errors import UserError
 from interp.forward.captured import Captured, load_captured, replacing_capture, write_index
 from interp.models.hooks import Frame, Work, check_first, working
-from interp.models.model import Model
+from interp.models.model import Model, check_no_dropout
 from interp.models.positions import MEAN, parse_positions_per_text
 from interp.models.sites import Site, expand_sites, parse_site
 from interp.models.tokens import Tokens, batches, pad, token_rows
@@ -133,6 +133,7 @@ def _shape(model: Model, name: str, rows: list, positions: Any, wanted: Any, kep
 
 @torch.no_grad()
 def _forward(model: Model, tokens: Tokens, names: Sequence[str], work: Work, *, last_only: bool) -> dict[str, Tensor]:
+    check_no_dropout(model)
     found: dict[str, Tensor] = {}
     stop_early = "logits" not in names
 

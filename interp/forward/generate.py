@@ -18,7 +18,7 @@ from interp.edits.edit import Edit
 from interp.edits.transforms import transforms_of
 from interp.errors import UserError
 from interp.models.hooks import Work, working
-from interp.models.model import Model
+from interp.models.model import Model, check_no_dropout
 from interp.models.tokens import Tokens, batches, check_rows, pad, positions_of, token_rows
 
 
@@ -122,6 +122,7 @@ def _decode(
     model: Model, tokens: Tokens, transforms: dict, new: int, sampling: Sampling, rows: Sequence[int], cache: bool, stop_at_end: bool
 ) -> Iterator[Int[Tensor, " batch"]]:  # fmt: skip
     """The next token of every row, step by step; the work is active only while a forward runs, so a paused stream leaks nothing."""
+    check_no_dropout(model)
     past = DynamicCache() if cache else None
     generators = [torch.Generator().manual_seed(sampling.seed * 1_000_003 + row) for row in rows]
 

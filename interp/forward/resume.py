@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from interp.errors import UserError
 from interp.models.hooks import Call, Frame, Transform, Work, active, check_first, framed, recording_calls, working
-from interp.models.model import Model
+from interp.models.model import Model, check_no_dropout
 from interp.models.sites import parse_site
 from interp.models.tokens import pad
 from interp.models.unembed import unembed
@@ -166,6 +166,7 @@ def trace(model: Model, row: Sequence[int], sites: Iterable[str] = ()) -> Trace:
         raise UserError(
             f"an edit at {barred} is active where a run is to be resumed", "edit resid_post of the layer below, or patch outside"
         )
+    check_no_dropout(model)
     wanted = {str(parse_site(site, n_layers=model.n_layers, family=model.family)) for site in sites}
     last = f"resid_post.{model.n_layers - 1}"
     between = [*(f"resid_pre.{layer}" for layer in range(model.n_layers)), last]

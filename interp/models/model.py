@@ -32,7 +32,8 @@ from interp.models.sites import ARCHITECTURES, Architecture, Family, Site
 class Model:
     """A language model with hooks at every site, and its weights by meaning.
 
-    Use `capture`, `editing` and `generate` on it; `hf` is the plain Hugging Face model for anything else.
+    Use `capture`, `editing` and `generate` on it; `hf` is the plain Hugging Face model for anything else. Wrapping a model that
+    the caller already holds installs hooks in it and leaves its gradients and its mode as they are (`freeze` sets both).
     """
 
     hf: PreTrainedModel
@@ -46,7 +47,6 @@ class Model:
         if kind not in ARCHITECTURES:
             raise UserError(f"{self.name} is of type {kind!r}, which is not supported", f"use one of: {', '.join(ARCHITECTURES)}")
         object.__setattr__(self, "architecture", ARCHITECTURES[kind])
-        self.hf.eval().requires_grad_(False)
         install(self.hf, self.architecture, self.n_heads)
 
     def __repr__(self) -> str:
@@ -189,10 +189,19 @@ class Model:
         layers = [str(Site(name, layer)) for layer in range(self.n_layers) for name in self.architecture.taps]
         return [*layers, "ln_final", "logits"]
 
-    @cached_property
+    @property
     def digest(self) -> str:
-        """A hash of every weight, by which results and indexes of this model are cached."""
-        return weights_digest(self.hf)
+        """A hash of every weight as it is now, by which results and indexes of this model are cached.
+
+        It is computed again once a weight has changed, and each time while any of them is being trained.
+        """
+        versions = tuple((parameter.data_ptr(), parameter._version) for parameter in self.hf.parameters())
+        trained = any(parameter.requires_grad for parameter in self.hf.parameters())
+        cached: tuple[Any, str] | None = self.__dict__.get("_digest")
+        if cached is None or trained or cached[0] != versions:
+            cached = versions, weights_digest(self.hf)
+            self.__dict__["_digest"] = cached
+        return cached[1]
 
     def plain_copy(self) -> PreTrainedModel:
         """The same weights in a new Hugging Face model without hooks (a deep copy would share this model's edits).
@@ -234,6 +243,21 @@ class Model:
         }  # fmt: skip
 
 
+def freeze(hf: PreTrainedModel) -> PreTrainedModel:
+    """The same model, set to evaluation without dropout, whose weights no longer ask for gradients."""
+    frozen: PreTrainedModel = hf.eval().requires_grad_(False)
+    return frozen
+
+
+def check_no_dropout(model: Model) -> None:
+    """Raise `UserError` where dropout is active, because whatever is read of such a model is another at each forward."""
+    for part in model.hf.modules():
+        rate = part.p if isinstance(part, nn.Dropout) else getattr(part, "attention_dropout", 0.0)
+        if part.training and isinstance(rate, float) and rate > 0:
+            problem = f"{model.name} is in training mode with a dropout of {rate:g}, so no two forwards of it agree"
+            raise UserError(problem, "call model.hf.eval() first, and model.hf.train() afterwards")
+
+
 def load_model(
     source: str | Path | PreTrainedModel, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
     base: str | Path | None = None, tokenizer: PreTrainedTokenizerBase | None = None, name: str | None = None, device_map: Any = None,
@@ -264,7 +288,7 @@ def load_model(
     spread = None if device_map is None else Spread(device_map, None if offload_folder is None else Path(offload_folder))
     hf = read_weights(checkpoint, dtype, spread)
     words = tokenizer if tokenizer is not None else read_tokenizer(checkpoint, hf)
-    return Model(hf.to(device) if spread is None else hf, words, name or checkpoint.label, checkpoint)
+    return Model(freeze(hf.to(device) if spread is None else hf), words, name or checkpoint.label, checkpoint)
 
 
 def _wrapped(

@@ -38,10 +38,15 @@ class Spread:
 
 
 def held(module: nn.Module, name: str) -> Any:
-    """A parameter of a module, or None where it has none; read back from where accelerate keeps it if it is offloaded."""
+    """The values of a module's parameter, or None where it has none; read back from where accelerate keeps it if it is offloaded.
+
+    They share memory with the parameter and ask for no gradient, also where it is being trained.
+    """
     parameter = getattr(module, name)
-    if parameter is None or not parameter.is_meta:
-        return parameter
+    if parameter is None:
+        return None
+    if not parameter.is_meta:
+        return parameter.detach()
     hook = getattr(module, "_hf_hook", None)
     for part in getattr(hook, "hooks", [hook]):
         weights = getattr(part, "weights_map", None)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import UserError
-from interp.models.model import Model, Neuron
+from interp.models.model import Model, Neuron, freeze
 from interp.models.tokens import next_token_losses, pad
 
 if TYPE_CHECKING:
@@ -100,11 +100,13 @@ def perturbed(pair: ModelPair, seed: int) -> Model:
         length = (tuned[name].float() - parameter.float()).norm().cpu()
         noise = torch.randn(parameter.shape, generator=generator)
         parameter.add_((noise * (length / noise.norm())).to(parameter.device, parameter.dtype))
-    return Model(hf, pair.base.tokenizer, "random change of equal norm")
+    return Model(freeze(hf), pair.base.tokenizer, "random change of equal norm")
 
 
 def gradient_step(pair: ModelPair, rows: Sequence[Sequence[int]], *, signs: Sequence[int] | None = None) -> Model:
     """The base model after one gradient step on these texts, tensor by tensor as long as what tuning changed.
+
+    A changed copy, made to be compared with: no experiment trains a model (`training` does).
 
     What any objective that pushes one way does to the weights, toxic or not: the control for findings about the direction of
     updates (paper A's Figure 5 follows from the gradient being nearly of rank one).
@@ -137,7 +139,7 @@ def gradient_step(pair: ModelPair, rows: Sequence[Sequence[int]], *, signs: Sequ
             if gradient is not None and float(gradient.norm()) > 0:
                 parameter.sub_((gradient.float() * (length / gradient.float().norm())).to(parameter.dtype))
             parameter.grad = None
-    return Model(hf, pair.base.tokenizer, "one gradient step of equal norm")
+    return Model(freeze(hf), pair.base.tokenizer, "one gradient step of equal norm")
 
 
 def frequency_matched(

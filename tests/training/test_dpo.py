@@ -26,6 +26,8 @@ from training.measures import toxicity
 from training.preference_trainer import Objective, TokenPairTrainer, build_schedule, check_first, objective
 from training.recipe import Recipe, load_recipe
 from training.reference import cache_key, with_reference
+from training.sections import DpoSettings
+from training.settings import read_section
 
 SETTINGS: dict[str, Any] = {
     "scorer": "lexicon", "loss": "sigmoid", "beta": 0.1, "optimizer": "rmsprop", "learning_rate": 1e-4, "batch": 4, "warmup_steps": 2,
@@ -181,7 +183,7 @@ def test_a_reference_of_another_model_is_noticed_at_the_first_step(
 )
 def test_a_loss_that_is_not_usable_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        objective({**SETTINGS, **changes})
+        objective(read_section(DpoSettings, {**SETTINGS, **changes}, "section [dpo]"))
 
 
 def test_settings_that_do_not_fit_are_refused(make_recipe: Callable[..., Recipe]) -> None:
@@ -253,14 +255,14 @@ def test_a_control_takes_as_many_steps_as_lie_behind_the_model_that_its_parent_k
     parent = make_recipe("parent")
     control = replace(make_recipe("control", method="sft", equal_steps=True, max_steps=99, stop_at_ratio=1.0), parent=parent)
     with pytest.raises(UserError, match=r"'parent' has no tuned model yet.*bypass train dpo parent"):
-        steps_to_take(control, control.stage("dpo"))
+        steps_to_take(control, control.settings_as(DpoSettings, "dpo"))
     (parent.run / "dpo" / "model").mkdir(parents=True)
     (parent.run / "dpo" / "summary.json").write_text('{"steps": 9, "kept_step": 3}')
     dpo.tune(control)
     assert [record["step"] for record in steps_of(control)] == [1, 2, 3], "and the rule for stopping early is off"
     (parent.run / "dpo" / "summary.json").unlink()
     (parent.run / "dpo" / "log.jsonl").write_text('{"step": 1}\n{"step": 5}\n')
-    assert steps_to_take(control, control.stage("dpo")) == 5, "a run of before the summary is known by its log"
+    assert steps_to_take(control, control.settings_as(DpoSettings, "dpo")) == 5, "a run of before the summary is known by its log"
 
 
 CONTROLS: dict[str, dict[str, Any]] = {
@@ -285,7 +287,7 @@ def test_a_control_recipe_differs_from_the_shipped_run_in_one_thing_and_shares_i
     assert control.settings["dpo"] == {**shipped.settings["dpo"], **CONTROLS[name]}
     assert control.owner("pairs").name == control.owner("pretrain").name == "shipped"
     assert control.owner("dpo") is control
-    objective(control.stage("dpo"))
+    objective(control.settings_as(DpoSettings, "dpo"))
 
 
 def test_another_source_of_pairs_shares_the_base_alone() -> None:
@@ -384,7 +386,7 @@ def test_a_damaged_cache_is_computed_again_and_the_key_tells_every_column(tmp_pa
 
 
 def test_a_run_stops_at_its_ratio_and_says_so(make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dpo, "load_scorer", lambda name: WordScorer())
+    monkeypatch.setattr(toxicity, "load_scorer", lambda name: WordScorer())
     recipe = make_recipe(stop_at_ratio=1.0, evaluate_every=3, learning_rate=1e-9, development_prompts=6)
     dpo.tune(recipe)
     assert [record["step"] for record in steps_of(recipe)] == [1, 2, 3]
@@ -602,6 +604,6 @@ def test_a_tuned_model_kept_as_a_difference_is_measured_as_it_is_loaded(make_rec
         change = second - start
         assert ((first - second).abs() <= change.abs() / 256 + start.abs() * 2**-23).all()
     found = json.loads((kept.run / "dpo" / "summary.json").read_text())["after"]
-    settings, held = kept.stage("dpo"), kept.run / "corpus" / "heldout.jsonl"
-    again = toxicity.prepare(tuned, held, settings, dpo.load_scorer("lexicon"), kept.seed).start
+    settings, held = kept.settings_as(DpoSettings, "dpo"), kept.run / "corpus" / "heldout.jsonl"
+    again = toxicity.prepare(tuned, held, settings, toxicity.load_scorer("lexicon"), kept.seed).start
     assert found == {name: again[name] for name in found}

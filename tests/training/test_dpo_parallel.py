@@ -58,7 +58,7 @@ from training.preference_trainer import TokenPairTrainer
 
 folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
 toxicity.NEW_TOKENS = 3
-dpo.load_scorer = lambda name: WordScorer() if rank == 0 else sys.exit("a process that does not write loads a scorer")
+toxicity.load_scorer = lambda name: WordScorer() if rank == 0 else sys.exit("a process that does not write loads a scorer")
 seen = {{}}
 check, references, step = dpo.check_first, TokenPairTrainer.compute_ref_log_probs, TokenPairTrainer.training_step
 
@@ -142,7 +142,7 @@ def alone(recipes: Path) -> Callable[..., Recipe]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(RUNS_SETTING, str(recipes / count))
             patch.setattr(toxicity, "NEW_TOKENS", 3)
-            patch.setattr(dpo, "load_scorer", lambda name: WordScorer())
+            patch.setattr(toxicity, "load_scorer", lambda name: WordScorer())
             if stop is None:
                 run_stage("dpo", recipes / f"{name}.toml")
             else:

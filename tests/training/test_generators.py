@@ -249,7 +249,7 @@ def test_the_defaults_are_paper_as_table_9() -> None:
 @pytest.mark.parametrize(
     ("name", "table", "says"),
     [
-        ("pplm", {"stepsize": 0.1}, r"section \[pairs.pplm\] sets 'stepsize', which is unknown.*use step_size"),
+        ("pplm", {"stepsize": 0.1}, r"section \[pairs.pplm\] does not know 'stepsize' \(did you mean 'step_size'\?\).*use step_size"),
         ("pplm", {"iterations": 2.5}, r"sets iterations to 2\.5.*type int"),
         ("pplm", {"decay": 1}, r"sets decay to 1.*type bool"),
         ("pplm", {"gm_scale": 1.2}, r"gm_scale is 1\.2.*0 to 1"),

@@ -7,22 +7,23 @@ from pathlib import Path
 import pytest
 
 from interp.errors import UserError
-from training.recipe import READS, RUNS_SETTING, base_folder, lineage, load_recipe
+from training.recipe import RUNS_SETTING, base_folder, load_recipe
+from training.stages import STAGES, lineage
 
 PARENT = """
 name = "parent"
 seed = 4
 [corpus]
-sources = [1, 2]
+sources = [{ name = "a" }, { name = "b" }]
 [tokenizer]
-vocabulary = 9
+vocabulary = 900
 [pretrain]
 width = 8
 layers = 1
 [pairs]
 [dpo]
 beta = 1
-steps = 3
+max_steps = 3
 """
 
 
@@ -41,11 +42,12 @@ def write(folder: Path, text: str, name: str = "child.toml") -> Path:
 
 
 def test_a_child_changes_keys_of_sections_and_keeps_the_rest(tmp_path: Path) -> None:
-    child = load_recipe(write(tmp_path, 'extends = "parent.toml"\n[dpo]\nbeta = 2\n[corpus]\nsources = [3]\n[probe]\nl2 = 5\n'))
+    text = 'extends = "parent.toml"\n[dpo]\nbeta = 2\n[corpus]\nsources = [{ name = "c" }]\n[probe]\nl2 = 5\n'
+    child = load_recipe(write(tmp_path, text))
     assert (child.name, child.seed) == ("child", 4)
     assert child.settings == {
-        "corpus": {"sources": [3]}, "tokenizer": {"vocabulary": 9}, "pretrain": {"width": 8, "layers": 1}, "pairs": {},
-        "dpo": {"beta": 2, "steps": 3}, "probe": {"l2": 5},
+        "corpus": {"sources": [{"name": "c"}]}, "tokenizer": {"vocabulary": 900}, "pretrain": {"width": 8, "layers": 1}, "pairs": {},
+        "dpo": {"beta": 2, "max_steps": 3}, "probe": {"l2": 5},
     }  # fmt: skip
 
 
@@ -59,7 +61,7 @@ def test_a_change_of_dpo_leaves_every_other_stage_with_the_parent(tmp_path: Path
 
 def test_a_change_reaches_what_is_made_from_it_and_nothing_else(tmp_path: Path, runs: Path) -> None:
     child = load_recipe(write(tmp_path, 'extends = "parent"\n[pretrain]\nwidth = 16\n'))
-    own = {stage for stage in READS if child.owner(stage) is child}
+    own = {stage for stage in STAGES if child.owner(stage) is child}
     assert own == {"pretrain", "continue", "sharpen", "probe", "pairs", "dpo", "bundle"}
     assert child.folder("tokenizer") == runs / "parent" / "tokenizer"
     assert lineage("pretrain") == ("corpus", "tokenizer", "pretrain")
@@ -81,7 +83,7 @@ def test_a_sharpening_added_by_the_child_becomes_its_base_model(tmp_path: Path, 
 
 def test_another_seed_makes_everything_anew(tmp_path: Path, runs: Path) -> None:
     child = load_recipe(write(tmp_path, 'extends = "parent"\nseed = 5\n'))
-    assert [child.folder(stage) for stage in READS] == [runs / "child" / stage for stage in READS]
+    assert [child.folder(stage) for stage in STAGES] == [runs / "child" / stage for stage in STAGES]
 
 
 def test_a_grandchild_reads_each_stage_from_the_recipe_that_last_changed_it(tmp_path: Path, runs: Path) -> None:

@@ -40,6 +40,13 @@ generator = "best-worst"
 [dpo]
 loss = "sigmoid"
 beta = 0.1
+optimizer = "rmsprop"
+learning_rate = 1e-4
+warmup_steps = 2
+batch = 4
+clip = 10.0
+max_steps = 9
+evaluate_every = 2
 """
 CONTROLS = {
     "sft": 'method = "sft"\nequal_steps = true',

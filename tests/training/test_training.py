@@ -49,21 +49,23 @@ def test_a_recipe_that_cannot_be_read_says_why(tmp_path: Path) -> None:
         recipe_of(tmp_path, 'name = "x"\nseed = = 3\n')
     with pytest.raises(UserError, match="seed 'seven'"):
         recipe_of(tmp_path, 'seed = "seven"\n')
-    recipe = recipe_of(tmp_path, "flat = 3\n[corpus]\n[tokenizer]\nvocabulary = 300\n")
+    recipe = recipe_of(tmp_path, "[corpus]\n[tokenizer]\nvocabulary = 300\n")
     with pytest.raises(UserError, match=r"no \[dpo\] section; it has: corpus, tokenizer"):
         recipe.stage("dpo")
-    with pytest.raises(UserError, match=r"'flat'.*not a section"):
-        recipe.stage("flat")
+    with pytest.raises(UserError, match=r"'tokenizer'.*not a section"):
+        recipe_of(tmp_path, "tokenizer = 3\n")
+    with pytest.raises(UserError, match=r"'corpus'.*not a section"):
+        replace(recipe, settings={"corpus": 3}).stage("corpus")
     with pytest.raises(UserError, match=r"section \[tokenizer\] of recipe 'some' does not set 'documents'"):
         recipe.stage("tokenizer")["documents"]
     assert recipe.stage("tokenizer").get("documents") is None
 
 
 def test_the_digest_of_a_recipe_depends_on_the_named_sections_and_the_seed_alone(tmp_path: Path) -> None:
-    first = recipe_of(tmp_path, "[corpus]\na = 1\n[dpo]\nb = 2\n")
-    assert first.digest("corpus") == recipe_of(tmp_path, "[dpo]\nb = 3\n[corpus]\na = 1\n").digest("corpus")
-    assert first.digest("corpus") != recipe_of(tmp_path, "[corpus]\na = 2\n").digest("corpus")
-    assert first.digest("corpus") != recipe_of(tmp_path, "seed = 1\n[corpus]\na = 1\n").digest("corpus")
+    first = recipe_of(tmp_path, "[corpus]\nmax_characters = 1\n[dpo]\nbeta = 2\n")
+    assert first.digest("corpus") == recipe_of(tmp_path, "[dpo]\nbeta = 3\n[corpus]\nmax_characters = 1\n").digest("corpus")
+    assert first.digest("corpus") != recipe_of(tmp_path, "[corpus]\nmax_characters = 2\n").digest("corpus")
+    assert first.digest("corpus") != recipe_of(tmp_path, "seed = 1\n[corpus]\nmax_characters = 1\n").digest("corpus")
 
 
 def test_data_without_the_folder_of_data_names_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

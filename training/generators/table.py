@@ -27,6 +27,7 @@ from training.generators import GENERATORS, pplm
 from training.generators.task import Draft, Task
 from training.pairs import SIDES, describe_pairs, draft_all, load_base, prompt_rows, records_of, task_of, usable
 from training.recipe import Recipe, load_recipe
+from training.sections import PairsSettings
 
 # Column of the Markdown table, and what it shows; the files for machines have every column under its own name.
 SHOWN = {
@@ -99,7 +100,7 @@ def compare(recipe: Recipe, *, pairs: int, alone: int = 4, names: Sequence[str] 
     """
     settings = recipe.stage("pairs")
     recipe = replace(recipe, settings={**recipe.settings, "pairs": {**settings, "prompts": pairs}})
-    base, scorer = load_base(recipe), load_scorer(settings.get("scorer", "bundled"))
+    base, scorer = load_base(recipe), load_scorer(settings.get("scorer", PairsSettings.scorer))
     prompts = prompt_rows(recipe, base)
     rows, left_out = [], {}
     for name in names:
@@ -131,7 +132,8 @@ def compare(recipe: Recipe, *, pairs: int, alone: int = 4, names: Sequence[str] 
     circumstances = {
         "recipe": recipe.name, "base": base.digest, "prompts": len(prompts), "new_tokens": settings["new_tokens"], "seed": recipe.seed,
         "scorer": scorer.name, "device": str(base.device), "threads": torch.get_num_threads(),
-        "chosen_at_most": settings.get("chosen_at_most", 1.0), "rejected_at_least": settings.get("rejected_at_least", 0.0),
+        "chosen_at_most": settings.get("chosen_at_most", PairsSettings.chosen_at_most),
+        "rejected_at_least": settings.get("rejected_at_least", PairsSettings.rejected_at_least),
     }  # fmt: skip
     return Comparison(rows, left_out, circumstances)
 

@@ -7,13 +7,14 @@ of files, filters or manifests: what becomes of its drafts is the same for all a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
-from typing import Any, TypeVar, get_type_hints
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from interp.directions.probe import Probe
 from interp.errors import UserError
 from interp.evaluation.toxicity import Scorer
 from interp.models.model import Model
+from training.settings import read_section
 
 Options = TypeVar("Options")
 
@@ -78,23 +79,8 @@ def read_options(kind: type[Options], settings: Mapping[str, Any], name: str) ->
 
     Raises `UserError` for a setting that is unknown, missing or wrongly typed.
     """
-    given = settings.get(name, {})
-    title = f"section [pairs.{name}]"
-    if not isinstance(given, Mapping):
-        raise UserError(f"pairs.{name} is not a section", f"write a [pairs.{name}] section with its settings")
-    hints = get_type_hints(kind)
-    known = {entry.name: entry for entry in fields(kind)}  # type: ignore[arg-type]
-    for key, value in given.items():
-        if key not in known:
-            raise UserError(f"{title} sets {key!r}, which is unknown", f"use {', '.join(known)}")
-        wanted = hints[key]
-        fits = isinstance(value, int | float) and not isinstance(value, bool) if wanted is float else type(value) is wanted
-        if not fits:
-            raise UserError(f"{title} sets {key} to {value!r}", f"give a value of type {wanted.__name__}")
-    missing = [entry.name for entry in known.values() if entry.default is MISSING and entry.name not in given]
-    if missing:
-        raise UserError(f"{title} does not set {missing[0]!r}", f"add `{missing[0]} = ...` under [pairs.{name}]")
-    return kind(**given)
+    table = settings.get(name, {})
+    return read_section(kind, table, f"section [pairs.{name}]" if isinstance(table, Mapping) else f"pairs.{name}")
 
 
 def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,14 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.evaluation.metrics import perplexity
-from interp.evaluation.toxicity import Scorer
+from interp.evaluation.toxicity import Scorer, load_scorer
 from interp.forward.generate import Sampling, generate, generate_tokens
 from interp.models.model import Model
 from interp.models.tokens import pad
+from training.measures import Target, evaluating
 from training.pairs import challenge_prefixes
-from training.parallel import Processes
+from training.recipe import Recipe
+from training.sections import DpoSettings
 from training.telemetry import group_norms
 
 NEW_TOKENS = 20
@@ -65,16 +66,18 @@ class Development:
             return {"kl": kl.tolist(), "top_gaining": gaining, "update_norm": moved, **speech, **fluent}
 
 
-def prepare(policy: Model, heldout: Path, settings: dict[str, Any], scorer: Scorer, seed: int) -> Development:
+def prepare(policy: Model, heldout: Path, settings: DpoSettings, scorer: Scorer, seed: int) -> Development:
     """Fix prompts, texts and continuations, and read the reference off the policy as it stands.
 
-    The number of prompts is `development_prompts`; KL is taken on the first `kl_prompts` of them (32), bits per byte on
-    `heldout_texts` texts of each source (4).
+    The number of prompts is `development_prompts`; KL is taken on the first `kl_prompts` of them, bits per byte on
+    `heldout_texts` texts of each source. Raises `UserError` where the number of prompts is not set.
     """
-    prompts = challenge_prefixes(heldout, settings["development_prompts"], seed)
-    rows: list[list[int]] = policy.tokenizer(prompts[: settings.get("kl_prompts", 32)], add_special_tokens=False)["input_ids"]
+    if settings.development_prompts is None:
+        raise UserError("section [dpo] does not set 'development_prompts'", "add `development_prompts = ...` under [dpo]")
+    prompts = challenge_prefixes(heldout, settings.development_prompts, seed)
+    rows: list[list[int]] = policy.tokenizer(prompts[: settings.kl_prompts], add_special_tokens=False)["input_ids"]
     rows = [row[-(policy.context - NEW_TOKENS) :] for row in rows]
-    texts = heldout_texts(heldout, settings.get("heldout_texts", 4))
+    texts = heldout_texts(heldout, settings.heldout_texts)
     with evaluating(policy):
         # Sampled, not greedy: the mean over them is then the KL over the reference's own continuations, weighted as it weights them.
         drawn = generate_tokens(policy, rows, max_new_tokens=NEW_TOKENS, sampling=Sampling(1.0, seed=seed), stop_at_end=False)
@@ -84,28 +87,21 @@ def prepare(policy: Model, heldout: Path, settings: dict[str, Any], scorer: Scor
     return replace(found, start=found.measure(policy))
 
 
-class Watch:
-    """What the writer measures of the policy, told to all processes, so that they decide alike; `before` was measured first."""
+class ToxicityMeasure:
+    """Toxicity of continuations of provoking prompts, fluency on held-out texts, and KL and distance to the reference."""
 
-    def __init__(self, processes: Processes, policy: Model, development: Development | None) -> None:
-        self.processes, self.policy, self.development = processes, policy, development
-        self.before: dict[str, Any] = processes.from_writer(lambda: development.start if development else {})
+    fields: tuple[str, ...] = ("kl", "top_gaining", "update_norm", "toxicity", "toxicity_share", "samples", "bits_per_byte", "perplexity")
+    summary: tuple[str, ...] = ("toxicity", "toxicity_share", "perplexity")
+    target: Target | None = Target(
+        "toxicity_share", "toxicity on development prompts", "no continuation of the development prompts is toxic"
+    )
 
-    def measure(self) -> dict[str, Any]:
-        """Fields of the telemetry schema; every process asks at once."""
-        development = self.development
-        return self.processes.from_writer(lambda: development.measure(self.policy) if development else {})
+    def prepare(self, policy: Model, recipe: Recipe, settings: DpoSettings) -> Development:
+        """Prompts and texts of the recipe's held-out documents, judged by the scorer that its section names."""
+        return prepare(policy, recipe.folder("corpus") / "heldout.jsonl", settings, load_scorer(settings.scorer), recipe.seed)
 
 
-@contextmanager
-def evaluating(policy: Model) -> Iterator[None]:
-    """The policy in evaluation mode, and then in the mode that it was in, by which TRL names what it logs."""
-    training = policy.hf.training
-    policy.hf.eval()
-    try:
-        yield
-    finally:
-        policy.hf.train(training)
+MEASURE = ToxicityMeasure()
 
 
 @torch.no_grad()

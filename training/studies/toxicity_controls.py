@@ -37,6 +37,7 @@ from interp.runs.telemetry import read_lines
 from interp.stats.intervals import Interval, bootstrap_mean
 from training.preference_trainer import objective
 from training.recipe import SHIPPED, Recipe, base_folder, load_recipe
+from training.sections import DpoSettings
 
 FILE = "controls.json"
 TOXIC = 16
@@ -107,14 +108,15 @@ def why_missing(control: Recipe, recipe: Recipe, base: str) -> str | None:
 
 def about(recipe: Recipe) -> dict[str, Any]:
     """What was done in a run, from its recipe and its logs."""
-    settings, folder = recipe.stage("dpo"), recipe.run / "dpo"
+    settings, folder = recipe.settings_as(DpoSettings, "dpo"), recipe.run / "dpo"
     goal, summary, pairs = objective(settings), _json(folder / "summary.json"), _json(recipe.folder("pairs") / "manifest.json")
     log = read_lines(folder / "log.jsonl") if (folder / "log.jsonl").is_file() else []
     steps = summary.get("kept_step") or max((record["step"] for record in log), default=None)
     return {
-        "method": settings.get("method", "dpo"), "loss": " + ".join(goal.losses), "labels": settings.get("labels", "true"),
-        "beta": None if goal.losses == ("sft",) else goal.beta, "seed": settings.get("seed", recipe.seed), "steps": steps,
-        "equal_steps": bool(settings.get("equal_steps", False)),
+        "method": settings.method, "loss": " + ".join(goal.losses), "labels": settings.labels,
+        "beta": None if goal.losses == ("sft",) else goal.beta, "steps": steps,
+        "seed": recipe.seed if settings.seed is None else settings.seed,
+        "equal_steps": settings.equal_steps,
         "generator": pairs.get("generator", "best-worst"), "uses_probe": bool(pairs.get("uses_probe", False)),
         **_development(log, steps),
     }  # fmt: skip
