@@ -133,6 +133,15 @@ def test_a_word_spread_over_tokens_is_masked_in_a_strip_and_across_the_prompts_e
     assert word in show.card("base", "Base", "about", "what sh", "it is", True).replace('</span><span class="new">', "")
 
 
+def test_facts_are_names_with_numbers_and_notes_and_hold_text_alone() -> None:
+    assert show.facts([show.fact("n", ("1", None)), show.fact("m", ("2", "of 3"), ("4", ""))]) == (
+        '<dl class="facts"><div><dt>n</dt><dd>1</dd></div><div><dt>m</dt><dd>2<small>of 3</small></dd><dd>4<small></small></dd></div></dl>'
+    )
+    role = show.fact("before", ("1", None), role="base", title="Base")
+    assert role == f'<div><dt><span class="role" style="--hue:{show.colour("base")}">Base</span> before</dt><dd>1</dd></div>'
+    assert HOSTILE not in show.fact(HOSTILE, (HOSTILE, HOSTILE), role="base", title=HOSTILE)
+
+
 def test_hostile_text_in_a_card_or_a_strip_is_text() -> None:
     for body in (show.card("base", HOSTILE, HOSTILE, HOSTILE, HOSTILE, True), show.strip([HOSTILE], [1.0], "#123456", True, label=HOSTILE)):
         assert "<script" not in body

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from interp.data.lexicon import is_toxic_word, lexicon, mask, profanity_pattern
+from interp.data.lexicon import is_toxic_word, lexicon, mask, mask_texts, profanity_pattern
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,9 @@ def test_stems_are_lower_case_and_belong_to_one_kind() -> None:
     stems = [stem for kind in lexicon().values() for stem in kind]
     assert all(stem == stem.lower() and stem for stem in stems)
     assert len(stems) == len(set(stems))
+
+
+def test_every_text_of_a_json_value_is_masked_and_all_else_stays() -> None:
+    word = "shit"
+    value = {word: [word, 3, None, {"a": (f"oh {word}", 1.5)}], "b": True}
+    assert mask_texts(value) == {word: [mask(word), 3, None, {"a": [f"oh {mask(word)}", 1.5]}], "b": True}
