@@ -20,7 +20,7 @@ from interp.models.sites import expand_sites
 def hooked(model: Model, functions: Mapping[str, Callable[..., Tensor | None]]) -> Iterator[None]:
     """Call one's own functions at sites in every forward and generate call of this model in this context, and in no other thread.
 
-    A function is called with the activation, `batch pos ...` (heads at `head_out`: `batch pos head d_head`), and returns the new one, of
+    A function is called with the activation, `batch pos ...` (heads at `z`: `batch pos head d_head`), and returns the new one, of
     the same shape, dtype and device, or None where it only looks. If it has a parameter named `frame`, it is also given the
     `Frame`, which says which tokens of which rows are passing: with a KV cache `pos` counts the new tokens alone,
     `frame.positions` (`batch pos`) are absolute, and `frame.real` tells padding. Functions and edits of nested blocks act in

@@ -78,11 +78,13 @@ class Captured(Mapping[str, Tensor]):
         Raises:
             UserError: a layer of the model, or one that was named, was not captured; or the site has no layers.
         """
-        if site not in KINDS:
-            raise NotCaptured(f"{site!r} is not a site", f"use one of {', '.join(KINDS)}, without a layer")
-        if not KINDS[site].per_layer:
-            raise NotCaptured(f"site {site!r} has no layers to stack", f"read it as it is: acts[{site!r}]")
-        captured = self._layers(parse_site(f"{site}.0").name)
+        try:
+            name = parse_site(f"{site}.0").name
+        except UserError:
+            if site in KINDS:
+                raise NotCaptured(f"site {site!r} has no layers to stack", f"read it as it is: acts[{site!r}]") from None
+            raise NotCaptured(f"{site!r} is not a site", f"use one of {', '.join(KINDS)}, without a layer") from None
+        captured = self._layers(name)
         count = self.settings.get("n_layers", max(captured, default=-1) + 1)
         chosen = list(range(count)) if layers is None else list(layers)
         missing = [layer for layer in chosen if layer not in captured]
@@ -91,7 +93,7 @@ class Captured(Mapping[str, Tensor]):
                 f"{site} cannot be stacked: layers {', '.join(map(str, missing)) or 'of this site'} were not captured",
                 f'capture "{site}.*", or name the layers that were: {captured}',
             )
-        return torch.stack([self[site, layer] for layer in chosen])
+        return torch.stack([self[name, layer] for layer in chosen])
 
     def save(self, folder: str | Path) -> Path:
         """Write one `.npy` per site and an index, atomically."""
