@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from interp.errors import UserError
-from training.telemetry import parameter_group
+from interp.models.parameters import parameter_group
 
 CHOICES = {
     "optimizer": ("adamw", "muon"), "decay": ("cosine", "linear"), "precision": ("auto", "bf16", "fp32"), "stored": ("fp32", "bf16"),

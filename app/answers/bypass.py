@@ -23,6 +23,7 @@ from interp.experiments.registry import Context
 from interp.experiments.toxicity.a_e10_offset import FLIPPED, RANDOM, STATES
 from interp.forward.capture import Captured, capture
 from interp.models.model import Neuron
+from interp.models.sites import parse_site
 from interp.neurons.ranking import values_at
 from interp.neurons.vocabulary import top_tokens
 from interp.results import figures
@@ -101,7 +102,7 @@ def random_changes(source: Source) -> list[Model]:
 def random_shifts(source: Source, count: int) -> list[dict[str, Tensor]]:
     """What random changes of equal norm add to the stream before each MLP."""
     base = states(source, count)[0]
-    sites = [site for site in base if site.startswith("resid_mid")]
+    sites = [site for site in base if parse_site(site).name == "resid_mid"]
     rows = study(source, count).prompt_rows()
     return [{site: shifts(base[site], held[site]) for site in sites} for held in (capture(m, rows, sites) for m in random_changes(source))]
 

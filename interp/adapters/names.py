@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 
 from interp.errors import UserError
+from interp.models.architectures import Tap
 from interp.models.model import Model
-from interp.models.sites import Site, Tap, parse_site
+from interp.models.sites import KINDS, Site, parse_site
 
 # `None`: TransformerLens computes the tensor, but has no hook point for it.
 HOOKS: dict[str, str | None] = {
@@ -22,8 +23,6 @@ ALIASES = {
     "hook_in": "resid_pre", "hook_out": "resid_post", "attn.hook_out": "attn_out", "attn.o.hook_in": "head_out", "ln2.hook_in": "resid_mid",
     "mlp.gate.hook_out": "mlp_pre", "mlp.out.hook_in": "mlp_post", "mlp.hook_out": "mlp_out",
 }  # fmt: skip
-# The order in which a block computes its sites, whatever the order of the table of sites; nnsight reads in this order only.
-ORDER = ("resid_pre", "head_out", "attn_out", "resid_mid", "mlp_pre", "mlp_gate", "mlp_up", "mlp_post", "mlp_out", "resid_post")
 
 
 def hook_name(site: str | Site) -> str:
@@ -83,6 +82,6 @@ def site_of_module(model: Model, name: str) -> str:
 
 def in_order(model: Model, names: set[str]) -> list[Site]:
     """Sites in the order in which a forward computes them."""
-    found = [parse_site(name, n_layers=model.n_layers, family=model.family) for name in names]
-    last = {"ln_final": model.n_layers, "logits": model.n_layers + 1}
-    return sorted(found, key=lambda s: (last[s.name], 0) if s.layer is None else (s.layer, ORDER.index(s.name)))
+    sites = [parse_site(name, n_layers=model.n_layers, family=model.family) for name in names]
+    order = list(KINDS)
+    return sorted(sites, key=lambda site: (model.n_layers if site.layer is None else site.layer, order.index(site.name)))

@@ -51,8 +51,8 @@ class Captured(Mapping[str, Tensor]):
 
     def __getitem__(self, site: str) -> Tensor:
         try:
-            return self.tensors[site]
-        except KeyError:
+            return self.tensors[site if site in self.tensors else str(parse_site(site))]
+        except (KeyError, UserError):
             raise NotCaptured(f"site {site!r} was not captured", f"use one of {', '.join(self.tensors)}") from None
 
     def __iter__(self) -> Iterator[str]:
@@ -186,7 +186,8 @@ def _per_row(positions: Any, rows: list[list[int]]) -> list[list[int]] | None:
 def _units(model: Model, names: Sequence[str], units: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
     kept: dict[str, Tensor] = {}
     for site, indices in units.items():
-        name, width = str(parse_site(site, n_layers=model.n_layers, family=model.family)), model.width(str(site).split(".")[0])
+        place = parse_site(site, n_layers=model.n_layers, family=model.family)
+        name, width = str(place), model.width(place.name)
         if name not in names:
             raise UserError(
                 f"units are given for {name}, which is not among the sites", f"capture it too, or name one of {', '.join(names)}"
@@ -199,8 +200,7 @@ def _units(model: Model, names: Sequence[str], units: Mapping[str, Sequence[int]
 
 
 def _shape(model: Model, name: str, rows: list, positions: Any, wanted: Any, kept: Mapping[str, Tensor]) -> tuple[int, ...]:
-    width = len(kept[name]) if name in kept else model.width(name.split(".")[0])
-    tail = (model.n_heads, width // model.n_heads) if name.startswith("head_out") and name not in kept else (width,)
+    tail = (len(kept[name]),) if name in kept else model.shape(parse_site(name).name)
     if positions in {"last", "mean"}:
         return (len(rows), *tail)
     return (len(rows), len(wanted[0]) if wanted else max((len(row) for row in rows), default=0), *tail)

@@ -20,7 +20,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from interp.errors import UserError
-from interp.models.sites import Architecture, Site, Tap
+from interp.models.architectures import Architecture, Tap
+from interp.models.sites import KINDS, Site
 from interp.models.tokens import positions_of
 
 
@@ -133,7 +134,7 @@ def install(hf: nn.Module, architecture: Architecture, n_heads: int) -> None:
     for layer, block in enumerate(hf.get_submodule(architecture.blocks).children()):
         block.register_forward_pre_hook(_call_hook(key, id(block)), with_kwargs=True)
         for name, tap in architecture.taps.items():
-            heads = n_heads if name == "head_out" else None
+            heads = n_heads if KINDS[name].axis == "head" else None
             _install_tap(block.get_submodule(tap.path), tap, key, str(Site(name, layer)), heads)
     _install_tap(hf.get_submodule(architecture.final_norm), Tap("", "output"), key, "ln_final", None)
     hf.register_forward_hook(_logits_hook(key))

@@ -7,6 +7,7 @@ Weights are read raw (no folding, no centring) and by meaning: `value_vectors(la
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -22,10 +23,11 @@ from transformers.initialization import no_init_weights
 
 from interp.data.lexicon import mask
 from interp.errors import UserError
+from interp.models.architectures import ARCHITECTURES, Architecture
 from interp.models.hooks import install
 from interp.models.loading import Checkpoint, open_checkpoint, read_tokenizer, read_weights
 from interp.models.offloading import Spread, held, weights_digest
-from interp.models.sites import ARCHITECTURES, Architecture, Family, Site
+from interp.models.sites import KINDS, Family, Site, site_kind
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,10 +106,15 @@ class Model:
         return next(self.hf.parameters()).dtype
 
     def width(self, site: str) -> int:
-        """How many numbers a site holds per position."""
-        return {"logits": self.d_vocab, "head_out": self.d_attention}.get(
-            site, self.d_mlp if site.startswith("mlp_") and site != "mlp_out" else self.d_model
-        )
+        """How many numbers a site, named without its layer, holds per position."""
+        return math.prod(self.shape(site))
+
+    def shape(self, site: str) -> tuple[int, ...]:
+        """The sizes of a site's axes behind batch and position: `(d_model,)`, or `(heads, d_head)` for heads."""
+        axis = site_kind(site).axis
+        if axis == "head":
+            return self.n_heads, self.d_attention // self.n_heads
+        return ({"d_model": self.d_model, "d_mlp": self.d_mlp, "vocab": self.d_vocab}[axis],)
 
     def _part(self, layer: int, path: str) -> Any:
         if not 0 <= layer < self.n_layers:
@@ -186,8 +193,11 @@ class Model:
 
     def sites(self) -> list[str]:
         """Every site of this model, in the order in which a forward meets them."""
-        layers = [str(Site(name, layer)) for layer in range(self.n_layers) for name in self.architecture.taps]
-        return [*layers, "ln_final", "logits"]
+        each = [kind.name for kind in KINDS.values() if kind.per_layer and kind.name in self.architecture.taps]
+        return [
+            *(str(Site(name, layer)) for layer in range(self.n_layers) for name in each),
+            *(kind.name for kind in KINDS.values() if not kind.per_layer),
+        ]
 
     @cached_property
     def digest(self) -> str:

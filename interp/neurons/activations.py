@@ -21,6 +21,7 @@ from interp.forward.capture import capture
 from interp.forward.generate import generate_tokens
 from interp.models.hooks import Frame, Work, working
 from interp.models.model import Model, Neuron
+from interp.models.sites import layer_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +63,7 @@ def watch_neurons(
     values = torch.zeros(len(rows), max_new_tokens, len(neurons))
     collectors = {}
     for site, indices in _units(model, neurons).items():
-        layer = int(site.split(".")[1])
+        layer = layer_of(site)
         columns = [place for place, neuron in enumerate(neurons) if neuron[0] == layer]
 
         def collect(value: Tensor, frame: Frame, indices: list[int] = indices, columns: list[int] = columns) -> None:
@@ -95,5 +96,5 @@ def forced_neurons(
     (steps,) = lengths
     places = [list(range(len(row) - 1, len(row) - 1 + steps)) for row in rows]
     found = capture(model, joined, list(units), positions=places, units=units, edits=edits)
-    by_neuron = {(int(site.split(".")[1]), index): found[site][..., at] for site in units for at, index in enumerate(units[site])}
+    by_neuron = {(layer_of(site), index): found[site][..., at] for site in units for at, index in enumerate(units[site])}
     return Watched(list(neurons), [list(more) for more in tokens], torch.stack([by_neuron[neuron] for neuron in neurons], dim=-1))

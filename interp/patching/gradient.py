@@ -22,6 +22,7 @@ from interp.forward.resume import Trace, resume
 from interp.models.hooks import Frame, Transform
 from interp.models.model import Model
 from interp.models.pair import ModelPair
+from interp.models.sites import layer_of, parse_site
 from interp.patching.cells import Positions
 from interp.patching.maps import Cell, PatchMap
 from interp.patching.metrics import ContinuationToxicity, Metric
@@ -116,8 +117,7 @@ def _slope(target: Trace, metric: Metric, site: str, values: Float[Tensor, "step
     """The metric's gradient at a site, with the site set to each of these values."""
     model = target.model
     values = values.detach().requires_grad_()
-    name, _, text = site.partition(".")
-    layer, keep = int(text), metric.sites(model)
+    name, layer, keep = parse_site(site).name, layer_of(site), metric.sites(model)
     if name in ("resid_pre", "resid_post"):
         reading = resume(target, layer + (name == "resid_post"), values, keep=keep)
     else:

@@ -22,6 +22,7 @@ from interp.forward.resume import Reading, Trace, resume, trace
 from interp.models.hooks import Frame
 from interp.models.model import Model
 from interp.models.pair import ModelPair
+from interp.models.sites import layer_of, parse_site
 from interp.models.tokens import token_rows
 from interp.patching.cells import Positions, chunk_size, layers_of, make_cells, selection
 from interp.patching.maps import Cell, PatchMap, token_texts
@@ -210,8 +211,7 @@ def run_patched(
     start: int = 0,
 ) -> Reading:
     """Run the model from the patched site and the position `start` on."""
-    name, _, text = site.partition(".")
-    layer, count = int(text), len(where)
+    name, layer, count = parse_site(site).name, layer_of(site), len(where)
     where, source = where[:, start:], source[start:]
     # A metric that reads no site reads the last token's logits.
     some: dict[str, Any] = {"keep": keep, "start": start, "last_only": not keep}
@@ -263,9 +263,10 @@ def _noise(target: Trace, sources: dict[int, Tensor], site: str, generator: torc
     """In place of the source's activations: the target's with random changes of the size that the source's have."""
     made = {}
     for layer, source in sources.items():
-        own = target[f"{site}.{layer}"]
+        name = f"{site}.{layer}"
+        own = target[name]
         change = (source.to(own) - own).float().cpu()
-        if site == "mlp_post":
+        if parse_site(name).kind.axis == "d_mlp":
             drawn = change[:, torch.randperm(change.shape[1], generator=generator)]
         else:
             drawn = torch.randn(change.shape, generator=generator)

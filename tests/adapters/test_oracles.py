@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, MistralConfig, Qwen3Config
 
 from interp import Edit, Model, ModelPair, capture, editing, generate, load_model
-from interp.models.sites import ARCHITECTURES
+from interp.models.architectures import ARCHITECTURES
 from interp.models.tokens import pad, token_rows
 from tests.conftest import TEXTS, Planted, glu_settings, make_hf
 

@@ -13,7 +13,7 @@ from transformers import Gemma2Config, PreTrainedTokenizerFast
 from interp import Edit, Model, ModelPair, UserError, capture, editing
 from interp.evaluation.toxicity import LexiconScorer
 from interp.lens.attribution import attribute, attribute_pair
-from interp.patching.cells import SITES
+from interp.models.sites import KINDS, PATCHED
 from interp.patching.gradient import agreement, attribution_patch, per_layer
 from interp.patching.metrics import ContinuationToxicity, LogitDifference, LogProbability, ProbeProjection
 from interp.patching.patch import patch
@@ -145,11 +145,11 @@ def test_on_a_linear_model_the_estimate_is_the_measurement(linear: Model, site: 
     assert agreed.overlap == (1.0, 1.0)
 
 
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("site", PATCHED)
 def test_gradients_are_those_of_finite_differences(model: Model, site: str) -> None:
     """A small step of the metric along source minus target, through the model's own hooks; norms of Llama keep to single precision."""
     double = Model(copy.deepcopy(model.plain_copy()).double(), model.tokenizer, "double")
-    unit = [1] if site in ("head_out", "mlp_post") else None
+    unit = [1] if KINDS[site].unit else None
     found = attribution_patch(double, CLEAN, CORRUPTED, metric=LOGITS, site=site, positions=[1], layers=[1], units=unit)
     name = f"{site}.1"
     ours, theirs = (capture(double, [text], [name], positions="all")[name][0] for text in (CORRUPTED, CLEAN))

@@ -12,7 +12,7 @@ import torch
 from interp import Edit, Model, ModelPair, UserError, capture, editing
 from interp.evaluation.toxicity import LexiconScorer
 from interp.forward.resume import resume, trace
-from interp.patching.cells import SITES
+from interp.models.sites import KINDS, PATCHED
 from interp.patching.metrics import ContinuationToxicity, LogitDifference, LogProbability, ProbeProjection
 from interp.patching.patch import patch
 from interp.patching.prompt_pairs import align, compare_tokens, symmetric_pairs
@@ -47,7 +47,7 @@ def one_by_one(target: Model, text: str, source: Model, other: str, site: str, r
     return torch.stack(found)
 
 
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("site", PATCHED)
 @pytest.mark.parametrize("positions", ["each", "all"])
 def test_every_cell_equals_one_whole_forward_with_a_patch_edit(model: Model, site: str, positions: str) -> None:
     check_cells(model, site, positions)
@@ -60,7 +60,7 @@ def test_other_architectures_are_resumed_as_exactly(kind: str, request: pytest.F
 
 
 def check_cells(model: Model, site: str, positions: str) -> None:
-    units = [2] if site in ("head_out", "mlp_post") else None
+    units = [2] if KINDS[site].unit else None
     found = patch(
         model, CLEAN, CORRUPTED, metric=LOGITS, site=site, positions=positions, units=units, layers=[0, 2] if positions == "each" else [1]
     )
@@ -85,8 +85,8 @@ def test_patching_the_whole_stream_gives_the_source_and_patching_a_run_into_itse
     found = patch(model, CLEAN, CORRUPTED, metric=LOGITS, site="resid_post", positions="all")
     torch.testing.assert_close(found.values, found.source.unsqueeze(-1).expand_as(found.values), atol=2e-6, rtol=1e-5)
     torch.testing.assert_close(found.shares, torch.ones_like(found.shares), atol=1e-4, rtol=0)
-    for site in SITES:
-        units = [1] if site in ("head_out", "mlp_post") else None
+    for site in PATCHED:
+        units = [1] if KINDS[site].unit else None
         same = patch(model, CLEAN, CLEAN, metric=LOGITS, site=site, positions="all", units=units)
         torch.testing.assert_close(same.effects, torch.zeros_like(same.effects), atol=2e-6, rtol=0)
         assert same.shares.isnan().all()
@@ -112,8 +112,8 @@ def test_a_forward_resumed_at_any_layer_is_the_forward_itself(any_model: Model, 
 def test_how_cells_are_batched_and_which_directions_are_asked_for_do_not_change_a_number(model: Model, monkeypatch) -> None:
     """Batches of a few cells begin at the first position that they change; one of all cells begins at position 0."""
     projection = ProbeProjection(torch.ones(model.d_model), "resid_mid.2")
-    for site in SITES:
-        units = [1] if site in ("head_out", "mlp_post") else None
+    for site in PATCHED:
+        units = [1] if KINDS[site].unit else None
         settings = {"site": site, "units": units, "positions": "each", "layers": [0, 1]}
         metrics = (LOGITS, projection) if site in ("resid_post", "mlp_out") else (LOGITS,)
         whole = [patch(model, CLEAN, CORRUPTED, metric=metric, **settings) for metric in metrics]

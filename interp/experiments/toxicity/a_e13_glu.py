@@ -14,6 +14,7 @@ from interp.experiments.registry import Context, Finding, experiment
 from interp.experiments.toxicity import shared
 from interp.forward.capture import capture
 from interp.models.model import Model, Neuron
+from interp.models.sites import layer_of
 from interp.results import figures
 from interp.results.result import Figure, Verdict
 from interp.stats.intervals import bootstrap_difference, bootstrap_mean
@@ -33,9 +34,7 @@ def part_means(context: Context, model: Model, neurons: Sequence[Neuron], part: 
     for layer, index in neurons:
         units.setdefault(f"{part}.{layer}", []).append(index)
     held = capture(model, joined, list(units), positions=places, units=units)
-    column = {
-        (int(site.split(".")[1]), index): held[site][..., at].mean(dim=1).numpy() for site in units for at, index in enumerate(units[site])
-    }
+    column = {(layer_of(site), index): held[site][..., at].mean(dim=1).numpy() for site in units for at, index in enumerate(units[site])}
     return np.stack([column[neuron] for neuron in neurons], axis=1)
 
 
