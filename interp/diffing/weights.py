@@ -87,7 +87,7 @@ def neuron_shift(pair: ModelPair, neurons: Sequence[tuple[int, int]]) -> pd.Data
     that changed less, ties counting half).
     """
     kinds: dict[str, Callable[[Model, int], Tensor]] = {"key": lambda m, i: m.key_vectors(i), "value": lambda m, i: m.value_vectors(i)}
-    if pair.base.family == "glu":
+    if pair.base.architecture.up is not None:
         kinds["up"] = lambda m, i: m.up_vectors(i)
     width = pair.base.d_mlp
     pair.base.check_neurons(neurons)

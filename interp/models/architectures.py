@@ -8,6 +8,7 @@ from typing import Literal
 from interp.models.sites import Family
 
 Side = Literal["input", "output"]
+Norm = Literal["layer", "rms"]
 
 
 @dataclass(frozen=True)
@@ -25,31 +26,63 @@ class Tap:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Where sites and weights live in one family of Hugging Face models."""
+    """Where sites and weights live in one family of Hugging Face models, and how they are stored.
+
+    Whether a projection has a bias is not said here, since it depends on the configuration: it is read off the module.
+
+    Attributes:
+        family: the kind of MLP, and nothing else.
+        transposed: whether matrices are stored with their inputs first (`Conv1D`) rather than their outputs (`nn.Linear`).
+        norm: `layer` subtracts the mean and has a bias, `rms` does neither.
+        norm_offset: what is added to a norm's weight to give its gain.
+        positions: the module of learned position embeddings, or None where positions are rotary.
+        attention: the attention module below the block; likewise the paths that follow.
+        qkv: the modules of the query, key and value projections, or the one module that holds all three side by side.
+        output: the output projection of attention.
+        key, up, value: the MLP's projections; `up` is the linear part of a gated one.
+        taps: where the sites of a layer are.
+    """
 
     family: Family
+    transposed: bool
+    norm: Norm
+    positions: str | None
     blocks: str
     final_norm: str
-    taps: dict[str, Tap]
+    attention: str
+    qkv: tuple[str, ...]
+    output: str
     key: str
     value: str
+    taps: dict[str, Tap]
     up: str | None = None
     norm_offset: float = 0.0
+
+    @property
+    def writes_through_norm(self) -> bool:
+        """Whether a norm stands between what attention and MLP compute and the residual stream."""
+        return self.taps["attn_out"].path != self.attention
 
 
 def _glu(mid: str, attn_out: str = "self_attn", mlp_out: str = "mlp", norm_offset: float = 0.0) -> Architecture:
     return Architecture(
         family="glu",
+        transposed=False,
+        norm="rms",
+        norm_offset=norm_offset,
+        positions=None,
         blocks="model.layers",
         final_norm="model.norm",
+        attention="self_attn",
+        qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        output="self_attn.o_proj",
         key="mlp.gate_proj",
         up="mlp.up_proj",
         value="mlp.down_proj",
-        norm_offset=norm_offset,
         taps={
             "resid_pre": Tap("", "input"),
-            "attn_out": Tap(attn_out, "output"),
             "head_out": Tap("self_attn.o_proj", "input"),
+            "attn_out": Tap(attn_out, "output"),
             "resid_mid": Tap(mid, "input", shared=True),
             "mlp_pre": Tap("mlp.gate_proj", "output"),
             "mlp_gate": Tap("mlp.act_fn", "output"),
@@ -63,14 +96,20 @@ def _glu(mid: str, attn_out: str = "self_attn", mlp_out: str = "mlp", norm_offse
 
 _GPT2 = Architecture(
     family="gelu",
+    transposed=True,
+    norm="layer",
+    positions="transformer.wpe",
     blocks="transformer.h",
     final_norm="transformer.ln_f",
+    attention="attn",
+    qkv=("attn.c_attn",),
+    output="attn.c_proj",
     key="mlp.c_fc",
     value="mlp.c_proj",
     taps={
         "resid_pre": Tap("", "input"),
-        "attn_out": Tap("attn", "output"),
         "head_out": Tap("attn.c_proj", "input"),
+        "attn_out": Tap("attn", "output"),
         "resid_mid": Tap("ln_2", "input", shared=True),
         "mlp_pre": Tap("mlp.c_fc", "output"),
         "mlp_post": Tap("mlp.c_proj", "input"),

@@ -77,14 +77,12 @@ class Model:
 
     @cached_property
     def d_mlp(self) -> int:
-        weight = self._part(0, self.architecture.value).weight
-        return int(weight.shape[0] if self.family == "gelu" else weight.shape[1])
+        return self._inputs(self.architecture.value)
 
     @cached_property
     def d_attention(self) -> int:
         """Heads times the width of a head: what enters the output projection."""
-        weight = self._part(0, self.architecture.taps["head_out"].path).weight
-        return int(weight.shape[0] if self.family == "gelu" else weight.shape[1])
+        return self._inputs(self.architecture.output)
 
     @property
     def context(self) -> int:
@@ -116,10 +114,24 @@ class Model:
             return self.n_heads, self.d_attention // self.n_heads
         return ({"d_model": self.d_model, "d_mlp": self.d_mlp, "vocab": self.d_vocab}[axis],)
 
-    def _part(self, layer: int, path: str) -> Any:
+    def _inputs(self, path: str) -> int:
+        """How many numbers a projection of the first layer reads."""
+        return int(self.part(0, path).weight.shape[0 if self.architecture.transposed else 1])
+
+    def part(self, layer: int, path: str) -> Any:
+        """A module of one layer, by its path below the block; raises `UserError` for a layer that does not exist."""
         if not 0 <= layer < self.n_layers:
             raise UserError(f"layer {layer} does not exist: {self.name} has {self.n_layers} layers", "count layers from 0")
         return self.hf.get_submodule(f"{self.architecture.blocks}.{layer}.{path}")
+
+    def projection(self, layer: int, path: str) -> Float[Tensor, "d_in d_out"]:
+        """The matrix of a projection of one layer, one row per input: a view of the weight, however it is stored."""
+        weight: Tensor = held(self.part(layer, path), "weight")
+        return weight if self.architecture.transposed else weight.T
+
+    def projection_bias(self, layer: int, path: str) -> Float[Tensor, " d_out"] | None:
+        """What a projection of one layer adds, or None where it has no bias."""
+        return held(self.part(layer, path), "bias")
 
     def check_neurons(self, neurons: Sequence[tuple[int, int]]) -> None:
         """Raise `UserError` unless there is at least one neuron, and each (layer, index) exists."""
@@ -134,28 +146,26 @@ class Model:
 
     def key_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """What each neuron of a layer reads: `activation_i = f(x . k_i + b_i)`; for GLU the gate's key."""
-        weight = held(self._part(layer, self.architecture.key), "weight")
-        return weight.T if self.family == "gelu" else weight
+        return self.projection(layer, self.architecture.key).T
 
     def up_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """The key vectors of the linear part of a GLU."""
         if self.architecture.up is None:
             raise UserError(f"{self.name} has no gated MLP", "use key_vectors")
-        return held(self._part(layer, self.architecture.up), "weight")
+        return self.projection(layer, self.architecture.up).T
 
     def key_biases(self, layer: int) -> Float[Tensor, " d_mlp"]:
         """The bias added to each key's product; zeros where the architecture has none."""
-        bias = held(self._part(layer, self.architecture.key), "bias")
+        bias = self.projection_bias(layer, self.architecture.key)
         return bias if bias is not None else torch.zeros(self.d_mlp, device=self.device, dtype=self.dtype)
 
     def value_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """What each neuron of a layer writes to the residual stream, per unit of activation."""
-        weight = held(self._part(layer, self.architecture.value), "weight")
-        return weight if self.family == "gelu" else weight.T
+        return self.projection(layer, self.architecture.value)
 
     def value_bias(self, layer: int) -> Float[Tensor, " d_model"]:
         """What the MLP writes whatever it reads; zeros where the architecture has none."""
-        bias = held(self._part(layer, self.architecture.value), "bias")
+        bias = self.projection_bias(layer, self.architecture.value)
         return bias if bias is not None else torch.zeros(self.d_model, device=self.device, dtype=self.dtype)
 
     @property
