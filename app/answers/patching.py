@@ -30,7 +30,7 @@ from interp.patching.patch import ACROSS, WITHIN, Runs, make_runs, patch
 from interp.patching.prompt_pairs import align
 
 # The stream after and within a layer, what is added to it, and the units that this is the sum of.
-SITES = ("resid_post", "resid_mid", "attn_out", "mlp_out", "head_out", "mlp_post")
+SITES = ("resid_post", "resid_mid", "attn_out", "mlp_out", "z", "mlp_post")
 UNITS = {
     "head": ", one head at all tokens at once",
     "neuron": ", one neuron at all tokens at once, for the neurons whose value vectors are the most toxic",

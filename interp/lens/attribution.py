@@ -56,14 +56,14 @@ def attribute_pair(
 @torch.no_grad()
 def _attribute_row(model: Model, row: Sequence[int], token: int, against: int | None) -> dict[str, Tensor]:
     layers = range(model.n_layers)
-    names = [f"{name}.{layer}" for layer in layers for name in ("head_out", "mlp_post")]
+    names = [f"{name}.{layer}" for layer in layers for name in ("z", "mlp_post")]
     run = trace(model, row, names)
     final = run.stream[-1, -1].double()
     read, bias = _reader(model, final, token, against)
     heads, attention_bias, neurons, mlp_bias = [], [], [], []
     for layer in layers:
         weights, constant = output_projection(model, layer)
-        z = run[f"head_out.{layer}"][-1].double()
+        z = run[f"z.{layer}"][-1].double()
         frozen = frozen_norm(model, layer, "attn_out", einsum(z, weights, "head d_head, head d_head d_model -> d_model") + constant)
         heads.append(einsum(z, weights, read * frozen, "head d_head, head d_head d_model, d_model -> head"))
         attention_bias.append((constant * frozen) @ read)

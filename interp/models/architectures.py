@@ -16,12 +16,16 @@ class Tap:
     """Where a site lives: a module path (below the block, or below the model) and which side of it.
 
     `shared` marks an input that the block keeps a second reference to (the skip connection reads the same tensor), so
-    that an edit has to happen in place to reach both readers.
+    that an edit has to happen in place to reach both readers. `fused` marks an output in which queries, keys and values lie
+    side by side; `item` is which
+    entry of an output it is, where that is a tuple. The tap of `pattern` holds it only where attention is computed `eager`.
     """
 
     path: str
     side: Side
     shared: bool = False
+    fused: bool = False
+    item: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,11 @@ def _glu(mid: str, attn_out: str = "self_attn", mlp_out: str = "mlp", norm_offse
         value="mlp.down_proj",
         taps={
             "resid_pre": Tap("", "input"),
-            "head_out": Tap("self_attn.o_proj", "input"),
+            "q": Tap("self_attn.q_proj", "output"),
+            "k": Tap("self_attn.k_proj", "output"),
+            "v": Tap("self_attn.v_proj", "output"),
+            "pattern": Tap("self_attn", "output", item=1),
+            "z": Tap("self_attn.o_proj", "input"),
             "attn_out": Tap(attn_out, "output"),
             "resid_mid": Tap(mid, "input", shared=True),
             "mlp_pre": Tap("mlp.gate_proj", "output"),
@@ -108,7 +116,11 @@ _GPT2 = Architecture(
     value="mlp.c_proj",
     taps={
         "resid_pre": Tap("", "input"),
-        "head_out": Tap("attn.c_proj", "input"),
+        "q": Tap("attn.c_attn", "output", fused=True),
+        "k": Tap("attn.c_attn", "output", fused=True),
+        "v": Tap("attn.c_attn", "output", fused=True),
+        "pattern": Tap("attn", "output", item=1),
+        "z": Tap("attn.c_proj", "input"),
         "attn_out": Tap("attn", "output"),
         "resid_mid": Tap("ln_2", "input", shared=True),
         "mlp_pre": Tap("mlp.c_fc", "output"),

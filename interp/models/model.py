@@ -28,6 +28,7 @@ from interp.models.hooks import install
 from interp.models.loading import Checkpoint, open_checkpoint, read_tokenizer, read_weights
 from interp.models.offloading import Spread, held, weights_digest
 from interp.models.sites import KINDS, Family, Site, site_kind
+from interp.models.views import View, view_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,7 @@ class Model:
             raise UserError(f"{self.name} is of type {kind!r}, which is not supported", f"use one of: {', '.join(ARCHITECTURES)}")
         object.__setattr__(self, "architecture", ARCHITECTURES[kind])
         self.hf.eval().requires_grad_(False)
-        install(self.hf, self.architecture, self.n_heads)
+        install(self.hf, self.architecture, {name: self.view(name) for name in self.architecture.taps})
 
     def __repr__(self) -> str:
         kind = self.hf.config.model_type
@@ -68,6 +69,15 @@ class Model:
         return int(self.hf.config.num_attention_heads)
 
     @property
+    def n_kv_heads(self) -> int:
+        """How many heads of keys and values there are: fewer than heads where queries are grouped."""
+        return int(getattr(self.hf.config, "num_key_value_heads", None) or self.n_heads)
+
+    @property
+    def d_head(self) -> int:
+        return self.d_attention // self.n_heads
+
+    @property
     def d_model(self) -> int:
         return int(self.hf.config.hidden_size)
 
@@ -77,12 +87,12 @@ class Model:
 
     @cached_property
     def d_mlp(self) -> int:
-        return self._inputs(self.architecture.value)
+        return int(self.part(0, self.architecture.value).weight.shape[0 if self.architecture.transposed else 1])
 
     @cached_property
     def d_attention(self) -> int:
         """Heads times the width of a head: what enters the output projection."""
-        return self._inputs(self.architecture.output)
+        return int(self.part(0, self.architecture.output).weight.shape[0 if self.architecture.transposed else 1])
 
     @property
     def context(self) -> int:
@@ -110,13 +120,15 @@ class Model:
     def shape(self, site: str) -> tuple[int, ...]:
         """The sizes of a site's axes behind batch and position: `(d_model,)`, or `(heads, d_head)` for heads."""
         axis = site_kind(site).axis
-        if axis == "head":
-            return self.n_heads, self.d_attention // self.n_heads
+        if axis in ("head", "kv_head"):
+            return (self.n_heads if axis == "head" else self.n_kv_heads), self.d_head
+        if axis == "pattern":
+            raise UserError("a pattern is as wide as the text is long", "name a site whose width belongs to the model, such as z")
         return ({"d_model": self.d_model, "d_mlp": self.d_mlp, "vocab": self.d_vocab}[axis],)
 
-    def _inputs(self, path: str) -> int:
-        """How many numbers a projection of the first layer reads."""
-        return int(self.part(0, path).weight.shape[0 if self.architecture.transposed else 1])
+    def view(self, site: str) -> View:
+        """How a site, named without its layer, lies in the tensor that passes its module."""
+        return view_of(site, self.architecture, self.n_heads, self.n_kv_heads, self.d_head)
 
     def part(self, layer: int, path: str) -> Any:
         """A module of one layer, by its path below the block; raises `UserError` for a layer that does not exist."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ParameterKind:
-    """A kind of weight: its name, the coarser group that it belongs to, and how the paths of its modules end."""
+    """A kind of weight: its name, the coarser group that it belongs to, and the modules that it stands in."""
 
     name: str
     group: str
@@ -46,8 +46,9 @@ def parameter_layer(name: str) -> int:
 
 
 def _kind(name: str) -> ParameterKind:
+    # Within the path rather than at its end, since a LoRA layer has modules of its own below the one that it adapts.
     module = f".{_parts(name)[0]}"
-    found = next((kind for kind in PARAMETERS if module.endswith(tuple(f".{part}" for part in kind.modules))), None)
+    found = next((kind for kind in PARAMETERS if any(f".{part}." in f"{module}." for part in kind.modules)), None)
     if found is not None:
         return found
     leaf = _parts(module)[1].lower()

@@ -14,12 +14,14 @@ from interp.errors import UserError
 
 Family = Literal["gelu", "glu"]
 # What the numbers of one position are: a vector of the residual stream, neurons, tokens, or the vectors of heads.
-Axis = Literal["d_model", "d_mlp", "vocab", "head"]
+Axis = Literal["d_model", "d_mlp", "vocab", "head", "kv_head", "pattern"]
 AXES: dict[Axis, str] = {
     "d_model": "batch pos d_model", "d_mlp": "batch pos d_mlp", "vocab": "batch pos vocab", "head": "batch pos head d_head",
+    "kv_head": "batch pos kv_head d_head",
+    "pattern": "batch head pos key_pos",
 }  # fmt: skip
 # What one entry of such an axis is called where entries are patched one by one.
-UNITS: dict[Axis, str] = {"head": "head", "d_mlp": "neuron"}
+UNITS: dict[Axis, str] = {"head": "head", "kv_head": "head", "d_mlp": "neuron"}
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,10 @@ class SiteKind:
         whole_of: the site whose units, weighted by what they write, sum to this one (`attn_out` is the whole of the heads).
         stream: whether it is the residual stream itself rather than something that is added to it.
         patched: whether `patch` takes it.
+        edited: whether an `Edit` can act at it.
         per_layer: False for a site that a model has once.
         families: the kinds of MLP that have it.
+        alias: an earlier name that is still read.
     """
 
     name: str
@@ -42,8 +46,10 @@ class SiteKind:
     whole_of: str | None = None
     stream: bool = False
     patched: bool = False
+    edited: bool = True
     per_layer: bool = True
     families: tuple[Family, ...] = ("gelu", "glu")
+    alias: str | None = None
 
     @property
     def axes(self) -> str:
@@ -56,13 +62,19 @@ class SiteKind:
         return UNITS.get(self.axis)
 
 
+# A norm of queries and keys, or a rotary embedding, is not linear in what is read; hence these sites stand before it.
+PROJECTED = "as it leaves its projection (before a norm of queries and keys, and before rotary embedding)"
 # In the order in which a forward computes them.
 KINDS: dict[str, SiteKind] = {
     kind.name: kind
     for kind in (
         SiteKind("resid_pre", "d_model", "the residual stream before the layer", stream=True, patched=True),
-        SiteKind("head_out", "head", "each head's output before the output projection", patched=True),
-        SiteKind("attn_out", "d_model", "what the layer's attention writes", whole_of="head_out", patched=True),
+        SiteKind("q", "head", f"each head's query, {PROJECTED}", patched=True),
+        SiteKind("k", "kv_head", f"each key/value head's key, {PROJECTED}; heads of one group share it", patched=True),
+        SiteKind("v", "kv_head", "each key/value head's value; heads of one group share it", patched=True),
+        SiteKind("pattern", "pattern", "each head's attention weights, after the softmax: from each position to each", edited=False),
+        SiteKind("z", "head", "each head's output before the output projection", patched=True, alias="head_out"),
+        SiteKind("attn_out", "d_model", "what the layer's attention writes", whole_of="z", patched=True),
         SiteKind("resid_mid", "d_model", "the residual stream between the layer's attention and its MLP", stream=True, patched=True),
         SiteKind("mlp_pre", "d_mlp", "input times key vectors plus bias, before the nonlinearity (GLU: the gate's)"),
         SiteKind("mlp_gate", "d_mlp", "gate after its nonlinearity", families=("glu",)),
@@ -74,6 +86,7 @@ KINDS: dict[str, SiteKind] = {
         SiteKind("logits", "vocab", "scores of the next token", per_layer=False),
     )
 }
+ALIASES = {kind.alias: kind.name for kind in KINDS.values() if kind.alias is not None}
 PATCHED = tuple(kind.name for kind in KINDS.values() if kind.patched)
 
 
@@ -93,7 +106,8 @@ class Site:
 
 
 def site_kind(name: str) -> SiteKind:
-    """The row of the table with this name, which holds no layer; raises `UserError` where there is none."""
+    """The row of the table with this name or alias, without a layer; raises `UserError` where there is none."""
+    name = ALIASES.get(name, name)
     if name not in KINDS:
         raise UserError(f"{name!r} is not a site", f"use one of {', '.join(KINDS)}, with a layer as in resid_mid.3")
     return KINDS[name]
@@ -101,13 +115,14 @@ def site_kind(name: str) -> SiteKind:
 
 def whole_site(name: str) -> str:
     """The site that these units sum to: `attn_out` for the heads, `mlp_out` for the neurons, else the site itself."""
+    name = site_kind(name).name
     return next((kind.name for kind in KINDS.values() if kind.whole_of == name), name)
 
 
 def parse_site(text: str | Site, *, n_layers: int | None = None, family: Family | None = None) -> Site:
     """The site that `name.layer` names; raises `UserError` for an unknown name, a missing or impossible layer, or a wrong family."""
     name, dot, layer_text = str(text).strip().partition(".")
-    if name not in KINDS:
+    if name not in KINDS and name not in ALIASES:
         raise UserError(f"{str(text)!r} is not a site", f"use one of {', '.join(KINDS)}, with a layer as in resid_mid.3")
     kind = site_kind(name)
     if family is not None and family not in kind.families:
@@ -138,13 +153,18 @@ A site is a tensor inside a model that can be captured, edited or patched. It is
 (`resid_mid.3`), or `name` alone where a model has it once. The rows stand in the order in which a forward computes them. This
 page is generated from the table in `interp/models/sites.py`: `python -m interp.models.sites > docs/sites.md`.
 
-| site | axes | what it is | sum over its units | patch | models |
-|---|---|---|---|---|---|
+| site | axes | what it is | sum over its units | edit | patch | models |
+|---|---|---|---|---|---|---|
 {rows}
 
+- *alias*: an earlier name of the same site. It is still read wherever a site is named; what is written uses the new name.
 - *axes*: what `capture(..., positions="all")` returns; with `positions="last"` or `"mean"` there is no `pos`.
 - *sum over its units*: the site whose heads or neurons this one sums, each weighted by what it writes, plus a bias.
-- *patch*: whether `patch(..., site=...)` takes it, and which units it can patch one by one. Every site can be captured and edited.
+- *edit*: whether an `Edit` can act at it. A pattern's numbers belong to pairs of positions, which an edit cannot name: edit `q` or
+  `k`, which make the pattern, or `z`, which it makes.
+- *patch*: whether `patch(..., site=...)` takes it, and which units it can patch one by one.
+- Every site can be captured. `positions="last"` gives of a pattern the row of the last token (`batch head key_pos`). Key positions
+  are counted as positions are, from the first token of each text; beyond a text they hold 0.
 - *models*: `gelu` stands for models with a plain MLP (GPT-2), `glu` for those with a gated one (Llama, Mistral, Qwen, Gemma).
 """
 
@@ -154,9 +174,11 @@ def sites_page() -> str:
     rows = []
     for kind in KINDS.values():
         name = f"`{kind.name}.LAYER`" if kind.per_layer else f"`{kind.name}`"
+        name += f" (alias `{kind.alias}`)" if kind.alias else ""
+        edited = "yes" if kind.edited else ""
         patched = "" if not kind.patched else f"yes, each {kind.unit}" if kind.unit else "yes"
         whole = "" if kind.whole_of is None else f"`{kind.whole_of}`"
-        rows.append(f"| {name} | `{kind.axes}` | {kind.meaning} | {whole} | {patched} | {', '.join(kind.families)} |")
+        rows.append(f"| {name} | `{kind.axes}` | {kind.meaning} | {whole} | {edited} | {patched} | {', '.join(kind.families)} |")
     return PAGE.format(rows="\n".join(rows))
 
 

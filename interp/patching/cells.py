@@ -12,7 +12,7 @@ from torch import Tensor
 from interp.errors import UserError
 from interp.forward.resume import Trace
 from interp.models.model import Model
-from interp.models.sites import KINDS, PATCHED, SiteKind, site_kind
+from interp.models.sites import ALIASES, KINDS, PATCHED, SiteKind
 from interp.patching.maps import Cell
 
 Positions = Literal["each", "all"] | Sequence[int] | None
@@ -36,9 +36,10 @@ def make_cells(
 
 def patched_kind(site: str) -> SiteKind:
     """The row of a site that can be patched, by its name without layer; raises `UserError` for any other."""
-    if site not in KINDS or not KINDS[site].patched:
+    name = ALIASES.get(site, site)
+    if name not in PATCHED:
         raise UserError(f"site {site!r} cannot be patched", f"use one of {', '.join(PATCHED)}, without a layer")
-    return site_kind(site)
+    return KINDS[name]
 
 
 def _places(positions: Positions, kind: SiteKind, lengths: Sequence[int]) -> Iterator[int | None]:

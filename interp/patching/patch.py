@@ -24,7 +24,7 @@ from interp.models.model import Model
 from interp.models.pair import ModelPair
 from interp.models.sites import layer_of, parse_site
 from interp.models.tokens import token_rows
-from interp.patching.cells import Positions, chunk_size, layers_of, make_cells, selection
+from interp.patching.cells import Positions, chunk_size, layers_of, make_cells, patched_kind, selection
 from interp.patching.maps import Cell, PatchMap, token_texts
 from interp.patching.metrics import AnyMetric, ContinuationToxicity, Metric, each_metric
 from interp.patching.prompt_pairs import align
@@ -70,7 +70,7 @@ def patch(
 
     Args:
         metric: `LogitDifference`, `LogProbability`, `ProbeProjection` or `ContinuationToxicity`, one for all prompts or a list.
-        site: `resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mlp_out`, `head_out` (each head) or `mlp_post` (each neuron).
+        site: `resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mlp_out`, `z` (each head) or `mlp_post` (each neuron).
         positions: `each` on its own (the default for whole sites), `all` at once (the default for heads and neurons), or a
             list, each on its own.
         layers: all unless given.
@@ -139,6 +139,7 @@ def make_runs(
     if wrong is not None or not chosen:
         raise UserError(f"there is no direction {wrong!r} here", f"use {' or '.join(map(repr, known))}")
     metrics = each_metric(metric, len(clean))
+    site = patched_kind(site).name
     cells = make_cells(first, site, positions, layers, units, [len(row) for row, _ in rows])
     needed = {*(f"{site}.{layer}" for layer in layers_of(cells)), *more_sites}
     if site == "mlp_out":

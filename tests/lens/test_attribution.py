@@ -78,7 +78,7 @@ def test_a_heads_term_is_what_is_missing_when_that_head_of_the_last_layer_is_sil
     site, text = "attn_out.2", PROMPTS[0]
     found = attribute(llama, text, 5)
     with_it = capture(llama, [text], [site, "resid_post.2"])
-    silent = capture(llama, [text], [site], edits=[Edit.set("head_out.2", 0.0, range(8, 16))])
+    silent = capture(llama, [text], [site], edits=[Edit.set("z.2", 0.0, range(8, 16))])
     written = (with_it[site] - silent[site])[0].double()
     scale = (with_it["resid_post.2"][0].double().square().mean() + llama.final_norm.variance_epsilon).rsqrt()
     expected = float((written * scale * llama.final_gain.double()) @ llama.unembedding[5].double())
@@ -165,10 +165,10 @@ def test_gradients_are_those_of_finite_differences(model: Model, site: str) -> N
     assert float(found.effects[0, 0, 0]) == pytest.approx((values[0] - values[1]) / 2e-2, rel=2e-3, abs=5e-5)
 
 
-@pytest.mark.parametrize("site", ["resid_mid", "head_out", "mlp_post"])
+@pytest.mark.parametrize("site", ["resid_mid", "z", "mlp_post"])
 def test_integrated_gradients_sum_to_the_effect_of_the_whole_layer(model: Model, site: str) -> None:
     metric = LogProbability((5,))
-    whole_site = {"head_out": "attn_out", "mlp_post": "mlp_out"}.get(site, site)
+    whole_site = {"z": "attn_out", "mlp_post": "mlp_out"}.get(site, site)
     real = patch(model, CLEAN, CORRUPTED, metric=metric, site=whole_site, positions="all")
     guess = attribution_patch(model, CLEAN, CORRUPTED, metric=metric, site=site, positions="each", steps=64)
     torch.testing.assert_close(per_layer(guess), real.effects.mean(dim=1), atol=2e-3, rtol=1e-2)

@@ -35,6 +35,8 @@ def test_each_tensor_is_of_the_kind_that_its_name_says(name: str, kind: str) -> 
         ("model.layers.0.self_attn.q_norm.weight", "norm", 0), ("model.layers.3.mlp.up_proj.weight", "mlp", 3),
         ("bert.encoder.layer.1.attention.output.dense.weight", "attention", 1), ("bert.pooler.dense.weight", "other", -1),
         ("bert.encoder.layer.1.output.dense.bias", "mlp", 1), ("bert.embeddings.LayerNorm.weight", "norm", -1),
+        ("base_model.model.transformer.h.2.attn.c_attn.lora_A.default.weight", "attention", 2),
+        ("base_model.model.model.layers.1.mlp.up_proj.base_layer.weight", "mlp", 1),
         ("bert.embeddings.word_embeddings.weight", "embedding", -1),
     ],
 )  # fmt: skip

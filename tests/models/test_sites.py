@@ -7,10 +7,13 @@ import ast
 import pytest
 import torch
 
-from interp import Model, UserError, capture
+from interp import Edit, Model, UserError, capture
+from interp.forward.resume import resume, trace
 from interp.models.architectures import ARCHITECTURES
 from interp.models.hooks import Work, working
 from interp.models.sites import KINDS, PATCHED, Site, layer_of, parse_site, site_kind, sites_page, whole_site
+from interp.patching.metrics import LogitDifference
+from interp.patching.patch import patch
 from tests import ROOT
 
 # Texts with dots that are no sites, by module and by what is taken apart.
@@ -20,7 +23,6 @@ DOTTED = {
     ("interp.models.offloading", "name"): "a parameter",
     ("interp.models.parameters", "name"): "a parameter",
     ("interp.models.parameters", "path"): "a parameter or a module path",
-    ("interp.patching.paths", "path"): "a module path",
     ("interp.patching.paths", "text.strip()"): "a node of a path",
     ("interp.steering.edit_text", "text.strip()"): "a neuron",
     ("training.checkpoint", "key"): "a tensor of an optimiser",
@@ -103,6 +105,10 @@ def test_shapes_and_widths_are_those_of_what_is_captured(any_model: Model) -> No
     last = capture(any_model, ["the quick river", "sings"], any_model.sites())
     for name in any_model.sites():
         site = parse_site(name)
+        if site.name == "pattern":
+            assert acts[name].shape == (2, any_model.n_heads, acts["logits"].shape[1], acts["logits"].shape[1])
+            assert last[name].shape == (2, any_model.n_heads, acts["logits"].shape[1])
+            continue
         assert acts[name].shape[2:] == last[name].shape[1:] == any_model.shape(site.name)
         assert any_model.width(site.name) == last[name][0].numel()
         assert len(any_model.shape(site.name)) + 2 == len(site.kind.axes.split())
@@ -113,6 +119,27 @@ def test_wholes_and_units() -> None:
     assert whole_site("resid_mid") == "resid_mid"
     assert {kind.whole_of for kind in KINDS.values()} - {None} <= set(PATCHED)
     assert all(KINDS[kind.whole_of].unit for kind in KINDS.values() if kind.whole_of)
+
+
+def test_the_earlier_name_of_z_is_read_wherever_a_site_is_named(model: Model) -> None:
+    text, other = "the quick wintle sings", "the bitter snarg walks"
+    assert parse_site("head_out.2") == Site("z", 2)
+    assert site_kind("head_out") is KINDS["z"]
+    assert "`z.LAYER` (alias `head_out`)" in sites_page()
+    assert model.shape("head_out") == model.shape("z")
+    acts = capture(model, [text], ["head_out.1"], units={"head_out.1": [3]})
+    assert list(acts) == ["z.1"]
+    assert torch.equal(acts["head_out.1"], acts["z.1"])
+    assert "head_out.2" not in acts
+    edit = Edit.from_json({"op": "set", "site": "head_out.1", "strength": 0.0})
+    assert edit == Edit.set("z.1", 0.0)
+    maps = [patch(model, text, other, metric=LogitDifference(5, 300), site=site, layers=[1]) for site in ("head_out", "z")]
+    assert maps[0].site == "z"
+    assert torch.equal(maps[0].values, maps[1].values)
+    run = trace(model, [1, 2, 3], ["head_out.1"])
+    assert torch.equal(run["head_out.1"], run["z.1"])
+    again = resume(run, 0, run.stream[:1], keep=["head_out.1"], transforms={"head_out.1": lambda x, frame: 0 * x})
+    assert not bool(again.site("head_out.1").any())
 
 
 def test_names_are_read_and_refused() -> None:

@@ -55,12 +55,12 @@ def test_every_cell_equals_one_whole_forward_with_a_patch_edit(model: Model, sit
 
 @pytest.mark.parametrize("kind", ["qwen2", "gemma"])
 def test_other_architectures_are_resumed_as_exactly(kind: str, request: pytest.FixtureRequest) -> None:
-    check_cells(request.getfixturevalue(kind), "head_out", "each")
+    check_cells(request.getfixturevalue(kind), "z", "each")
     check_cells(request.getfixturevalue(kind), "resid_mid", "each")
 
 
 def check_cells(model: Model, site: str, positions: str) -> None:
-    units = [2] if KINDS[site].unit else None
+    units = [1] if KINDS[site].unit else None
     found = patch(
         model, CLEAN, CORRUPTED, metric=LOGITS, site=site, positions=positions, units=units, layers=[0, 2] if positions == "each" else [1]
     )
@@ -72,7 +72,7 @@ def check_cells(model: Model, site: str, positions: str) -> None:
         assert float(found.target[at, 0]) == pytest.approx(float(plain[5] - plain[300]), abs=2e-6)
 
 
-@pytest.mark.parametrize("site", ["resid_mid", "mlp_out", "head_out"])
+@pytest.mark.parametrize("site", ["resid_mid", "mlp_out", "z"])
 def test_each_side_of_the_pair_is_patched_into_the_other(pair: ModelPair, site: str) -> None:
     found = patch(pair, CLEAN, metric=LOGITS, site=site)
     assert found.directions == ("base into tuned", "tuned into base")
@@ -219,7 +219,7 @@ def test_transformer_lens_agrees(gpt2: Model) -> None:
             found = patch(gpt2, CLEAN, CORRUPTED, metric=LOGITS, site=site, directions=["denoising"])
             torch.testing.assert_close(found.values[0, 0].view_as(expected), expected, atol=1e-5, rtol=1e-4)
         heads = patching.get_act_patch_attn_head_out_all_pos(bridge, corrupted, cache, metric)
-        found = patch(gpt2, CLEAN, CORRUPTED, metric=LOGITS, site="head_out", directions=["denoising"])
+        found = patch(gpt2, CLEAN, CORRUPTED, metric=LOGITS, site="z", directions=["denoising"])
         torch.testing.assert_close(found.values[0, 0].view_as(heads), heads, atol=1e-5, rtol=1e-4)
 
 
@@ -268,7 +268,7 @@ def test_results_show_masked_tokens_and_are_saved_with_what_made_them(gpt2: Mode
     assert (tmp_path / "map" / "patch.csv").is_file()
     neurons = patch(gpt2, clean, corrupted, metric=LOGITS, site="mlp_post", layers=[0])
     assert neurons.figure().spec["data"][0]["type"] == "bar"
-    heads = patch(gpt2, clean, corrupted, metric=LOGITS, site="head_out", positions="each")
+    heads = patch(gpt2, clean, corrupted, metric=LOGITS, site="z", positions="each")
     assert len(heads.figure().spec["data"][0]["y"]) == gpt2.n_layers * gpt2.n_heads
 
 
@@ -304,7 +304,7 @@ def test_pairs_say_whether_and_where_their_tokens_part(gpt2: Model) -> None:
         ({"metric": LogitDifference(5, 10**6)}, "token 1000000"), ({"metric": LogProbability(())}, "names no tokens"),
         ({"metric": "toxicity"}, "not a metric"), ({"metric": ProbeProjection(torch.ones(3))}, "wide"),
         ({"corrupted": None}, "without corrupted"), ({"corrupted": "the"}, "part at position"), ({"memory_mb": 0}, "memory"),
-        ({"site": "head_out", "units": [4]}, "does not exist"), ({"null_draws": -1}, "null_draws"),
+        ({"site": "z", "units": [4]}, "does not exist"), ({"null_draws": -1}, "null_draws"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_patched_is_refused_with_a_mend(unchecked: None, gpt2: Model, changes: dict, message: str) -> None:
