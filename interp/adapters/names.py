@@ -91,10 +91,10 @@ def in_order(model: Model, names: set[str]) -> list[Site]:
     """Sites in the order in which modules give them; a pattern comes with the output of its attention module."""
     sites = [parse_site(name, n_layers=model.n_layers, family=model.family) for name in names]
     order = list(KINDS)
-    return sorted(
-        sites,
-        key=lambda site: (
-            model.n_layers if site.layer is None else site.layer,
-            order.index("attn_out" if site.name == "pattern" else site.name),
-        ),
-    )
+
+    def place(site: Site) -> tuple[int, int, int]:
+        own = order.index(site.name)
+        given = order.index("attn_out") if site.kind.axis == "pattern" else own
+        return (model.n_layers if site.layer is None else site.layer), given, own
+
+    return sorted(sites, key=place)
