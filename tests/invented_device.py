@@ -40,7 +40,7 @@ COMMANDS = {
     "attribute": "attribute both river --token river --by neuron",
     "patch": "patch river --token river",
     "patch units": "patch river --metric probe --site mlp_post --units 0,3",
-    "patch heads": "patch river --corrupted stone --tokens river stone --site head_out",
+    "patch heads": "patch river --corrupted stone --tokens river stone --site z",
     "gradient": "patch river --token river --method gradient --check",
     "integrated": "patch river --token river --method integrated",
     "paths": "patch river --token river --paths embed,head.0.3 mlp.2,head.2.1.q,logits",

@@ -14,9 +14,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from interp.errors import UserError
+from interp.models.parameters import parameter_group
 from training.sections import PretrainSettings
 from training.settings import choices
-from training.telemetry import parameter_group
 
 CHOICES = {name: choices(PretrainSettings, name) for name in ("optimizer", "decay", "precision", "stored")}
 

@@ -35,18 +35,12 @@ from torch import Tensor, nn
 
 from interp.errors import UserError
 from interp.files import write_text
+from interp.models.parameters import parameter_group
 from interp.results.result import plain, show_number
 from interp.runs.schema import FIELDS
 
 # The numbers that the screen has room for, as far as they are given.
 SHOWN = ("loss", "held_out_loss", "validation_loss", "margin", "accuracy", "toxicity_share", "perplexity")
-# The first match names the group of a parameter, in the names of GPT-2 and of Llama-like models alike.
-GROUPS = (
-    ("norm", ("ln_", "layernorm", "layer_norm", ".norm", "norm.")),
-    ("attention", ("attn", "attention")),
-    ("mlp", ("mlp", "feed_forward", "intermediate", ".output.dense")),
-    ("embedding", ("wte", "wpe", "embed", "lm_head")),
-)
 
 
 class TelemetryLog:
@@ -182,11 +176,6 @@ def _time(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min left" if hours else f"{minutes} min {rest:02d} s left"
-
-
-def parameter_group(name: str) -> str:
-    """The group of a parameter by its name: norm, attention, mlp, embedding or other."""
-    return next((group for group, marks in GROUPS if any(mark in name.lower() for mark in marks)), "other")
 
 
 def parameter_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:

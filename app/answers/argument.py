@@ -12,6 +12,7 @@ import pandas as pd
 
 from app.answers.summary import Measured
 from interp.errors import UserError
+from interp.models.sites import layer_of
 from interp.results import figures
 from interp.results.result import Figure, Result
 from interp.steering.unalign import FACTOR, KEYS
@@ -113,7 +114,7 @@ def shifted(result: Result | UserError | None) -> Step:
     if not isinstance(result, Result):
         return replace(step, claim=f"{step.claim}.", problem=result)
     cosine, null = result.statistic["mean pairwise cosine"], result.null["mean pairwise cosine"]
-    layer = str(result.settings.get("site", "")).rpartition(".")[2]
+    layer = layer_of(str(result.settings["site"]))
     return replace(
         step, claim=f"{step.claim}: before the MLP of layer {layer} the shifts of two prompts have a mean cosine of {cosine:.2f}.",
         chance="Where a coin decides which side is called tuned, the cosine is near 0. Random changes of the weights of equal size give "

@@ -24,6 +24,7 @@ from interp.experiments.registry import Context
 from interp.forward.capture import capture
 from interp.forward.captured import Captured
 from interp.models.model import Neuron
+from interp.models.sites import parse_site
 from interp.neurons.ranking import values_at
 from interp.neurons.vocabulary import top_tokens
 from interp.results import figures
@@ -97,7 +98,7 @@ def random_changes(source: Source) -> list[Model]:
 def random_shifts(source: Source, count: int) -> list[dict[str, Tensor]]:
     """What random changes of equal norm add to the stream before each MLP."""
     base = states(source, count)[0]
-    sites = [site for site in base if site.startswith("resid_mid")]
+    sites = [site for site in base if parse_site(site).name == "resid_mid"]
     rows = study(source, count).prompt_rows()
     changed = (capture(model, rows, sites) for model in random_changes(source))
     return [{site: shifts(base[site], states[site]) for site in sites} for states in changed]

@@ -21,6 +21,7 @@ from app.model_queue import model_queue
 from app.settings import Source
 from interp import Model, ModelPair, UserError
 from interp.lens.next_tokens import toxic_token_ids
+from interp.models.sites import KINDS, whole_site
 from interp.models.tokens import token_rows
 from interp.patching.gradient import agreement, attribution_patch
 from interp.patching.maps import PatchMap
@@ -28,17 +29,14 @@ from interp.patching.metrics import AnyMetric, ContinuationToxicity, LogitDiffer
 from interp.patching.patch import ACROSS, WITHIN, Runs, make_runs, patch
 from interp.patching.prompt_pairs import align
 
-SITES = ("resid_post", "resid_mid", "attn_out", "mlp_out", "head_out", "mlp_post")
-PLACES = {
-    "resid_post": "the residual stream after the layer: everything written up to there",
-    "resid_mid": "the residual stream between the layer's attention and its MLP",
-    "attn_out": "what the layer's attention writes",
-    "mlp_out": "what the layer's MLP writes",
-    "head_out": "the output of one attention head, at all tokens at once",
-    "mlp_post": "the activation of one neuron, at all tokens at once, for the neurons whose value vectors are the most toxic",
+# The stream after and within a layer, what is added to it, and the units that this is the sum of.
+SITES = ("resid_post", "resid_mid", "attn_out", "mlp_out", "z", "mlp_post")
+UNITS = {
+    "head": ", one head at all tokens at once",
+    "neuron": ", one neuron at all tokens at once, for the neurons whose value vectors are the most toxic",
 }
+PLACES = {name: KINDS[name].meaning + UNITS.get(KINDS[name].unit or "", "") for name in SITES}
 METRICS = ("log-probability", "probe", "logit-difference", "toxicity")
-WHOLE = {"head_out": "attn_out", "mlp_post": "mlp_out"}
 DRAWS, NEURONS, NEW_TOKENS, KEPT = 2, 48, 12, 64
 # Multiplications that a page does while its reader waits: some seconds of one core; what is longer is a job.
 QUICK = 5e10
@@ -178,7 +176,7 @@ def says(question: Question) -> str:
 
 def asked(question: Question) -> dict[str, Any]:
     """What `interp` is asked for the cells."""
-    units = state.toxic_neurons(question.source)[:NEURONS] if question.site == "mlp_post" else None
+    units = state.toxic_neurons(question.source)[:NEURONS] if KINDS[question.site].unit == "neuron" else None
     return {"metric": metric_of(question), "site": question.site, "units": units}
 
 
@@ -194,7 +192,7 @@ def runs_of(question: Question) -> Runs:
 def quick(question: Question) -> bool:
     """Whether the map is measured while one waits, rather than as a job."""
     model, count = question.model, check(question)
-    per_layer = {"head_out": model.n_heads, "mlp_post": NEURONS / model.n_layers}.get(question.site, count)
+    per_layer = {"head": model.n_heads, "neuron": NEURONS / model.n_layers}.get(KINDS[question.site].unit or "", count)
     block = 4 * model.d_model**2 + 2 * model.d_model * model.d_mlp
     runs = 2 * (1 + DRAWS) * per_layer * model.n_layers
     return question.metric != "toxicity" and runs * count * model.n_layers / 2 * block < QUICK
@@ -216,7 +214,7 @@ def measure(question: Question, step: Step | None = None) -> Measured:
     check(question)
     given, found = asked(question), []
     draws = 0 if question.metric == "toxicity" else DRAWS
-    whole = {"metric": given["metric"], "site": WHOLE.get(question.site, question.site), "positions": "all"}
+    whole = {"metric": given["metric"], "site": whole_site(question.site), "positions": "all"}
     for place, some in enumerate((given, whole)):
         with _sharing() as pass_on:
 

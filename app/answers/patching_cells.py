@@ -13,6 +13,7 @@ from app.answers.patching import Question, runs_of
 from app.continuations import EditedModel
 from app.model_queue import model_queue
 from interp import Edit
+from interp.models.sites import KINDS
 from interp.patching.cells import selection
 from interp.patching.maps import Cell, PatchMap, position_labels
 from interp.patching.patch import ACROSS, WITHIN, Runs, run_patched
@@ -31,7 +32,7 @@ def strongest(cells: PatchMap, direction: str) -> Cell:
     Of the residual stream the last layer is left out, because there the last token alone gives the source's answer.
     """
     most = max(cell.layer for cell in cells.cells)
-    skip = cells.site.startswith("resid_") and most > 0
+    skip = KINDS[cells.site].stream and most > 0
     size = cells.effects[cells.directions.index(direction)].mean(dim=0).abs().tolist()
     return max((cell for cell in cells.cells if not (skip and cell.layer == most)), key=lambda cell: size[cells.cells.index(cell)])
 
@@ -51,7 +52,7 @@ def choices(cells: PatchMap) -> dict[str, list[str]]:
 
 def named(cells: PatchMap, cell: Cell) -> dict[str, str]:
     """The names of one cell, masked, so that a link holds no words that were not asked for."""
-    if cells.site == "mlp_post":
+    if cells.unit == "neuron":
         return {"neuron": f"{cell.layer}.{cell.unit}"}
     if cell.position is None:
         return {"layer": str(cell.layer), "head": str(cell.unit)}
@@ -66,7 +67,7 @@ def cell_named(cells: PatchMap, names: dict[str, str]) -> Cell:
 def cell_at(cells: PatchMap, point: tuple[Any, Any, Any, Any]) -> Cell | None:
     """The cell of a clicked point (curve, index, x, y), or None where the point is no cell."""
     curve, index, x, y = point
-    if cells.site == "mlp_post":
+    if cells.unit == "neuron":
         return next((cell for cell in cells.cells if f"{cell.layer}.{cell.unit}" in (str(x), str(y))), None)
     if curve != 1 or not isinstance(index, int) or not 0 <= index < len(cells.cells):
         return None

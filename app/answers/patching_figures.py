@@ -99,7 +99,7 @@ def by_layer(found: Measured, direction: str) -> Figure:
     """How much each layer carries: all tokens at once, its strongest place alone, and what random changes do."""
     cells, whole, roles = found.cells, found.whole, ends(direction)
     at = cells.directions.index(direction)
-    one = {"head_out": "strongest head", "mlp_post": "strongest of these neurons"}.get(cells.site, "strongest token")
+    one = {"head": "strongest head", "neuron": "strongest of these neurons"}.get(cells.unit or "", "strongest token")
     all_of = f"{roles.source}: whole layer" + (f" ({whole.site})" if whole.site != cells.site else "")
     rows = []
     single = cells.effects[at].mean(dim=0).tolist()

@@ -10,6 +10,7 @@ from app.answers import patching_cells as cellwise
 from app.answers import patching_figures as drawn
 from app.jobs import Step, key_of
 from interp import Sampling
+from interp.models.sites import ALIASES
 from interp.patching.maps import Cell, PatchMap
 from interp.patching.patch import ACROSS, WITHIN
 from interp.results.result import show_number
@@ -52,6 +53,9 @@ def ask(page: shell.Page) -> patching.Question:
             side = which.selectbox("Model", ["base", "tuned"], key="side", bind="query-params", help="The model that reads both prompts.")
         button.form_submit_button("Patch", type="primary", width="stretch", help="Measure the map for what was typed.")
     places, measures = st.columns(2)
+    if st.query_params.get("site") in ALIASES and "site" not in st.session_state:
+        # A link of an earlier version.
+        st.session_state["site"] = ALIASES[st.query_params["site"]]
     site = places.selectbox(
         "Site", patching.SITES, key="site", bind="query-params",
         help="What is exchanged: " + "; ".join(f"`{name}` is {what}" for name, what in patching.PLACES.items()) + ".",

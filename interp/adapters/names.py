@@ -6,24 +6,26 @@ One table for each direction would drift apart; the way back is therefore derive
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from interp.errors import UserError
+from interp.models.architectures import Tap
 from interp.models.model import Model
-from interp.models.sites import Site, Tap, parse_site
+from interp.models.sites import KINDS, Site, parse_site
 
 # `None`: TransformerLens computes the tensor, but has no hook point for it.
 HOOKS: dict[str, str | None] = {
-    "resid_pre": "hook_resid_pre", "attn_out": "hook_attn_out", "head_out": "attn.hook_z", "resid_mid": "hook_resid_mid",
-    "mlp_pre": "mlp.hook_pre", "mlp_gate": None, "mlp_up": "mlp.hook_pre_linear", "mlp_post": "mlp.hook_post",
-    "mlp_out": "hook_mlp_out", "resid_post": "hook_resid_post", "ln_final": "ln_final.hook_out", "logits": "unembed.hook_out",
+    "resid_pre": "hook_resid_pre", "q": "attn.hook_q", "k": "attn.hook_k", "v": "attn.hook_v", "pattern": "attn.hook_pattern",
+    "z": "attn.hook_z", "attn_out": "hook_attn_out", "resid_mid": "hook_resid_mid", "mlp_pre": "mlp.hook_pre", "mlp_gate": None,
+    "mlp_up": "mlp.hook_pre_linear", "mlp_post": "mlp.hook_post", "mlp_out": "hook_mlp_out", "resid_post": "hook_resid_post",
+    "ln_final": "ln_final.hook_out", "logits": "unembed.hook_out",
 }  # fmt: skip
 # The bridge's own names of the points that the names above are aliases of.
 ALIASES = {
-    "hook_in": "resid_pre", "hook_out": "resid_post", "attn.hook_out": "attn_out", "attn.o.hook_in": "head_out", "ln2.hook_in": "resid_mid",
+    "hook_in": "resid_pre", "hook_out": "resid_post", "attn.hook_out": "attn_out", "attn.o.hook_in": "z", "ln2.hook_in": "resid_mid",
+    "attn.q.hook_out": "q", "attn.k.hook_out": "k", "attn.v.hook_out": "v",
     "mlp.gate.hook_out": "mlp_pre", "mlp.out.hook_in": "mlp_post", "mlp.hook_out": "mlp_out",
 }  # fmt: skip
-# The order in which a block computes its sites, whatever the order of the table of sites; nnsight reads in this order only.
-ORDER = ("resid_pre", "head_out", "attn_out", "resid_mid", "mlp_pre", "mlp_gate", "mlp_up", "mlp_post", "mlp_out", "resid_post")
 
 
 def hook_name(site: str | Site) -> str:
@@ -61,16 +63,20 @@ def tap_of(model: Model, site: Site) -> Tap:
         return Tap(model.architecture.final_norm, "output")
     tap = model.architecture.taps[site.name]
     path = f"{model.architecture.blocks}.{site.layer}"
-    return Tap(f"{path}.{tap.path}" if tap.path else path, tap.side, tap.shared)
+    return replace(tap, path=f"{path}.{tap.path}" if tap.path else path)
 
 
 def module_name(model: Model, site: str | Site) -> str:
     """Where nnsight finds a site of this model: `resid_mid.3` is `transformer.h.3.ln_2.input` in a GPT-2.
 
-    The output of an attention module is a tuple whose first entry is the site; `logits` is `output.logits`.
+    The output of an attention module is a tuple whose first entry is `attn_out`; its second is `pattern`, where the model computes
+    attention `eager`. `logits` is `output.logits`. Where one module
+    computes queries, keys and values, its output's columns are named: `transformer.h.3.attn.c_attn.output[..., 64:128]`.
     """
-    tap = tap_of(model, parse_site(site, n_layers=model.n_layers, family=model.family))
-    return f"{tap.path}.{tap.side}" if tap.path else "output.logits"
+    place = parse_site(site, n_layers=model.n_layers, family=model.family)
+    tap, columns = tap_of(model, place), model.view(place.name).columns
+    part = f"[{tap.item}]" if tap.item else "" if columns is None else f"[..., {columns.start}:{columns.stop}]"
+    return f"{tap.path}.{tap.side}{part}" if tap.path else "output.logits"
 
 
 def site_of_module(model: Model, name: str) -> str:
@@ -82,7 +88,13 @@ def site_of_module(model: Model, name: str) -> str:
 
 
 def in_order(model: Model, names: set[str]) -> list[Site]:
-    """Sites in the order in which a forward computes them."""
-    found = [parse_site(name, n_layers=model.n_layers, family=model.family) for name in names]
-    last = {"ln_final": model.n_layers, "logits": model.n_layers + 1}
-    return sorted(found, key=lambda s: (last[s.name], 0) if s.layer is None else (s.layer, ORDER.index(s.name)))
+    """Sites in the order in which modules give them; a pattern comes with the output of its attention module."""
+    sites = [parse_site(name, n_layers=model.n_layers, family=model.family) for name in names]
+    order = list(KINDS)
+
+    def place(site: Site) -> tuple[int, int, int]:
+        own = order.index(site.name)
+        given = order.index("attn_out") if site.kind.axis == "pattern" else own
+        return (model.n_layers if site.layer is None else site.layer), given, own
+
+    return sorted(sites, key=place)

@@ -18,13 +18,14 @@ from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from interp.adapters.libraries import LOCK, library
 from interp.adapters.names import in_order, tap_of
-from interp.edits.edit import Edit
-from interp.edits.transforms import selected
+from interp.edits.transforms import EditTransform, selected
 from interp.errors import UserError
 from interp.forward.capture import Forward
+from interp.forward.pattern import is_pattern
 from interp.models.hooks import Frame, Transform, Work, active
 from interp.models.model import Model
 from interp.models.sites import Site
@@ -41,24 +42,36 @@ def to_nnsight(model: Model) -> Any:
     Where our sites are in it is told by `interp.adapters.module_name`. It must not be used by several threads at once.
     Raises `UserError` where the library is missing or the weights are not all in memory.
     """
+    return _wrapped(model, model.plain_copy())
+
+
+def _wrapped(model: Model, hf: PreTrainedModel) -> Any:
     nnsight = library("nnsight")
     with LOCK:
-        return nnsight.TransformersModel(model.plain_copy(), tokenizer=copy.deepcopy(model.tokenizer), task="text-generation")
+        return nnsight.TransformersModel(hf, tokenizer=copy.deepcopy(model.tokenizer), task="text-generation")
 
 
 def sight_forward(model: Model, *, remote: Remote = False, seconds: float | int = 600) -> Forward:
     """The forward of an nnsight model made from this one, for `capture`; `remote` runs it on NDIF, or `dry` as if it did."""
-    lens = _on_ndif(model) if remote is True else to_nnsight(model)
+    hf = None if remote is True else model.plain_copy()
+    lens = _on_ndif(model) if hf is None else _wrapped(model, hf)
 
     def forward(model: Model, tokens: Tokens, names: Sequence[str], work: Work, *, last_only: bool) -> dict[str, Tensor]:
         work = active(model.hf).plus(work)
+        if any(is_pattern(name) for name in names):
+            if hf is None:
+                raise UserError("NDIF's models do not return attention patterns", "leave remote out to run it here")
+            # No other kernel returns its weights.
+            hf.set_attn_implementation("eager")
         frame = Frame(tokens.positions, tokens.mask, tokens.lengths, work.rows)
         steps = []
         for site in in_order(model, {*names, *work.transforms}):
             tap = tap_of(model, site)
             seen = frame.last(1) if last_only and site.name == "logits" else frame
             changes = [_change(transform, seen, model, site) for transform in work.transforms.get(str(site), ())]
-            steps.append((str(site), tap.path, tap.side, tap.shared, str(site) in names, changes))
+            columns = model.view(site.name).columns
+            part = None if columns is None else (columns.start, columns.stop)
+            steps.append((str(site), tap.path, tap.side, tap.shared, tap.item, part, str(site) in names, changes))
         inputs = {**tokens.inputs(), "use_cache": False, "logits_to_keep": 1 if last_only else 0}
         with LOCK, torch.no_grad():
             if remote is True:
@@ -74,9 +87,9 @@ def _change(transform: Transform, frame: Frame, model: Model, site: Site) -> tup
     `affine`: factor and offset; `replace`: which and by what; `project`: where (0 or 1) and the unit direction. The numbers
     are read off the edit's own function, so that which rows and positions it means is decided in one place.
     """
-    edit: Edit | None = getattr(transform, "edit", None)
-    if edit is None:
-        raise UserError(f"a function of yours is active at {site}, which nnsight cannot run", "use an Edit, or write it inside a trace")
+    if not isinstance(transform, EditTransform):
+        raise UserError(f"a function of your own is active at {site}, and nnsight runs edits only", "use the engine 'hooks'")
+    edit = transform.edit
     empty = torch.zeros(*frame.positions.shape, model.width(site.name), dtype=model.dtype, device=frame.positions.device)
     if edit.op in ("set", "patch"):
         new = transform(empty + torch.nan, frame)
@@ -101,10 +114,10 @@ def _trace(lens: Any, inputs: dict[str, Any], steps: list[tuple], last_only: boo
     found: dict[str, Tensor] = {}
     with lens.trace(**inputs, **where) as tracer:
         found = nnsight.save({})
-        for module, (site, path, side, shared, wanted, changes) in zip(modules, steps, strict=True):
+        for module, (site, path, side, shared, item, part, captured, changes) in zip(modules, steps, strict=True):
             whole = module.input if side == "input" else module.output
-            value = whole.logits if not path else whole[0] if isinstance(whole, tuple) else whole
-            new = value
+            value = whole.logits if not path else whole[item] if isinstance(whole, tuple) else whole
+            new = value if part is None else value[..., part[0] : part[1]]
             for word, first, second in changes:
                 if word == "affine":
                     new = new * first + second
@@ -112,9 +125,14 @@ def _trace(lens: Any, inputs: dict[str, Any], steps: list[tuple], last_only: boo
                     new = torch.where(first, second, new)
                 else:
                     new = new - first * (new @ second).unsqueeze(-1) * second
-            if wanted:
+            if item:
+                # A pattern: its positions are on the third axis.
+                new = new.transpose(1, 2)
+            if captured:
                 found[site] = (new[:, -1:] if last_only else new).clone()
             if changes:
+                if part is not None:
+                    new = torch.cat([value[..., : part[0]], new, value[..., part[1] :]], dim=-1)
                 if shared or not path:
                     # In place, where a skip connection holds the same tensor.
                     value.copy_(new)

@@ -21,6 +21,7 @@ from interp.adapters.libraries import LOCK, library
 from interp.adapters.names import HOOKS, hook_name, in_order
 from interp.errors import UserError
 from interp.forward.capture import Forward
+from interp.forward.pattern import by_query, is_pattern
 from interp.models.hooks import Frame, Work, active
 from interp.models.model import Model
 from interp.models.tokens import Tokens
@@ -65,7 +66,8 @@ def lens_forward(model: Model) -> Forward:
             for transform in work.transforms.get(site, ()):
                 value = transform(value, frame.last(value.shape[1]))
             if site in names:
-                found[site] = (value[:, -1:] if last_only else value).clone()
+                read = by_query(value) if is_pattern(site) else value
+                found[site] = (read[:, -1:] if last_only else read).clone()
             return value
 
         sites = in_order(model, {*names, *work.transforms})

@@ -10,6 +10,7 @@ import typer
 from interp import workbench
 from interp.commands import common
 from interp.errors import UserError
+from interp.models.sites import PATCHED
 
 if TYPE_CHECKING:
     from interp.models.model import Model
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 METRICS = ("logit-difference", "log-probability", "probe", "toxicity")
 METHODS = ("patching", "gradient", "integrated")
 STEPS = 16
+SITE_HELP = f"{', '.join(PATCHED)}; z is each head's output before the output projection"
 
 
 def patch(
@@ -30,7 +32,7 @@ def patch(
     model: Annotated[str, typer.Option("--model", help=f"with --corrupted: {common.MODEL_HELP}")] = "base",
     source: Annotated[str | None, typer.Option("--from", help="base or tuned; with --corrupted clean or corrupted [default: both]")] = None,
     into: Annotated[str | None, typer.Option("--into", help="the other one")] = None,
-    site: Annotated[str, typer.Option(help="resid_pre, resid_mid, resid_post, attn_out, mlp_out, head_out or mlp_post")] = "resid_post",
+    site: Annotated[str, typer.Option(help=SITE_HELP)] = "resid_post",
     metric: Annotated[str | None, typer.Option(help=f"{', '.join(METRICS)} [default: by --tokens or --token, otherwise probe]")] = None,
     tokens: Annotated[tuple[str, str] | None, typer.Option(metavar="A B", help="logit of the word A minus logit of the word B")] = None,
     token: Annotated[list[str] | None, typer.Option(metavar="WORD", help="log-probability of this word; repeat it for a set")] = None,

@@ -157,7 +157,7 @@ def _of_mlp(pair: ModelPair, layer: int, base: Means, tuned: Means, weights: Ten
 
 
 def _check_linear(model: Model) -> None:
-    if model.architecture.taps["mlp_out"].path != "mlp":
+    if model.architecture.writes_through_norm:
         raise UserError(
             f"{model.name} norms what its MLP writes, so that the neurons' parts do not add up", "use an architecture without that norm"
         )

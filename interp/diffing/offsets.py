@@ -23,6 +23,7 @@ from interp.directions.contrast import Rows
 from interp.errors import UserError
 from interp.forward.capture import capture
 from interp.models.pair import ModelPair
+from interp.models.weights import folded_keys, mlp_norm
 from interp.stats.intervals import Interval, bootstrap_mean, draw_counts
 
 if TYPE_CHECKING:
@@ -175,14 +176,10 @@ def key_products(
     given = states.to(model.device, model.dtype)
     if mode == "paper":
         return (given @ keys.T).double().cpu()
-    norm = model.hf.get_submodule(f"{model.architecture.blocks}.{layer}.{model.architecture.taps['resid_mid'].path}")
     if mode == "code":
-        folded = keys * (norm.get_parameter("weight") + model.architecture.norm_offset)
-        # Only a norm that takes the mean off lets the folded keys be centred.
-        centred = folded - folded.mean(dim=1, keepdim=True) if model.family == "gelu" else folded
-        return (given @ centred.T).double().cpu()
+        return (given @ folded_keys(model, layer, neurons).T).double().cpu()
     # `forward` rather than a call: hooks at this norm belong to forwards of the whole model.
-    return (norm.forward(given) @ keys.T + model.key_biases(layer)[index]).double().cpu()
+    return (mlp_norm(model, layer).forward(given) @ keys.T + model.key_biases(layer)[index]).double().cpu()
 
 
 def mean_offset_at_last(pair: ModelPair, rows: Rows, layer: int) -> Float[Tensor, " d_model"]:

@@ -16,23 +16,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import UserError
+from interp.models.parameters import PARAMETER_KINDS, parameter_kind, parameter_layer
 
 if TYPE_CHECKING:
     from interp.models.model import Model
     from interp.models.pair import ModelPair
 
-GROUPS = ("embedding", "position", "attention qkv", "attention out", "mlp key", "mlp up", "mlp value", "norm", "bias")
 CHUNK = 2**22
-# By the last module names of a parameter; the first that matches decides.
-_MODULES = {
-    "embedding": ("wte", "embed_tokens", "lm_head"),
-    "position": ("wpe",),
-    "attention qkv": ("attn.c_attn", "q_proj", "k_proj", "v_proj"),
-    "attention out": ("attn.c_proj", "o_proj"),
-    "mlp key": ("mlp.c_fc", "gate_proj"),
-    "mlp up": ("up_proj",),
-    "mlp value": ("mlp.c_proj", "down_proj"),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +55,7 @@ class WeightShift:
                 "largest_norm_difference_per_element": float(part["norm_difference_per_element"].max()),
                 "mean_stable_rank": float(part["stable_rank"].mean()),
             })  # fmt: skip
-        order = {group: place for place, group in enumerate(GROUPS)}
+        order = {group: place for place, group in enumerate(PARAMETER_KINDS)}
         return pd.DataFrame(rows).sort_values("group", key=lambda names: names.map(order), ignore_index=True)
 
 
@@ -97,7 +87,7 @@ def neuron_shift(pair: ModelPair, neurons: Sequence[tuple[int, int]]) -> pd.Data
     that changed less, ties counting half).
     """
     kinds: dict[str, Callable[[Model, int], Tensor]] = {"key": lambda m, i: m.key_vectors(i), "value": lambda m, i: m.value_vectors(i)}
-    if pair.base.family == "glu":
+    if pair.base.architecture.up is not None:
         kinds["up"] = lambda m, i: m.up_vectors(i)
     width = pair.base.d_mlp
     pair.base.check_neurons(neurons)
@@ -111,16 +101,6 @@ def neuron_shift(pair: ModelPair, neurons: Sequence[tuple[int, int]]) -> pd.Data
         columns[f"{kind}_shift"] = own.tolist()
         columns[f"{kind}_percentile"] = (50 * below.double() / len(ordered)).tolist()
     return pd.DataFrame(columns)
-
-
-def group_of(name: str) -> str:
-    """The group of a parameter, by its name; norms keep their biases, every other bias is in the group `bias`."""
-    module, _, kind = name.rpartition(".")
-    group = next((g for g, parts in _MODULES.items() if any(f".{module}".endswith(f".{part}") for part in parts)), None)
-    if group is None:
-        leaf = module.rpartition(".")[2]
-        return "norm" if "norm" in leaf or leaf.startswith("ln_") else ("bias" if kind == "bias" else "other")
-    return "bias" if kind == "bias" else group
 
 
 def _relative(base: Tensor, tuned: Tensor) -> Float[Tensor, " d_mlp"]:
@@ -140,7 +120,7 @@ def _shift(name: str, base: Tensor, tuned: Tensor) -> dict[str, object]:
     spectral = _spectral_norm(base, tuned) if base.dim() == 2 else float("nan")
     blank = float("nan")
     return {
-        "tensor": name, "layer": next((int(part) for part in name.split(".") if part.isdecimal()), -1), "group": group_of(name),
+        "tensor": name, "layer": parameter_layer(name), "group": parameter_kind(name),
         "elements": base.numel(), "base_norm": norm_a,
         "cosine": ab / (norm_a * norm_b) if norm_a and norm_b else (1.0 if norm_a == norm_b else blank),
         "difference_norm": difference, "relative_difference": difference / norm_a if norm_a else (0.0 if not difference else blank),

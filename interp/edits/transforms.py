@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,23 +19,38 @@ from interp.models.model import Model, Neuron, by_layer
 from interp.models.sites import parse_site
 
 
-def transforms_of(edits: Sequence[Edit], model: Model) -> dict[str, tuple[Transform, ...]]:
+@dataclass(frozen=True, eq=False)
+class EditTransform:
+    """What one edit does at one site: a function on its tensor, and the edit itself for engines that cannot run functions."""
+
+    edit: Edit
+    change: Transform
+
+    def __call__(self, x: Tensor, frame: Frame) -> Tensor:
+        """The site's tensor with the edit applied at its positions."""
+        return self.change(x, frame)
+
+
+def transforms_of(edits: Sequence[Edit], model: Model) -> dict[str, tuple[EditTransform, ...]]:
     """The functions that apply these edits at this model's sites; raises `UserError` where an edit does not fit."""
-    found: dict[str, list[Transform]] = {}
+    by_site: dict[str, list[EditTransform]] = {}
     for edit in edits:
         if not isinstance(edit, Edit):
             raise UserError(f"{edit!r} is not an Edit", "make one with Edit.add, Edit.scale_keys and so on")
-        for site, transform in _compile(edit, model):
-            # Engines that cannot run our functions (a server) read from it what is to be done.
-            transform.edit = edit  # type: ignore[attr-defined]
-            found.setdefault(site, []).append(transform)
-    return {site: tuple(parts) for site, parts in found.items()}
+        for site, change in _compile(edit, model):
+            by_site.setdefault(site, []).append(EditTransform(edit, change))
+    return {site: tuple(transforms) for site, transforms in by_site.items()}
 
 
 def _compile(edit: Edit, model: Model) -> list[tuple[str, Transform]]:
     if edit.op == "scale_keys":
         return _compile_keys(edit, model)
     site = parse_site(str(edit.site), n_layers=model.n_layers, family=model.family)
+    if not site.kind.edited:
+        raise UserError(
+            f"an edit cannot act at {site}, whose numbers belong to pairs of positions",
+            f"edit q.{site.layer} or k.{site.layer}, which make the pattern, or z.{site.layer}, which it makes",
+        )
     width = model.width(site.name)
     values = None if edit.values is None else edit.values.to(model.device, model.dtype)
     if values is not None and values.shape[-1] != width:

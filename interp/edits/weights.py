@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from interp.errors import UserError
 from interp.models.model import Model, freeze
+from interp.models.weights import writers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,11 +56,10 @@ def orthogonalised(model: Model, direction: Float[Tensor, " d_model"], strength:
             _remove_rows(module.weight, unit, strength)
     changed = Model(freeze(copy), model.tokenizer, f"{model.name}, orthogonalised")
     for layer in range(model.n_layers):
-        for path in (model.architecture.taps["head_out"].path, model.architecture.value):
-            part = changed._part(layer, path)
-            _remove_rows(part.weight if model.family == "gelu" else part.weight.T, unit, strength)
-            if part.bias is not None:
-                _remove_rows(part.bias, unit, strength)
+        for rows, bias in writers(changed, layer):
+            _remove_rows(rows, unit, strength)
+            if bias is not None:
+                _remove_rows(bias, unit, strength)
     return changed
 
 
@@ -110,8 +110,7 @@ def _unit(model: Model, direction: Tensor) -> Float[Tensor, " d_model"]:
 
 
 def _check_writes(model: Model) -> None:
-    taps = model.architecture.taps
-    if taps["mlp_out"].path != "mlp" or taps["attn_out"].path not in {"attn", "self_attn"}:
+    if model.architecture.writes_through_norm:
         raise UserError(
             f"{model.name} sends what its layers write through a norm, so no weight matrix writes to the residual stream itself",
             "project the direction out while the model runs: Edit.project_out at attn_out and mlp_out",

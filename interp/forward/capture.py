@@ -21,6 +21,7 @@ from interp.edits.edit import Edit
 from interp.edits.transforms import transforms_of
 from interp.errors import UserError
 from interp.forward.captured import Captured, load_captured, replacing_capture, write_index
+from interp.forward.pattern import by_key_position, by_position, by_query, is_pattern, pattern_shape
 from interp.models.hooks import Frame, Work, check_first, working
 from interp.models.model import Model, check_no_dropout
 from interp.models.positions import MEAN, parse_positions_per_text
@@ -86,10 +87,12 @@ def capture(
             )
             work = Work(transforms, rows=tuple(group))
             found = (forward or _forward)(model, tokens, names, work, last_only=positions == "last")
+            places = [wanted[i] for i in group] if wanted else None
             for name, value in found.items():
-                _keep(
-                    store[name], group, value.flatten(2), tokens, positions, [wanted[i] for i in group] if wanted else None, kept.get(name)
-                )
+                held = store[name]
+                if is_pattern(name):
+                    value, held = by_key_position(value, tokens, held.shape[-1]), by_position(held, positions)
+                _keep(held, group, value.flatten(2), tokens, positions, places, kept.get(name))
 
     if spill is None:
         store = {name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()}
@@ -111,12 +114,16 @@ def capture(
 def _units(model: Model, names: Sequence[str], units: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
     kept: dict[str, Tensor] = {}
     for site, indices in units.items():
-        name, width = str(parse_site(site, n_layers=model.n_layers, family=model.family)), model.width(str(site).split(".")[0])
+        place = parse_site(site, n_layers=model.n_layers, family=model.family)
+        name = str(place)
         if name not in names:
             raise UserError(
                 f"units are given for {name}, which is not among the sites", f"capture it too, or name one of {', '.join(names)}"
             )
-        found = [int(index) for index in indices]
+        if is_pattern(name):
+            kept[name] = torch.tensor([])
+            continue
+        found, width = [int(index) for index in indices], model.width(place.name)
         if not found or min(found) < 0 or max(found) >= width:
             raise UserError(f"units {found[:8]} of {name} do not exist", f"use at least one index from 0 to {width - 1}")
         kept[name] = torch.tensor(found, device=model.device)
@@ -124,11 +131,12 @@ def _units(model: Model, names: Sequence[str], units: Mapping[str, Sequence[int]
 
 
 def _shape(model: Model, name: str, rows: list, positions: Any, wanted: Any, kept: Mapping[str, Tensor]) -> tuple[int, ...]:
-    width = len(kept[name]) if name in kept else model.width(name.split(".")[0])
-    tail = (model.n_heads, width // model.n_heads) if name.startswith("head_out") and name not in kept else (width,)
-    if positions in {"last", MEAN}:
-        return (len(rows), *tail)
-    return (len(rows), len(wanted[0]) if wanted else max((len(row) for row in rows), default=0), *tail)
+    longest = max((len(row) for row in rows), default=0)
+    count = len(wanted[0]) if wanted else longest
+    if is_pattern(name):
+        return pattern_shape(name, len(rows), model.n_heads, longest, positions, count, name in kept)
+    tail = (len(kept[name]),) if name in kept else model.shape(parse_site(name).name)
+    return (len(rows), *tail) if positions in {"last", MEAN} else (len(rows), count, *tail)
 
 
 @torch.no_grad()
@@ -140,6 +148,7 @@ def _forward(model: Model, tokens: Tokens, names: Sequence[str], work: Work, *, 
     def collector(name: str) -> Any:
         def collect(value: Tensor, frame: Frame) -> None:
             check_first(found, name)
+            value = by_query(value) if is_pattern(name) else value
             found[name] = (value[:, -1:] if last_only else value).detach().clone()
             if stop_early and len(found) == len(names):
                 raise _Done

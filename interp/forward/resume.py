@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from interp.errors import UserError
 from interp.models.hooks import Call, Frame, Transform, Work, active, check_first, framed, recording_calls, working
 from interp.models.model import Model, check_no_dropout
-from interp.models.sites import parse_site
+from interp.models.sites import layer_of, parse_site
 from interp.models.tokens import pad
 from interp.models.unembed import unembed
 
@@ -47,10 +47,10 @@ class Trace:
 
     def __getitem__(self, site: str) -> Float[Tensor, "pos ..."]:
         """The activation at a site: `pos d_model`, `pos d_mlp` or `pos head d_head`."""
-        name, _, layer = site.partition(".")
-        if name == "resid_pre":
-            return self.stream[int(layer)]
-        return self.stream[int(layer) + 1] if name == "resid_post" else self.sites[site][0]
+        place = parse_site(site)
+        if place.name in ("resid_pre", "resid_post"):
+            return self.stream[layer_of(place) + (place.name == "resid_post")]
+        return self.sites[str(place)][0]
 
     @cached_property
     def reading(self) -> Reading:
@@ -146,6 +146,7 @@ class Reading:
 
     def site(self, name: str) -> Float[Tensor, "cell pos ..."]:
         """The activation at a site in every run."""
+        name = str(parse_site(name))
         if name in self.sites:
             return self.sites[name]
         if name == f"resid_post.{self.trace.model.n_layers - 1}":
@@ -161,7 +162,8 @@ def trace(model: Model, row: Sequence[int], sites: Iterable[str] = ()) -> Trace:
     Edits that are active take part, as in any forward. Raises `UserError` for a site that the model lacks, and for active edits
     at `resid_pre`, `ln_final` or `logits`, where a resumed run would apply them twice or not at all.
     """
-    barred = next((site for site in active(model.hf).transforms if site.startswith(("resid_pre", "ln_final", "logits"))), None)
+    edited = (parse_site(site) for site in active(model.hf).transforms)
+    barred = next((site for site in edited if site.name == "resid_pre" or not site.kind.per_layer), None)
     if barred is not None:
         raise UserError(
             f"an edit at {barred} is active where a run is to be resumed", "edit resid_post of the layer below, or patch outside"
@@ -195,13 +197,15 @@ def resume(
             values alone; `final` then holds that one token.
     """
     model = given.model
+    changes = {str(parse_site(site)): change for site, change in (transforms or {}).items()}
+    keep = [str(parse_site(site)) for site in keep]
     found: dict[str, Tensor] = {}
     if f"resid_post.{layer - 1}" in keep:
         found[f"resid_post.{layer - 1}"] = hidden
-    work = Work({site: (change,) for site, change in (transforms or {}).items()}, {site: (keeper(found, site),) for site in keep})
+    work = Work({site: (change,) for site, change in changes.items()}, {site: (keeper(found, site),) for site in keep})
     last = model.n_layers - 1
     short = last_only and stop is None and not keep and layer <= last and len(given.row) - start > 1
-    short = short and not any(site.endswith(f".{last}") for site in transforms or {})
+    short = short and not any(layer_of(site) == last for site in changes)
     steps = list(enumerate(blocks(model)[layer : last if short else stop], start=layer))
     # Made before the changes are active: keys and values of earlier tokens are those of the trace.
     calls = [given.call(number, start) for number, _ in steps]

@@ -8,11 +8,12 @@ as terms of its own (the norm's bias, the biases of attention and MLP), so that 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from einops import einsum
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from interp.errors import UserError
 from interp.forward.resume import trace
@@ -20,7 +21,7 @@ from interp.lens.attribution_results import Attribution, PairAttribution
 from interp.models.model import Model
 from interp.models.pair import ModelPair
 from interp.models.tokens import token_rows
-from interp.models.weights import _epsilon, _position_embedding, _unembedding_bias, frozen_norm, output_projection
+from interp.models.weights import frozen_norm, norm_epsilon, output_projection, position_embedding, unembedding_bias
 
 
 def attribute(model: Model, prompts: str | Sequence[str] | Sequence[Sequence[int]], token: int, against: int | None = None) -> Attribution:
@@ -55,14 +56,14 @@ def attribute_pair(
 @torch.no_grad()
 def _attribute_row(model: Model, row: Sequence[int], token: int, against: int | None) -> dict[str, Tensor]:
     layers = range(model.n_layers)
-    names = [f"{name}.{layer}" for layer in layers for name in ("head_out", "mlp_post")]
+    names = [f"{name}.{layer}" for layer in layers for name in ("z", "mlp_post")]
     run = trace(model, row, names)
     final = run.stream[-1, -1].double()
     read, bias = _reader(model, final, token, against)
     heads, attention_bias, neurons, mlp_bias = [], [], [], []
     for layer in layers:
         weights, constant = output_projection(model, layer)
-        z = run[f"head_out.{layer}"][-1].double()
+        z = run[f"z.{layer}"][-1].double()
         frozen = frozen_norm(model, layer, "attn_out", einsum(z, weights, "head d_head, head d_head d_model -> d_model") + constant)
         heads.append(einsum(z, weights, read * frozen, "head d_head, head d_head d_model, d_model -> head"))
         attention_bias.append((constant * frozen) @ read)
@@ -72,16 +73,16 @@ def _attribute_row(model: Model, row: Sequence[int], token: int, against: int | 
         neurons.append(keys * (values @ (read * frozen)))
         mlp_bias.append((constant * frozen) @ read)
     start = run.stream[0, -1].double()
-    place = _position_embedding(model, len(row) - 1)
+    place = position_embedding(model, len(row) - 1)
     logits = run.reading.logits[0].double()
     own = logits[token] - (logits[against] if against is not None else 0)
-    unembedding_bias = _unembedding_bias(model, token, against)
-    uncapped = final @ read + bias + unembedding_bias
+    output_bias = unembedding_bias(model, token, against)
+    uncapped = final @ read + bias + output_bias
     cap = own - uncapped if getattr(model.hf.config, "final_logit_softcapping", None) else torch.zeros_like(own)
     found = {
         "embedding": (start - place) @ read, "position": place @ read, "heads": torch.stack(heads),
         "attention_bias": torch.stack(attention_bias), "neurons": torch.stack(neurons), "mlp_bias": torch.stack(mlp_bias),
-        "norm_bias": bias, "unembedding_bias": unembedding_bias, "cap": cap, "logit": own,
+        "norm_bias": bias, "unembedding_bias": output_bias, "cap": cap, "logit": own,
     }  # fmt: skip
     return {name: value.cpu() for name, value in found.items()}
 
@@ -90,11 +91,11 @@ def _reader(model: Model, final: Float[Tensor, " d_model"], token: int, against:
     """The direction whose product with anything written to the stream is its part of the logit, and the norm bias's part."""
     unembedding = model.unembedding
     wanted = unembedding[token].double() - (unembedding[against].double() if against is not None else 0)
-    norm = model.final_norm
+    norm: Any = model.final_norm
     gained = wanted * model.final_gain.double()
-    if isinstance(norm, nn.LayerNorm):
+    if model.architecture.norm == "layer":
         scale = (final.var(unbiased=False) + norm.eps).rsqrt()
         bias = wanted @ norm.bias.double() if norm.bias is not None else torch.zeros_like(scale)
         # Centring is linear, so it can be done to the reading direction in place of everything that is read.
         return (gained - gained.mean()) * scale, bias
-    return gained * (final.square().mean() + _epsilon(norm)).rsqrt(), torch.zeros((), dtype=torch.float64, device=final.device)
+    return gained * (final.square().mean() + norm_epsilon(norm)).rsqrt(), torch.zeros((), dtype=torch.float64, device=final.device)

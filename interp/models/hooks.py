@@ -13,15 +13,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from interp.errors import UserError
-from interp.models.sites import Architecture, Site, Tap
+from interp.models.architectures import Architecture, Tap, check_unshared
+from interp.models.attention import watch_attention
+from interp.models.sites import KINDS, Site
 from interp.models.tokens import positions_of
+from interp.models.views import View
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,9 @@ class Work:
 
 _WORK: ContextVar[Mapping[int, Work]] = ContextVar("bypass_work", default={})  # noqa: B039  (never mutated)
 _FRAME: ContextVar[Frame | None] = ContextVar("bypass_frame", default=None)
+# The models that have their hooks, and the prompts' lengths of the sequences that a KV cache holds; both as long as these live.
+_INSTALLED: WeakSet[nn.Module] = WeakSet()
+_PROMPTS: WeakKeyDictionary[Any, Int[Tensor, " batch"]] = WeakKeyDictionary()
 _CALLS: ContextVar[tuple[int, list[Call]] | None] = ContextVar("bypass_calls", default=None)
 
 
@@ -119,36 +125,28 @@ def framed(frame: Frame) -> Iterator[None]:
         _FRAME.reset(token)
 
 
-def install(hf: nn.Module, architecture: Architecture, n_heads: int) -> None:
+def install(hf: nn.Module, architecture: Architecture, views: Mapping[str, View]) -> None:
     """Install the permanent hooks of every site, once for a model however often it is wrapped.
 
     A deep copy of a model carries these hooks along; each therefore acts only on the very module it was installed on.
     """
     key = id(hf)
-    if getattr(hf, "_bypass_installed", None) == key:
+    if hf in _INSTALLED:
         return
-    _check_unshared(hf, architecture)
-    hf._bypass_installed = key  # type: ignore[assignment]
+    check_unshared(hf, architecture)
+    _INSTALLED.add(hf)
     body = hf.get_submodule(hf.base_model_prefix)  # type: ignore[arg-type]
     body.register_forward_pre_hook(_frame_hook(key, id(body)), with_kwargs=True)
     for layer, block in enumerate(hf.get_submodule(architecture.blocks).children()):
         block.register_forward_pre_hook(_call_hook(key, id(block)), with_kwargs=True)
         for name, tap in architecture.taps.items():
-            heads = n_heads if name == "head_out" else None
-            _install_tap(block.get_submodule(tap.path), tap, key, str(Site(name, layer)), heads)
-    _install_tap(hf.get_submodule(architecture.final_norm), Tap("", "output"), key, "ln_final", None)
+            module, site = block.get_submodule(tap.path), str(Site(name, layer))
+            if KINDS[name].axis == "pattern":
+                watch_attention(module, site, views[name].heads or 1, _watcher(key, id(module), site))
+            else:
+                _install_tap(module, tap, key, site, views[name])
+    _install_tap(hf.get_submodule(architecture.final_norm), Tap("", "output"), key, "ln_final", View())
     hf.register_forward_hook(_logits_hook(key))
-
-
-def _check_unshared(hf: nn.Module, architecture: Architecture) -> None:
-    """Raise `UserError` where two blocks share a module: its sites would be read at the wrong layer without a sign."""
-    blocks = list(hf.get_submodule(architecture.blocks).children())
-    for name, tap in architecture.taps.items():
-        owners: dict[int, int] = {}
-        for layer, block in enumerate(blocks):
-            first = owners.setdefault(id(block.get_submodule(tap.path)), layer)
-            if first != layer:
-                raise UserError(f"{name}.{first} and {name}.{layer} are one and the same module", "give every layer modules of its own")
 
 
 def check_first(collected: Mapping[str, Tensor], site: str) -> None:
@@ -160,11 +158,21 @@ def check_first(collected: Mapping[str, Tensor], site: str) -> None:
         )
 
 
-def _install_tap(module: nn.Module, tap: Tap, key: int, site: str, heads: int | None) -> None:
+def _install_tap(module: nn.Module, tap: Tap, key: int, site: str, view: View) -> None:
     if tap.side == "input":
-        module.register_forward_pre_hook(_input_hook(key, id(module), site, heads, tap.shared), with_kwargs=True)
+        module.register_forward_pre_hook(_input_hook(key, id(module), site, view, tap.shared), with_kwargs=True)
     else:
-        module.register_forward_hook(_output_hook(key, id(module), site))
+        module.register_forward_hook(_output_hook(key, id(module), site, view))
+
+
+def _watcher(key: int, owner: int, site: str) -> Callable[[nn.Module], Callable[[Tensor], Tensor] | None]:
+    """What is to be done with the pattern of a module now, or None where nothing is."""
+
+    def watcher(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
+        work = _wanted(key, site)
+        return None if work is None or id(module) != owner else lambda pattern: _apply(pattern, site, work, pattern.shape[2])
+
+    return watcher
 
 
 def _call_hook(key: int, owner: int) -> Callable[..., Any]:
@@ -208,25 +216,26 @@ def _frame_hook(key: int, owner: int) -> Callable[..., Any]:
 def _prompt_lengths(work: Work, past: Any, seen: int, mask: Tensor) -> Int[Tensor, " batch"]:
     """Tokens of each row's prompt: as given, else all that the first forward of a sequence held.
 
-    The KV cache carries them from forward to forward, since sequences of several models may be continued in turn.
+    They are kept by the KV cache that goes from forward to forward, since sequences of several models may be continued in turn.
     """
     if work.prompt_lengths is not None:
         if len(work.prompt_lengths) != len(mask):
             raise UserError(f"{len(work.prompt_lengths)} prompt lengths were given for a batch of {len(mask)}", "give one for each row")
         return work.prompt_lengths
-    known = getattr(past, "_bypass_prompts", None) if seen else None
+    known = _PROMPTS.get(past) if seen else None
     if known is None or len(known) != len(mask):
         known = mask[:, : seen or None].sum(dim=1)
         if past is not None:
-            past._bypass_prompts = known
+            _PROMPTS[past] = known
     return known
 
 
-def _apply(value: Tensor, site: str, work: Work) -> Tensor:
+def _apply(value: Tensor, site: str, work: Work, count: int | None = None) -> Tensor:
+    """What is left of a site's value after all that is to be done there; it holds `count` positions, on its second axis unless given."""
     frame = _FRAME.get()
     if frame is None:
         raise RuntimeError(f"{site} was reached outside a forward of its model")
-    frame = frame.last(value.shape[1])
+    frame = frame.last(value.shape[1] if count is None else count)
     for transform in work.transforms.get(site, ()):
         value = transform(value, frame)
     for collect in work.collectors.get(site, ()):
@@ -239,18 +248,18 @@ def _wanted(key: int, site: str) -> Work | None:
     return work if work is not None and (site in work.transforms or site in work.collectors) else None
 
 
-def _input_hook(key: int, owner: int, site: str, heads: int | None, shared: bool) -> Callable[..., Any]:
+def _input_hook(key: int, owner: int, site: str, view: View, shared: bool) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         work = _wanted(key, site)
         if work is None or id(module) != owner:
             return None
         name = None if args else next(iter(kwargs))
         value = args[0] if name is None else kwargs[name]
-        seen = rearrange(value, "batch pos (head d_head) -> batch pos head d_head", head=heads) if heads else value
+        seen = view.read(value)
         new = _apply(seen, site, work)
         if new is seen:
             return None
-        new = rearrange(new, "batch pos head d_head -> batch pos (head d_head)") if heads else new
+        new = view.write(value, new)
         if shared:
             value.copy_(new)
             return None
@@ -259,15 +268,17 @@ def _input_hook(key: int, owner: int, site: str, heads: int | None, shared: bool
     return hook
 
 
-def _output_hook(key: int, owner: int, site: str) -> Callable[..., Any]:
+def _output_hook(key: int, owner: int, site: str, view: View) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple, output: Any) -> Any:
         work = _wanted(key, site)
         if work is None or id(module) != owner:
             return None
         value = output[0] if isinstance(output, tuple) else output
-        new = _apply(value, site, work)
-        if new is value:
+        seen = view.read(value)
+        new = _apply(seen, site, work)
+        if new is seen:
             return None
+        new = view.write(value, new)
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
     return hook

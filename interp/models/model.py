@@ -7,6 +7,7 @@ Weights are read raw (no folding, no centring) and by meaning: `value_vectors(la
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -22,10 +23,12 @@ from transformers.initialization import no_init_weights
 
 from interp.data.lexicon import mask
 from interp.errors import UserError
+from interp.models.architectures import ARCHITECTURES, Architecture
 from interp.models.hooks import install
 from interp.models.loading import Checkpoint, check_tokenizer, open_checkpoint, read_tokenizer, read_weights
 from interp.models.offloading import Spread, held, weights_digest
-from interp.models.sites import ARCHITECTURES, Architecture, Family, Site
+from interp.models.sites import KINDS, Family, Site, site_kind
+from interp.models.views import View, view_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +50,7 @@ class Model:
         if kind not in ARCHITECTURES:
             raise UserError(f"{self.name} is of type {kind!r}, which is not supported", f"use one of: {', '.join(ARCHITECTURES)}")
         object.__setattr__(self, "architecture", ARCHITECTURES[kind])
-        install(self.hf, self.architecture, self.n_heads)
+        install(self.hf, self.architecture, {name: self.view(name) for name in self.architecture.taps})
 
     def __repr__(self) -> str:
         kind = self.hf.config.model_type
@@ -66,6 +69,15 @@ class Model:
         return int(self.hf.config.num_attention_heads)
 
     @property
+    def n_kv_heads(self) -> int:
+        """How many heads of keys and values there are: fewer than heads where queries are grouped."""
+        return int(getattr(self.hf.config, "num_key_value_heads", None) or self.n_heads)
+
+    @property
+    def d_head(self) -> int:
+        return self.d_attention // self.n_heads
+
+    @property
     def d_model(self) -> int:
         return int(self.hf.config.hidden_size)
 
@@ -75,14 +87,12 @@ class Model:
 
     @cached_property
     def d_mlp(self) -> int:
-        weight = self._part(0, self.architecture.value).weight
-        return int(weight.shape[0] if self.family == "gelu" else weight.shape[1])
+        return int(self.part(0, self.architecture.value).weight.shape[0 if self.architecture.transposed else 1])
 
     @cached_property
     def d_attention(self) -> int:
         """Heads times the width of a head: what enters the output projection."""
-        weight = self._part(0, self.architecture.taps["head_out"].path).weight
-        return int(weight.shape[0] if self.family == "gelu" else weight.shape[1])
+        return int(self.part(0, self.architecture.output).weight.shape[0 if self.architecture.transposed else 1])
 
     @property
     def context(self) -> int:
@@ -104,15 +114,36 @@ class Model:
         return next(self.hf.parameters()).dtype
 
     def width(self, site: str) -> int:
-        """How many numbers a site holds per position."""
-        return {"logits": self.d_vocab, "head_out": self.d_attention}.get(
-            site, self.d_mlp if site.startswith("mlp_") and site != "mlp_out" else self.d_model
-        )
+        """How many numbers a site, named without its layer, holds per position."""
+        return math.prod(self.shape(site))
 
-    def _part(self, layer: int, path: str) -> Any:
+    def shape(self, site: str) -> tuple[int, ...]:
+        """The sizes of a site's axes behind batch and position: `(d_model,)`, or `(heads, d_head)` for heads."""
+        axis = site_kind(site).axis
+        if axis in ("head", "kv_head"):
+            return (self.n_heads if axis == "head" else self.n_kv_heads), self.d_head
+        if axis == "pattern":
+            raise UserError("a pattern is as wide as the text is long", "name a site whose width belongs to the model, such as z")
+        return ({"d_model": self.d_model, "d_mlp": self.d_mlp, "vocab": self.d_vocab}[axis],)
+
+    def view(self, site: str) -> View:
+        """How a site, named without its layer, lies in the tensor that passes its module."""
+        return view_of(site, self.architecture, self.n_heads, self.n_kv_heads, self.d_head)
+
+    def part(self, layer: int, path: str) -> Any:
+        """A module of one layer, by its path below the block; raises `UserError` for a layer that does not exist."""
         if not 0 <= layer < self.n_layers:
             raise UserError(f"layer {layer} does not exist: {self.name} has {self.n_layers} layers", "count layers from 0")
         return self.hf.get_submodule(f"{self.architecture.blocks}.{layer}.{path}")
+
+    def projection(self, layer: int, path: str) -> Float[Tensor, "d_in d_out"]:
+        """The matrix of a projection of one layer, one row per input: a view of the weight, however it is stored."""
+        weight: Tensor = held(self.part(layer, path), "weight")
+        return weight if self.architecture.transposed else weight.T
+
+    def projection_bias(self, layer: int, path: str) -> Float[Tensor, " d_out"] | None:
+        """What a projection of one layer adds, or None where it has no bias."""
+        return held(self.part(layer, path), "bias")
 
     def check_neurons(self, neurons: Sequence[tuple[int, int]]) -> None:
         """Raise `UserError` unless there is at least one neuron, and each (layer, index) exists."""
@@ -127,28 +158,26 @@ class Model:
 
     def key_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """What each neuron of a layer reads: `activation_i = f(x . k_i + b_i)`; for GLU the gate's key."""
-        weight = held(self._part(layer, self.architecture.key), "weight")
-        return weight.T if self.family == "gelu" else weight
+        return self.projection(layer, self.architecture.key).T
 
     def up_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """The key vectors of the linear part of a GLU."""
         if self.architecture.up is None:
             raise UserError(f"{self.name} has no gated MLP", "use key_vectors")
-        return held(self._part(layer, self.architecture.up), "weight")
+        return self.projection(layer, self.architecture.up).T
 
     def key_biases(self, layer: int) -> Float[Tensor, " d_mlp"]:
         """The bias added to each key's product; zeros where the architecture has none."""
-        bias = held(self._part(layer, self.architecture.key), "bias")
+        bias = self.projection_bias(layer, self.architecture.key)
         return bias if bias is not None else torch.zeros(self.d_mlp, device=self.device, dtype=self.dtype)
 
     def value_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """What each neuron of a layer writes to the residual stream, per unit of activation."""
-        weight = held(self._part(layer, self.architecture.value), "weight")
-        return weight if self.family == "gelu" else weight.T
+        return self.projection(layer, self.architecture.value)
 
     def value_bias(self, layer: int) -> Float[Tensor, " d_model"]:
         """What the MLP writes whatever it reads; zeros where the architecture has none."""
-        bias = held(self._part(layer, self.architecture.value), "bias")
+        bias = self.projection_bias(layer, self.architecture.value)
         return bias if bias is not None else torch.zeros(self.d_model, device=self.device, dtype=self.dtype)
 
     @property
@@ -186,8 +215,11 @@ class Model:
 
     def sites(self) -> list[str]:
         """Every site of this model, in the order in which a forward meets them."""
-        layers = [str(Site(name, layer)) for layer in range(self.n_layers) for name in self.architecture.taps]
-        return [*layers, "ln_final", "logits"]
+        each = [kind.name for kind in KINDS.values() if kind.per_layer and kind.name in self.architecture.taps]
+        return [
+            *(str(Site(name, layer)) for layer in range(self.n_layers) for name in each),
+            *(kind.name for kind in KINDS.values() if not kind.per_layer),
+        ]
 
     @property
     def digest(self) -> str:

@@ -1,7 +1,8 @@
 """The one table of sites: every place where a model can be read or edited, by one name across architectures.
 
-Hooks, capture, edits, adapters, the documentation and the tests all derive from this table, so that a tensor has one
-name everywhere. A site is written `name.layer` (`resid_mid.3`), or `name` alone where there is one per model.
+Hooks, capture, edits, patching, adapters, the page `docs/sites.md` and the tests derive from this table, so that a tensor has
+one name everywhere. A site is written `name.layer` (`resid_mid.3`), or `name` alone where there is one per model; `parse_site`
+is the only reader of that form. `python -m interp.models.sites` prints the page.
 """
 
 from __future__ import annotations
@@ -13,120 +14,81 @@ from typing import Literal
 from interp.errors import UserError
 
 Family = Literal["gelu", "glu"]
-Side = Literal["input", "output"]
+# What the numbers of one position are: a vector of the residual stream, neurons, tokens, or the vectors of heads.
+Axis = Literal["d_model", "d_mlp", "vocab", "head", "kv_head", "pattern"]
+AXES: dict[Axis, str] = {
+    "d_model": "batch pos d_model", "d_mlp": "batch pos d_mlp", "vocab": "batch pos vocab", "head": "batch pos head d_head",
+    "kv_head": "batch pos kv_head d_head",
+    "pattern": "batch head pos key_pos",
+}  # fmt: skip
+# What one entry of such an axis is called where entries are patched one by one.
+UNITS: dict[Axis, str] = {"head": "head", "kv_head": "head", "d_mlp": "neuron"}
 
 
 @dataclass(frozen=True)
 class SiteKind:
-    """A row of the table: what the tensor is called, its axes, and what it means."""
+    """A row of the table.
+
+    Attributes:
+        axis: what the numbers of one position are.
+        meaning: what the tensor is, in a phrase.
+        whole_of: the site whose units, weighted by what they write, sum to this one (`attn_out` is the whole of the heads).
+        stream: whether it is the residual stream itself rather than something that is added to it.
+        patched: whether `patch` takes it.
+        edited: whether an `Edit` can act at it.
+        per_layer: False for a site that a model has once.
+        families: the kinds of MLP that have it.
+        alias: an earlier name that is still read.
+    """
 
     name: str
-    axes: str
+    axis: Axis
     meaning: str
+    whole_of: str | None = None
+    stream: bool = False
+    patched: bool = False
+    edited: bool = True
     per_layer: bool = True
     families: tuple[Family, ...] = ("gelu", "glu")
+    alias: str | None = None
+
+    @property
+    def axes(self) -> str:
+        """The axes of its tensor, in jaxtyping's words."""
+        return AXES[self.axis]
+
+    @property
+    def unit(self) -> str | None:
+        """`head` or `neuron` where its entries are patched one by one, else None."""
+        return UNITS.get(self.axis)
 
 
+# A norm of queries and keys, or a rotary embedding, is not linear in what is read; hence these sites stand before it.
+PROJECTED = "as it leaves its projection (before a norm of queries and keys, and before rotary embedding)"
+# In the order in which a forward computes them.
 KINDS: dict[str, SiteKind] = {
     kind.name: kind
     for kind in (
-        SiteKind("resid_pre", "batch pos d_model", "residual stream entering the block"),
-        SiteKind("attn_out", "batch pos d_model", "what attention adds to the residual stream"),
-        SiteKind("head_out", "batch pos head d_head", "what each head reads out, before the output projection"),
-        SiteKind("resid_mid", "batch pos d_model", "residual stream between attention and MLP"),
-        SiteKind("mlp_pre", "batch pos d_mlp", "input times key vectors plus bias, before the nonlinearity (GLU: the gate's)"),
-        SiteKind("mlp_gate", "batch pos d_mlp", "gate after its nonlinearity", families=("glu",)),
-        SiteKind("mlp_up", "batch pos d_mlp", "linear part that the gate multiplies", families=("glu",)),
-        SiteKind("mlp_post", "batch pos d_mlp", "activation of each neuron: the weight of its value vector"),
-        SiteKind("mlp_out", "batch pos d_model", "what the MLP adds to the residual stream"),
-        SiteKind("resid_post", "batch pos d_model", "residual stream leaving the block"),
-        SiteKind("ln_final", "batch pos d_model", "last residual stream after the final norm", per_layer=False),
-        SiteKind("logits", "batch pos vocab", "scores of the next token", per_layer=False),
+        SiteKind("resid_pre", "d_model", "the residual stream before the layer", stream=True, patched=True),
+        SiteKind("q", "head", f"each head's query, {PROJECTED}", patched=True),
+        SiteKind("k", "kv_head", f"each key/value head's key, {PROJECTED}; heads of one group share it", patched=True),
+        SiteKind("v", "kv_head", "each key/value head's value; heads of one group share it", patched=True),
+        SiteKind("pattern", "pattern", "each head's attention weights, after the softmax: from each position to each", edited=False),
+        SiteKind("z", "head", "each head's output before the output projection", patched=True, alias="head_out"),
+        SiteKind("attn_out", "d_model", "what the layer's attention writes", whole_of="z", patched=True),
+        SiteKind("resid_mid", "d_model", "the residual stream between the layer's attention and its MLP", stream=True, patched=True),
+        SiteKind("mlp_pre", "d_mlp", "input times key vectors plus bias, before the nonlinearity (GLU: the gate's)"),
+        SiteKind("mlp_gate", "d_mlp", "gate after its nonlinearity", families=("glu",)),
+        SiteKind("mlp_up", "d_mlp", "linear part that the gate multiplies", families=("glu",)),
+        SiteKind("mlp_post", "d_mlp", "activation of each neuron: the weight of its value vector", patched=True),
+        SiteKind("mlp_out", "d_model", "what the layer's MLP writes", whole_of="mlp_post", patched=True),
+        SiteKind("resid_post", "d_model", "the residual stream after the layer: everything written up to there", stream=True, patched=True),
+        SiteKind("ln_final", "d_model", "last residual stream after the final norm", per_layer=False),
+        SiteKind("logits", "vocab", "scores of the next token", per_layer=False),
     )
 }
-
-
-@dataclass(frozen=True)
-class Tap:
-    """Where a site lives: a module path (below the block, or below the model) and which side of it.
-
-    `shared` marks an input that the block keeps a second reference to (the skip connection reads the same tensor), so
-    that an edit has to happen in place to reach both readers.
-    """
-
-    path: str
-    side: Side
-    shared: bool = False
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Where sites and weights live in one family of Hugging Face models."""
-
-    family: Family
-    blocks: str
-    final_norm: str
-    taps: dict[str, Tap]
-    key: str
-    value: str
-    up: str | None = None
-    norm_offset: float = 0.0
-
-
-def _glu(mid: str, attn_out: str = "self_attn", mlp_out: str = "mlp", norm_offset: float = 0.0) -> Architecture:
-    return Architecture(
-        family="glu",
-        blocks="model.layers",
-        final_norm="model.norm",
-        key="mlp.gate_proj",
-        up="mlp.up_proj",
-        value="mlp.down_proj",
-        norm_offset=norm_offset,
-        taps={
-            "resid_pre": Tap("", "input"),
-            "attn_out": Tap(attn_out, "output"),
-            "head_out": Tap("self_attn.o_proj", "input"),
-            "resid_mid": Tap(mid, "input", shared=True),
-            "mlp_pre": Tap("mlp.gate_proj", "output"),
-            "mlp_gate": Tap("mlp.act_fn", "output"),
-            "mlp_up": Tap("mlp.up_proj", "output"),
-            "mlp_post": Tap("mlp.down_proj", "input"),
-            "mlp_out": Tap(mlp_out, "output"),
-            "resid_post": Tap("", "output"),
-        },
-    )
-
-
-_GPT2 = Architecture(
-    family="gelu",
-    blocks="transformer.h",
-    final_norm="transformer.ln_f",
-    key="mlp.c_fc",
-    value="mlp.c_proj",
-    taps={
-        "resid_pre": Tap("", "input"),
-        "attn_out": Tap("attn", "output"),
-        "head_out": Tap("attn.c_proj", "input"),
-        "resid_mid": Tap("ln_2", "input", shared=True),
-        "mlp_pre": Tap("mlp.c_fc", "output"),
-        "mlp_post": Tap("mlp.c_proj", "input"),
-        "mlp_out": Tap("mlp", "output"),
-        "resid_post": Tap("", "output"),
-    },
-)
-_LLAMA = _glu("post_attention_layernorm")
-_SANDWICH = _glu("pre_feedforward_layernorm", "post_attention_layernorm", "post_feedforward_layernorm", norm_offset=1.0)
-
-ARCHITECTURES: dict[str, Architecture] = {
-    "gpt2": _GPT2,
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "gemma": _glu("post_attention_layernorm", norm_offset=1.0),
-    "gemma2": _SANDWICH,
-    "gemma3_text": _SANDWICH,
-}
+ALIASES = {kind.alias: kind.name for kind in KINDS.values() if kind.alias is not None}
+PATCHED = tuple(kind.name for kind in KINDS.values() if kind.patched)
 
 
 @dataclass(frozen=True, order=True)
@@ -144,27 +106,38 @@ class Site:
         return KINDS[self.name]
 
 
-def parse_site(text: str | Site, *, n_layers: int | None = None, family: Family | None = None) -> Site:
-    """Read `name.layer`; raises `UserError` for an unknown name, a missing or impossible layer, or a wrong family."""
-    if isinstance(text, Site):
-        name, dot, layer_text = str(text).partition(".")
-    else:
-        name, dot, layer_text = str(text).strip().partition(".")
+def site_kind(name: str) -> SiteKind:
+    """The row of the table with this name or alias, without a layer; raises `UserError` where there is none."""
+    name = ALIASES.get(name, name)
     if name not in KINDS:
+        raise UserError(f"{name!r} is not a site", f"use one of {', '.join(KINDS)}, with a layer as in resid_mid.3")
+    return KINDS[name]
+
+
+def whole_site(name: str) -> str:
+    """The site that these units sum to: `attn_out` for the heads, `mlp_out` for the neurons, else the site itself."""
+    name = site_kind(name).name
+    return next((kind.name for kind in KINDS.values() if kind.whole_of == name), name)
+
+
+def parse_site(text: str | Site, *, n_layers: int | None = None, family: Family | None = None) -> Site:
+    """The site that `name.layer` names; raises `UserError` for an unknown name, a missing or impossible layer, or a wrong family."""
+    name, dot, layer_text = str(text).strip().partition(".")
+    if name not in KINDS and name not in ALIASES:
         raise UserError(f"{str(text)!r} is not a site", f"use one of {', '.join(KINDS)}, with a layer as in resid_mid.3")
-    kind = KINDS[name]
+    kind = site_kind(name)
     if family is not None and family not in kind.families:
         raise UserError(f"this model has no site {name!r}: it belongs to gated (GLU) MLPs", "use mlp_pre or mlp_post")
     if not kind.per_layer:
         if dot:
             raise UserError(f"site {name!r} has no layer, but {str(text)!r} names one", f"write {name!r}")
-        return Site(name)
+        return Site(kind.name)
     if not layer_text.isdecimal():
         raise UserError(f"site {str(text)!r} needs a layer", f"write it as {name}.LAYER, counting from 0, for example {name}.0")
     layer = int(layer_text)
     if n_layers is not None and layer >= n_layers:
         raise UserError(f"site {str(text)!r} is out of range: the model has {n_layers} layers", f"use a layer from 0 to {n_layers - 1}")
-    return Site(name, layer)
+    return Site(kind.name, layer)
 
 
 def expand_sites(texts: Sequence[str | Site], *, n_layers: int, family: Family | None = None) -> list[str]:
@@ -189,3 +162,50 @@ def expand_sites(texts: Sequence[str | Site], *, n_layers: int, family: Family |
         for layer in range(int(first), int(last) + 1):
             names[str(parse_site(f"{name}.{layer}", n_layers=n_layers, family=family))] = None
     return list(names)
+
+
+def layer_of(text: str | Site) -> int:
+    """The layer of a site; raises `UserError` for a site that a model has once."""
+    site = parse_site(text)
+    if site.layer is None:
+        raise UserError(f"site {str(site)!r} has no layer", "name a site that every layer has, such as resid_post.0")
+    return site.layer
+
+
+PAGE = """# Sites
+
+A site is a tensor inside a model that can be captured, edited or patched. It is written `name.layer`, counting layers from 0
+(`resid_mid.3`), or `name` alone where a model has it once. The rows stand in the order in which a forward computes them. This
+page is generated from the table in `interp/models/sites.py`: `python -m interp.models.sites > docs/sites.md`.
+
+| site | axes | what it is | sum over its units | edit | patch | models |
+|---|---|---|---|---|---|---|
+{rows}
+
+- *alias*: an earlier name of the same site. It is still read wherever a site is named; what is written uses the new name.
+- *axes*: what `capture(..., positions="all")` returns; with `positions="last"` or `"mean"` there is no `pos`.
+- *sum over its units*: the site whose heads or neurons this one sums, each weighted by what it writes, plus a bias.
+- *edit*: whether an `Edit` can act at it. A pattern's numbers belong to pairs of positions, which an edit cannot name: edit `q` or
+  `k`, which make the pattern, or `z`, which it makes.
+- *patch*: whether `patch(..., site=...)` takes it, and which units it can patch one by one.
+- Every site can be captured. `positions="last"` gives of a pattern the row of the last token (`batch head key_pos`). Key positions
+  are counted as positions are, from the first token of each text; beyond a text they hold 0.
+- *models*: `gelu` stands for models with a plain MLP (GPT-2), `glu` for those with a gated one (Llama, Mistral, Qwen, Gemma).
+"""
+
+
+def sites_page() -> str:
+    """The text of `docs/sites.md`: the table for readers."""
+    rows = []
+    for kind in KINDS.values():
+        name = f"`{kind.name}.LAYER`" if kind.per_layer else f"`{kind.name}`"
+        name += f" (alias `{kind.alias}`)" if kind.alias else ""
+        edited = "yes" if kind.edited else ""
+        patched = "" if not kind.patched else f"yes, each {kind.unit}" if kind.unit else "yes"
+        whole = "" if kind.whole_of is None else f"`{kind.whole_of}`"
+        rows.append(f"| {name} | `{kind.axes}` | {kind.meaning} | {whole} | {edited} | {patched} | {', '.join(kind.families)} |")
+    return PAGE.format(rows="\n".join(rows))
+
+
+if __name__ == "__main__":
+    print(sites_page(), end="")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from einops import rearrange
 from jaxtyping import Float
@@ -17,35 +19,58 @@ def frozen_norm(model: Model, layer: int, name: str, raw: Float[Tensor, "*pos d_
         name: `attn_out` or `mlp_out`.
         raw: what the component gives before such a norm.
     """
-    norm = model.hf.get_submodule(f"{model.architecture.blocks}.{layer}.{model.architecture.taps[name].path}")
-    if "norm" not in type(norm).__name__.lower():
+    if not model.architecture.writes_through_norm:
         return torch.ones_like(raw)
+    norm = model.part(layer, model.architecture.taps[name].path)
     gain = norm.get_parameter("weight").double() + model.architecture.norm_offset
-    return gain * (raw.square().mean(dim=-1, keepdim=True) + _epsilon(norm)).rsqrt()
+    return gain * (raw.square().mean(dim=-1, keepdim=True) + norm_epsilon(norm)).rsqrt()
 
 
 def output_projection(model: Model, layer: int) -> tuple[Float[Tensor, "head d_head d_model"], Float[Tensor, " d_model"]]:
-    """What each head of a layer writes per unit of `head_out`, and the bias; in double precision."""
-    module = model.hf.get_submodule(f"{model.architecture.blocks}.{layer}.{model.architecture.taps['head_out'].path}")
-    weight = module.get_parameter("weight").double()
-    weight = weight if model.family == "gelu" else weight.T
-    bias = dict(module.named_parameters()).get("bias")
+    """What each head of a layer writes per unit of its output before the projection, and the bias; in double precision."""
+    weight = model.projection(layer, model.architecture.output).double()
+    bias = model.projection_bias(layer, model.architecture.output)
     constant = bias.double() if bias is not None else torch.zeros(model.d_model, dtype=torch.float64, device=weight.device)
     return rearrange(weight, "(head d_head) d_model -> head d_head d_model", head=model.n_heads), constant
 
 
-def _position_embedding(model: Model, position: int) -> Float[Tensor, " d_model"]:
-    if model.family == "gelu":
-        return model.hf.get_submodule("transformer.wpe").get_parameter("weight")[position].double()
-    return torch.zeros(model.d_model, dtype=torch.float64, device=model.device)
+def writers(model: Model, layer: int) -> list[tuple[Float[Tensor, "d_in d_model"], Float[Tensor, " d_model"] | None]]:
+    """The matrices of a layer that write to the residual stream, one row per input, each with its bias: attention's, then the MLP's.
+
+    They are views: what is done to them in place is done to the model.
+    """
+    paths = (model.architecture.output, model.architecture.value)
+    return [(model.projection(layer, path), model.projection_bias(layer, path)) for path in paths]
 
 
-def _unembedding_bias(model: Model, token: int, against: int | None) -> Float[Tensor, ""]:
+def mlp_norm(model: Model, layer: int) -> nn.Module:
+    """The norm through which the MLP of a layer reads the residual stream."""
+    norm: nn.Module = model.part(layer, model.architecture.taps["resid_mid"].path)
+    return norm
+
+
+def folded_keys(model: Model, layer: int, neurons: Sequence[int]) -> Float[Tensor, "neuron d_model"]:
+    """The key vectors of these neurons times the gain of the norm before them; centred where that norm subtracts the mean."""
+    keys = model.key_vectors(layer)[torch.tensor(list(neurons), device=model.device)].detach()
+    folded = keys * (mlp_norm(model, layer).get_parameter("weight") + model.architecture.norm_offset)
+    return folded - folded.mean(dim=1, keepdim=True) if model.architecture.norm == "layer" else folded
+
+
+def position_embedding(model: Model, position: int) -> Float[Tensor, " d_model"]:
+    """What a position adds to the residual stream; zeros where positions are rotary. In double precision."""
+    if model.architecture.positions is None:
+        return torch.zeros(model.d_model, dtype=torch.float64, device=model.device)
+    return model.hf.get_submodule(model.architecture.positions).get_parameter("weight")[position].double()
+
+
+def unembedding_bias(model: Model, token: int, against: int | None) -> Float[Tensor, ""]:
+    """What the unembedding's bias adds to a token's logit, or to its difference from another's; in double precision."""
     bias = dict(model.hf.get_output_embeddings().named_parameters()).get("bias")
     if bias is None:
         return torch.zeros((), dtype=torch.float64, device=model.device)
     return bias[token].double() - (bias[against].double() if against is not None else 0)
 
 
-def _epsilon(norm: nn.Module) -> float:
+def norm_epsilon(norm: nn.Module) -> float:
+    """What a norm adds to the variance before the root."""
     return float(getattr(norm, "variance_epsilon", None) or norm.eps)  # type: ignore[arg-type]

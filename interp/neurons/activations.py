@@ -21,6 +21,7 @@ from interp.forward.capture import capture
 from interp.forward.generate import generate_tokens
 from interp.models.hooks import Frame, Work, working
 from interp.models.model import Model, Neuron, by_layer
+from interp.models.sites import layer_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +65,7 @@ def watch_neurons(
     values = torch.zeros(len(rows), max_new_tokens, len(neurons))
     collectors = {}
     for site, indices in _units(model, neurons).items():
-        layer = int(site.split(".")[1])
+        layer = layer_of(site)
         columns = [place for place, neuron in enumerate(neurons) if neuron[0] == layer]
 
         def collect(value: Tensor, frame: Frame, indices: list[int] = indices, columns: list[int] = columns) -> None:

@@ -13,9 +13,9 @@ from interp.errors import UserError
 from interp.forward.resume import Trace
 from interp.models.model import Model
 from interp.models.positions import check_positions, parse_positions
-from interp.patching.maps import UNIT_NAMES, Cell
+from interp.models.sites import ALIASES, KINDS, PATCHED, SiteKind
+from interp.patching.maps import Cell
 
-SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "head_out", "mlp_post")
 PATCH_WORDS = ("each", "all")
 
 
@@ -23,21 +23,28 @@ def make_cells(
     model: Model, site: str, positions: Any, layers: Sequence[int] | None, units: Any, lengths: Sequence[int]
 ) -> tuple[Cell, ...]:
     """Every cell of a map, in the order layer, unit, position; raises `UserError` for what the model or the prompts lack."""
-    if site not in SITES:
-        raise UserError(f"site {site!r} cannot be patched", f"use one of {', '.join(SITES)}, without a layer")
+    kind = patched_kind(site)
     chosen = list(range(model.n_layers)) if layers is None else sorted(set(layers))
     wrong = next((layer for layer in chosen if not 0 <= layer < model.n_layers), None)
     if wrong is not None or not chosen:
         raise UserError(f"layer {wrong} does not exist: the model has {model.n_layers} layers", "count layers from 0, and name one")
-    places: list[int | None] = list(_places(positions, site, lengths))
-    width = {"head_out": model.n_heads, "mlp_post": model.d_mlp}.get(site)
+    places: list[int | None] = list(_places(positions, kind, lengths))
+    count = model.shape(kind.name)[0]
     return tuple(
-        Cell(layer, place, unit) for layer in chosen for unit in _units(units, site, layer, width, model.n_layers) for place in places
+        Cell(layer, place, unit) for layer in chosen for unit in _units(units, kind, layer, count, model.n_layers) for place in places
     )
 
 
-def _places(positions: Any, site: str, lengths: Sequence[int]) -> Iterator[int | None]:
-    default = "all" if site in UNIT_NAMES else "each"
+def patched_kind(site: str) -> SiteKind:
+    """The row of a site that can be patched, by its name without layer; raises `UserError` for any other."""
+    name = ALIASES.get(site, site)
+    if name not in PATCHED:
+        raise UserError(f"site {site!r} cannot be patched", f"use one of {', '.join(PATCHED)}, without a layer")
+    return KINDS[name]
+
+
+def _places(positions: Any, kind: SiteKind, lengths: Sequence[int]) -> Iterator[int | None]:
+    default = "all" if kind.unit else "each"
     parsed = parse_positions(default if positions is None else positions, PATCH_WORDS)
     if parsed == "all":
         yield None
@@ -52,17 +59,18 @@ def _places(positions: Any, site: str, lengths: Sequence[int]) -> Iterator[int |
     yield from chosen
 
 
-def _units(units: Any, site: str, layer: int, width: int | None, n_layers: int) -> list[int | None]:
-    if width is None:
+def _units(units: Any, kind: SiteKind, layer: int, count: int, n_layers: int) -> list[int | None]:
+    if kind.unit is None:
         if units is not None:
-            raise UserError(f"site {site!r} has no heads or neurons", "name units for head_out or mlp_post only")
+            able = " or ".join(name for name in PATCHED if KINDS[name].unit)
+            raise UserError(f"site {kind.name!r} has no heads or neurons", f"name units for {able} only")
         return [None]
     if units is None:
-        return list(range(width))
+        return list(range(count))
     pairs = [tuple(item) if isinstance(item, list | tuple) else (layer, item) for item in units]
-    wrong = next((p for p in pairs if len(p) != 2 or not 0 <= p[0] < n_layers or not 0 <= p[1] < width), None)
+    wrong = next((p for p in pairs if len(p) != 2 or not 0 <= p[0] < n_layers or not 0 <= p[1] < count), None)
     if wrong is not None or not pairs:
-        raise UserError(f"{UNIT_NAMES[site]} {wrong} does not exist: there are {n_layers} layers of {width}", "count from 0, and name one")
+        raise UserError(f"{kind.unit} {wrong} does not exist: there are {n_layers} layers of {count}", "count from 0, and name one")
     return [index for owner, index in dict.fromkeys(pairs) if owner == layer]
 
 
@@ -80,7 +88,8 @@ def chunk_size(target: Trace, memory_mb: float | int) -> int:
 def selection(target: Trace, site: str, cells: Sequence[Cell]) -> Bool[Tensor, "cell pos ..."]:
     """Which numbers of a site each cell replaces: `cell pos 1`, for heads `cell pos head 1`, for neurons `cell pos d_mlp`."""
     model, length = target.model, len(target.row)
-    tail = {"head_out": (model.n_heads, 1), "mlp_post": (model.d_mlp,)}.get(site, (1,))
+    kind, (units, *width) = KINDS[site], model.shape(site)
+    tail = (units if kind.unit else 1, *(1 for _ in width))
     where = torch.zeros((len(cells), length, *tail), dtype=torch.bool)
     for number, cell in enumerate(cells):
         where[number, slice(None) if cell.position is None else cell.position, slice(None) if cell.unit is None else cell.unit] = True

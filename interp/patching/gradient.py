@@ -23,7 +23,7 @@ from interp.forward.resume import Trace, resume, trace
 from interp.models.hooks import Frame, Transform
 from interp.models.model import Model
 from interp.models.pair import ModelPair
-from interp.models.sites import Site, expand_sites, parse_site
+from interp.models.sites import Site, expand_sites, layer_of, parse_site
 from interp.models.tokens import pad, token_rows
 from interp.patching.maps import Cell, PatchMap
 from interp.patching.metrics import ContinuationToxicity, Metric, as_metric
@@ -159,8 +159,7 @@ def _slope(target: Trace, metric: Metric, site: str, values: Float[Tensor, "step
     """The metric's gradient at a site, with the site set to each of these values."""
     model = target.model
     values = values.detach().requires_grad_()
-    name, _, text = site.partition(".")
-    layer, keep = int(text), metric.sites(model)
+    name, layer, keep = parse_site(site).name, layer_of(site), metric.sites(model)
     if name in ("resid_pre", "resid_post"):
         reading = resume(target, layer + (name == "resid_post"), values, keep=keep)
     else:

@@ -21,13 +21,13 @@ from torch import Tensor
 from interp.data.lexicon import mask
 from interp.errors import UserError
 from interp.files import write_together
+from interp.models.sites import KINDS
 from interp.results.result import Figure, frame_to_json, plain, show_number
 from interp.stats.intervals import bootstrap_means
 
 if TYPE_CHECKING:
     from interp.models.model import Model
 
-UNIT_NAMES = {"head_out": "head", "mlp_post": "neuron"}
 BARS = 20
 
 
@@ -67,6 +67,11 @@ class PatchMap:
     source: Float[Tensor, "direction prompt"]
     null: Float[Tensor, "draw direction prompt cell"] | None
     settings: dict[str, Any]
+
+    @property
+    def unit(self) -> str | None:
+        """What the cells of a layer are, `head` or `neuron`, or None where a layer is patched whole."""
+        return KINDS[self.site].unit
 
     @property
     def effects(self) -> Float[Tensor, "direction prompt cell"]:
@@ -138,7 +143,7 @@ class PatchMap:
         name = self._direction(direction)
         frame = self.to_frame()
         frame = frame[frame["direction"] == name].reset_index(drop=True)
-        unit = UNIT_NAMES.get(self.site)
+        unit = self.unit
         by_position = self.cells[0].position is not None
         labels = position_labels(self.tokens, masked)
         what = f"{self.site} {'patched' if self.method == 'patching' else 'estimated by ' + self.method}, {name}: effect on {self.metric}"
@@ -188,8 +193,8 @@ class PatchMap:
         })  # fmt: skip
         if everywhere:
             frame = frame.astype({"position": str})
-        if self.site in UNIT_NAMES:
-            frame[UNIT_NAMES[self.site]] = [cell.unit for cell in self.cells]
+        if self.unit is not None:
+            frame[self.unit] = [cell.unit for cell in self.cells]
         return frame
 
     def _direction(self, direction: str | None) -> str:
@@ -203,7 +208,7 @@ class PatchMap:
 
     def _sentence(self, frame: pd.DataFrame, at: int, masked: bool) -> str:
         row = frame.loc[frame["effect"].abs().idxmax()].to_dict()
-        unit = UNIT_NAMES.get(self.site)
+        unit = self.unit
         place = f"layer {row['layer']}" + (f", {unit} {row[unit]}" if unit else "")
         if row["position"] != "all":
             place += ("," if unit else "") + f" at token {position_labels(self.tokens, masked)[row['position']]}"

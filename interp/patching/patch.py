@@ -22,8 +22,9 @@ from interp.forward.resume import Reading, Trace, resume, trace
 from interp.models.hooks import Frame
 from interp.models.model import Model
 from interp.models.pair import ModelPair
+from interp.models.sites import layer_of, parse_site
 from interp.models.tokens import token_rows
-from interp.patching.cells import chunk_size, layers_of, make_cells, selection
+from interp.patching.cells import chunk_size, layers_of, make_cells, patched_kind, selection
 from interp.patching.maps import Cell, PatchMap, token_texts
 from interp.patching.metrics import AnyMetric, ContinuationToxicity, Metric, each_metric
 from interp.patching.prompt_pairs import align
@@ -70,7 +71,7 @@ def patch(
     Args:
         metric: `LogitDifference`, `LogProbability`, `ProbeProjection`, `ContinuationToxicity`, or any function from the logits of the
             token after the prompt (`cell vocab`) to one number per cell; one for all prompts or a list.
-        site: `resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mlp_out`, `head_out` (each head) or `mlp_post` (each neuron).
+        site: `resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mlp_out`, `z`, `q`, `k`, `v` (each head) or `mlp_post` (each neuron).
         positions: `each` on its own (the default for whole sites), `all` at once (the default for heads and neurons), or a
             list, each on its own.
         layers: all unless given.
@@ -139,6 +140,7 @@ def make_runs(
     if wrong is not None or not chosen:
         raise UserError(f"there is no direction {wrong!r} here", f"use {' or '.join(map(repr, known))}")
     metrics = each_metric(metric, len(clean))
+    site = patched_kind(site).name
     cells = make_cells(first, site, positions, layers, units, [len(row) for row, _ in rows])
     needed = {*(f"{site}.{layer}" for layer in layers_of(cells)), *more_sites}
     if site == "mlp_out":
@@ -215,8 +217,7 @@ def run_patched(
     start: int = 0,
 ) -> Reading:
     """Run the model from the patched site and the position `start` on."""
-    name, _, text = site.partition(".")
-    layer, count = int(text), len(where)
+    name, layer, count = parse_site(site).name, layer_of(site), len(where)
     where, source = where[:, start:], source[start:]
     # A metric that reads no site reads the last token's logits.
     some: dict[str, Any] = {"keep": keep, "start": start, "last_only": not keep}
@@ -268,9 +269,10 @@ def _noise(target: Trace, sources: dict[int, Tensor], site: str, generator: torc
     """In place of the source's activations: the target's with random changes of the size that the source's have."""
     made = {}
     for layer, source in sources.items():
-        own = target[f"{site}.{layer}"]
+        name = f"{site}.{layer}"
+        own = target[name]
         change = (source.to(own) - own).float().cpu()
-        if site == "mlp_post":
+        if parse_site(name).kind.axis == "d_mlp":
             drawn = change[:, torch.randperm(change.shape[1], generator=generator)]
         else:
             drawn = torch.randn(change.shape, generator=generator)

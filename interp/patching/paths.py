@@ -7,7 +7,6 @@ attention head, one of a head's three inputs (`q`, `k`, `v`), or the logits.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,14 +17,15 @@ import pandas as pd
 import torch
 from einops import einsum
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from interp.errors import UserError
 from interp.files import write_together
-from interp.forward.resume import Reading, Trace, blocks, first, resume
+from interp.forward.resume import Reading, Trace, resume
 from interp.models.hooks import Frame
 from interp.models.model import Model
 from interp.models.pair import ModelPair
+from interp.models.sites import parse_site
 from interp.models.weights import frozen_norm, output_projection
 from interp.patching.metrics import ContinuationToxicity, Metric
 from interp.patching.patch import baselines, make_runs
@@ -143,8 +143,7 @@ def path_patch(
     Raises:
         UserError: as `patch`, a node that the model lacks, or no path between any of the senders and receivers.
 
-    Edits of an outer `editing` block act as in any forward, except within the block of a `q`, `k` or `v` receiver. In a pair a
-    head's output is what it writes with its own side's weights.
+    Edits of an outer `editing` block act as in any forward. In a pair a head's output is what it writes with its own side's weights.
 
     Source: path patching after Wang and others (2022), with MLPs frozen as well.
     """
@@ -156,7 +155,7 @@ def path_patch(
     if not any(start.depth < end.depth for start in starts for end in ends):
         raise UserError("there is no path from any of the senders to any of the receivers", "name senders below the receivers")
     layers = range(model.n_layers)
-    sites = [f"{name}.{layer}" for name in ("head_out", "mlp_out", "resid_mid") for layer in layers]
+    sites = [f"{name}.{layer}" for name in ("z", "mlp_out", "resid_mid") for layer in layers]
     runs = make_runs(subject, prompts, corrupted, metric, "resid_post", "all", None, None, directions, more_sites=sites)
     metrics = [item for item in runs.metrics if not isinstance(item, ContinuationToxicity)]
     if len(metrics) < len(runs.metrics):
@@ -214,7 +213,7 @@ def _head_writes(run: Trace, node: Node) -> Float[Tensor, "pos d_model"]:
     """What one head adds to the stream in a run, in double precision; a norm behind attention is frozen at each position."""
     layer, head = int(node.layer or 0), int(node.head or 0)
     weights, constant = output_projection(run.model, layer)
-    z = run[f"head_out.{layer}"].double()
+    z = run[f"z.{layer}"].double()
     whole = einsum(z, weights, "pos head d_head, head d_head d_model -> pos d_model") + constant
     return z[:, head] @ weights[head] * frozen_norm(run.model, layer, "attn_out", whole)
 
@@ -230,9 +229,9 @@ def receive(target: Trace, receiver: Node, changes: Float[Tensor, "sender pos d_
         new = resume(target, layer, hidden, transforms={f"resid_mid.{layer}": lambda x, frame: x + changes}, keep=[f"mlp_out.{layer}"],
                      stop=above).sites[f"mlp_out.{layer}"]  # fmt: skip
         return resume(target, above, target[f"resid_mid.{layer}"] + new, keep=keep)
-    if receiver.input is not None:
-        return resume(target, layer + 1, _with_input(target, receiver, hidden, changes), keep=keep)
-    site, head = f"head_out.{layer}", receiver.head
+    site, head = f"{receiver.input or 'z'}.{layer}", int(receiver.head or 0)
+    if parse_site(site).kind.axis == "kv_head":
+        head //= target.model.n_heads // target.model.n_kv_heads
     new = resume(target, layer, hidden + changes, keep=[site], stop=layer + 1).sites[site]
 
     def change(x: Tensor, frame: Frame) -> Tensor:
@@ -241,52 +240,3 @@ def receive(target: Trace, receiver: Node, changes: Float[Tensor, "sender pos d_
         return x
 
     return resume(target, layer, hidden, transforms={site: change}, keep=keep)
-
-
-def _with_input(
-    target: Trace, receiver: Node, hidden: Float[Tensor, "sender pos d_model"], changes: Float[Tensor, "sender pos d_model"]
-) -> Float[Tensor, "sender pos d_model"]:
-    """The receiver's block with one input of one head read from the changed stream.
-
-    There is no site at these inputs. A copy of the block's modules, which shares its weights, has the projection replaced by
-    one that remembers; nothing is done to the model itself, so that other threads see nothing.
-    """
-    layer = int(receiver.layer or 0)
-    block = blocks(target.model)[layer]
-    private = copy.deepcopy(block, {id(tensor): tensor for tensor in (*block.parameters(), *block.buffers())})
-    path, columns = _columns(target.model, receiver)
-    projection = _Remembering(private.get_submodule(path), columns)
-    owner, _, name = path.rpartition(".")
-    setattr(private.get_submodule(owner), name, projection)
-    args, kwargs = target.calls[layer]
-    private(hidden + changes, *args, **kwargs)
-    return first(private(hidden, *args, **kwargs))
-
-
-class _Remembering(nn.Module):
-    """A projection whose first output's columns take the place of those of the second."""
-
-    def __init__(self, inner: nn.Module, columns: slice) -> None:
-        super().__init__()
-        self.inner, self.columns = inner, columns
-        self.kept: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.inner(x)
-        if self.kept is None:
-            self.kept = found
-            return found
-        found = found.clone()
-        found[..., self.columns] = self.kept[..., self.columns]
-        return found
-
-
-def _columns(model: Model, receiver: Node) -> tuple[str, slice]:
-    """The projection that makes a head's query, key or value, and the head's columns of its output."""
-    which, head, width = str(receiver.input), int(receiver.head or 0), model.d_attention // model.n_heads
-    if model.family == "gelu":
-        start = INPUTS.index(which) * model.d_attention + head * width
-        return "attn.c_attn", slice(start, start + width)
-    groups = model.n_heads // int(getattr(model.hf.config, "num_key_value_heads", None) or model.n_heads)
-    start = (head if which == "q" else head // groups) * width
-    return f"self_attn.{which}_proj", slice(start, start + width)

@@ -73,9 +73,12 @@ def edits_of(model: Model) -> dict[str, list[Edit]]:
         "scale a neuron": [Edit.scale("mlp_post.1", -2.0, [3, 9])],
         "scale keys": [Edit.scale_keys([(0, 3), (2, 40), (0, 7)], 8.0)],
         "set": [Edit.set("mlp_pre.2", 0.5, [1, 2], [0, 2])],
-        "set heads": [Edit.set("head_out.1", 0.0, list(range(heads // 4)))],
+        "set heads": [Edit.set("z.1", 0.0, list(range(heads // 4)))],
+        "a head's queries": [Edit.scale("q.1", 3.0, [0, 2, 5])],
+        "keys": [Edit.add("k.2", vector(model.width("k")), 2.0), Edit.project_out("k.0", vector(model.width("k"), 2))],
+        "values": [Edit.set("v.1", 0.5, [0, 3], [0, 1])],
         "project out": [Edit.project_out("mlp_out.0", vector(d))],
-        "project out of heads": [Edit.project_out("head_out.0", vector(heads))],
+        "project out of heads": [Edit.project_out("z.0", vector(heads))],
         "patch": [Edit.patch("resid_post.1", rows, [0, 1])],
         "patch one vector": [Edit.patch("mlp_post.0", vector(mlp), "from_last")],
         "patch positions": [Edit.patch("resid_mid.0", rows[0])],
@@ -105,8 +108,8 @@ def test_positions_units_and_batches_mean_the_same_through_every_engine(gpt2: Mo
     for positions in ("mean", [1, 0], [[0], [1], [2], [0], [1]]):
         settings: dict[str, Any] = {"positions": positions, "units": {"mlp_post.2": [7, 0]}, "edits": edits, "batch_size": 2}
         close(
-            run(gpt2, ALL, sites=["mlp_post.2", "head_out.2"], engine=engine, **settings),
-            capture(gpt2, ALL, ["mlp_post.2", "head_out.2"], **settings),
+            run(gpt2, ALL, sites=["mlp_post.2", "z.2"], engine=engine, **settings),
+            capture(gpt2, ALL, ["mlp_post.2", "z.2"], **settings),
         )
 
 
@@ -231,7 +234,7 @@ def test_names_of_sites_go_both_ways(any_model: Model) -> None:
             assert site_of_hook(hook_name(site)) == site
     assert hook_name("resid_mid.3") == "blocks.3.hook_resid_mid"
     assert site_of_hook("blocks.3.ln2.hook_in") == "resid_mid.3"
-    for wrong in ("blocks.1.attn.hook_pattern", "hook_embed", "blocks.1.ln_final.hook_out", "mlp.hook_post", "blocks.x.hook_resid_mid"):
+    for wrong in ("blocks.1.attn.hook_attn_scores", "hook_embed", "blocks.1.ln_final.hook_out", "mlp.hook_post", "blocks.x.hook_resid_mid"):
         with pytest.raises(UserError, match="not one of our sites"):
             site_of_hook(wrong)
     with pytest.raises(UserError, match="no hook for mlp_gate"):
@@ -372,7 +375,7 @@ def serve(gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[st
 def test_a_hub_model_runs_on_a_server_and_gives_the_same(hub_gpt2: Model, serve: Callable[[str], Server]) -> None:
     serve("")
     edits = edits_of(hub_gpt2)["everything at once"]
-    settings: dict[str, Any] = {"sites": ["resid_mid.1", "head_out.2", "logits"], "edits": edits}
+    settings: dict[str, Any] = {"sites": ["resid_mid.1", "z.2", "logits"], "edits": edits}
     close(run(hub_gpt2, ALL, engine="nnsight", remote=True, seconds=60, **settings), run(hub_gpt2, ALL, **settings))
 
 
@@ -435,5 +438,5 @@ def test_a_request_packed_as_for_a_server_holds_all_that_it_needs(model: Model, 
     monkeypatch.setattr(sys, "meta_path", [NotOnTheServer(), *sys.meta_path])
     edits = [edit for edits in edits_of(model).values() for edit in edits]
     for positions in ("last", "all"):
-        settings: dict[str, Any] = {"sites": ["resid_mid.2", "head_out.2", "logits"], "edits": edits, "positions": positions}
+        settings: dict[str, Any] = {"sites": ["resid_mid.2", "z.2", "logits"], "edits": edits, "positions": positions}
         close(run(model, ALL, engine="nnsight", remote="dry", **settings), run(model, ALL, **settings))

@@ -89,11 +89,18 @@ def test_within_one_model_a_differing_word_is_found_where_it_stands(served: Path
     assert differs[0] == 1, "no place before the word that differs may have an effect"
 
 
+def test_a_link_with_the_earlier_name_of_a_site_opens_that_site(served: Path) -> None:
+    at = opened(site="head_out")
+    assert not at.exception
+    assert at.selectbox(key="site").value == "z"
+    assert chart(at, "z: ")
+
+
 @pytest.mark.parametrize("direction", [*ACROSS, *WITHIN])
-@pytest.mark.parametrize("site", ["resid_mid", "head_out"])
+@pytest.mark.parametrize("site", ["resid_mid", "z"])
 def test_the_next_tokens_of_a_cell_are_those_of_a_run_with_that_edit(asked: Any, pair: ModelPair, site: str, direction: str) -> None:
     question = asked(site=site) if direction in ACROSS else asked(site=site, corrupted=OTHER, side="base")
-    cell = Cell(1, None, 2) if site == "head_out" else Cell(1, 3)
+    cell = Cell(1, None, 2) if site == "z" else Cell(1, 3)
     said = patching_cells.spoken(question, direction, cell)
     (own, before), (_, patched), (other, source) = patching_cells.edited_models(question, direction, cell)
     for (text, run), column in zip(((own, before), (own, patched), (other, source)), ("before", "patched", "source"), strict=True):
@@ -135,7 +142,7 @@ def test_without_a_choice_the_strongest_cell_is_shown_and_it_is_not_of_the_last_
 
 
 def test_every_cell_can_be_clicked_where_it_is_drawn(asked: Any) -> None:
-    for site in ("resid_post", "head_out"):
+    for site in ("resid_post", "z"):
         cells = patching.measure(asked(site=site)).cells
         figure = patching_figures.heat(cells, ACROSS[0]).spec["data"]
         heat, spots = figure[0], figure[1]

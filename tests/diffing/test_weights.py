@@ -26,7 +26,8 @@ def pair_of(load, folder, change):
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen2", "gemma"])
 def test_every_number_of_every_tensor_agrees_with_numpy(make_folder, kind: str) -> None:
     from interp import load_model
-    from interp.diffing.weights import GROUPS, weight_shift
+    from interp.diffing.weights import weight_shift
+    from interp.models.parameters import PARAMETER_KINDS
 
     noise = torch.Generator().manual_seed(1)
 
@@ -39,7 +40,7 @@ def test_every_number_of_every_tensor_agrees_with_numpy(make_folder, kind: str) 
     tuned = dict(pair.tuned.hf.named_parameters())
     assert list(frame.index) == [name for name, _ in pair.base.hf.named_parameters()]
     assert frame["elements"].sum() == sum(p.numel() for p in pair.base.hf.parameters())
-    assert set(frame["group"]) <= set(GROUPS)
+    assert set(frame["group"]) <= set(PARAMETER_KINDS)
     for name, parameter in pair.base.hf.named_parameters():
         a, b = parameter.detach().double().numpy(), tuned[name].detach().double().numpy()
         row = frame.loc[name]
@@ -54,27 +55,6 @@ def test_every_number_of_every_tensor_agrees_with_numpy(make_folder, kind: str) 
             assert row["stable_rank"] == pytest.approx((singular**2).sum() / singular[0] ** 2, rel=1e-9)
         else:
             assert np.isnan(row["spectral_norm"])
-
-
-@pytest.mark.parametrize(
-    ("name", "group"),
-    [
-        ("transformer.wte.weight", "embedding"), ("lm_head.weight", "embedding"), ("model.embed_tokens.weight", "embedding"),
-        ("transformer.wpe.weight", "position"), ("transformer.h.1.attn.c_attn.weight", "attention qkv"),
-        ("transformer.h.1.attn.c_proj.weight", "attention out"), ("transformer.h.1.mlp.c_fc.weight", "mlp key"),
-        ("transformer.h.1.mlp.c_proj.weight", "mlp value"), ("transformer.h.1.mlp.c_proj.bias", "bias"),
-        ("transformer.h.1.ln_1.bias", "norm"), ("transformer.ln_f.weight", "norm"),
-        ("model.layers.0.self_attn.k_proj.weight", "attention qkv"),
-        ("model.layers.0.self_attn.k_proj.bias", "bias"), ("model.layers.0.self_attn.q_norm.weight", "norm"),
-        ("model.layers.0.self_attn.o_proj.weight", "attention out"), ("model.layers.0.mlp.gate_proj.weight", "mlp key"),
-        ("model.layers.0.mlp.up_proj.weight", "mlp up"), ("model.layers.0.mlp.down_proj.weight", "mlp value"),
-        ("model.layers.0.post_attention_layernorm.weight", "norm"), ("model.norm.weight", "norm"),
-    ],
-)  # fmt: skip
-def test_each_tensor_belongs_to_the_group_that_its_name_says(name: str, group: str) -> None:
-    from interp.diffing.weights import group_of
-
-    assert group_of(name) == group
 
 
 def test_a_change_along_one_direction_has_stable_rank_one_and_nothing_else_moves(gpt2_folder) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from interp import Edit, Model, UserError, capture, editing, generate
 from interp.edits.edit import OPS, load_edits, save_edits
 from interp.edits.transforms import transforms_of
+from interp.models.hooks import Frame
 from tests.conftest import D_MODEL, TEXTS
 
 VECTOR = torch.randn(D_MODEL, generator=torch.Generator().manual_seed(0))
@@ -29,7 +31,7 @@ EVERY: list[Edit] = [
     Edit.set("mlp_pre.2", 3.0, [1]),
     Edit.set("attn_out.0", 0.0),
     Edit.project_out("resid_pre.1", VECTOR),
-    Edit.project_out("head_out.1", VECTOR, [2]),
+    Edit.project_out("z.1", VECTOR, [2]),
     Edit.patch("ln_final", VECTOR),
     Edit.patch("mlp_out.1", MANY[0]),
     Edit.patch("resid_mid.0", MANY),
@@ -257,3 +259,17 @@ def test_an_edit_is_shown_as_the_call_that_makes_it(text: str) -> None:
 def test_what_is_too_large_to_paste_is_shown_as_its_shape() -> None:
     assert repr(Edit.subtract("resid_post.5", torch.ones(512))) == 'Edit.add("resid_post.5", <512 numbers>, -1.0)'
     assert repr(Edit.patch("resid_post.5", torch.ones(2, 3, 512))) == 'Edit.patch("resid_post.5", <2 x 3 x 512 numbers>)'
+
+
+def test_what_an_edit_does_at_a_site_carries_the_edit_for_engines_that_run_no_functions(gpt2: Model) -> None:
+    edits = [Edit.scale_keys([(1, 3), (2, 7)], 8.0), Edit.add("resid_mid.1", torch.ones(gpt2.d_model), 2.0)]
+    transforms = transforms_of(edits, gpt2)
+    assert {site: [one.edit for one in some] for site, some in transforms.items()} == {
+        "mlp_pre.1": [edits[0]], "mlp_pre.2": [edits[0]], "resid_mid.1": [edits[1]],
+    }  # fmt: skip
+    places = torch.arange(3).unsqueeze(0)
+    frame = Frame(places, torch.ones_like(places, dtype=torch.bool), torch.tensor([3]))
+    x = torch.randn(1, 3, gpt2.d_model)
+    assert torch.equal(transforms["resid_mid.1"][0](x, frame), x + 2.0)
+    with pytest.raises(FrozenInstanceError):
+        transforms["resid_mid.1"][0].edit = edits[0]

@@ -15,7 +15,7 @@ from interp import Captured, Edit, Model, UserError, capture
 from interp.forward.captured import load_captured
 from tests.conftest import TEXTS
 
-SITES = ["resid_pre.0", "head_out.1", "mlp_post.2", "resid_post.2", "ln_final", "logits"]
+SITES = ["resid_pre.0", "z.1", "mlp_post.2", "resid_post.2", "ln_final", "logits"]
 ALL = list(TEXTS)
 
 
@@ -74,10 +74,10 @@ def test_each_text_may_have_positions_of_its_own(model: Model) -> None:
 
 @pytest.mark.parametrize("positions", ["last", "mean", "all", [1]], ids=str)
 def test_units_keep_the_chosen_indices_of_the_last_axis(model: Model, positions: Any) -> None:
-    chosen = {"mlp_post.2": [7, 0, 7], "head_out.1": [9, 31]}
+    chosen = {"mlp_post.2": [7, 0, 7], "z.1": [9, 31]}
     whole, part = (capture(model, ALL, SITES, positions=positions, units=units) for units in (None, chosen))
     for site, indices in chosen.items():
-        values = whole[site].flatten(-2) if site.startswith("head_out") else whole[site]
+        values = whole[site].flatten(-2) if site.startswith("z.") else whole[site]
         close(part[site], values[..., indices])
     assert torch.equal(part["logits"], whole["logits"])
 

@@ -30,7 +30,7 @@ def every_op(model: Model, positions: Any) -> dict[str, Edit]:
         "add": Edit.add("resid_mid.1", vector(model.d_model), 2.0, positions),
         "subtract": Edit.subtract("resid_post.2", vector(model.d_model), 3.0, positions),
         "scale": Edit.scale("mlp_post.1", 5.0, list(range(0, model.d_mlp, 2)), positions),
-        "scale heads": Edit.scale("head_out.0", -3.0, None, positions),
+        "scale heads": Edit.scale("z.0", -3.0, None, positions),
         "scale_keys": Edit.scale_keys([(0, i) for i in range(20)] + [(2, 5), (2, 6)], 8.0, positions),
         "set": Edit.set("mlp_pre.1", 4.0, list(range(10)), positions),
         "project_out": Edit.project_out("resid_pre.1", vector(model.d_model), positions),

@@ -13,7 +13,7 @@ from transformers import Gemma2Config, PreTrainedTokenizerFast
 from interp import Edit, Model, ModelPair, UserError, capture, editing
 from interp.evaluation.toxicity import LexiconScorer
 from interp.lens.attribution import attribute, attribute_pair
-from interp.patching.cells import SITES
+from interp.models.sites import KINDS, PATCHED
 from interp.patching.gradient import agreement, attribution_patch, per_layer
 from interp.patching.metrics import ContinuationToxicity, LogitDifference, LogProbability, ProbeProjection
 from interp.patching.patch import patch
@@ -79,7 +79,7 @@ def test_a_heads_term_is_what_is_missing_when_that_head_of_the_last_layer_is_sil
     site, text = "attn_out.2", PROMPTS[0]
     found = attribute(llama, text, 5)
     with_it = capture(llama, [text], [site, "resid_post.2"])
-    silent = capture(llama, [text], [site], edits=[Edit.set("head_out.2", 0.0, range(8, 16))])
+    silent = capture(llama, [text], [site], edits=[Edit.set("z.2", 0.0, range(8, 16))])
     written = (with_it[site] - silent[site])[0].double()
     scale = (with_it["resid_post.2"][0].double().square().mean() + llama.final_norm.variance_epsilon).rsqrt()
     expected = float((written * scale * llama.final_gain.double()) @ llama.unembedding[5].double())
@@ -146,11 +146,11 @@ def test_on_a_linear_model_the_estimate_is_the_measurement(linear: Model, site: 
     assert agreed.overlap == (1.0, 1.0)
 
 
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("site", PATCHED)
 def test_gradients_are_those_of_finite_differences(model: Model, site: str) -> None:
     """A small step of the metric along source minus target, through the model's own hooks; norms of Llama keep to single precision."""
     double = Model(copy.deepcopy(model.plain_copy()).double(), model.tokenizer, "double")
-    unit = [1] if site in ("head_out", "mlp_post") else None
+    unit = [1] if KINDS[site].unit else None
     found = attribution_patch(double, CLEAN, CORRUPTED, metric=LOGITS, site=site, positions=[1], layers=[1], units=unit)
     name = f"{site}.1"
     ours, theirs = (capture(double, [text], [name], positions="all")[name][0] for text in (CORRUPTED, CLEAN))
@@ -166,10 +166,10 @@ def test_gradients_are_those_of_finite_differences(model: Model, site: str) -> N
     assert float(found.effects[0, 0, 0]) == pytest.approx((values[0] - values[1]) / 2e-2, rel=2e-3, abs=5e-5)
 
 
-@pytest.mark.parametrize("site", ["resid_mid", "head_out", "mlp_post"])
+@pytest.mark.parametrize("site", ["resid_mid", "z", "mlp_post"])
 def test_integrated_gradients_sum_to_the_effect_of_the_whole_layer(model: Model, site: str) -> None:
     metric = LogProbability((5,))
-    whole_site = {"head_out": "attn_out", "mlp_post": "mlp_out"}.get(site, site)
+    whole_site = {"z": "attn_out", "mlp_post": "mlp_out"}.get(site, site)
     real = patch(model, CLEAN, CORRUPTED, metric=metric, site=whole_site, positions="all")
     guess = attribution_patch(model, CLEAN, CORRUPTED, metric=metric, site=site, positions="each", steps=64)
     torch.testing.assert_close(per_layer(guess), real.effects.mean(dim=1), atol=2e-3, rtol=1e-2)

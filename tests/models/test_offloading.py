@@ -42,7 +42,7 @@ def edits_of(model: Model) -> list[Edit]:
         Edit.add("resid_mid.1", v, 0.5, "from_last"),
         Edit.scale_keys([(0, 3), (1, 7), (2, 40)], 6.0),
         Edit.scale("mlp_post.2", -2.0, [3, 9]),
-        Edit.set("head_out.1", 0.0, [0, 1, 2], [0, 1]),
+        Edit.set("z.1", 0.0, [0, 1, 2], [0, 1]),
         Edit.project_out("attn_out.2", v),
         Edit.patch("resid_post.0", v, [0]),
         Edit.patch("resid_pre.2", torch.stack([v, -v]), [0, 1]),
@@ -76,7 +76,7 @@ def test_weights_by_meaning_and_the_hash_are_those_of_the_whole_model(both: tupl
 def test_a_capture_that_stops_early_leaves_an_offloaded_model_usable(both: tuple[Model, Model]) -> None:
     whole, parted = both
     before = [name for name, parameter in parted.hf.named_parameters() if parameter.is_meta]
-    for site in ("resid_mid.1", "mlp_post.1", "head_out.1", "resid_pre.2"):
+    for site in ("resid_mid.1", "mlp_post.1", "z.1", "resid_pre.2"):
         assert torch.equal(capture(parted, ALL, [site])[site], capture(whole, ALL, [site])[site])
     assert [name for name, parameter in parted.hf.named_parameters() if parameter.is_meta] == before
     with editing(parted, edits_of(whole)[:1]):
@@ -97,11 +97,11 @@ def test_an_edit_meets_its_site_on_the_sites_own_device(model: Model) -> None:
     """`meta` stands for a second device: torch refuses to mix it with the first one just as it refuses two GPUs."""
     tokens = pad(token_rows(model, ALL), 0, "left")
     frame = Frame(tokens.positions, tokens.mask, tokens.lengths)
-    heads = Edit.project_out("head_out.0", torch.ones(model.d_attention))
+    heads = Edit.project_out("z.0", torch.ones(model.d_attention))
     for edit in [*edits_of(model), Edit.set("logits", 1.0, [0]), Edit.scale("resid_mid.0", 2.0), heads]:
         for site, transforms in transforms_of([edit], model).items():
             width = model.width(site.split(".")[0])
-            tail = (model.n_heads, width // model.n_heads) if site.startswith("head_out") else (width,)
+            tail = (model.n_heads, width // model.n_heads) if site.startswith("z.") else (width,)
             x = torch.empty(*tokens.ids.shape, *tail, device="meta")
             with pytest.raises(RuntimeError, match="device"):
                 x.flatten(2) @ torch.ones(width)

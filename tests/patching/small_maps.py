@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from interp import Edit, Model, capture, editing
+from interp.models.sites import KINDS
 from interp.patching.metrics import LogitDifference
 from interp.patching.patch import patch
 
@@ -38,7 +39,7 @@ def one_by_one(target: Model, text: str, source: Model, other: str, site: str, r
 
 
 def check_cells(model: Model, site: str, positions: str) -> None:
-    units = [2] if site in ("head_out", "mlp_post") else None
+    units = [1] if KINDS[site].unit else None
     found = patch(
         model, CLEAN, CORRUPTED, metric=LOGITS, site=site, positions=positions, units=units, layers=[0, 2] if positions == "each" else [1]
     )

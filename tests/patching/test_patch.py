@@ -12,7 +12,7 @@ import torch
 from interp import Edit, Model, ModelPair, UserError, capture, editing
 from interp.evaluation.toxicity import LexiconScorer
 from interp.forward.resume import resume, trace
-from interp.patching.cells import SITES
+from interp.models.sites import KINDS, PATCHED
 from interp.patching.metrics import ContinuationToxicity, LogitDifference, LogProbability, ProbeProjection
 from interp.patching.patch import patch
 from interp.patching.prompt_pairs import align, compare_tokens, symmetric_pairs
@@ -22,7 +22,7 @@ from tests.patching.small_maps import CLEAN, CORRUPTED, LOGITS, check_cells, log
 pytestmark = pytest.mark.oracle
 
 
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("site", PATCHED)
 @pytest.mark.parametrize("positions", ["each", "all"])
 def test_every_cell_equals_one_whole_forward_with_a_patch_edit(model: Model, site: str, positions: str) -> None:
     check_cells(model, site, positions)
@@ -30,11 +30,11 @@ def test_every_cell_equals_one_whole_forward_with_a_patch_edit(model: Model, sit
 
 @pytest.mark.parametrize("kind", ["qwen2", "gemma"])
 def test_other_architectures_are_resumed_as_exactly(kind: str, request: pytest.FixtureRequest) -> None:
-    check_cells(request.getfixturevalue(kind), "head_out", "each")
+    check_cells(request.getfixturevalue(kind), "z", "each")
     check_cells(request.getfixturevalue(kind), "resid_mid", "each")
 
 
-@pytest.mark.parametrize("site", ["resid_mid", "mlp_out", "head_out"])
+@pytest.mark.parametrize("site", ["resid_mid", "mlp_out", "z"])
 def test_each_side_of_the_pair_is_patched_into_the_other(pair: ModelPair, site: str) -> None:
     found = patch(pair, CLEAN, metric=LOGITS, site=site)
     assert found.directions == ("base into tuned", "tuned into base")
@@ -47,8 +47,8 @@ def test_patching_the_whole_stream_gives_the_source_and_patching_a_run_into_itse
     found = patch(model, CLEAN, CORRUPTED, metric=LOGITS, site="resid_post", positions="all")
     torch.testing.assert_close(found.values, found.source.unsqueeze(-1).expand_as(found.values), atol=2e-6, rtol=1e-5)
     torch.testing.assert_close(found.shares, torch.ones_like(found.shares), atol=1e-4, rtol=0)
-    for site in SITES:
-        units = [1] if site in ("head_out", "mlp_post") else None
+    for site in PATCHED:
+        units = [1] if KINDS[site].unit else None
         same = patch(model, CLEAN, CLEAN, metric=LOGITS, site=site, positions="all", units=units)
         torch.testing.assert_close(same.effects, torch.zeros_like(same.effects), atol=2e-6, rtol=0)
         assert same.shares.isnan().all()
@@ -74,8 +74,8 @@ def test_a_forward_resumed_at_any_layer_is_the_forward_itself(any_model: Model, 
 def test_how_cells_are_batched_and_which_directions_are_asked_for_do_not_change_a_number(model: Model, monkeypatch) -> None:
     """Batches of a few cells begin at the first position that they change; one of all cells begins at position 0."""
     projection = ProbeProjection(torch.ones(model.d_model), "resid_mid.2")
-    for site in SITES:
-        units = [1] if site in ("head_out", "mlp_post") else None
+    for site in PATCHED:
+        units = [1] if KINDS[site].unit else None
         settings = {"site": site, "units": units, "positions": "each", "layers": [0, 1]}
         metrics = (LOGITS, projection) if site in ("resid_post", "mlp_out") else (LOGITS,)
         whole = [patch(model, CLEAN, CORRUPTED, metric=metric, **settings) for metric in metrics]
@@ -181,7 +181,7 @@ def test_transformer_lens_agrees(gpt2: Model) -> None:
             found = patch(gpt2, CLEAN, CORRUPTED, metric=LOGITS, site=site, directions=["denoising"])
             torch.testing.assert_close(found.values[0, 0].view_as(expected), expected, atol=1e-5, rtol=1e-4)
         heads = patching.get_act_patch_attn_head_out_all_pos(bridge, corrupted, cache, metric)
-        found = patch(gpt2, CLEAN, CORRUPTED, metric=LOGITS, site="head_out", directions=["denoising"])
+        found = patch(gpt2, CLEAN, CORRUPTED, metric=LOGITS, site="z", directions=["denoising"])
         torch.testing.assert_close(found.values[0, 0].view_as(heads), heads, atol=1e-5, rtol=1e-4)
 
 
@@ -230,7 +230,7 @@ def test_results_show_masked_tokens_and_are_saved_with_what_made_them(gpt2: Mode
     assert (tmp_path / "map" / "patch.csv").is_file()
     neurons = patch(gpt2, clean, corrupted, metric=LOGITS, site="mlp_post", layers=[0])
     assert neurons.figure().spec["data"][0]["type"] == "bar"
-    heads = patch(gpt2, clean, corrupted, metric=LOGITS, site="head_out", positions="each")
+    heads = patch(gpt2, clean, corrupted, metric=LOGITS, site="z", positions="each")
     assert len(heads.figure().spec["data"][0]["y"]) == gpt2.n_layers * gpt2.n_heads
 
 
@@ -266,7 +266,7 @@ def test_pairs_say_whether_and_where_their_tokens_part(gpt2: Model) -> None:
         ({"metric": LogitDifference(5, 10**6)}, "token 1000000"), ({"metric": LogProbability(())}, "names no tokens"),
         ({"metric": "toxicity"}, "not a metric"), ({"metric": ProbeProjection(torch.ones(3))}, "wide"),
         ({"corrupted": None}, "without corrupted"), ({"corrupted": "the"}, "part at position"), ({"memory_mb": 0}, "memory"),
-        ({"site": "head_out", "units": [4]}, "does not exist"), ({"null_draws": -1}, "null_draws"),
+        ({"site": "z", "units": [4]}, "does not exist"), ({"null_draws": -1}, "null_draws"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_patched_is_refused_with_a_mend(unchecked: None, gpt2: Model, changes: dict, message: str) -> None:

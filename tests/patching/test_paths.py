@@ -111,7 +111,7 @@ def test_paths_between_the_sides_of_a_pair_carry_what_the_other_side_writes(pair
 
 def test_all_senders_together_make_the_whole_difference_of_the_last_stream(any_model: Model) -> None:
     first, second = (
-        trace(any_model, row, [f"{name}.{layer}" for name in ("head_out", "mlp_out") for layer in range(N_LAYERS)])
+        trace(any_model, row, [f"{name}.{layer}" for name in ("z", "mlp_out") for layer in range(N_LAYERS)])
         for row in any_model.tokenizer([CLEAN, CORRUPTED], add_special_tokens=False)["input_ids"]
     )
     heads = [f"head.{layer}.{head}" for layer in range(N_LAYERS) for head in range(N_HEADS)]
@@ -123,7 +123,7 @@ def test_all_senders_together_make_the_whole_difference_of_the_last_stream(any_m
 def test_what_the_first_layer_reads_of_the_embedding_is_all_that_it_reads(model: Model) -> None:
     heads = [f"head.0.{head}" for head in range(N_HEADS)]
     found = path_patch(model, CLEAN, CORRUPTED, metric=LOGITS, senders=["embed"], receivers=heads)
-    whole = patch(model, CLEAN, CORRUPTED, metric=LOGITS, site="head_out", layers=[0])
+    whole = patch(model, CLEAN, CORRUPTED, metric=LOGITS, site="z", layers=[0])
     torch.testing.assert_close(found.values[:, 0, 0], whole.values[:, 0], atol=2e-6, rtol=1e-5)
 
 

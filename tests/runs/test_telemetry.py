@@ -218,7 +218,13 @@ def test_every_parameter_of_three_architectures_has_its_group() -> None:
 
 
 def test_norms_by_group_are_those_of_the_parts() -> None:
-    norms = group_norms([("h.0.mlp.a", torch.tensor([3.0, 0.0])), ("h.1.mlp.a", torch.tensor(4.0)), ("wte", torch.tensor([12.0]))])
+    norms = group_norms(
+        [
+            ("h.0.mlp.c_fc.weight", torch.tensor([3.0, 0.0])),
+            ("h.1.mlp.c_proj.weight", torch.tensor(4.0)),
+            ("wte.weight", torch.tensor([12.0])),
+        ]
+    )
     assert norms == {"all": 13.0, "mlp": 5.0, "embedding": 12.0}
     model = torch.nn.Linear(2, 1, bias=False)
     model(torch.tensor([3.0, 4.0])).backward()

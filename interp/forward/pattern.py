@@ -1,0 +1,49 @@
+"""Attention patterns on their way into a capture: their axes are others than those of every other site."""
+
+from __future__ import annotations
+
+import numpy as np
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.errors import UserError
+from interp.models.sites import parse_site
+from interp.models.tokens import Tokens
+
+
+def is_pattern(site: str) -> bool:
+    """Whether a site holds attention patterns."""
+    return parse_site(site).kind.axis == "pattern"
+
+
+def pattern_shape(name: str, texts: int, heads: int, longest: int, positions: str, count: int, units: bool) -> tuple[int, ...]:
+    """The shape of a captured pattern: `batch head key_pos` at the last position, else `batch head pos key_pos` with `count` positions.
+
+    Raises `UserError` for the mean over positions, and for units.
+    """
+    if positions == "mean":
+        raise UserError(f"{name} has no mean over positions: each has other keys to attend to", "use positions 'last', 'all' or a list")
+    if units:
+        raise UserError(f"units are given for {name}, whose last axis holds the positions of each text", "leave them out")
+    return (texts, heads, longest) if positions == "last" else (texts, heads, count, longest)
+
+
+def by_query(pattern: Float[Tensor, "batch head pos key_pos"]) -> Float[Tensor, "batch pos head key_pos"]:
+    """A pattern with its positions on the second axis, as every other site has them."""
+    return rearrange(pattern, "batch head pos key_pos -> batch pos head key_pos")
+
+
+def by_key_position(
+    pattern: Float[Tensor, "batch pos head key_pos"], tokens: Tokens, longest: int
+) -> Float[Tensor, "batch pos head position"]:
+    """Keys at their absolute positions, whatever the padding, and zeros beyond each text."""
+    aligned = pattern.new_zeros(*pattern.shape[:-1], longest)
+    for row, (length, mask) in enumerate(zip(tokens.lengths.tolist(), tokens.mask, strict=True)):
+        aligned[row, ..., :length] = pattern[row][..., mask.to(pattern.device)]
+    return aligned
+
+
+def by_position(store: np.ndarray, positions: str) -> np.ndarray:
+    """A store of patterns with positions on its second axis: a view, so that writing to it fills the store."""
+    return store if positions == "last" else np.swapaxes(store, 1, 2)

@@ -1,0 +1,107 @@
+"""Attention patterns, which no module returns: they are read off the call in which attention is computed.
+
+The kernel that is used by default (`scaled_dot_product_attention`) gives what heads read and not the weights that they read with.
+While a pattern is asked for, a function mode of torch sees that call, computes the weights from the very queries, keys and mask
+that the kernel was given, and lets the kernel do its own work: no other number changes, not even in the last bit. Where a
+model's attention is written out (`eager`), the mode sees its softmax. A mode belongs to its thread, as the hooks do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from interp.errors import UserError
+
+_WATCHED: ContextVar[tuple[WatchedAttention, ...]] = ContextVar("bypass_watched", default=())
+
+
+class WatchedAttention(TorchFunctionMode):
+    """Shows the pattern of one attention module to a function, and goes on with what that gives back.
+
+    Attributes:
+        owner: the module.
+        seen: whether any weights came by.
+    """
+
+    def __init__(self, owner: nn.Module, n_heads: int, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.owner, self.n_heads, self.change = owner, n_heads, change
+        self.seen = False
+
+    def __torch_function__(self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func is functional.softmax:
+            self.seen = True
+            return self.change(func(*args, **kwargs))
+        if func is functional.scaled_dot_product_attention:
+            self.seen = True
+            return self._kernel(func, *args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _kernel(self, func: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        names = ("attn_mask", "dropout_p", "is_causal")
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        weights = attention_weights(query, key, given.get("attn_mask"), given.get("is_causal", False), given.get("scale"))
+        # With one query, the heads of a group may come as queries of one head.
+        pattern = weights.reshape(len(weights), self.n_heads, -1, weights.shape[-1])
+        changed = self.change(pattern)
+        if changed is pattern:
+            output: Tensor = func(query, key, value, *args, **kwargs)
+            return output
+        return changed.reshape(weights.shape) @ _repeated(value, query)
+
+
+def watch_attention(
+    attention: nn.Module, site: str, n_heads: int, watcher: Callable[[nn.Module], Callable[[Tensor], Tensor] | None]
+) -> None:
+    """Install the permanent hooks of an attention module's pattern; `watcher` gives what is to be done with it, or None.
+
+    The module raises `UserError` where a pattern is to be read, but its kernel does not show one.
+    """
+
+    def begin(module: nn.Module, args: tuple[Any, ...]) -> None:
+        change = watcher(module)
+        if change is not None:
+            mode = WatchedAttention(module, n_heads, change)
+            mode.__enter__()
+            _WATCHED.set((*_WATCHED.get(), mode))
+
+    def end(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        watched = _WATCHED.get()
+        if not watched or watched[-1].owner is not module:
+            return
+        watched[-1].__exit__(None, None, None)
+        _WATCHED.set(watched[:-1])
+        if output is not None and not watched[-1].seen:
+            raise UserError(
+                f"{site} cannot be read: the model's attention kernel does not show its weights",
+                "call model.hf.set_attn_implementation('sdpa'), or load the model anew",
+            )
+
+    attention.register_forward_pre_hook(begin)
+    # Also where the forward is left by an exception; there is no output then.
+    attention.register_forward_hook(end, always_call=True)
+
+
+def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
+    """The weights (`batch head pos key_pos`) with which `scaled_dot_product_attention` reads values, given its arguments."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    scores = query.to(wide) @ _repeated(key, query).to(wide).transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if causal:
+        scores = scores.masked_fill(~torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril(), -torch.inf)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    # A padding token that may read nothing has no weights.
+    return scores.softmax(dim=-1).nan_to_num().to(query.dtype)
+
+
+def _repeated(part: Tensor, query: Tensor) -> Tensor:
+    """Keys or values, those of a group once for each of its heads."""
+    return part if part.shape[1] == query.shape[1] else part.repeat_interleave(query.shape[1] // part.shape[1], dim=1)
