@@ -19,8 +19,8 @@ from app.settings import Source
 from interp import Model, ModelPair, UserError
 from interp.data.texts import challenge_prompts, passages
 from interp.diffing.offsets import coordinates, held_out_cosines, key_products, shifts, sign_flipped
-from interp.experiments.registry import Context
 from interp.experiments.toxicity.a_e10_offset import FLIPPED, RANDOM, STATES
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.forward.capture import Captured, capture
 from interp.models.model import Neuron
 from interp.neurons.ranking import values_at
@@ -47,6 +47,7 @@ OFTEN = 0.1
 TUNED, ALONE, SHIFTED, MATCHED = (
     "tuned", "base, shift alone", "random shift (null)", "matched neurons (null)"
 )  # fmt: skip
+ROLES = {TUNED: "tuned", ALONE: "edited", SHIFTED: "null", MATCHED: "null", FLIPPED: "null", RANDOM: "null"}
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,11 @@ def light(pair: ModelPair) -> bool:
 
 
 @st.cache_resource(show_spinner=False, max_entries=8)
-def study(source: Source, count: int) -> Context:
+def study(source: Source, count: int) -> ToxicityContext:
     """What the experiments share, on challenge prompts spread evenly over those that ship."""
     every = challenge_prompts()
     chosen = [every[int(place)] for place in np.linspace(0, len(every) - 1, min(count, len(every))).round()]
-    return Context(state.load_pair(source), state.probe(source), state.scorer(), chosen, passages())
+    return ToxicityContext(state.load_pair(source), state.probe(source), state.scorer(), chosen, passages())
 
 
 @st.cache_resource(show_spinner="Reading the prompts with both models …", max_entries=6)
@@ -158,7 +159,7 @@ def moved(source: Source, count: int, layer: int, index: int, plane: str) -> Mov
 
 
 def _plane(
-    context: Context, layer: int, index: int, plane: str, base: Tensor, tuned: Tensor, before: Tensor, after: Tensor
+    context: ToxicityContext, layer: int, index: int, plane: str, base: Tensor, tuned: Tensor, before: Tensor, after: Tensor
 ) -> Figure:  # fmt: skip
     placed = coordinates(base, tuned)
     firing = before[before > 0]
@@ -225,7 +226,7 @@ def _leaving(
             low, high = (float(end) for end in np.quantile(values, TAILS))
             rows.append((name, float(values.mean()), low, high))
     return figures.bars(
-        "leaving", pd.DataFrame(rows, columns=["model", "share", "low", "high"]), x="model", y="share", low="low", high="high",
+        "leaving", pd.DataFrame(rows, columns=["model", "share", "low", "high"]).assign(role=lambda rows: rows["model"].map(ROLES)), x="model", y="share", role="role", low="low", high="high",
         horizontal=True, title="How many fall silent?", x_title="",
         y_title="share that leaves",
         caption="Of the prompts on which the neuron fires in the base model, how many fall silent (with 95 % intervals; of nulls, "
@@ -289,7 +290,7 @@ def by_layer(figure: Figure, frame: pd.DataFrame) -> Figure:
 def profile_figure(frame: pd.DataFrame, layer: int) -> Figure:
     """The profile as lines, with the chosen layer shaded."""
     figure = figures.lines(
-        "profile", frame, x="layer", y="cosine", colour="model", low="low", high="high", shaded=[(layer - 0.25, layer + 0.25, "chosen")],
+        "profile", frame.assign(role=frame["model"].map(ROLES)), x="layer", y="cosine", colour="model", role="role", low="low", high="high", shaded=[(layer - 0.25, layer + 0.25, "chosen")],
         title="Is it one shift for all prompts?", x_title="layer (before its MLP)", y_title="cosine with other prompts' shift",
         caption="Near 1, every prompt is moved the same way. Shuffled labels (a coin decides for each prompt which side is the tuned one) "
         "must lie near 0. "

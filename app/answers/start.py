@@ -33,8 +33,9 @@ from app.jobs import Step
 from app.settings import Source
 from interp import Edit, UserError
 from interp.data.texts import challenge_prompts, passages
-from interp.experiments.registry import EXPERIMENTS, Context
+from interp.experiments.registry import EXPERIMENTS
 from interp.experiments.run import run_experiment
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.lens.logit_lens import lens_table
 from interp.models.model import Neuron
 from interp.neurons.firing import firing_rates
@@ -114,7 +115,7 @@ def measure(source: Source, step: Step) -> Measured:
     step("the keys that fire on provocation", 0, total)
     pair, edits, chosen = state.load_pair(source), unaligned(source), keys(source)
     held = challenge_prompts()[::2][::PROMPT_STEP]
-    context = Context(pair, state.probe(source), state.scorer(), held, passages()[::PASSAGE_STEP], new_tokens=NEW_TOKENS)
+    context = ToxicityContext(pair, state.probe(source), state.scorer(), held, passages()[::PASSAGE_STEP], new_tokens=NEW_TOKENS)
     rows, scores = [], {}
     voices = (("base", "base", pair.base, ()), ("tuned", "tuned", pair.tuned, ()), ("un-aligned", UNALIGNED, pair.tuned, edits))
     for place, (role, name, model, held_edits) in enumerate(voices):
@@ -148,7 +149,7 @@ def _spare(near: list[Neuron], chosen: list[Neuron], d_mlp: int) -> list[Neuron]
 def argue(source: Source, step: Step) -> dict[str, Result | UserError]:
     """The experiments behind the figures, each on few prompts and with few controls (a job); what one cannot answer is its error."""
     pair = state.load_pair(source)
-    context = Context(
+    context = ToxicityContext(
         pair, state.probe(source), state.scorer(), challenge_prompts()[::ARGUED_STEP], passages()[::PASSAGE_STEP], draws=6, quick=True
     )
     found: dict[str, Result | UserError] = {}
