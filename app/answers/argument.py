@@ -76,11 +76,11 @@ def _words(single: pd.DataFrame, shared: pd.Series, null: float) -> Figure:
     columns = ["vector", "top tokens", "share of toxic words"]
     named += list(single.head(VECTORS)[columns].itertuples(index=False, name=None))
     kind = "base model's value vectors"
-    rows = [(f"{name}: {' · '.join(str(said).split(' · ')[:TOKENS])}", float(share), kind, "base") for name, said, share in named]
+    rows = [(f"{name}: {' · '.join(str(words).split(' · ')[:TOKENS])}", float(share), kind, "base") for name, words, share in named]
     frame = pd.DataFrame([*rows, ("other neurons", null, "matched neurons (null)", "null")], columns=["writes", "share", "vectors", "role"])
     return sized(figures.bars(
-        "words", frame, x="writes", y="share", colour="vectors", role="role", horizontal=True, title="What the nearest value vectors promote",
-        x_title="",
+        "words", frame, x="writes", y="share", colour="vectors", role="role", horizontal=True,
+        title="What the nearest value vectors promote", x_title="",
         y_title="listed words among the top 10",
         caption="First the direction that the nearest 128 share, then single vectors. Bars longer than the grey one are more than chance.",
     ), TALL)  # fmt: skip

@@ -225,8 +225,9 @@ def _leaving(
         if len(values):
             low, high = (float(end) for end in np.quantile(values, TAILS))
             rows.append((name, float(values.mean()), low, high))
+    frame = pd.DataFrame([(name, ROLES[name], *numbers) for name, *numbers in rows], columns=["model", "role", "share", "low", "high"])
     return figures.bars(
-        "leaving", pd.DataFrame(rows, columns=["model", "share", "low", "high"]).assign(role=lambda rows: rows["model"].map(ROLES)), x="model", y="share", role="role", low="low", high="high",
+        "leaving", frame, x="model", y="share", role="role", low="low", high="high",
         horizontal=True, title="How many fall silent?", x_title="",
         y_title="share that leaves",
         caption="Of the prompts on which the neuron fires in the base model, how many fall silent (with 95 % intervals; of nulls, "
@@ -290,7 +291,8 @@ def by_layer(figure: Figure, frame: pd.DataFrame) -> Figure:
 def profile_figure(frame: pd.DataFrame, layer: int) -> Figure:
     """The profile as lines, with the chosen layer shaded."""
     figure = figures.lines(
-        "profile", frame.assign(role=frame["model"].map(ROLES)), x="layer", y="cosine", colour="model", role="role", low="low", high="high", shaded=[(layer - 0.25, layer + 0.25, "chosen")],
+        "profile", frame.assign(role=frame["model"].map(ROLES)), x="layer", y="cosine", colour="model", role="role", low="low", high="high",
+        shaded=[(layer - 0.25, layer + 0.25, "chosen")],
         title="Is it one shift for all prompts?", x_title="layer (before its MLP)", y_title="cosine with other prompts' shift",
         caption="Near 1, every prompt is moved the same way. Shuffled labels (a coin decides for each prompt which side is the tuned one) "
         "must lie near 0. "

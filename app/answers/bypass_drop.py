@@ -77,7 +77,8 @@ def drop(source: Source, count: int, top: int) -> Drop:
             "circle; for matched neurons both should be together.",
         ),
         figures.bars(
-            "falls", pd.DataFrame(falls, columns=["neuron", "role", "fall", "low", "high"]), x="neuron", y="fall", role="role", low="low", high="high",
+            "falls", pd.DataFrame(falls, columns=["neuron", "role", "fall", "low", "high"]), x="neuron", y="fall", role="role",
+            low="low", high="high",
             horizontal=True, title="How far each falls", x_title="", y_title="fall of the activation",
             caption="Paired differences with 95 % intervals over prompts; an interval that reaches below 0 is no fall. The last bar is "
             "the null: neurons of the same "

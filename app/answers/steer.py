@@ -207,8 +207,8 @@ def _figures(
     mine, random = frame[frame["model"] == what], frame[frame["model"] == null]
     band = random.groupby("strength", as_index=False).agg(toxicity=("toxicity", "mean"), low=("toxicity", "min"), high=("toxicity", "max"))
     curve = figures.lines(
-        "sweep", pd.concat([mine, band.assign(model=null, role="null")]), x="strength", y="toxicity", colour="model", role="role", low="low", high="high",
-        title="Toxicity by strength", x_title=unit, y_title="mean toxicity (0 to 1)", reference=beside,
+        "sweep", pd.concat([mine, band.assign(model=null, role="null")]), x="strength", y="toxicity", colour="model", role="role",
+        low="low", high="high", title="Toxicity by strength", x_title=unit, y_title="mean toxicity (0 to 1)", reference=beside,
         caption="Leftmost, nothing is changed. An edit that does something of its own leaves the grey band of the random controls. "
         f"Bands: 95 % interval over {prompts} prompts for the edit, range of {DRAWS} draws for the controls (few: the report draws more). "
         f"Dotted: the {beside[1]} model without any edit.",

@@ -70,7 +70,8 @@ TEMPLATE = go.layout.Template(
 
 
 def bars(
-    name: str, frame: pd.DataFrame, *, x: str, y: str, title: str, caption: str, colour: str | None = None, role: str | None = None, low: str | None = None,
+    name: str, frame: pd.DataFrame, *, x: str, y: str, title: str, caption: str, colour: str | None = None, role: str | None = None,
+    low: str | None = None,
     high: str | None = None, x_title: str | None = None, y_title: str | None = None, horizontal: bool | None = None,
     order: Sequence[str] | None = None, reference: tuple[Real, str] | None = None, log: bool = False,
 ) -> Figure:  # fmt: skip
@@ -120,7 +121,8 @@ def bars(
 
 
 def lines(
-    name: str, frame: pd.DataFrame, *, x: str, y: str, title: str, caption: str, colour: str | None = None, role: str | None = None, low: str | None = None,
+    name: str, frame: pd.DataFrame, *, x: str, y: str, title: str, caption: str, colour: str | None = None, role: str | None = None,
+    low: str | None = None,
     high: str | None = None, x_title: str | None = None, y_title: str | None = None,
     shaded: Sequence[tuple[Real, Real, str]] = (), reference: tuple[Real, str] | None = None, log_x: bool = False, log_y: bool = False,
     markers: bool | None = None,
@@ -157,7 +159,8 @@ def lines(
 
 
 def histogram(
-    name: str, frame: pd.DataFrame, *, x: str, title: str, caption: str, colour: str | None = None, role: str | None = None, bins: int = 40,
+    name: str, frame: pd.DataFrame, *, x: str, title: str, caption: str, colour: str | None = None, role: str | None = None,
+    bins: int = 40,
     x_title: str | None = None, y_title: str | None = None, marks: Sequence[tuple[Real, str]] = (), density: bool = False,
 ) -> Figure:  # fmt: skip
     """How is `x` distributed (per `colour`), and where do the marked values (an observed statistic, say) lie?"""
@@ -192,7 +195,8 @@ def histogram(
 
 
 def scatter(
-    name: str, frame: pd.DataFrame, *, x: str, y: str, title: str, caption: str, colour: str | None = None, role: str | None = None, text: str | None = None,
+    name: str, frame: pd.DataFrame, *, x: str, y: str, title: str, caption: str, colour: str | None = None, role: str | None = None,
+    text: str | None = None,
     x_low: str | None = None, x_high: str | None = None, low: str | None = None, high: str | None = None, x_title: str | None = None,
     y_title: str | None = None, hover: Sequence[str] = (), log_x: bool = False, log_y: bool = False, diagonal: bool = False,
     front: Sequence[str] = (), size: Real = 10,
