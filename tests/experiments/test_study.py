@@ -79,7 +79,7 @@ def test_a_measurement_is_found_by_weights_and_edits_and_not_by_the_object(gpt2:
     others = [
         Edit.add("resid_mid.1", vector, 3.0), Edit.add("resid_mid.0", vector, 2.0), Edit.add("resid_mid.1", -vector, 2.0),
         Edit.add("resid_mid.1", vector, 2.0, "prompt"), Edit.scale_keys([(0, 1)], 2.0), Edit.scale_keys([(0, 2)], 2.0),
-        Edit.project_out("resid_mid.1", vector),
+        Edit.project_out("resid_mid.1", vector), Edit.add("resid_mid.1", 2 * vector, 2.0),
     ]  # fmt: skip
     numbers = [study.count(gpt2, (edit,)) for edit in others]
     assert len({*numbers, study.count(gpt2, edits[0]), first}) == len(others) + 2
