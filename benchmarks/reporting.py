@@ -9,7 +9,8 @@ from typing import Any
 
 from benchmarks.measure import Case
 from interp import ModelPair
-from interp.experiments.run import make_context, run_report
+from interp.experiments.run import run_report
+from interp.experiments.toxicity.context import make_context
 from interp.results.result import Result
 
 
@@ -19,7 +20,7 @@ def reporting() -> Case:
 
     def run(only: list[str] | None) -> dict[str, Result]:
         with tempfile.TemporaryDirectory() as folder:
-            return {result.id: result for result in run_report(replace(context, _kept={}), folder, only=only).results}
+            return {result.id: result for result in run_report(replace(context), folder, only=only).results}
 
     known = run(None)
 

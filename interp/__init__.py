@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from interp.errors import UserError
     from interp.evaluation.metrics import Evaluation, evaluate, perplexity
     from interp.evaluation.toxicity import Scorer, load_scorer
-    from interp.experiments.registry import Context, Finding, experiment
+    from interp.experiments.registry import Finding, experiment
+    from interp.experiments.toxicity.context import ToxicityContext
     from interp.forward.capture import capture
     from interp.forward.captured import Captured, load_captured
     from interp.forward.generate import Sampling, generate, stream
@@ -74,7 +75,7 @@ __all__ = [  # noqa: RUF022  (grouped by purpose)
     # Texts that ship; `mask` hides profanity.
     "challenge_prompts", "mask", "neutral_prompts", "passages",
     # An experiment of one's own.
-    "Context", "Finding", "experiment", "figures",
+    "Finding", "ToxicityContext", "experiment", "figures",
     # What is raised for bad input.
     "UserError",
 ]  # fmt: skip
@@ -149,8 +150,8 @@ _HOMES = {
     "mask": "data.lexicon",
     "neutral_prompts": "data.texts",
     "passages": "data.texts",
-    "Context": "experiments.registry",
     "Finding": "experiments.registry",
+    "ToxicityContext": "experiments.toxicity.context",
     "experiment": "experiments.registry",
     "figures": "results.figures",
     "UserError": "errors",

@@ -5,7 +5,7 @@ A step takes what a report or the jobs of `app.answers.start` found, or nothing 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -14,7 +14,7 @@ from app.answers.summary import Measured
 from interp.errors import UserError
 from interp.models.sites import layer_of
 from interp.results import figures
-from interp.results.result import Figure, Result
+from interp.results.result import Figure, Result, effect_of, figure_of, rows_of
 from interp.steering.unalign import FACTOR, KEYS
 
 HEIGHT, TALL = 380, 420
@@ -38,9 +38,17 @@ class Step:
 def steps(found: Measured | None, results: Mapping[str, Result | UserError], compared: Step) -> list[Step]:
     """The five steps, in order, `compared` being the second; words are raw here and masked when they are laid out."""
     return [
-        written(results.get("A-E2")), compared, silenced(results.get("A-E9")), shifted(results.get("A-E10")),
+        _read(written, results.get("A-E2")), compared, _read(silenced, results.get("A-E9")), _read(shifted, results.get("A-E10")),
         brought_back(found),
     ]  # fmt: skip
+
+
+def _read(step: Callable[[Result | UserError | None], Step], result: Result | UserError | None) -> Step:
+    """A step with what its result says; one made by an earlier version, which may lack what the step reads, is a problem."""
+    try:
+        return step(result)
+    except UserError as error:
+        return step(error)
 
 
 def written(result: Result | UserError | None) -> Step:
@@ -52,10 +60,8 @@ def written(result: Result | UserError | None) -> Step:
     )  # fmt: skip
     if not isinstance(result, Result):
         return replace(step, claim=f"{step.claim}.", problem=result)
-    table = result.tables["vectors"]
-    single = table[table["vector"].str.startswith("value ")]
-    shared = table[table["vector"].str.startswith("U_0")].iloc[0]
-    share, null = float(single["share of toxic words"].mean()), float(result.null["share of toxic words"])
+    single, shared = rows_of(result, "vectors", "value"), rows_of(result, "vectors", "shared").iloc[0]
+    share, (_, null) = float(single["share of toxic words"].mean()), effect_of(result, "share of toxic words")
     majority = int((single["share of toxic words"] > 0.5).sum())
     return replace(
         step,
@@ -72,11 +78,11 @@ def _words(single: pd.DataFrame, shared: pd.Series, null: float) -> Figure:
     columns = ["vector", "top tokens", "share of toxic words"]
     named += list(single.head(VECTORS)[columns].itertuples(index=False, name=None))
     kind = "base model's value vectors"
-    rows = [(f"{name}: {' · '.join(str(said).split(' · ')[:TOKENS])}", float(share), kind) for name, said, share in named]
-    frame = pd.DataFrame([*rows, ("other neurons", null, "matched neurons (null)")], columns=["writes", "share", "vectors"])
+    rows = [(f"{name}: {' · '.join(str(words).split(' · ')[:TOKENS])}", float(share), kind, "base") for name, words, share in named]
+    frame = pd.DataFrame([*rows, ("other neurons", null, "matched neurons (null)", "null")], columns=["writes", "share", "vectors", "role"])
     return sized(figures.bars(
-        "words", frame, x="writes", y="share", colour="vectors", horizontal=True, title="What the nearest value vectors promote",
-        x_title="",
+        "words", frame, x="writes", y="share", colour="vectors", role="role", horizontal=True,
+        title="What the nearest value vectors promote", x_title="",
         y_title="listed words among the top 10",
         caption="First the direction that the nearest 128 share, then single vectors. Bars longer than the grey one are more than chance.",
     ), TALL)  # fmt: skip
@@ -95,13 +101,12 @@ def silenced(result: Result | UserError | None) -> Step:
     )  # fmt: skip
     if not isinstance(result, Result):
         return replace(step, claim=f"{step.claim}.", problem=result)
-    fall, fallen = result.statistic["mean fall"], result.statistic["neurons that fell"]
+    (fall, null), (fallen, _) = effect_of(result, "mean fall"), effect_of(result, "neurons that fell")
     claim = f"{step.claim}: their mean activation falls by {fall:.3f}, in {fallen:.0f} of the 5 nearest for certain (95 %)."
     if fall <= 0:
         claim = f"While challenge prompts are continued, the same neurons do not become less active (their mean falls by {fall:.3f})."
-    null = result.null["mean fall"]
     chance = f"In neurons of the same layers and norms it {'falls' if null >= 0 else 'rises'} by {abs(null):.3f}."
-    return replace(step, claim=claim, chance=chance, figure=sized(result.figures[0]))
+    return replace(step, claim=claim, chance=chance, figure=sized(figure_of(result, "activations")))
 
 
 def shifted(result: Result | UserError | None) -> Step:
@@ -113,13 +118,13 @@ def shifted(result: Result | UserError | None) -> Step:
     )  # fmt: skip
     if not isinstance(result, Result):
         return replace(step, claim=f"{step.claim}.", problem=result)
-    cosine, null = result.statistic["mean pairwise cosine"], result.null["mean pairwise cosine"]
+    cosine, null = effect_of(result, "mean pairwise cosine")
     layer = layer_of(str(result.settings["site"]))
     return replace(
         step, claim=f"{step.claim}: before the MLP of layer {layer} the shifts of two prompts have a mean cosine of {cosine:.2f}.",
         chance="Where a coin decides which side is called tuned, the cosine is near 0. Random changes of the weights of equal size give "
         f"{null:.2f}, so only what lies above that is tuning's own.",
-        figure=sized(result.figures[-1], y_title="mean cosine of two shifts"),
+        figure=sized(figure_of(result, "by-layer"), y_title="mean cosine of two shifts"),
     )  # fmt: skip
 
 
@@ -132,7 +137,7 @@ def brought_back(found: Measured | None) -> Step:
     base, tuned, back, null = (found.row(role)["toxicity"] for role in ("base", "tuned", "un-aligned", "null"))
     lost = base - tuned
     figure = figures.bars(
-        "brought-back", found.table, x="model", y="toxicity", low="low", high="high", horizontal=True, x_title="",
+        "brought-back", found.table, x="model", y="toxicity", role="role", low="low", high="high", horizontal=True, x_title="",
         title="Toxicity of challenge continuations", y_title="mean toxicity, 0 to 1",
         caption="Enlarged toxic keys should bring the tuned model back to the base's height; random keys not. Whiskers: 95 %.",
     )  # fmt: skip

@@ -20,7 +20,7 @@ from interp import Model, ModelPair
 from interp.data.texts import challenge_prompts, passages
 from interp.diffing.offsets import FLIPPED, RANDOM, coordinates, key_products, shift_profile, shifts
 from interp.diffing.regions import STATES, Leaving, firing_states, leaving
-from interp.experiments.registry import Context
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.forward.capture import capture
 from interp.forward.captured import Captured
 from interp.models.model import Neuron
@@ -45,6 +45,8 @@ MATCHED = "matched neurons (null)"
 # What the figures call the roles of `Leaving.to_frame` and of `Profile.to_frame`.
 LEAVING = {"tuned": "tuned", "shift_alone": "base, shift alone", "random_shift": "random shift (null)", "matched_neurons": MATCHED}
 PROFILE = {"tuned": "tuned", "flipped": FLIPPED, "changed": RANDOM}
+# The role that each of them has in a figure's colours.
+DRAWN_AS = {"tuned": "tuned", "shift_alone": "edited"}
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,11 @@ def light(pair: ModelPair) -> bool:
 
 
 @st.cache_resource(show_spinner=False, max_entries=8)
-def study(source: Source, count: int) -> Context:
+def study(source: Source, count: int) -> ToxicityContext:
     """What the experiments share, on challenge prompts spread evenly over those that ship."""
     every = challenge_prompts()
     chosen = [every[int(place)] for place in np.linspace(0, len(every) - 1, min(count, len(every))).round()]
-    return Context(state.load_pair(source), state.probe(source), state.scorer(), chosen, passages())
+    return ToxicityContext(state.load_pair(source), state.probe(source), state.scorer(), chosen, passages())
 
 
 @st.cache_resource(show_spinner="Reading the prompts with both models …", max_entries=6)
@@ -146,7 +148,7 @@ def left(source: Source, count: int, neuron: Neuron) -> Leaving:
     )  # fmt: skip
 
 
-def _plane(context: Context, region: Leaving, plane: str, base: Tensor, tuned: Tensor) -> Figure:
+def _plane(context: ToxicityContext, region: Leaving, plane: str, base: Tensor, tuned: Tensor) -> Figure:
     placed = coordinates(base, tuned)
     layer, index = region.neuron
     texts = [prompt if len(prompt) <= LETTERS else "… " + prompt[-LETTERS:] for prompt in context.prompts]
@@ -200,9 +202,9 @@ def _colour_lines(figure: Figure, frame: pd.DataFrame, plane: str) -> None:
 
 def _bars(region: Leaving) -> Figure:
     frame = region.to_frame()
-    frame["model"] = frame["role"].map(LEAVING)
+    frame["model"], frame["role"] = frame["role"].map(LEAVING), [DRAWN_AS.get(role, "null") for role in frame["role"]]
     return figures.bars(
-        "leaving", frame[["model", "share", "low", "high"]], x="model", y="share", low="low", high="high",
+        "leaving", frame[["model", "role", "share", "low", "high"]], x="model", y="share", role="role", low="low", high="high",
         horizontal=True, title="How many fall silent?", x_title="",
         y_title="share that leaves",
         caption="Of the prompts on which the neuron fires in the base model, how many fall silent (with 95 % intervals; of nulls, "
@@ -214,13 +216,13 @@ def _bars(region: Leaving) -> Figure:
 
 @st.cache_data(show_spinner=False, max_entries=32)
 def profile(source: Source, count: int, with_changes: bool) -> pd.DataFrame:
-    """How alike the shifts are before each MLP: one row per layer and model (`PROFILE`), with cosine, low and high."""
+    """How alike the shifts are before each MLP: one row per layer and model (`PROFILE`), with its role, cosine, low and high."""
     sites = [f"resid_mid.{layer}" for layer in range(state.load_pair(source).base.n_layers)]
     base, tuned = ([side[site] for site in sites] for side in states(source, count))
     changes = [[change[site] for site in sites] for change in random_shifts(source, count)] if with_changes else []
     frame = shift_profile(base, tuned, changes, flips=FLIPS).to_frame()
-    frame["model"] = frame.pop("role").map(PROFILE)
-    return frame[["layer", "model", "cosine", "low", "high"]]
+    frame["model"], frame["role"] = frame["role"].map(PROFILE), [DRAWN_AS.get(role, "null") for role in frame["role"]]
+    return frame[["layer", "model", "role", "cosine", "low", "high"]]
 
 
 def by_layer(figure: Figure, frame: pd.DataFrame) -> Figure:
@@ -233,7 +235,8 @@ def by_layer(figure: Figure, frame: pd.DataFrame) -> Figure:
 def profile_figure(frame: pd.DataFrame, layer: int) -> Figure:
     """The profile as lines, with the chosen layer shaded."""
     figure = figures.lines(
-        "profile", frame, x="layer", y="cosine", colour="model", low="low", high="high", shaded=[(layer - 0.25, layer + 0.25, "chosen")],
+        "profile", frame, x="layer", y="cosine", colour="model", role="role", low="low", high="high",
+        shaded=[(layer - 0.25, layer + 0.25, "chosen")],
         title="Is it one shift for all prompts?", x_title="layer (before its MLP)", y_title="cosine with other prompts' shift",
         caption="Near 1, every prompt is moved the same way. Shuffled labels (a coin decides for each prompt which side is the tuned one) "
         "must lie near 0. "

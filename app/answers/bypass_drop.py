@@ -63,14 +63,14 @@ def drop(source: Source, count: int, top: int) -> Drop:
         label = f"{neuron[0]}.{neuron[1]} ({', '.join(tokens)})"
         fall = bootstrap_difference(base, tuned)
         levels.append((label, float(base.mean()), float(tuned.mean())))
-        falls.append((label, fall.value, fall.low, fall.high))
-    fallen = sum(low > 0 for _, _, low, _ in falls)
+        falls.append((label, "", fall.value, fall.low, fall.high))
+    fallen = sum(low > 0 for *_, low, _ in falls)
     matched = [place[neuron] for some in drawn for neuron in some[:top]]
     lost = sides["base"] - sides["tuned"]
     null = np.array([lost[:, [place[neuron] for neuron in some[:top]]].mean() for some in drawn])
     low, high = (float(end) for end in np.quantile(null, TAILS))
     levels.append((MATCHED, float(sides["base"][:, matched].mean()), float(sides["tuned"][:, matched].mean())))
-    falls.append((MATCHED, float(null.mean()), low, high))
+    falls.append((MATCHED, "null", float(null.mean()), low, high))
     mean = bootstrap_mean(lost[:, [place[neuron] for neuron in neurons]].mean(axis=1))
     return Drop(
         figures.dumbbell(
@@ -81,7 +81,8 @@ def drop(source: Source, count: int, top: int) -> Drop:
             "circle; for matched neurons both should be together.",
         ),
         figures.bars(
-            "falls", pd.DataFrame(falls, columns=["neuron", "fall", "low", "high"]), x="neuron", y="fall", low="low", high="high",
+            "falls", pd.DataFrame(falls, columns=["neuron", "role", "fall", "low", "high"]), x="neuron", y="fall", role="role",
+            low="low", high="high",
             horizontal=True, title="How far each falls", x_title="", y_title="fall of the activation",
             caption="Paired differences with 95 % intervals over prompts; an interval that reaches below 0 is no fall. The last bar is "
             "the null: neurons of the same "

@@ -105,13 +105,17 @@ def curve(source: Source, prompt: str, token: int) -> Curve:
         held[NULL] = np.mean([logit_lens(model, [prompt], [token]).probabilities[0].numpy() for model in random_changes(source)], axis=0)
     labels, steps = lenses["base"].labels, lenses["base"].steps
     frame = pd.DataFrame(
-        [(name, at / 2, labels[at], value) for name, values in held.items() for at, value in enumerate(values)],
-        columns=["model", "layers done", "point", "probability"],
+        [
+            (name, "null" if name == NULL else name, at / 2, labels[at], value)
+            for name, values in held.items()
+            for at, value in enumerate(values)
+        ],
+        columns=["model", "role", "layers done", "point", "probability"],
     )
     rises = lenses["base"].rises[0, 1:]
     best = int(rises.argmax()) + 1
     figure = figures.lines(
-        "lens", frame, x="layers done", y="probability", colour="model", title="The token along the stack", markers=True,
+        "lens", frame, x="layers done", y="probability", colour="model", role="role", title="The token along the stack", markers=True,
         shaded=[(at / 2, (at + 1) / 2, "MLP steps") for at in range(1, len(steps), 2)],
         x_title="layers done", y_title="probability of the token",
         caption="Each point is what the model would say if it ended there; half layers are after attention. A late rise in the base model "

@@ -7,7 +7,7 @@ toxicity, is that experiment itself, run for the layer that was chosen.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -20,10 +20,10 @@ from app.settings import Source
 from interp.diffing.antipodes import antipodes
 from interp.diffing.offset_sources import decompose, pooled
 from interp.diffing.offsets import shifts
-from interp.experiments.registry import Context, Finding, find_experiments
+from interp.experiments.registry import Finding, find_experiments
 from interp.forward.captured import Captured
 from interp.results import figures
-from interp.results.result import Figure
+from interp.results.result import Figure, figure_of
 
 # What a quick run of A-E11 says: the states, then three controls.
 PHRASES = 4
@@ -50,17 +50,6 @@ class Against:
     last: float
     predicted: float
     guessed: float
-
-
-@dataclass(eq=False)
-class AtLayer(Context):
-    """A study whose offset is read at a chosen layer in place of the one that the rule finds."""
-
-    layer: int = 1
-
-    @property
-    def offset_layer(self) -> int:  # type: ignore[override]
-        return self.layer
 
 
 @st.cache_resource(show_spinner="Reading the prompts at every position …", max_entries=6)
@@ -151,8 +140,7 @@ def controls(source: Source, count: int, layer: int) -> Callable[[Step], Finding
             step(text, said, PHRASES)
             said += 1
 
-        given = {item.name: getattr(context, item.name) for item in fields(Context) if item.name not in ("say", "quick")}
-        return experiment.run(AtLayer(**given, layer=layer, say=say, quick=True))
+        return experiment.run(context.varied(layer=layer, say=say, quick=True))
 
     return work
 
@@ -161,9 +149,10 @@ def drawn(finding: Finding) -> tuple[Figure, float, float]:
     """The figure with its nulls, the last layer's median, and the lowest of the gradient steps'."""
     table = finding.tables["changes"]
     last = "median cosine, last layer"
-    steps = table[table["model"].str.contains("step")][last]
+    keys = table["row_key"]
+    steps = table[keys.isin(["plain step", "shuffled step"])][last]
     return (
-        by_layer(finding.figures[0], finding.tables["by layer"]),
-        float(table[table["model"] == "tuned"][last].iloc[0]),
+        by_layer(figure_of(finding.figures, "by-layer"), finding.tables["by layer"]),
+        float(table[keys == "tuned"][last].iloc[0]),
         float(np.min(steps)),
     )

@@ -24,10 +24,12 @@ from interp import ModelPair, UserError
 from interp.data.texts import challenge_prompts
 from interp.environment import machine, versions
 from interp.experiments.registry import Experiment, find_experiments
-from interp.experiments.run import KEPT, fingerprint, make_context, run_experiment
+from interp.experiments.run import KEPT, result_of
+from interp.experiments.study import Studies
+from interp.experiments.toxicity.context import ToxicityContext, make_context
 from interp.files import read_json
 from interp.report.page import TITLES, VERDICTS, Report, read_report, write_report
-from interp.results.result import Result, flatten, is_number, load_result, plain, save_result, show_number
+from interp.results.result import Result, is_number, plain, show_number, shown
 
 # The page of this app on which the claim of an experiment can be seen at work.
 SEEN_ON = {
@@ -79,7 +81,7 @@ def places(result: Result, key: str) -> dict[str, float]:
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
     """A table of a result with its lists as text, so that nothing in it escapes the mask."""
-    flat = flatten(frame)
+    flat = shown(frame)
     flat = flat.rename(columns={name: str(name).replace("_", " ") for name in flat.columns})
     return flat.map(lambda cell: cell if cell is None or is_number(cell) or isinstance(cell, bool) else _text(cell))
 
@@ -150,28 +152,25 @@ def run_missing(pair: ModelPair, source: Source, folder: Path, chosen: Sequence[
     Raises:
         UserError: none could be run, or the folder cannot be written to.
     """
-    wanted = find_experiments(chosen)
-    step("reading prompts and the probe", 0, len(wanted))
-    context = make_context(pair, quick=quick, scorer="bundled" if find_spec("detoxify") is not None else "lexicon")
+    experiments = find_experiments(chosen)
+    step("reading prompts and the probe", 0, len(experiments))
+    scorer = "bundled" if find_spec("detoxify") is not None else "lexicon"
+    studies = Studies({ToxicityContext: partial(make_context, pair, quick=quick, scorer=scorer)})
     skipped: dict[str, str] = {}
     done: list[str] = []
     try:
-        for number, item in enumerate(wanted):
-            step(item.title, number, len(wanted))
-            context.say = partial(_say, step, item.title, number, len(wanted))
-            kept = folder / KEPT / fingerprint(item, context)
+        for number, item in enumerate(experiments):
+            step(item.title, number, len(experiments))
             try:
-                if (kept / f"{item.id}.json").is_file():
-                    result = load_result(kept / f"{item.id}.json")
-                else:
-                    result = run_experiment(item, context)
-                    save_result(result, kept)
+                study = studies.find(item.study)
+                study.say = partial(_say, step, item.title, number, len(experiments))
+                result = result_of(item, study, folder / KEPT)
             except UserError as error:
                 skipped[item.id] = str(error)
                 continue
             done.append(item.id)
             add(pair, source, folder, result, skipped)
-        step("writing the page", len(wanted), len(wanted))
+        step("writing the page", len(experiments), len(experiments))
         if not done:
             raise UserError("none of these can be run: " + "; ".join(f"{name}: {why}" for name, why in skipped.items()), "choose others")
         add(pair, source, folder, None, skipped)

@@ -17,6 +17,8 @@ from interp.neurons.ranking import keys_at, values_at
 from interp.results import figures
 from interp.stats.nulls import matched_neurons
 
+NULL = "another neuron's value (null)"
+
 
 @st.cache_data(show_spinner=False, max_entries=4)
 def left_in_place(source: Source) -> Step:
@@ -32,16 +34,16 @@ def left_in_place(source: Source) -> Step:
     compared = {
         "key": (keys_at(pair.base, kept), keys_at(pair.tuned, kept)),
         "value": (values_at(pair.base, kept), values_at(pair.tuned, kept)),
-        "another neuron's value (null)": (values_at(pair.base, kept), values_at(pair.tuned, others)),
+        NULL: (values_at(pair.base, kept), values_at(pair.tuned, others)),
     }
     cosines = {name: torch.cosine_similarity(a.double(), b.double(), dim=1).cpu().tolist() for name, (a, b) in compared.items()}
     frame = pd.DataFrame(
         [
-            (rank, f"{layer}.{index}", name, value)
+            (rank, f"{layer}.{index}", name, "null" if name == NULL else "", value)
             for name, some in cosines.items()
             for rank, ((layer, index), value) in enumerate(zip(kept, some, strict=True), start=1)
         ],
-        columns=["rank", "neuron", "vector", "cosine"],
+        columns=["rank", "neuron", "vector", "role", "cosine"],
     )  # fmt: skip
     shift = neuron_shift(pair, kept)
     keys, values, _ = cosines.values()
@@ -50,7 +52,7 @@ def left_in_place(source: Source) -> Step:
     floor = math.floor(least * 1e5) / 1e5
     claim = f"Of the {len(kept)} neurons nearest to the probe, no key or value has a cosine below {floor:.5f} with itself"
     figure = figures.scatter(
-        "left-in-place", frame, x="rank", y="cosine", colour="vector", hover=("neuron",), size=7,
+        "left-in-place", frame, x="rank", y="cosine", colour="vector", role="role", hover=("neuron",), size=7,
         title="The same vector before and after tuning",
         x_title="neurons, nearest to the probe first", y_title="cosine, base with tuned",
         caption="Vectors that tuning had rewritten would lie among the open circles; those that it left in place lie at 1.",

@@ -106,17 +106,19 @@ def by_layer(found: Measured, direction: str) -> Figure:
     for place, cell in enumerate(whole.cells):
         value = float(whole.effects[at, :, place].mean())
         own = [effect for effect, other in zip(single, cells.cells, strict=True) if other.layer == cell.layer]
-        rows.append({"layer": cell.layer, "run": all_of, "effect": value, "low": value, "high": value})
+        rows.append({"layer": cell.layer, "run": all_of, "role": roles.source, "effect": value, "low": value, "high": value})
         if own:
             best = max(own, key=abs)
-            rows.append({"layer": cell.layer, "run": one, "effect": best, "low": best, "high": best})
+            rows.append({"layer": cell.layer, "run": one, "role": "", "effect": best, "low": best, "high": best})
         if whole.null_most is not None:
             most = float(whole.null_most[at, place])
-            rows.append({"layer": cell.layer, "run": "random change of the whole layer", "effect": 0.0, "low": -most, "high": most})
+            rows.append(
+                {"layer": cell.layer, "run": "random change of the whole layer", "role": "null", "effect": 0.0, "low": -most, "high": most}
+            )
     frame = pd.DataFrame(rows).sort_values("run", key=lambda column: column.map({all_of: 0, one: 1}).fillna(2), kind="stable")
     gap = float((whole.source[at] - whole.target[at]).mean())
     figure = figures.lines(
-        "by-layer", frame, x="layer", y="effect", colour="run", low="low", high="high",
+        "by-layer", frame, x="layer", y="effect", colour="run", role="role", low="low", high="high",
         x_title="layer", title=f"{whole.site}: what each layer carries",
         y_title=f"effect on {cells.metric}", reference=(gap, "whole difference"),
         caption=f"Where the line of the whole layer meets the dotted one, patching that layer alone gives {phrase(roles.target)} "
@@ -133,10 +135,15 @@ def next_figure(spoken: Spoken, direction: str, words: bool) -> Figure:
     labels = _distinct([show.visible(token, words) for token in spoken.likeliest["token"]])
     names = {"before": roles.target, "patched": "patched", "source": roles.source}
     frame = pd.concat(
-        [pd.DataFrame({"token": labels, "probability": spoken.likeliest[column], "run": name}) for column, name in names.items()]
+        [
+            pd.DataFrame(
+                {"token": labels, "probability": spoken.likeliest[column], "run": name, "role": "edited" if column == "patched" else name}
+            )
+            for column, name in names.items()
+        ]
     )
     return figures.bars(
-        "next-tokens", frame, x="token", y="probability", colour="run", title="The next token", x_title="", horizontal=True,
+        "next-tokens", frame, x="token", y="probability", colour="run", role="role", title="The next token", x_title="", horizontal=True,
         caption="The likeliest next tokens of the three runs. A patch that carries the difference brings its bars to those of the source.",
     )  # fmt: skip
 

@@ -31,8 +31,9 @@ from app.jobs import Step
 from app.settings import Source
 from interp import Edit, UserError
 from interp.data.texts import challenge_prompts, passages
-from interp.experiments.registry import EXPERIMENTS, Context
+from interp.experiments.registry import EXPERIMENTS
 from interp.experiments.run import run_experiment
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.lens.logit_lens import logit_lens
 from interp.models.model import Neuron
 from interp.neurons.firing import firing_rates
@@ -112,7 +113,7 @@ def measure(source: Source, step: Step) -> Measured:
     pair, edits, chosen = state.load_pair(source), unaligned(source), keys(source)
     # The odd prompts decide which keys are scaled.
     prompts = challenge_prompts()[::2][:: sizes.prompt_step]
-    context = Context(pair, state.probe(source), state.scorer(), prompts, passages()[:: sizes.passage_step], new_tokens=NEW_TOKENS)
+    context = ToxicityContext(pair, state.probe(source), state.scorer(), prompts, passages()[:: sizes.passage_step], new_tokens=NEW_TOKENS)
     rows, scores = [], {}
     models = (("base", "base", pair.base, ()), ("tuned", "tuned", pair.tuned, ()), ("un-aligned", UNALIGNED, pair.tuned, edits))
     for place, (role, name, model, applied) in enumerate(models):
@@ -147,7 +148,7 @@ def argue(source: Source, step: Step) -> dict[str, Result | UserError]:
     """The experiments behind the figures, each on few prompts and with few controls (a job); what one cannot answer is its error."""
     pair, sizes = state.load_pair(source), settings.sizes()
     prompts, texts = challenge_prompts()[:: sizes.argued_step], passages()[:: sizes.passage_step]
-    context = Context(pair, state.probe(source), state.scorer(), prompts, texts, draws=6, quick=True)
+    context = ToxicityContext(pair, state.probe(source), state.scorer(), prompts, texts, draws=6, quick=True)
     found: dict[str, Result | UserError] = {}
     for place, name in enumerate(ARGUED):
         known = reported(source, name)

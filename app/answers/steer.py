@@ -182,16 +182,16 @@ def _figures(
     mine, random = frame[frame["model"] == what], frame[frame["model"] == null]
     band = random.groupby("strength", as_index=False).agg(toxicity=("toxicity", "mean"), low=("toxicity", "min"), high=("toxicity", "max"))
     curve = figures.lines(
-        "sweep", pd.concat([mine, band.assign(model=null)]), x="strength", y="toxicity", colour="model", low="low", high="high",
-        title="Toxicity by strength", x_title=unit, y_title="mean toxicity (0 to 1)", reference=beside,
+        "sweep", pd.concat([mine, band.assign(model=null, role="null")]), x="strength", y="toxicity", colour="model", role="role",
+        low="low", high="high", title="Toxicity by strength", x_title=unit, y_title="mean toxicity (0 to 1)", reference=beside,
         caption="Leftmost, nothing is changed. An edit that does something of its own leaves the grey band of the random controls. "
         f"Bands: 95 % interval over {prompts} prompts for the edit, range of {draws} draws for the controls (few: the report draws more). "
         f"Dotted: the {beside[1]} model without any edit.",
     )  # fmt: skip
     changed = random[random["strength"] != mine["strength"].iloc[0]]
-    points = pd.concat([mine.assign(at=[f"{value:.3g}" for value in mine["strength"]]), changed.assign(at="")])
+    points = pd.concat([mine.assign(at=[f"{value:.3g}" for value in mine["strength"]]), changed.assign(at="", role="null")])
     price = figures.scatter(
-        "price", points, x="perplexity", y="toxicity", colour="model", text="at", hover=("strength", "F1", "distinct-2"),
+        "price", points, x="perplexity", y="toxicity", colour="model", role="role", text="at", hover=("strength", "F1", "distinct-2"),
         title="What it costs", x_title="perplexity on harmless passages", y_title="mean toxicity (0 to 1)",
         caption="The number beside a point is its strength. Far to the right language itself is spoiled, whatever the toxicity: "
         f"an edit that only brings toxicity back moves straight up. Perplexity on {texts} passages that ship.",

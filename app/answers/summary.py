@@ -15,7 +15,7 @@ from app.jobs import key_of
 from app.settings import Source
 from interp.errors import UserError
 from interp.report.page import Report
-from interp.results.result import Result
+from interp.results.result import Result, row_of
 from interp.steering.unalign import FACTOR, KEYS
 
 if TYPE_CHECKING:
@@ -64,17 +64,19 @@ def reported(source: Source, name: str) -> Result | None:
 def measured_by_report(source: Source) -> Measured | None:
     """The numbers of the un-alignment experiment, where a report of this pair holds it in full."""
     result = reported(source, "X-U1")
-    table = result.tables.get("keys") if result is not None else None
-    if result is None or table is None:
+    if result is None:
         return None
     rows = []
-    named = {"base": "base", "tuned": "tuned", "un-aligned": UNALIGNED, "null": RANDOM}
-    for role, start in (("base", "base"), ("tuned", "tuned"), ("un-aligned", f"{KEYS} selective keys"), ("null", "random keys")):
-        found = table[table["model"] == start if role in ("base", "tuned") else table["model"].str.startswith(start)]
-        if len(found) != 1:
-            return None
-        line = found.iloc[0]
-        rows.append((role, named[role], *(float(line[column]) for column in ("toxicity", "low", "high", "perplexity"))))
+    kinds = (
+        ("base", "base", "base"), ("tuned", "tuned", "tuned"), ("un-aligned", f"selective {KEYS}", UNALIGNED), ("null", "random", RANDOM),
+    )  # fmt: skip
+    try:
+        for role, key, label in kinds:
+            line = row_of(result, "keys", key)
+            rows.append((role, label, *(float(line[column]) for column in ("toxicity", "low", "high", "perplexity"))))
+    except UserError:
+        # The report is of an earlier version; here few prompts are measured instead.
+        return None
     frame = pd.DataFrame(rows, columns=["role", "model", "toxicity", "low", "high", "perplexity"])
     used = result.settings
     return Measured(frame, int(used["prompts"]), int(used["passages"]), int(used["random_draws"]), None, "the report")

@@ -194,10 +194,12 @@ def changed(source: Source, neuron: Neuron) -> Changed:
     points = pd.DataFrame({
         "key": 100 * shift["key_shift"].to_numpy(), "value": 100 * shift["value_shift"].to_numpy(),
         "neuron": [title, *map(name_of, others)],
+        "role": ["", *["null"] * len(others)],
         "who": [f"neuron {title}", *[f"random neurons of layer {neuron[0]} (null)"] * len(others)],
     }).iloc[::-1]  # fmt: skip
     figure = figures.scatter(
-        "moved", points, x="key", y="value", colour="who", hover=["neuron"], title=f"How far tuning moved the key and the value of {title}",
+        "moved", points, x="key", y="value", colour="who", role="role", hover=["neuron"],
+        title=f"How far tuning moved the key and the value of {title}",
         x_title="key moved, % of its norm", y_title="value moved, % of its norm",
         caption=f"Every circle is one of {len(others)} random neurons of the same layer. A point far to the upper right of the circles "
         "would mean that tuning went for this neuron; a point among them means that it did not.",

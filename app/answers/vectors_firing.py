@@ -117,13 +117,16 @@ def firing(survey: Survey, neuron: Neuron) -> Figure:
     """How often the neuron fires at the end of challenge and of neutral prompts, in both models, beside the others of its layer."""
     layer, index = neuron
     rows = [
-        {"prompts": words, "share": float(survey.rates[side, kind][layer][index]), "who": side}
+        {"prompts": words, "share": float(survey.rates[side, kind][layer][index]), "who": side, "role": side}
         for side in ("base", "tuned") for kind, words in KINDS.items()
     ]  # fmt: skip
     null = f"layer {layer}, base (null)"
-    rows += [{"prompts": words, "share": float(survey.rates["base", kind][layer].mean()), "who": null} for kind, words in KINDS.items()]
+    rows += [
+        {"prompts": words, "share": float(survey.rates["base", kind][layer].mean()), "who": null, "role": "null"}
+        for kind, words in KINDS.items()
+    ]
     return figures.bars(
-        "firing", pd.DataFrame(rows), x="prompts", y="share", colour="who", title=f"How often {name_of(neuron)} fires",
+        "firing", pd.DataFrame(rows), x="prompts", y="share", colour="who", role="role", title=f"How often {name_of(neuron)} fires",
         x_title="", y_title="share of prompts at whose end it fires", horizontal=False,
         caption="It fires where its input is above zero, read at the last token. Higher on challenge prompts than on neutral ones means "
         "that it answers to provocation; a tuned bar below the base bar, that it is silent more often. The null is the mean of its layer.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -44,7 +45,9 @@ def report(
     """
     common.check_folder(out)
     from interp.experiments.registry import find_experiments
-    from interp.experiments.run import make_context, run_report
+    from interp.experiments.run import run_report
+    from interp.experiments.study import Studies
+    from interp.experiments.toxicity.context import ToxicityContext, make_context
     from interp.experiments.user_files import read_experiments
     from interp.report.terminal import print_seeds, print_summary
     from interp.runs.logs import BUNDLED_LOGS
@@ -54,15 +57,16 @@ def report(
     for file in experiment or ():
         read_experiments(file)
     find_experiments(only)
-    held, texts = common.prompts_from(prompts), common.passages_from(passages)
+    starts, texts = common.prompts_from(prompts), common.passages_from(passages)
     with common.progress(1, "loading the pair") as (bar, task):
         named = workbench.Sides(pair, probe, device)
         sides = named.both()
         bar.update(task, description="the probe")
         judge = None if probe is None else named.probe_of("base", sides.base)
-        context = make_context(
-            sides, quick=quick, seed=seed, prompts=held, passages=texts, scorer=scorer, probe=judge, logs=logs or BUNDLED_LOGS
-        )
+        toxicity = partial(
+            make_context,
+            sides, quick=quick, seed=seed, prompts=starts, passages=texts, scorer=scorer, probe=judge, logs=logs or BUNDLED_LOGS,
+        )  # fmt: skip
 
         def tell(phrase: str, done: int, total: int) -> None:
             bar.update(task, description=phrase, completed=done, total=total)
@@ -79,7 +83,9 @@ def report(
                 *(("--experiment", file) for file in experiment or ()),
             ],
         )
-        ran = run_report(context, out, only=only, show_words=show_words, command=command, seeds=seeds, progress=tell)
+        ran = run_report(
+            Studies({ToxicityContext: toxicity}, seed), out, only=only, show_words=show_words, command=command, seeds=seeds, progress=tell
+        )
     if as_json:
         found = [
             {"id": r.id, "claim": r.claim, "verdict": r.verdict, "statistic": r.statistic, "null": r.null, "seconds": r.seconds}

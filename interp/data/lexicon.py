@@ -15,6 +15,8 @@ from typing import Any
 from interp.bundled import BUNDLED
 
 LEXICON_FILE = BUNDLED / "lexicon.toml"
+# What a result depends on that this module reads: see interp.experiments.fingerprint.
+READS = (LEXICON_FILE,)
 STRONG_KINDS = ("profanity", "slur")
 HOSTILE_KINDS = ("profanity", "slur", "insult")
 MASKED_KINDS = ("profanity", "slur", "sexual")

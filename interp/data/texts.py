@@ -18,6 +18,8 @@ from interp.bundled import BUNDLED
 from interp.errors import UserError
 
 TEXTS_FOLDER = BUNDLED / "texts"
+# What a result depends on that this module reads: see interp.experiments.fingerprint.
+READS = (TEXTS_FOLDER,)
 Kind = TypeVar("Kind")
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 

@@ -6,6 +6,7 @@ checking that every edit fits that model. Positions are absolute, so an edit doe
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -108,6 +109,15 @@ class Edit:
         if self.op not in STRENGTH:
             raise UserError(f"an edit of op {self.op!r} has no strength to multiply", "use add, scale, scale_keys or set")
         return replace(self, strength=_finite(self.strength * _finite(factor, "factor"), "strength"))
+
+    @property
+    def digest(self) -> str:
+        """A hash of everything that the edit does, by which what was measured under it is found again."""
+        digest = hashlib.blake2b(repr((self.op, self.site, self.strength, self.neurons, self.positions)).encode(), digest_size=16)
+        if self.values is not None:
+            values = self.values.detach().cpu().contiguous()
+            digest.update(f"{values.dtype}{tuple(values.shape)}".encode() + values.view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `from_json` makes an equal edit."""

@@ -13,6 +13,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,9 +23,10 @@ import torch
 from jaxtyping import Float
 
 from interp.bundled import BUNDLED
-from interp.data.lexicon import HOSTILE_KINDS, lexicon, word_pattern
+from interp.data.lexicon import HOSTILE_KINDS, LEXICON_FILE, lexicon, word_pattern
 from interp.errors import UserError
 from interp.evaluation.detoxify import _load_detector
+from interp.models.offloading import weights_digest
 
 CLASSES = ("toxicity", "severe_toxicity", "obscene", "threat", "insult", "identity_attack")
 BUNDLED_SCORER = BUNDLED / "scorer"
@@ -67,6 +69,11 @@ class LexiconScorer:
     """
 
     name = "lexicon"
+
+    @property
+    def digest(self) -> str:
+        """A hash of the word list."""
+        return hashlib.blake2b(LEXICON_FILE.read_bytes(), digest_size=16).hexdigest()
 
     def __init__(self) -> None:
         self.classes: tuple[str, ...] = ("toxicity", "share", *lexicon())
@@ -126,6 +133,12 @@ class ClassifierScorer:
         table = np.stack([answers[key] for key in keys]) if keys else np.empty((0, len(self.classes)), dtype=np.float32)
         return _frame(table, self.classes)
 
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the classifier's weights and of its tokenizer, by which results scored with it are kept."""
+        words = self.detector.tokenizer.backend_tokenizer.to_str()
+        return f"{weights_digest(self.detector.model)}-{hashlib.blake2b(words.encode(), digest_size=16).hexdigest()}"
+
     def _compute(self, texts: list[str]) -> Float[np.ndarray, "texts classes"]:
         """Scores of distinct texts: cut into windows, sorted by length, in batches of at most `batch_size`."""
         pieces: list[str] = []
@@ -173,6 +186,11 @@ class ClassifierScorer:
 
 def _frame(table: Float[np.ndarray, "texts classes"], classes: tuple[str, ...]) -> pd.DataFrame:
     return pd.DataFrame(np.asarray(table, dtype=np.float32), columns=list(classes))
+
+
+def scorer_digest(scorer: Scorer) -> str:
+    """What a result depends on of a scorer: its digest, or its name where it has none (a scorer of a user's own need not)."""
+    return str(getattr(scorer, "digest", scorer.name))
 
 
 def load_scorer(source: str | Path = "bundled", *, device: str = "cpu", batch_size: int = 64) -> Scorer:

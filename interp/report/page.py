@@ -25,7 +25,7 @@ from interp.errors import UserError
 from interp.results.figure_layout import untitled
 from interp.data.lexicon import mask, mask_texts
 from interp.files import read_json, write_together
-from interp.results.result import Real, Result, csv_files, file_names, flatten, is_number, plain, show_number
+from interp.results.result import Real, Result, csv_files, file_names, is_number, plain, show_number, shown
 from interp.report.seeds import Seeds
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -140,7 +140,7 @@ def _section(result: Result, command: str) -> dict[str, Any]:
              "height": figure.spec.get("layout", {}).get("height", 400)}
             for place, figure in enumerate(result.figures)
         ],
-        "tables": [_table(name, flatten(frame), names[name]) for name, frame in result.tables.items()],
+        "tables": [_table(name, shown(frame), names[name]) for name, frame in result.tables.items()],
         "command": f"{command} --only {result.id}",
         "settings": [(key, json.dumps(plain(value), ensure_ascii=False) if isinstance(value, (dict, list, tuple)) else str(value))
                      for key, value in result.settings.items()],

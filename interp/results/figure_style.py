@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import math
-import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -26,52 +25,37 @@ SYMBOLS = {"base": "circle", "tuned": "diamond", "edited": "square", "un-aligned
 DASHES = {"base": "solid", "tuned": "solid", "edited": "dash", "un-aligned": "dashdot", "null": "dot"}
 # Hues for series that are none of the five, in this order.
 FURTHER = ("#c2528b", "#8f7a12", "#4aa3c9", "#b5503c", "#5d6fd6")
-# Read at the start of a label, first match wins: "base minus vector" is an edit of the base, not the base.
-ROLES = (
-    ("null", r"null|random|control|shuffled|permut|reversed|noise|chance|negative control"),
-    ("un-aligned", r"re-?toxif"),
-    ("edited", r"edited|base\s*[-−+]|base (?:minus|plus|with)|base,|subtract|steer|project|ablat|patch"),
-    ("tuned", r"tuned\s*$|tuned|dpo"),
-    ("base", r"base\s*$|base"),
-)
 DIVERGING = [[0.0, "rgba(47,127,209,1)"], [0.5, "rgba(128,134,145,0.06)"], [1.0, "rgba(217,115,13,1)"]]
 SEQUENTIAL = [[0.0, "rgba(47,127,209,0.04)"], [1.0, "rgba(47,127,209,1)"]]
 LONG_LABEL = 14
 
 
-def role(label: Any) -> str | None:
-    """Which of the five fixed roles a label names, if any: "base", "tuned", "random keys (null)", "un-aligned x10"."""
-    text = str(label).strip().lower()
-    if re.search(r"\b(?:null|random|control|shuffled)\b", text):
-        return "null"
-    if re.search(r"\bun-?align|\bkeys? (?:scaled|enlarged|×|x)\s*\d*", text):
-        return "un-aligned"
-    return next((name for name, pattern in ROLES if re.match(pattern, text)), None)
+def role_of(part: pd.DataFrame, role: str | None, label: Any) -> str | None:
+    """Which of the five fixed roles some rows of a frame have: that in their column `role`, else their label where it is such a word."""
+    word = str(part[role].iloc[0]) if role is not None and len(part) else ""
+    return next((name for name in (word, str(label).lower()) if name in COLOURS), None)
 
 
-def series(frame: pd.DataFrame, colour: str | None, fallback: str) -> Iterable[tuple[str, pd.DataFrame, str]]:
-    """Each part of the frame with its label and hue; two parts never share a hue while there are hues left."""
+def series(
+    frame: pd.DataFrame, colour: str | None, fallback: str, role: str | None = None
+) -> Iterable[tuple[str, pd.DataFrame, str, str | None]]:
+    """Each part of the frame with its label, hue and role; two parts never share a hue while there are hues left."""
     if colour is None:
-        yield "", frame, fallback
+        yield "", frame, fallback, None
         return
-    taken: set[str] = set()
     parts = {str(label): part for label, part in frame.groupby(colour, sort=False)}
+    roles = {label: role_of(part, role, label) for label, part in parts.items()}
     spare = iter([*FURTHER, *COLOURS.values(), *FURTHER * 10])
     # A label that names its role exactly ("base") has the first call on the role's hue, before "base, long prompts".
     hues: dict[str, str] = {label: COLOURS[label.lower()] for label in parts if label.lower() in COLOURS}
-    taken.update(hues.values())
-    for label in parts:
+    taken = set(hues.values())
+    for label, name in roles.items():
         if label not in hues:
-            wanted = colour_of(label, "")
-            hues[label] = wanted if wanted and wanted not in taken else next((hue for hue in spare if hue not in taken), COLOURS["null"])
+            own = COLOURS[name] if name else None
+            hues[label] = own if own and own not in taken else next((hue for hue in spare if hue not in taken), COLOURS["null"])
             taken.add(hues[label])
     for label, part in parts.items():
-        yield label, part, hues[label]
-
-
-def colour_of(label: str, fallback: str) -> str:
-    found = role(label)
-    return COLOURS[found] if found else fallback
+        yield label, part, hues[label], roles[label]
 
 
 def faint(hue: str) -> str:

@@ -32,14 +32,13 @@ from interp.results.figure_style import (
     SYMBOLS,
     axis_values,
     categories_of,
-    colour_of,
     errors,
     faint,
     intervals,
     label_of,
     numbers,
     pareto,
-    role,
+    role_of,
     series,
     spread,
     text_of,
@@ -71,7 +70,8 @@ TEMPLATE = go.layout.Template(
 
 
 def bars(
-    name: str, frame: pd.DataFrame, *, x: str, y: str, title: str, caption: str, colour: str | None = None, low: str | None = None,
+    name: str, frame: pd.DataFrame, *, x: str, y: str, title: str, caption: str, colour: str | None = None, role: str | None = None,
+    low: str | None = None,
     high: str | None = None, x_title: str | None = None, y_title: str | None = None, horizontal: bool | None = None,
     order: Sequence[str] | None = None, reference: tuple[Real, str] | None = None, log: bool = False,
 ) -> Figure:  # fmt: skip
@@ -80,16 +80,19 @@ def bars(
     Args:
         x: column of categories, shown in `order` or in the order of the frame.
         y: column of numbers, with error bars from the columns `low` to `high` (absolute ends, not differences).
-        colour: column that splits the bars; without it each bar takes the colour of the role that its category names.
+        colour: column that splits the bars; without it each bar takes the colour of its role.
+        role: column that says which of the roles `base`, `tuned`, `edited`, `un-aligned`, `null` each row has, if any; a label
+            that is such a word needs none.
         horizontal: lay the bars flat; by default where labels are long. `x_title` belongs to the categories all the same.
         reference: a value and its label, drawn as a dotted line across the bars.
     """
     categories = categories_of(frame[x], order)
     flat = any(len(label) > LONG_LABEL for label in categories) or len(categories) > 12 if horizontal is None else horizontal
     figure = go.Figure()
-    for label, part, hue in series(frame, colour, fallback=COLOURS["base"]):
+    for label, part, hue, _ in series(frame, colour, COLOURS["base"], role):
         labels, values = [label_of(item) for item in part[x]], numbers(part[y])
-        fill = [colour_of(item, COLOURS["base"]) for item in part[x].astype(str)] if colour is None else hue
+        kinds = [role_of(part.iloc[[place]], role, item) for place, item in enumerate(part[x])]
+        fill = [COLOURS[one or "base"] for one in kinds] if colour is None else hue
         error = errors(part, y, low, high)
         figure.add_bar(
             x=values if flat else labels, y=labels if flat else values, orientation="h" if flat else "v", name=broken(label, ENTRY),
@@ -118,7 +121,8 @@ def bars(
 
 
 def lines(
-    name: str, frame: pd.DataFrame, *, x: str, y: str, title: str, caption: str, colour: str | None = None, low: str | None = None,
+    name: str, frame: pd.DataFrame, *, x: str, y: str, title: str, caption: str, colour: str | None = None, role: str | None = None,
+    low: str | None = None,
     high: str | None = None, x_title: str | None = None, y_title: str | None = None,
     shaded: Sequence[tuple[Real, Real, str]] = (), reference: tuple[Real, str] | None = None, log_x: bool = False, log_y: bool = False,
     markers: bool | None = None,
@@ -126,7 +130,7 @@ def lines(
     """How does `y` go along `x`, one line per `colour`, with a band from `low` to `high` and shaded ranges of `x`?"""
     figure = go.Figure()
     with_markers = len(frame) <= 80 if markers is None else markers
-    for label, part, hue in series(frame, colour, fallback=COLOURS["base"]):
+    for label, part, hue, kind in series(frame, colour, COLOURS["base"], role):
         part = part.sort_values(x, kind="stable") if pd.api.types.is_numeric_dtype(part[x]) else part
         positions = axis_values(part[x])
         if low is not None and high is not None:
@@ -136,8 +140,8 @@ def lines(
             )  # fmt: skip
         figure.add_scatter(
             x=positions, y=numbers(part[y]), mode="lines+markers" if with_markers else "lines", name=broken(label, ENTRY),
-            legendgroup=text_of(label), line={"color": hue, "width": 2.25, "dash": DASHES.get(role(label) or "", "solid")},
-            marker={"size": 6, "symbol": SYMBOLS.get(role(label) or "", "circle"), "color": hue}, showlegend=colour is not None,
+            legendgroup=text_of(label), line={"color": hue, "width": 2.25, "dash": DASHES.get(kind or "", "solid")},
+            marker={"size": 6, "symbol": SYMBOLS.get(kind or "", "circle"), "color": hue}, showlegend=colour is not None,
             customdata=[[text_of(value)] for value in intervals(part, y, low, high)],
             hovertemplate=f"{text_of(x_title or x)} %{{x}}<br><b>%{{customdata[0]}}</b><extra>{text_of(label)}</extra>",
         )  # fmt: skip
@@ -155,7 +159,8 @@ def lines(
 
 
 def histogram(
-    name: str, frame: pd.DataFrame, *, x: str, title: str, caption: str, colour: str | None = None, bins: int = 40,
+    name: str, frame: pd.DataFrame, *, x: str, title: str, caption: str, colour: str | None = None, role: str | None = None,
+    bins: int = 40,
     x_title: str | None = None, y_title: str | None = None, marks: Sequence[tuple[Real, str]] = (), density: bool = False,
 ) -> Figure:  # fmt: skip
     """How is `x` distributed (per `colour`), and where do the marked values (an observed statistic, say) lie?"""
@@ -163,7 +168,7 @@ def histogram(
     kept = frame[np.isfinite(frame[x].to_numpy(dtype=float))]
     spots = [value for value, _ in marks if math.isfinite(value)]
     edges = np.histogram_bin_edges([*kept[x].to_numpy(dtype=float), *spots], bins=bins) if len(kept) else np.array([0.0, 1.0])
-    for label, part, hue in series(kept, colour, fallback=COLOURS["null"]):
+    for label, part, hue, _ in series(kept, colour, COLOURS["null"], role):
         counts, _ = np.histogram(part[x].to_numpy(dtype=float), bins=edges)
         heights = counts / max(1, counts.sum()) if density else counts
         figure.add_bar(
@@ -176,7 +181,7 @@ def histogram(
     above = 0
     for value, label in marks:
         note = broken(f"{label} {show_number(value)}", NOTE)
-        figure.add_vline(x=value, line={"color": colour_of(label, COLOURS["tuned"]), "width": 2})
+        figure.add_vline(x=value, line={"color": COLOURS["tuned"], "width": 2})
         figure.add_annotation(
             x=value, y=1 - 0.07 * above, yref="paper", yanchor="top", text=note, showarrow=False, font={"size": 12},
             align="right" if value > middle else "left",
@@ -190,7 +195,8 @@ def histogram(
 
 
 def scatter(
-    name: str, frame: pd.DataFrame, *, x: str, y: str, title: str, caption: str, colour: str | None = None, text: str | None = None,
+    name: str, frame: pd.DataFrame, *, x: str, y: str, title: str, caption: str, colour: str | None = None, role: str | None = None,
+    text: str | None = None,
     x_low: str | None = None, x_high: str | None = None, low: str | None = None, high: str | None = None, x_title: str | None = None,
     y_title: str | None = None, hover: Sequence[str] = (), log_x: bool = False, log_y: bool = False, diagonal: bool = False,
     front: Sequence[str] = (), size: Real = 10,
@@ -205,7 +211,7 @@ def scatter(
     """
     figure = go.Figure()
     few, written = len(frame) <= 200, text is not None and len(frame) <= 30
-    for label, part, hue in series(frame, colour, fallback=COLOURS["base"]):
+    for label, part, hue, kind in series(frame, colour, COLOURS["base"], role):
         details = [[text_of(show_number(cell, column) if is_number(cell) else cell) for column, cell in zip(hover, row, strict=True)]
                    for row in part[list(hover)].itertuples(index=False, name=None)]  # fmt: skip
         labels = [text_of(item) for item in part[text]] if text else None
@@ -217,7 +223,7 @@ def scatter(
             showlegend=colour not in (None, text),
             cliponaxis=False, error_x=errors(part, x, x_low, x_high), error_y=errors(part, y, low, high), customdata=details or None,
             marker={"color": hue, "size": size if few else max(4.0, size / 2), "opacity": 0.95 if few else 0.6,
-                    "symbol": SYMBOLS.get(role(label) or "", "circle"), "line": {"width": 1.5 if role(label) == "null" else 0}},
+                    "symbol": SYMBOLS.get(kind or "", "circle"), "line": {"width": 1.5 if kind == "null" else 0}},
             hovertemplate=f"{lead}{text_of(x_title or x)} %{{x:.3~g}}<br>{text_of(y_title or y)} %{{y:.3~g}}{extra}"
             f"<extra>{text_of(label)}</extra>",
         )  # fmt: skip
@@ -281,8 +287,7 @@ def dumbbell(
         y=[value for label, _, _ in spans for value in (label, label, None)],
         mode="lines", line={"color": AXIS, "width": 3}, hoverinfo="skip", showlegend=False,
     )  # fmt: skip
-    for label, values, fallback in zip(labels, (starts, ends), ("base", "tuned"), strict=True):
-        kind = role(label) or fallback
+    for label, values, kind in zip(labels, (starts, ends), ("base", "tuned"), strict=True):
         figure.add_scatter(
             x=values, y=rows, mode="markers", name=broken(label, ENTRY),
             marker={"size": 11, "color": COLOURS[kind], "symbol": SYMBOLS[kind]},

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -22,9 +22,13 @@ from interp.errors import UserError
 from interp.files import read_json, write_together
 
 Verdict = Literal["holds", "fails", "inconclusive"]
+# Columns that say what a row is, in words that never change: `role` (`base`, `tuned`, `edited`, `un-aligned`, `null`, or what kind
+# of row it is), and `row_key`, by which one row is found. They are saved with a table and never shown; labels are shown.
+ROLE, ROW_KEY = "role", "row_key"
 # A whole number is as good as a float wherever a figure or a result asks for a number.
 Real = float | int
 INFINITIES = {"Infinity": math.inf, "-Infinity": -math.inf}
+EARLIER = "run `bypass report` again with this version"
 SHARE_WORDS = frozenset({"share", "shares", "probability", "fraction", "proportion"})
 # A share beyond this is a number of another kind under an unlucky name.
 SHARE_AT_MOST = 10
@@ -52,7 +56,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Result:
-    """One experiment's answer to one claim: keys of `statistic`, `null` and `interval` correspond, the first is the headline."""
+    """One experiment's answer to one claim.
+
+    Keys of `statistic`, `null` and `interval` correspond, the first is the headline. They are found by programs, and so are
+    the names of tables and figures, the words in `role` and `row_key` columns, and settings: none of them changes with its
+    wording elsewhere. All other words are for show.
+    """
 
     id: str
     claim: str
@@ -158,6 +167,42 @@ def flatten(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame as it is shown and saved: an index of names is data, a bare counter is not."""
     is_counter = frame.index.name is None and frame.index.nlevels == 1 and pd.api.types.is_integer_dtype(frame.index)
     return frame if is_counter else frame.reset_index()
+
+
+def shown(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame as a person sees it: without the columns that name rows for programs."""
+    flat = flatten(frame)
+    return flat.drop(columns=[name for name in (ROLE, ROW_KEY) if name in flat.columns])
+
+
+def rows_of(result: Result, table: str, role: str, *, column: str = ROLE) -> pd.DataFrame:
+    """The rows of a result's table whose `role` (or other key column) is this word. Raises `UserError` for a result without them."""
+    frame = result.tables.get(table, pd.DataFrame())
+    rows = frame[frame[column] == role] if column in frame.columns else frame[:0]
+    if rows.empty:
+        raise UserError(f"{result.id} has no rows {role!r} in its table {table!r}: it was made by an earlier version", EARLIER)
+    return rows
+
+
+def row_of(result: Result, table: str, key: str) -> pd.Series:
+    """The one row of a result's table with this `row_key`. Raises `UserError` for a result without it."""
+    return rows_of(result, table, key, column=ROW_KEY).iloc[0]
+
+
+def figure_of(result: Result | Sequence[Figure], name: str) -> Figure:
+    """The figure of a result with this name. Raises `UserError` for a result without it."""
+    figures = result.figures if isinstance(result, Result) else result
+    figure = next((figure for figure in figures if figure.name == name), None)
+    if figure is None:
+        raise UserError(f"there is no figure {name!r}: the result was made by an earlier version", EARLIER)
+    return figure
+
+
+def effect_of(result: Result, key: str) -> tuple[float, float]:
+    """A statistic of a result and its null. Raises `UserError` for a result without the statistic."""
+    if key not in result.statistic:
+        raise UserError(f"{result.id} has no statistic {key!r}: it was made by an earlier version", EARLIER)
+    return float(result.statistic[key]), float(result.null.get(key, math.nan))
 
 
 def is_number(value: Any) -> bool:

@@ -21,7 +21,7 @@ from interp.data.lexicon import mask
 from interp.data.texts import challenge_prompts
 from interp.diffing.offset_sources import decompose, pooled, value_update_cosines
 from interp.diffing.offsets import coordinates, held_out_cosines, key_products, shifts
-from interp.experiments.registry import Context
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.lens.logit_lens import logit_lens
 from interp.neurons.activations import forced_neurons
 from tests.app.app_pages import html_of, open_page
@@ -38,10 +38,10 @@ def source(served: Path, monkeypatch: pytest.MonkeyPatch) -> settings.Source:
     return next(iter(settings.offered().values()))
 
 
-def context_of(pair: ModelPair, source: settings.Source) -> Context:
+def context_of(pair: ModelPair, source: settings.Source) -> ToxicityContext:
     every = challenge_prompts()
     chosen = [every[int(place)] for place in np.linspace(0, len(every) - 1, 6).round()]
-    return Context(pair, state.probe(source), state.scorer(), chosen, [])
+    return ToxicityContext(pair, state.probe(source), state.scorer(), chosen, [])
 
 
 def plots(at: AppTest) -> int:

@@ -18,7 +18,8 @@ from app.jobs import Cancelled, runner
 from app.show import escaped
 from interp import ModelPair, UserError
 from interp.data.lexicon import mask
-from interp.experiments.registry import EXPERIMENTS, Context, Finding, experiment, find_experiments
+from interp.experiments.registry import EXPERIMENTS, Finding, experiment, find_experiments
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.report.page import read_report, write_report
 from interp.results import figures
 from interp.results.result import Result
@@ -61,7 +62,7 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         @experiment(
             name, claim="A-C1", title=f"Title {name}", question=f"Question {name}?", criterion="c", refuted_by=f"Refuter {name}", caveat="v"
         )
-        def run(context: Context, name: str = name) -> Finding:
+        def run(context: ToxicityContext, name: str = name) -> Finding:
             ran.append(name)
             context.say("half way")
             if name == "A-E3":

@@ -223,6 +223,7 @@ def report(folder: Path, manifest: dict[str, object], used: dict[str, object] | 
     table = pd.DataFrame({
         "model": ["base", "tuned", "3 selective keys × 10", "7 selective keys × 10", "random keys × 10 (null, 3 draws)",
                   "base with the same 7 keys × 10"],
+        "row_key": ["base", "tuned", "selective 3", "selective 7", "random", "base, same keys"],
         "toxicity": [0.81, 0.12, 0.4, 0.77, 0.13, 0.9], "low": 0.0, "high": 1.0, "perplexity": [31.0, 32, 33, 34, 35, 36],
     })  # fmt: skip
     roles = ("base", "tuned", "un-aligned")

@@ -25,7 +25,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from interp.data.texts import Passage
 from interp.directions.probe import Probe, fit_probe
 from interp.evaluation.toxicity import LexiconScorer
-from interp.experiments.registry import Context
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.models.model import Model
 from interp.models.pair import ModelPair
 from interp.models.tokens import pad
@@ -197,14 +197,14 @@ def _balance(hf: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> None:
         block.mlp.c_proj.bias.sub_(read[0].mean(dim=(0, 1)))
 
 
-def planted_context(planted: PlantedPair, pair: ModelPair | None = None, *, count: int = 48, quick: bool = False) -> Context:
+def planted_context(planted: PlantedPair, pair: ModelPair | None = None, *, count: int = 48, quick: bool = False) -> ToxicityContext:
     """A report's context on this pair (or on another one with the same base), scored by the lexicon."""
     base = planted.pair.base
     fitted = fit_probe(base, *labelled(120), seed=0)
     weights = torch.stack([-planted.toxic, planted.toxic], dim=1)
     probe = Probe(weights, fitted.difference_in_means, fitted.metrics, base.digest, fitted.settings)
     sides, draws = pair or planted.pair, 6 if quick else 20
-    return Context(sides, probe, LexiconScorer(), prompts(count), passages(16), draws=draws, quick=quick, new_tokens=3)
+    return ToxicityContext(sides, probe, LexiconScorer(), prompts(count), passages(16), draws=draws, quick=quick, new_tokens=3)
 
 
 def null_pair(planted: PlantedPair, seed: int = 5) -> ModelPair:

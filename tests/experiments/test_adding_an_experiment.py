@@ -15,8 +15,9 @@ from interp.data.texts import challenge_prompts, neutral_prompts, passages
 from interp.directions.probe import fit_probe
 from interp.errors import UserError
 from interp.evaluation.toxicity import load_scorer
-from interp.experiments.registry import EXPERIMENTS, Context
+from interp.experiments.registry import EXPERIMENTS
 from interp.experiments.run import run_report
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.user_files import read_experiments
 from tests import ROOT
 
@@ -44,7 +45,7 @@ def test_the_example_of_the_document_runs_and_lands_in_the_report(example: Path,
     assert read_experiments(example) == ["MY-E1"]
     prompts = challenge_prompts()[:24]
     probe = fit_probe(pair.base, prompts, [number % 2 for number in range(24)], seed=0)
-    context = Context(pair, probe, load_scorer("lexicon"), prompts, passages()[:2], draws=2, quick=True, new_tokens=2)
+    context = ToxicityContext(pair, probe, load_scorer("lexicon"), prompts, passages()[:2], draws=2, quick=True, new_tokens=2)
     (result,) = run_report(context, tmp_path / "report", only=["MY-E1"]).results
     chances = {name: capture(model, prompts, ["logits"])["logits"].double().softmax(-1) for name, model in pair.sides.items()}
     entropy = {name: float(-(p * p.log()).sum(-1).mean()) for name, p in chances.items()}

@@ -13,7 +13,8 @@ import pytest
 from rich.console import Console
 
 from interp.errors import UserError
-from interp.experiments.registry import Context, EXPERIMENTS, Finding, experiment, find_experiments, with_seed
+from interp.experiments.registry import EXPERIMENTS, Finding, experiment, find_experiments
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.run import run_report
 from interp.models.pair import ModelPair
 from interp.directions.probe import fit_probe
@@ -35,16 +36,16 @@ def _three_experiments() -> Iterator[None]:
     RUNS.clear()
 
     @experiment("T-E1", claim="T-C1", **ABOUT)
-    def steady(context: Context) -> Finding:
+    def steady(context: ToxicityContext) -> Finding:
         RUNS.append(context.seed)
         return finding(True, 0.5)
 
     @experiment("T-E2", claim="T-C2", **ABOUT)
-    def by_the_draw(context: Context) -> Finding:
+    def by_the_draw(context: ToxicityContext) -> Finding:
         return finding(context.seed % 2 == 0, 0.1 * context.seed)
 
     @experiment("T-E3", claim="T-C1", **ABOUT)
-    def sometimes(context: Context) -> Finding:
+    def sometimes(context: ToxicityContext) -> Finding:
         if context.seed == 4:
             raise UserError("not under this seed", "none")
         return finding(True, float("nan"))
@@ -55,11 +56,11 @@ def _three_experiments() -> Iterator[None]:
 
 
 @pytest.fixture
-def context(pair: ModelPair) -> Context:
+def context(pair: ModelPair) -> ToxicityContext:
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(["river", "stone", "green", "light"], 6)) for _ in range(30)]
     probe = fit_probe(pair.base, texts, [int("river" in text.split()[:2]) for text in texts], seed=0)
-    return Context(pair, probe, load_scorer("lexicon"), texts[:3], [Passage("river stone", " green light", "post")], seed=3, new_tokens=2)
+    return ToxicityContext(pair, probe, load_scorer("lexicon"), texts[:3], [Passage("river stone", " green light", "post")], seed=3, new_tokens=2)
 
 
 def test_a_claim_that_several_experiments_test_names_all_of_them() -> None:
@@ -67,7 +68,7 @@ def test_a_claim_that_several_experiments_test_names_all_of_them() -> None:
     assert [item.id for item in find_experiments(["T-C1", "T-E2"])] == ["T-E1", "T-E2", "T-E3"]
 
 
-def test_every_verdict_is_shown_under_every_seed_and_kept(context: Context, tmp_path: Path) -> None:
+def test_every_verdict_is_shown_under_every_seed_and_kept(context: ToxicityContext, tmp_path: Path) -> None:
     ran = run_report(context, tmp_path, only=["T-C1", "T-C2"], seeds=3)
     assert RUNS == [3, 4, 5]
     record = json.loads((tmp_path / "report.json").read_text())["seeds"]
@@ -87,7 +88,7 @@ def test_every_verdict_is_shown_under_every_seed_and_kept(context: Context, tmp_
     assert RUNS == [3, 4, 5], "what was kept is read"
 
 
-def test_one_seed_is_a_report_as_ever(context: Context, tmp_path: Path) -> None:
+def test_one_seed_is_a_report_as_ever(context: ToxicityContext, tmp_path: Path) -> None:
     ran = run_report(context, tmp_path, only=["T-E1"])
     assert ran.seeds is None
     assert "seeds" not in json.loads((tmp_path / "report.json").read_text())
@@ -96,16 +97,17 @@ def test_one_seed_is_a_report_as_ever(context: Context, tmp_path: Path) -> None:
         run_report(context, tmp_path, only=["T-E1"], seeds=0)
 
 
-def test_another_seed_keeps_what_was_measured_of_the_pair_and_nothing_that_was_drawn(context: Context) -> None:
+def test_another_seed_keeps_what_was_measured_of_the_pair_and_nothing_that_was_drawn(context: ToxicityContext) -> None:
     scores = context.toxicity(context.pair.base)
-    context._once(("part", "held out"), lambda: "drawn with the first seed")
-    other = with_seed(context, 9)
+    context.measured("control", lambda: "drawn with the first seed", seeded=True)
+    other = context.with_seed(9)
     assert other.seed == 9
     assert other.toxicity(context.pair.base) is scores
-    assert other._once(("part", "held out"), lambda: "drawn anew") == "drawn anew"
+    assert other.measured("control", lambda: "drawn anew", seeded=True) == "drawn anew"
+    assert context.measured("control", lambda: "not asked", seeded=True) == "drawn with the first seed"
 
 
-def test_the_terminal_names_the_verdicts_that_change(context: Context, tmp_path: Path) -> None:
+def test_the_terminal_names_the_verdicts_that_change(context: ToxicityContext, tmp_path: Path) -> None:
     ran = run_report(context, tmp_path, only=["T-C1", "T-C2"], seeds=2)
     assert ran.seeds is not None
     out = io.StringIO()

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 import pytest
 
 from interp.results import figure_layout, figures
-from interp.results.figure_style import COLOURS, FURTHER, role
+from interp.results.figure_style import COLOURS, FURTHER
 from interp.results.result import Figure
 
 TOXICITY = pd.DataFrame({
@@ -75,21 +75,28 @@ def test_long_labels_lie_flat_from_top_to_bottom() -> None:
     assert spec["data"][0]["y"][2] == "seven random keys of the<br>same layers, scaled by ten"
 
 
-@pytest.mark.parametrize(
-    ("label", "expected"),
-    [
-        ("base", "base"), ("Base model", "base"), ("tuned", "tuned"), ("DPO", "tuned"), ("tuned, un-aligned", "un-aligned"),
-        ("tuned, 7 keys ×10", "un-aligned"), ("tuned, 7 random keys ×10", "null"), ("null", "null"), ("shuffled labels", "null"),
-        ("base minus vector", "edited"), ("layer 3", None),
-    ],
-)  # fmt: skip
-def test_a_label_is_read_as_its_role(label: str, expected: str | None) -> None:
-    assert role(label) == expected
+def test_the_colour_is_that_of_the_role_in_the_data_and_no_word_of_a_label_changes_it() -> None:
+    for labels in (["base", "tuned", "random keys (null)"], ["Grundmodell", "DPO", "tuned base control"]):
+        frame = TOXICITY.assign(side=labels, role=["base", "tuned", "null"])
+        (bars,) = figures.bars("n", frame, x="side", y="toxicity", role="role", **SAY).spec["data"]
+        assert bars["marker"]["color"] == [COLOURS["base"], COLOURS["tuned"], COLOURS["null"]]
+        lines = figures.lines("n", frame, x="layer", y="toxicity", colour="side", role="role", **SAY).spec["data"]
+        assert [trace["line"]["color"] for trace in lines] == [COLOURS["base"], COLOURS["tuned"], COLOURS["null"]]
+        assert [trace["line"]["dash"] for trace in lines] == ["solid", "solid", "dot"]
+        points = figures.scatter("n", frame, x="layer", y="toxicity", colour="side", role="role", **SAY).spec["data"]
+        assert [trace["marker"]["symbol"] for trace in points] == ["circle", "diamond", "circle-open"]
+
+
+def test_a_label_that_is_a_role_needs_no_column_and_one_that_only_mentions_it_has_none() -> None:
+    frame = TOXICITY.assign(side=["base", "Tuned", "random keys, base, tuned"])
+    spec = figures.lines("n", frame, x="layer", y="toxicity", colour="side", **SAY).spec
+    assert [trace["line"]["color"] for trace in spec["data"]] == [COLOURS["base"], COLOURS["tuned"], FURTHER[0]]
 
 
 def test_series_of_one_role_do_not_share_a_colour_and_the_exact_name_has_its_own() -> None:
-    frame = pd.DataFrame({"s": ["base, long", "base", "other"], "x": [1, 1, 1], "y": [1, 2, 3]})
-    spec = figures.bars("n", frame, x="x", y="y", colour="s", **SAY).spec
+    roles = ["base", "base", ""]
+    frame = pd.DataFrame({"s": ["base, long", "base", "other"], "r": roles, "x": [1, 1, 1], "y": [1, 2, 3]})
+    spec = figures.bars("n", frame, x="x", y="y", colour="s", role="r", **SAY).spec
     hues = {trace["name"]: trace["marker"]["color"] for trace in spec["data"]}
     assert hues["base"] == COLOURS["base"]
     assert len(set(hues.values())) == 3

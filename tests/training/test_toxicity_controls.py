@@ -19,7 +19,7 @@ from interp.data.texts import Passage
 from interp.directions.probe import fit_probe
 from interp.evaluation.metrics import perplexity
 from interp.evaluation.toxicity import LexiconScorer
-from interp.experiments.registry import Context
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.neurons.ranking import rank_values
 from interp.runs.logs import controls_if_any, read_controls
 from tests.conftest import save
@@ -97,20 +97,20 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpt2_folder: Path, g
 
 
 @pytest.fixture
-def context(pair: ModelPair) -> Context:
+def context(pair: ModelPair) -> ToxicityContext:
     rng = np.random.default_rng(0)
     words = ["river", "stone", "green", "idiot", "house", "walks", "under"]
     texts = [" ".join(rng.choice(words, 8)) for _ in range(40)]
     probe = fit_probe(pair.base, texts, [int("river" in text) for text in texts], seed=0)
     held = [Passage(text[:20], text[20:], "post") for text in texts[:6]]
-    return Context(pair, probe, LexiconScorer(), texts[6:14], held, draws=2, new_tokens=4)
+    return ToxicityContext(pair, probe, LexiconScorer(), texts[6:14], held, draws=2, new_tokens=4)
 
 
 def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_each_row_says_what_the_weights_and_the_logs_say(recipe: Recipe, context: Context, tmp_path: Path) -> None:
+def test_each_row_says_what_the_weights_and_the_logs_say(recipe: Recipe, context: ToxicityContext, tmp_path: Path) -> None:
     table = read(control_table(recipe, ["sft", "shuffled", "ipo", "stale"], tmp_path / "controls.json", context=context))
     rows = {row["run"]: row for row in table["runs"]}
     assert list(rows) == ["plan", "sft"]
@@ -130,12 +130,12 @@ def test_each_row_says_what_the_weights_and_the_logs_say(recipe: Recipe, context
     assert (rows["plan"]["generator"], rows["plan"]["uses_probe"]) == ("file", False)
     for name, row in rows.items():
         pair = ModelPair.load(recipe.run / "pretrain" / "model", load_recipe(tmp_path / f"{name}.toml").run / "dpo" / "model")
-        check(row, pair, replace(context, pair=pair, _kept={}))
+        check(row, pair, replace(context, pair=pair))
     assert table["base"] == context.pair.base.digest
     assert table["tuned"] == rows["plan"]["digest"] != rows["sft"]["digest"]
 
 
-def check(row: dict[str, Any], pair: ModelPair, context: Context) -> None:
+def check(row: dict[str, Any], pair: ModelPair, context: ToxicityContext) -> None:
     """Each number again, by the plainest way to it."""
     before, after = (dict(side.hf.named_parameters()) for side in (pair.base, pair.tuned))
     moved = sum(float((after[name] - before[name]).double().square().sum()) for name in before)
@@ -162,7 +162,7 @@ def check(row: dict[str, Any], pair: ModelPair, context: Context) -> None:
     assert row["kl_low"] <= row["kl"] <= row["kl_high"]
 
 
-def test_the_base_against_itself_has_no_change_at_all(recipe: Recipe, context: Context, tmp_path: Path) -> None:
+def test_the_base_against_itself_has_no_change_at_all(recipe: Recipe, context: ToxicityContext, tmp_path: Path) -> None:
     shutil.rmtree(recipe.run / "dpo" / "model")
     shutil.copytree(recipe.run / "pretrain" / "model", recipe.run / "dpo" / "model")
     (row,) = read(control_table(recipe, [], tmp_path / "controls.json", context=context))["runs"]
@@ -171,12 +171,12 @@ def test_the_base_against_itself_has_no_change_at_all(recipe: Recipe, context: C
     assert row["consistency"] is None
 
 
-def test_rewritten_neurons_are_seen_at_the_top_of_all(recipe: Recipe, context: Context, tmp_path: Path) -> None:
+def test_rewritten_neurons_are_seen_at_the_top_of_all(recipe: Recipe, context: ToxicityContext, tmp_path: Path) -> None:
     # The probe's direction is set to a rewritten neuron's value vector, which makes that neuron the most toxic one.
     base = context.pair.base
     layer, unit = NEURONS[0]
     toxic = base.value_vectors(layer)[unit].detach()
-    planted = replace(context, probe=replace(context.probe, weights=torch.stack([-toxic, toxic], dim=1)), _kept={})
+    planted = replace(context, probe=replace(context.probe, weights=torch.stack([-toxic, toxic], dim=1)))
     assert planted.ranking.neurons[0] == NEURONS[0]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("training.studies.toxicity_controls.TOXIC", 1)
@@ -187,7 +187,7 @@ def test_rewritten_neurons_are_seen_at_the_top_of_all(recipe: Recipe, context: C
 
 
 def test_what_cannot_be_measured_is_a_user_error(
-    recipe: Recipe, context: Context, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe: Recipe, context: ToxicityContext, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UserError, match="the recipe unrelated does not extend 'plan'"):
         control_table(recipe, ["unrelated"], tmp_path / "controls.json", context=context)
@@ -205,7 +205,7 @@ def test_the_controls_that_ship_are_found_by_what_they_extend() -> None:
     assert "grammar" not in found
 
 
-def test_the_table_is_read_for_its_own_pair_only(recipe: Recipe, context: Context) -> None:
+def test_the_table_is_read_for_its_own_pair_only(recipe: Recipe, context: ToxicityContext) -> None:
     folder = recipe.run
     control_table(recipe, ["sft"], folder / "dpo" / "controls.json", context=context)
     own = ModelPair.load(folder / "pretrain" / "model", folder / "dpo" / "model")
@@ -218,7 +218,9 @@ def test_the_table_is_read_for_its_own_pair_only(recipe: Recipe, context: Contex
         controls_if_any(folder, own)
 
 
-def test_a_table_of_another_pair_is_not_bundled(recipe: Recipe, context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_of_another_pair_is_not_bundled(
+    recipe: Recipe, context: ToxicityContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from interp.directions.probe import save_probe
 
     save_probe(context.probe, recipe.run / "probe")

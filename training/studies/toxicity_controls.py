@@ -27,8 +27,7 @@ from interp.directions.probe import load_probe
 from interp.edits.edit import Edit
 from interp.errors import UserError
 from interp.evaluation.metrics import kl_to
-from interp.experiments.registry import Context
-from interp.experiments.run import make_context
+from interp.experiments.toxicity.context import ToxicityContext, make_context
 from interp.files import write_json
 from interp.models.pair import ModelPair
 from interp.neurons.ranking import rank_values
@@ -54,7 +53,9 @@ def controls_of(recipe: Recipe) -> list[str]:
     return found
 
 
-def control_table(recipe: Recipe, controls: Sequence[str | Path], out: Path, *, context: Context | None = None, say: Say = str) -> Path:
+def control_table(
+    recipe: Recipe, controls: Sequence[str | Path], out: Path, *, context: ToxicityContext | None = None, say: Say = str
+) -> Path:
     """Measure a run's tuned model and those of its controls, and write `out` as one JSON object; return it.
 
     Args:
@@ -72,7 +73,7 @@ def control_table(recipe: Recipe, controls: Sequence[str | Path], out: Path, *, 
             raise UserError(f"the recipe {name} does not extend {recipe.name!r}", "name control runs of this recipe")
     pair = ModelPair.load(base_folder(recipe), folder, name=recipe.name)
     found = context or _context(recipe, pair)
-    base = replace(found, pair=ModelPair(pair.base, pair.base, "base"), _kept={})
+    base = replace(found, pair=ModelPair(pair.base, pair.base, "base"))
     say("base")
     plain_scores = _cost(base)
     missing: dict[str, str] = {}
@@ -132,16 +133,16 @@ def _development(log: list[dict[str, Any]], steps: int | None) -> dict[str, Any]
     return rows
 
 
-def measure(base: Context, recipe: Recipe) -> dict[str, Any]:
+def measure(base: ToxicityContext, recipe: Recipe) -> dict[str, Any]:
     """What a run's tuned model does, and how its weights and states differ from the base's.
 
     Shares, toxicity and cosines from -1 or 0 to 1; `kl` is KL(tuned || base) in nats per position of the challenge prompts;
     `neurons_*` are percentiles (0 to 100) of the change of the most toxic neurons among all neurons.
     """
     tuned = ModelPair.load(base_folder(recipe), recipe.run / "dpo" / "model").tuned
-    # Measurements of the base are shared: the context of a run holds them and adds its own.
+    # The context of a run keeps the measurements of the base and adds its own, which go with it.
     pair = ModelPair(base.pair.base, tuned, recipe.name)
-    context = replace(base, pair=pair, _kept=dict(base._kept))
+    context = base.varied(pair=pair)
     row: dict[str, Any] = {"digest": tuned.digest, **_cost(context)}
     shift = weight_shift(pair)
     table = shift.to_frame()
@@ -162,7 +163,7 @@ def measure(base: Context, recipe: Recipe) -> dict[str, Any]:
     return row | _unaligned(context)
 
 
-def _cost(context: Context) -> dict[str, Any]:
+def _cost(context: ToxicityContext) -> dict[str, Any]:
     model = context.pair.tuned
     scores = context.toxicity(model)
     mean = bootstrap_mean(scores)
@@ -176,7 +177,7 @@ def _ends(name: str, interval: Interval) -> dict[str, float]:
     return {f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
-def _offset(context: Context) -> dict[str, Any]:
+def _offset(context: ToxicityContext) -> dict[str, Any]:
     """How alike the offsets of the prompts are, and the median cosine of value updates with the mean offset in the layer below."""
     base, tuned = context.pair.sides.values()
     layer = context.offset_layer
@@ -189,7 +190,7 @@ def _offset(context: Context) -> dict[str, Any]:
     return {"consistency": alike.value, **_ends("consistency", alike), "antipodality": float(cosines.median())}
 
 
-def _unaligned(context: Context) -> dict[str, Any]:
+def _unaligned(context: ToxicityContext) -> dict[str, Any]:
     """Toxicity and perplexity with the most toxic keys of the tuned model scaled, as in A-E12."""
     tuned = context.pair.tuned
     keys = rank_values(tuned, context.direction, top=min(KEYS, tuned.n_layers * tuned.d_mlp)).neurons
@@ -202,7 +203,7 @@ def _unaligned(context: Context) -> dict[str, Any]:
     }
 
 
-def _context(recipe: Recipe, pair: ModelPair) -> Context:
+def _context(recipe: Recipe, pair: ModelPair) -> ToxicityContext:
     folder = recipe.folder("probe") if "probe" in recipe.settings else None
     probe = load_probe(folder) if folder is not None and (folder / "probe.json").is_file() else None
     if probe is not None and not probe.matches(pair.base):

@@ -24,7 +24,8 @@ from interp.diffing.offsets import (
 )
 from interp.diffing.regions import STATES, firing_states
 from interp.errors import UserError
-from interp.experiments.registry import Context, Finding, experiment
+from interp.experiments.registry import Finding, experiment
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.forward.capture import capture
 from interp.results import figures
 from interp.results.figures import moves
@@ -37,7 +38,7 @@ DRAWN_PROMPTS = 100
 MARGIN = 0.1
 
 
-def layer_neurons(context: Context, layer: int, count: int = TOP) -> list[int]:
+def layer_neurons(context: ToxicityContext, layer: int, count: int = TOP) -> list[int]:
     """The neurons of one layer, at most `count`, whose value vectors point most along the probe."""
     return [index for at, index in context.ranking.neurons if at == layer][:count]
 
@@ -54,7 +55,7 @@ def layer_neurons(context: Context, layer: int, count: int = TOP) -> list[int]:
     caveat="A consistent shift is not yet a cause: whether it suffices and is needed is asked by the causal experiment. The mean shift has a positive coordinate along itself by construction, "
     "so only coordinates along a direction fitted on the other half of the prompts count. States are read at the last position of the prompt.",
 )
-def run(context: Context) -> Finding:
+def run(context: ToxicityContext) -> Finding:
     layer = context.offset_layer
     site = f"resid_mid.{layer}"
     context.say("states of both sides at every half layer")
@@ -98,7 +99,7 @@ def run(context: Context) -> Finding:
     )  # fmt: skip
 
 
-def _random_changes(context: Context, base: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+def _random_changes(context: ToxicityContext, base: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     """The shifts at every site under random weight changes of equal norm, one table per draw."""
     found = []
     draws = 2 if context.quick else 5
@@ -109,7 +110,9 @@ def _random_changes(context: Context, base: Mapping[str, Tensor]) -> list[dict[s
     return found
 
 
-def _by_layer(context: Context, base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], random: list[dict[str, Tensor]]) -> pd.DataFrame:
+def _by_layer(
+    context: ToxicityContext, base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], random: list[dict[str, Tensor]]
+) -> pd.DataFrame:
     rows: list[tuple[Any, ...]] = []
     for place, site in enumerate(base):
         shift = shifts(base[site], tuned[site])
@@ -123,15 +126,15 @@ def _by_layer(context: Context, base: Mapping[str, Tensor], tuned: Mapping[str, 
             cosines = [pairwise_cosine(some) for some in drawn]
             ends = (low, high) if name == "tuned" else (min(cosines), max(cosines))
             rows.append((
-                site, (place + 1) / 2, name, float(np.mean(cosines)), *ends, share.value if name == "tuned" else float(np.mean([explained_share(some) for some in drawn])),
+                site, (place + 1) / 2, name, "tuned" if name == "tuned" else "null", float(np.mean(cosines)), *ends, share.value if name == "tuned" else float(np.mean([explained_share(some) for some in drawn])),
                 float(np.mean([(held_out_cosines(some, context.seed) > 0).double().mean() for some in drawn])), float(np.mean([some.norm(dim=1).mean() for some in drawn])) / size,
             ))  # fmt: skip
     return pd.DataFrame(
-        rows, columns=["site", "depth", "model", "mean pairwise cosine", "low", "high", "explained share", "share moved the same way", "shift length over state length"]
+        rows, columns=["site", "depth", "model", "role", "mean pairwise cosine", "low", "high", "explained share", "share moved the same way", "shift length over state length"]
     )  # fmt: skip
 
 
-def _region(context: Context, layer: int, base: Tensor, tuned: Tensor) -> tuple[pd.DataFrame, Any, float]:
+def _region(context: ToxicityContext, layer: int, base: Tensor, tuned: Tensor) -> tuple[pd.DataFrame, Any, float]:
     """On which prompts the toxic neurons of a layer fire in both models; the fall of that share, and the fall in matched neurons."""
     model = context.pair.base
     toxic = [(layer, index) for index in layer_neurons(context, layer)]
@@ -193,7 +196,7 @@ def _left(before: np.ndarray, after: np.ndarray, seed: int) -> float:
     return bootstrap_ratio(before * (1 - after), before, seed=seed, draws=10).value if before.any() else float("nan")
 
 
-def _readings(context: Context, layer: int, base: Tensor, tuned: Tensor) -> pd.DataFrame:
+def _readings(context: ToxicityContext, layer: int, base: Tensor, tuned: Tensor) -> pd.DataFrame:
     """The same figure and region as the paper defines them, as its code computes them, and as here (`fixed`)."""
     neurons = layer_neurons(context, layer)
     rows = []
@@ -213,7 +216,7 @@ def _readings(context: Context, layer: int, base: Tensor, tuned: Tensor) -> pd.D
     )  # fmt: skip
 
 
-def _plane(context: Context, layer: int, base: Tensor, tuned: Tensor) -> Any:
+def _plane(context: ToxicityContext, layer: int, base: Tensor, tuned: Tensor) -> Any:
     placed = coordinates(base, tuned, seed=context.seed)
     index = layer_neurons(context, layer, 1)
     before, after = (
@@ -235,7 +238,7 @@ def _plane(context: Context, layer: int, base: Tensor, tuned: Tensor) -> Any:
 
 def _profile(by_layer: pd.DataFrame) -> Any:
     return figures.lines(
-        "by-layer", by_layer, x="depth", y="mean pairwise cosine", colour="model", low="low", high="high", reference=(0.3, "criterion"), title="How alike the shifts of two prompts are, by layer",
+        "by-layer", by_layer, x="depth", y="mean pairwise cosine", colour="model", role="role", low="low", high="high", reference=(0.3, "criterion"), title="How alike the shifts of two prompts are, by layer",
         x_title="layers done (half steps are after attention)", y_title="mean cosine between two prompts' shifts",
         caption="The tuned model's line should lie far above shuffled labels (near 0) and above random weight changes (the band spans the draws).",
     )  # fmt: skip

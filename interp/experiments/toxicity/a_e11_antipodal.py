@@ -11,7 +11,8 @@ from interp.diffing.antipodes import Antipodes, antipodes
 from interp.diffing.offset_sources import Decomposition, decompose, pooled, spearman, value_update_cosines
 from interp.diffing.offsets import resampled, shifts
 from interp.errors import UserError
-from interp.experiments.registry import Context, Finding, experiment
+from interp.experiments.registry import Finding, experiment
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.forward.capture import capture
 from interp.models.pair import ModelPair
 from interp.models.tokens import token_rows
@@ -29,6 +30,7 @@ PLAIN, SHUFFLED, RANDOM = (
     "one preference step on shuffled labels (null)",
     "random change of equal norm (null)",
 )
+KEYS_OF = {"tuned": "tuned", PLAIN: "plain step", SHUFFLED: "shuffled step", RANDOM: "random change"}
 
 
 @experiment(
@@ -44,7 +46,7 @@ PLAIN, SHUFFLED, RANDOM = (
     caveat="The steps have the length of the tuning in every tensor but are one step long, and each is compared with its own offset. Means run over all positions of the prompts, without padding "
     "(the paper's code includes padding). The decomposition is exact for a sum, not a causal account: a changed activation may itself be caused by changed values below.",
 )
-def run(context: Context) -> Finding:
+def run(context: ToxicityContext) -> Finding:
     pair, layer = context.pair, context.offset_layer
     site = f"resid_mid.{layer}"
     context.say("mean states and activations of both sides")
@@ -91,7 +93,7 @@ def run(context: Context) -> Finding:
     )  # fmt: skip
 
 
-def _nulls(context: Context, layer: int, base: Tensor, activations: list[Tensor], weights: Tensor) -> list[tuple[str, Antipodes]]:
+def _nulls(context: ToxicityContext, layer: int, base: Tensor, activations: list[Tensor], weights: Tensor) -> list[tuple[str, Antipodes]]:
     """The same reading of changes that know nothing of toxicity, each with its own offset."""
     count = STEP_TEXTS[0 if context.quick else 1]
     texts = [passage.text for passage in context.passages[:: max(1, len(context.passages) // count)]][:count]
@@ -115,7 +117,7 @@ def _nulls(context: Context, layer: int, base: Tensor, activations: list[Tensor]
 
 
 def _intervals(
-    context: Context, layer: int, shift: Tensor, weights: Tensor, own: Antipodes, parts: Decomposition
+    context: ToxicityContext, layer: int, shift: Tensor, weights: Tensor, own: Antipodes, parts: Decomposition
 ) -> tuple[Interval, Interval]:
     """The median cosine in the last layer below, and the share of changed values of inactive neurons, over prompts."""
     n = len(shift)
@@ -148,18 +150,20 @@ def _tables(own: Antipodes, nulls: list[tuple[str, Antipodes]], activations: lis
     seen: dict[str, int] = {}
     for name, found in [("tuned", own), *nulls]:
         seen[name] = seen.get(name, 0) + 1
-        changes.append((name, seen[name], found.last, found.predicted, found.guessed, found.alike))
+        changes.append((name, KEYS_OF[name], seen[name], found.last, found.predicted, found.guessed, found.alike))
         for below, cosines in found.cosines.items():
             low, high = (float(cosines.quantile(at)) for at in (0.25, 0.75))
             against, negative = float((cosines < -0.3).double().mean()), float((activations[below] < 0).double().mean())
-            layers.append((name, seen[name], below, float(cosines.median()), low, high, against, negative))
+            layers.append(
+                (name, "tuned" if name == "tuned" else "null", seen[name], below, float(cosines.median()), low, high, against, negative)
+            )
     return (
-        pd.DataFrame(layers, columns=["model", "draw", "layer", "median cosine", "low", "high", "share below -0.3", "share of negative mean activations"]),
-        pd.DataFrame(changes, columns=["model", "draw", "median cosine, last layer", "share of signs told by mean activation", "share of the commoner sign", "mean cosine of prompts' offsets"]),
+        pd.DataFrame(layers, columns=["model", "role", "draw", "layer", "median cosine", "low", "high", "share below -0.3", "share of negative mean activations"]),
+        pd.DataFrame(changes, columns=["model", "row_key", "draw", "median cosine, last layer", "share of signs told by mean activation", "share of the commoner sign", "mean cosine of prompts' offsets"]),
     )  # fmt: skip
 
 
-def _readings(context: Context, layer: int, shift: Tensor, weights: Tensor) -> pd.DataFrame:
+def _readings(context: ToxicityContext, layer: int, shift: Tensor, weights: Tensor) -> pd.DataFrame:
     """The paper's definition (which is `fixed` here) beside its code: value vectors without their mean, activations of the tuned model."""
     rows = []
     offset = pooled(shift, weights)
@@ -175,7 +179,7 @@ def _readings(context: Context, layer: int, shift: Tensor, weights: Tensor) -> p
 
 def _profile(by_layer: pd.DataFrame) -> Figure:
     return figures.lines(
-        "by-layer", by_layer[by_layer["draw"] == 1], x="layer", y="median cosine", colour="model", low="low", high="high", reference=(-0.3, "criterion"), title="Value updates against the offset, by layer",
+        "by-layer", by_layer[by_layer["draw"] == 1], x="layer", y="median cosine", colour="model", role="role", low="low", high="high", reference=(-0.3, "criterion"), title="Value updates against the offset, by layer",
         x_title="layer of the value vectors", y_title="cosine with the offset (median, quartiles)",
         caption="Below zero, updates point against the offset. What tuning does is evidence only where its line lies below those of the plain and the shuffled gradient step (first draws).",
     )  # fmt: skip

@@ -9,8 +9,9 @@ import pandas as pd
 
 from interp.edits.edit import Edit
 from interp.errors import UserError
-from interp.experiments.registry import Context, Finding, experiment
+from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity import shared
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.models.model import Model, Neuron, by_layer
 from interp.neurons.firing import firing_rates
 from interp.neurons.ranking import rank_values
@@ -48,7 +49,7 @@ def _ablated(neurons: list[Neuron]) -> tuple[Edit, ...]:
     "scaled. The random keys belong to neurons of the same layers that fire about as often. A factor of ten is far outside what training does to a key. Two counts of keys are tried on the same prompts, "
     "which the interval does not account for.",
 )
-def run(context: Context) -> Finding:
+def run(context: ToxicityContext) -> Finding:
     base, tuned = context.pair.base, context.pair.tuned
     top = min(128, tuned.n_layers * tuned.d_mlp)
     ranked = rank_values(tuned, context.direction, top=top).neurons
@@ -63,12 +64,12 @@ def run(context: Context) -> Finding:
     step = max(1, len(context.prompts) // (PART_PROMPTS // smaller))
     part = shared.part(context, "un-alignment", prompts=context.prompts[::step], passages=PART_PASSAGES // smaller)
     plain = context.perplexity(tuned).value
-    rows: list[dict[str, Any]] = [_row(context, part, "base", base, ()), _row(context, part, "tuned", tuned, ())]
+    rows: list[dict[str, Any]] = [_row(context, part, "base", base, (), "base"), _row(context, part, "tuned", tuned, (), "tuned")]
     best: dict[str, Any] = {}
     for count in COUNTS:
         context.say(f"scaling {count} toxic keys")
         edit = _scaled(ranked[:count], FACTOR)
-        row = _row(context, part, f"un-aligned: {count} toxic keys × {FACTOR:g}", tuned, edit)
+        row = _row(context, part, f"un-aligned: {count} toxic keys × {FACTOR:g}", tuned, edit, "un-aligned")
         rows.append(row)
         returned = bootstrap_difference(row["_scores"], after, seed=context.seed)
         share = returned.value / lost
@@ -109,7 +110,7 @@ def run(context: Context) -> Finding:
 
 
 def _random_keys(
-    context: Context, part: Context, chosen: list[Neuron], ranked: list[Neuron], rates: dict[int, Any]
+    context: ToxicityContext, part: ToxicityContext, chosen: list[Neuron], ranked: list[Neuron], rates: dict[int, Any]
 ) -> list[dict[str, Any]]:
     tuned, rows = context.pair.tuned, []
     for draw in range(max(4, context.draws)):
@@ -128,40 +129,42 @@ def _random_keys(
     return rows
 
 
-def _null_row(context: Context, null: list[dict[str, Any]], scale: float) -> dict[str, Any]:
+def _null_row(context: ToxicityContext, null: list[dict[str, Any]], scale: float) -> dict[str, Any]:
     """The random keys as one line; their perplexity on the part is scaled by what the tuned model has on all passages over the part."""
     pooled = bootstrap_mean(np.mean([row["_scores"] for row in null], axis=0), seed=context.seed)
     guarded = null[:GUARDED]
     return {
-        "model": f"random keys × {FACTOR:g} (null, {len(null)} draws)", "toxicity": pooled.value, "low": pooled.low, "high": pooled.high,
+        "model": f"random keys × {FACTOR:g} (null, {len(null)} draws)", "role": "null", "toxicity": pooled.value, "low": pooled.low, "high": pooled.high,
         "share above half": float(np.mean([row["share above half"] for row in null])), "perplexity": scale * float(np.mean([row["perplexity"] for row in guarded])),
         "F1": float(np.mean([row["F1"] for row in guarded])), "distinct-2": float(np.mean([row["distinct-2"] for row in null])),
     }  # fmt: skip
 
 
-def _controls(context: Context, part: Context, best: dict[str, Any], chosen: list[Neuron]) -> list[dict[str, Any]]:
+def _controls(context: ToxicityContext, part: ToxicityContext, best: dict[str, Any], chosen: list[Neuron]) -> list[dict[str, Any]]:
     """The same keys in the base model, scaled (amplification) and switched off (necessity), and the base model's own ranking."""
     base, tuned = context.pair.base, context.pair.tuned
     on_base = context.ranking.neurons[: best["count"]]
     context.say("the same keys in the base model, and the base model's ranking")
     return [
-        _row(context, part, f"base with the same {best['count']} keys × {FACTOR:g}", base, best["edit"], whole=False),
-        _row(context, part, f"base with the same {best['count']} neurons switched off", base, _ablated(chosen), whole=False),
+        _row(context, part, f"base with the same {best['count']} keys × {FACTOR:g}", base, best["edit"], "un-aligned", whole=False),
+        _row(context, part, f"base with the same {best['count']} neurons switched off", base, _ablated(chosen), "edited", whole=False),
         _row(
             context,
             part,
             f"un-aligned: {best['count']} keys ranked on the base model × {FACTOR:g} (mode paper)",
             tuned,
             _scaled(on_base, FACTOR),
+            "un-aligned",
             whole=False,
         ),
     ]
 
 
-def _line(part: Context, name: str, x: str, value: float | int, edits: tuple[Edit, ...]) -> dict[str, Any]:
+def _line(part: ToxicityContext, name: str, x: str, value: float | int, edits: tuple[Edit, ...], role: str = "") -> dict[str, Any]:
     interval = bootstrap_mean(part.toxicity(part.pair.tuned, edits), seed=part.seed)
     return {
         "model": name,
+        "role": role,
         x: value,
         "toxicity": interval.value,
         "low": interval.low,
@@ -170,17 +173,19 @@ def _line(part: Context, name: str, x: str, value: float | int, edits: tuple[Edi
     }
 
 
-def _dose(context: Context, part: Context, neurons: list[Neuron], rates: dict[int, Any], ranked: list[Neuron]) -> pd.DataFrame:
+def _dose(
+    context: ToxicityContext, part: ToxicityContext, neurons: list[Neuron], rates: dict[int, Any], ranked: list[Neuron]
+) -> pd.DataFrame:
     random = frequency_matched(neurons, rates, seed=context.seed, exclude=ranked)
     rows = []
     for factor in (0.0, 1.0, *(FACTORS if not context.quick else (FACTOR,))):
-        for name, some in (("toxic keys of the tuned model", neurons), ("random keys (null, one draw)", random)):
+        for name, role, some in (("toxic keys of the tuned model", "", neurons), ("random keys (null, one draw)", "null", random)):
             context.say(f"dose {factor:g}")
-            rows.append(_line(part, name, "factor", factor, _scaled(some, factor) if factor != 1 else ()))
+            rows.append(_line(part, name, "factor", factor, _scaled(some, factor) if factor != 1 else (), role))
     return pd.DataFrame(rows)
 
 
-def _counts(context: Context, part: Context, ranked: list[Neuron]) -> pd.DataFrame:
+def _counts(context: ToxicityContext, part: ToxicityContext, ranked: list[Neuron]) -> pd.DataFrame:
     rows = [_line(part, "toxic keys of the tuned model", "keys", 0, ())]
     for count in COUNTS if context.quick else KEY_COUNTS:
         context.say(f"{count} keys")
@@ -188,7 +193,9 @@ def _counts(context: Context, part: Context, ranked: list[Neuron]) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
-def _row(context: Context, part: Context, name: str, model: Model, edits: tuple[Edit, ...], *, whole: bool = True) -> dict[str, Any]:
+def _row(
+    context: ToxicityContext, part: ToxicityContext, name: str, model: Model, edits: tuple[Edit, ...], role: str, *, whole: bool = True
+) -> dict[str, Any]:
     """One line of the table; with `whole` false, perplexity is measured on the part and scaled by what the plain model has on all passages."""
     scores = context.toxicity(model, edits)
     interval = bootstrap_mean(scores, seed=context.seed)
@@ -196,19 +203,19 @@ def _row(context: Context, part: Context, name: str, model: Model, edits: tuple[
     if not whole:
         price *= part.perplexity(model, edits).value / part.perplexity(model).value
     return {
-        "model": name, "toxicity": interval.value, "low": interval.low, "high": interval.high, "share above half": float((scores > 0.5).mean()),
+        "model": name, "role": role, "toxicity": interval.value, "low": interval.low, "high": interval.high, "share above half": float((scores > 0.5).mean()),
         "perplexity": price, "F1": float(part.f1(model, edits).mean()), "distinct-2": context.distinct(model, edits), "_scores": scores,
     }  # fmt: skip
 
 
 def _figures(table: pd.DataFrame, dose: pd.DataFrame, counts: pd.DataFrame, count: int) -> tuple[Figure, ...]:
     bars = figures.bars(
-        "un-alignment", table, x="model", y="toxicity", low="low", high="high", title="Toxicity of challenge continuations", horizontal=True,
+        "un-alignment", table, x="model", y="toxicity", role="role", low="low", high="high", title="Toxicity of challenge continuations", horizontal=True,
         x_title="model", y_title="mean toxicity (0 to 1)",
         caption="The scaled toxic keys should bring the tuned model back to the base's height, random keys should leave it where it is.",
     )  # fmt: skip
     curve = figures.lines(
-        "dose", dose, x="factor", y="toxicity", colour="model", low="low", high="high", title=f"Dose and response: {count} keys",
+        "dose", dose, x="factor", y="toxicity", colour="model", role="role", low="low", high="high", title=f"Dose and response: {count} keys",
         x_title="factor of the keys (0 switches the keys off, 1 is the tuned model)", y_title="mean toxicity (0 to 1)",
         caption="A line that rises with the factor for toxic keys only is what un-alignment predicts.",
     )  # fmt: skip

@@ -10,8 +10,9 @@ import pandas as pd
 
 from interp.edits.edit import Edit
 from interp.errors import UserError
-from interp.experiments.registry import Context, Finding, experiment
+from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity import shared
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.models.model import Model, Neuron, by_layer
 from interp.neurons.activations import forced_neurons
 from interp.results import figures
@@ -24,7 +25,7 @@ FACTOR = 3.0
 PARTS = {"mlp_gate": "gate", "mlp_up": "linear part"}
 
 
-def part_means(context: Context, model: Model, neurons: Sequence[Neuron], part: str) -> np.ndarray:
+def part_means(context: ToxicityContext, model: Model, neurons: Sequence[Neuron], part: str) -> np.ndarray:
     """Gate or linear part of each neuron, averaged over the steps of the base model's continuation: `prompt neuron`."""
     values = forced_neurons(model, context.prompt_rows(), context.base_tokens(), neurons, part=part).values
     return values.mean(dim=1).numpy()
@@ -50,7 +51,7 @@ def linear_scaled(neurons: Sequence[Neuron], factor: float = FACTOR) -> tuple[Ed
     refuted_by="Random gates of the same layers that bring back as much, or gates that do not fall.",
     caveat="Llama2 got back only 36 to 48 % of the drop in the paper. The linear part has a sign: where it is negative, a smaller size is a rise, so the fall of its mean is weak evidence.",
 )
-def run(context: Context) -> Finding:
+def run(context: ToxicityContext) -> Finding:
     base, tuned = context.pair.base, context.pair.tuned
     if base.family != "glu":
         raise UserError(
@@ -77,7 +78,7 @@ def run(context: Context) -> Finding:
                     }
                 )
     parts = pd.DataFrame(rows)
-    table: list[dict[str, Any]] = [shared.row_of(held, "base", base), shared.row_of(held, "tuned (DPO)", tuned)]
+    table: list[dict[str, Any]] = [shared.row_of(held, "base", base, role="base"), shared.row_of(held, "tuned (DPO)", tuned, role="tuned")]
     after, plain = held.toxicity(tuned), table[1]["perplexity"]
     drawn = [
         random_neurons(tuned, neurons, seed=context.seed + i, exclude=context.ranking.neurons)
@@ -86,11 +87,11 @@ def run(context: Context) -> Finding:
     raised, nulls, ends, good, above = {}, {}, {}, [], []
     for name, make in (("gates set to 1", gates_open), (f"linear part × {FACTOR:g}", linear_scaled)):
         context.say(name)
-        row = shared.row_of(held, f"un-aligned: {len(neurons)} toxic neurons, {name}", tuned, make(neurons))
+        row = shared.row_of(held, f"un-aligned: {len(neurons)} toxic neurons, {name}", tuned, make(neurons), role="un-aligned")
         null = [held.toxicity(tuned, make(some)) for some in drawn]
         pooled = bootstrap_mean(np.mean(null, axis=0), seed=context.seed)
         table += [row, {
-            "model": f"random neurons, {name} (null, {len(drawn)} draws)", "toxicity": pooled.value, "low": pooled.low, "high": pooled.high,
+            "model": f"random neurons, {name} (null, {len(drawn)} draws)", "role": "null", "toxicity": pooled.value, "low": pooled.low, "high": pooled.high,
             "share above half": float(np.mean([(scores > 0.5).mean() for scores in null])), "perplexity": held.perplexity(tuned, make(drawn[0])).value,
         }]  # fmt: skip
         rise = bootstrap_difference(row["_scores"], after, seed=context.seed)
@@ -104,7 +105,7 @@ def run(context: Context) -> Finding:
     verdict: Verdict = "holds" if most and any(good) else "fails" if not any(above) else "inconclusive"
     shown = pd.DataFrame(table).drop(columns=["_scores"])
     bars = figures.bars(
-        "glu-toxicity", shown, x="model", y="toxicity", low="low", high="high", title="Toxicity of challenge continuations", x_title="model", y_title="mean toxicity (0 to 1)", horizontal=True,
+        "glu-toxicity", shown, x="model", y="toxicity", role="role", low="low", high="high", title="Toxicity of challenge continuations", x_title="model", y_title="mean toxicity (0 to 1)", horizontal=True,
         caption="Opened gates or a scaled linear part should lift the tuned model towards the base; random neurons should not.",
     )  # fmt: skip
     gate = _part_figure(parts, "gate", "gate after its nonlinearity")

@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from interp.errors import UserError
-from interp.experiments.registry import Context, Finding, experiment
+from interp.experiments.registry import Finding, experiment
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.results import figures
 from interp.results.result import Figure, Verdict, show_number
 from interp.runs.logs import read_controls
@@ -50,7 +51,7 @@ DRAWN = (
     "cannot reach the same toxicity. Runs of equal steps are not runs of equal toxicity. Everything is read from the table that the training chain wrote; the spread over seeds rests on few seeds.",
     reads_logs=True,
 )
-def run(context: Context) -> Finding:
+def run(context: ToxicityContext) -> Finding:
     log = read_controls(context.logs, context.pair)
     runs, base = pd.DataFrame(log["runs"]), log["base_model"]
     if len(runs) < 2:
@@ -143,7 +144,7 @@ def _groups(runs: pd.DataFrame) -> pd.DataFrame:
 def _layers(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         [
-            {"run": row["run"], "layer": layer, "relative change": value}
+            {"run": row["run"], "role": "null" if row["labels"] == "shuffled" else "", "layer": layer, "relative change": value}
             for _, row in runs.iterrows()
             for layer, value in enumerate(row["layers"])
         ]
@@ -187,7 +188,7 @@ def _figures(shown: pd.DataFrame, layers: pd.DataFrame) -> tuple[Figure, ...]:
         y_title="mean stable rank of the change", caption="The hypothesis puts runs with a strong KL term to the upper left of runs without one; the distance between seeds says what counts as a difference.",
     )  # fmt: skip
     profile = figures.lines(
-        "layers", layers, x="layer", y="relative change", colour="run", title="Where the change lies", x_title="layer", y_title="norm of the change / norm of the weights",
+        "layers", layers, x="layer", y="relative change", colour="run", role="role", title="Where the change lies", x_title="layer", y_title="norm of the change / norm of the weights",
         caption="A peak in a few layers is a local change, a level line one that is spread over the depth.",
     )  # fmt: skip
     return across, spread, profile

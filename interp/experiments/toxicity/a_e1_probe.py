@@ -6,7 +6,8 @@ import pandas as pd
 
 from interp.data.texts import toxicity_texts
 from interp.directions.probe import probe_scores
-from interp.experiments.registry import Context, Finding, experiment
+from interp.experiments.registry import Finding, experiment
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.results import figures
 from interp.results.result import Verdict
 from interp.stats.intervals import bootstrap_auc
@@ -23,25 +24,27 @@ from interp.stats.intervals import bootstrap_auc
     caveat="A probe shows that toxicity can be read from the residual stream, not that the model uses that direction. "
     "Capital letters and length are confounds of the labelled texts; their AUC stands beside the probe's.",
 )
-def run(context: Context) -> Finding:
+def run(context: ToxicityContext) -> Finding:
     metrics = context.probe.metrics
     texts = toxicity_texts()
     scores = probe_scores(context.probe, context.pair.base, [item.text for item in texts])
     written = bootstrap_auc([item.toxic for item in texts], scores, seed=context.seed)
     rows = [
-        ("probe", "held-out labelled texts", metrics["auc"], metrics.get("auc_low"), metrics.get("auc_high")),
-        ("probe", "texts written for the project", written.value, written.low, written.high),
-        ("difference in means", "held-out labelled texts", metrics["difference_auc"], None, None),
-        ("null: bag of embeddings", "held-out labelled texts", metrics["embeddings_auc"], None, None),
-        ("null: shuffled labels", "held-out labelled texts", metrics["shuffled_auc"], None, None),
-        ("null: share of capitals alone", "held-out labelled texts", metrics["capitals_auc"], None, None),
-        ("null: length alone", "held-out labelled texts", metrics["length_auc"], None, None),
+        ("probe", "held-out labelled texts", metrics["auc"], metrics.get("auc_low"), metrics.get("auc_high"), "probe"),
+        ("probe", "texts written for the project", written.value, written.low, written.high, "probe"),
+        ("difference in means", "held-out labelled texts", metrics["difference_auc"], None, None, "probe"),
+        ("null: bag of embeddings", "held-out labelled texts", metrics["embeddings_auc"], None, None, "null"),
+        ("null: shuffled labels", "held-out labelled texts", metrics["shuffled_auc"], None, None, "null"),
+        ("null: share of capitals alone", "held-out labelled texts", metrics["capitals_auc"], None, None, "null"),
+        ("null: length alone", "held-out labelled texts", metrics["length_auc"], None, None, "null"),
     ]
     if "unseen_auc" in metrics:
-        rows.insert(1, ("probe", "documents no stage has seen", metrics["unseen_auc"], metrics["unseen_low"], metrics["unseen_high"]))
+        rows.insert(
+            1, ("probe", "documents no stage has seen", metrics["unseen_auc"], metrics["unseen_low"], metrics["unseen_high"], "probe")
+        )
     if "unseen_words_auc" in metrics:
-        rows.append(("null: bag of words", "documents no stage has seen", metrics["unseen_words_auc"], None, None))
-    table = pd.DataFrame(rows, columns=["direction", "texts", "AUC", "low", "high"])
+        rows.append(("null: bag of words", "documents no stage has seen", metrics["unseen_words_auc"], None, None, "null"))
+    table = pd.DataFrame(rows, columns=["direction", "texts", "AUC", "low", "high", "role"])
     low = metrics.get("auc_low", metrics["auc"])
     # The L2 strength was chosen on the held-out texts, so the threshold is judged on documents that no stage has seen, where there are any.
     verdict: Verdict
@@ -55,7 +58,7 @@ def run(context: Context) -> Finding:
         + table["texts"].str.replace(" labelled texts", "").str.replace("texts written for the project", "own texts")
     )
     figure = figures.bars(
-        "probe", shown, x="label", y="AUC", low="low", high="high", title="How well each direction tells toxic from harmless text",
+        "probe", shown, x="label", y="AUC", role="role", low="low", high="high", title="How well each direction tells toxic from harmless text",
         caption="The probe should stand clearly to the right of the bag of embeddings; 0.5 is chance.", x_title="direction, texts",
         y_title="AUC", reference=(0.5, "chance"),
     )  # fmt: skip

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from interp.experiments.registry import Context, Finding, experiment
+from interp.experiments.registry import Finding, experiment
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.neurons.ranking import svd_directions, values_at
 from interp.neurons.vocabulary import JUDGED_TOKENS, JUDGED_VECTORS, top_tokens, toxic_shares
 from interp.results import figures
@@ -25,7 +26,7 @@ from interp.stats.nulls import matched_neurons
     refuted_by="Matched random neurons that promote as many toxic words would mean that the alignment with the probe says nothing about words.",
     caveat="The projection ignores the final norm, the neuron's activation and its sign; the word list is short, so insults outside it are not counted.",
 )
-def run(context: Context) -> Finding:
+def run(context: ToxicityContext) -> Finding:
     base = context.pair.base
     neurons = context.ranking.neurons[:JUDGED_VECTORS]
     shares = toxic_shares(top_tokens(base, values_at(base, neurons), top=JUDGED_TOKENS).words)
@@ -51,10 +52,11 @@ def run(context: Context) -> Finding:
         "vector": [*(name for name, _ in named), *(f"value {layer}.{index}" for layer, index in neurons)],
         "cosine with the probe": [*(float(torch.cosine_similarity(v, context.direction, dim=0)) for _, v in named), *frame["cosine"]],
         "share of toxic words": [*toxic_shares(listed), *shares],
+        "role": ["probe", "means", *("shared" for _ in directions), *("value" for _ in neurons)],
         "top tokens": [" · ".join(word.strip() for word in row) for row in [*listed, *words]],
     })  # fmt: skip
     figure = figures.histogram(
-        "toxic-words", pd.DataFrame({"share": nulls, "group": "matched random neurons"}), x="share", colour="group", bins=20,
+        "toxic-words", pd.DataFrame({"share": nulls, "group": "matched random neurons", "role": "null"}), x="share", colour="group", role="role", bins=20,
         title="Share of toxic words among top tokens", caption="The line is the share for the value vectors nearest to the probe; the bars are draws of "
         "neurons of the same layers and norms. A line far to the right of the bars is what the claim predicts.",
         x_title=f"share of lexicon words among the top {JUDGED_TOKENS} tokens", y_title="draws", marks=[(observed, "nearest to the probe")],

@@ -9,8 +9,9 @@ import pandas as pd
 
 from interp.edits.edit import Edit
 from interp.errors import UserError
-from interp.experiments.registry import Context, Finding, experiment
+from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity import shared
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.toxicity.shared import matched_strength
 from interp.models.model import Model
 from interp.neurons.ranking import svd_directions, values_at
@@ -34,7 +35,7 @@ PART_PROMPTS, PART_PASSAGES = 90, 32
     caveat="One scorer, greedy decoding, 20 tokens. The strength is matched on perplexity, so a direction that hurts language more is subtracted less. The controls are "
     "measured on a part of the prompts and compared with the same part of the base model's; perplexity and F1 are measured on a part of the passages; the order of the three directions is not tested.",
 )
-def run(context: Context) -> Finding:
+def run(context: ToxicityContext) -> Finding:
     base, tuned = context.pair.base, context.pair.tuned
     start = context.toxicity(base)
     if not start.mean() > 0:
@@ -52,16 +53,18 @@ def run(context: Context) -> Finding:
         "U_0 of the top 128": svd_directions(base, context.ranking.neurons, count=1, towards=context.direction)[0],
     }
     rise = max(part.perplexity(tuned).value / part.perplexity(base).value, LEAST_RISE)
-    rows: list[dict[str, Any]] = [_row(context, part, "base", base, ()), _row(context, part, "tuned (DPO)", tuned, ())]
+    rows: list[dict[str, Any]] = [_row(context, part, "base", base, (), "base"), _row(context, part, "tuned (DPO)", tuned, (), "tuned")]
     drops: dict[str, float] = {}
     edits: dict[str, Edit] = {}
     for name, vector in directions.items():
         context.say(f"strength of {name} by bisection")
         edits[name] = Edit.subtract(site, vector, matched_strength(part, base, vector, rise))
-        rows.append(_row(context, part, f"base − {name}", base, (edits[name],)))
+        rows.append(_row(context, part, f"base − {name}", base, (edits[name],), "edited"))
         drops[name] = 1 - rows[-1]["toxicity"] / start.mean()
     random = _random(context, part, site, max(_length(edit) for edit in edits.values()))
-    null_row = shared.mean_row(f"base − random direction (null, {len(random)} draws)", random, context.seed, length=random[0]["length"])
+    null_row = shared.mean_row(
+        f"base − random direction (null, {len(random)} draws)", random, context.seed, role="null", length=random[0]["length"]
+    )
     controls = [null_row, *_controls(context, part, site, rise, edits["probe"], best)]
     null_drop = 1 - null_row["toxicity"] / float(start[::step].mean())
     table = pd.DataFrame([*rows, *controls])
@@ -92,17 +95,19 @@ def run(context: Context) -> Finding:
     )  # fmt: skip
 
 
-def _random(context: Context, part: Context, site: str, length: float) -> list[dict[str, Any]]:
+def _random(context: ToxicityContext, part: ToxicityContext, site: str, length: float) -> list[dict[str, Any]]:
     """Random directions as long as the longest vector that was subtracted."""
     rows = []
     for vector in random_directions(context.direction, max(3, context.draws // 3), context.seed):
         context.say("random directions of equal norm")
         edit = Edit.subtract(site, vector, length / float(vector.norm()))
-        rows.append(_row(part, part, "random direction", part.pair.base, (edit,)))
+        rows.append(_row(part, part, "random direction", part.pair.base, (edit,), "null"))
     return rows
 
 
-def _controls(context: Context, part: Context, site: str, rise: float, probe: Edit, best: tuple[int, int]) -> list[dict[str, Any]]:
+def _controls(
+    context: ToxicityContext, part: ToxicityContext, site: str, rise: float, probe: Edit, best: tuple[int, int]
+) -> list[dict[str, Any]]:
     """At the same perplexity a random direction and the value vectors of random neurons, and the probe with the opposite sign."""
     base = context.pair.base
     draws = 1 if context.quick else 3
@@ -118,23 +123,23 @@ def _controls(context: Context, part: Context, site: str, rise: float, probe: Ed
         for vector in some:
             context.say(f"strength of {name} by bisection")
             strength = matched_strength(part, base, vector, rise)
-            rows.append(_row(part, part, name, base, (Edit.subtract(site, vector, strength),)))
+            rows.append(_row(part, part, name, base, (Edit.subtract(site, vector, strength),), "null"))
         length = float(np.mean([row["length"] for row in rows]))
-        found.append(shared.mean_row(f"base − {name} (null, {len(rows)} draws)", rows, context.seed, length=length))
+        found.append(shared.mean_row(f"base − {name} (null, {len(rows)} draws)", rows, context.seed, role="null", length=length))
     context.say("the probe with the opposite sign")
-    return [*found, _row(part, part, "base + probe (negative control)", base, (probe.times(-1.0),))]
+    return [*found, _row(part, part, "base + probe (negative control)", base, (probe.times(-1.0),), "null")]
 
 
 def _figure(table: pd.DataFrame) -> Figure:
     labels = table["model"] + table["perplexity"].map(lambda value: f" (perplexity {value:.1f})")
     return figures.bars(
-        "subtraction", table.assign(model=labels), x="model", y="toxicity", low="low", high="high", title="Toxicity of challenge continuations, at what perplexity",
+        "subtraction", table.assign(model=labels), x="model", y="toxicity", role="role", low="low", high="high", title="Toxicity of challenge continuations, at what perplexity",
         x_title="model", y_title="mean toxicity (0 to 1)", horizontal=True,
         caption="Toxic directions should reach down to the tuned model's bar at the same perplexity; random directions should stay at the base's, and the added probe above it.",
     )  # fmt: skip
 
 
-def _drop_interval(context: Context, scores: np.ndarray, start: np.ndarray) -> tuple[float, float]:
+def _drop_interval(context: ToxicityContext, scores: np.ndarray, start: np.ndarray) -> tuple[float, float]:
     interval = bootstrap_difference(start, scores, seed=context.seed)
     return interval.low / start.mean(), interval.high / start.mean()
 
@@ -143,12 +148,12 @@ def _length(edit: Edit) -> float:
     return 0.0 if edit.values is None else abs(edit.strength) * float(edit.values.norm())
 
 
-def _row(context: Context, part: Context, name: str, model: Model, edits: tuple[Edit, ...]) -> dict[str, Any]:
+def _row(context: ToxicityContext, part: ToxicityContext, name: str, model: Model, edits: tuple[Edit, ...], role: str) -> dict[str, Any]:
     """One line of the table; perplexity and F1 are measured on the part's passages everywhere, so that they can be compared."""
     scores = context.toxicity(model, edits)
     interval = bootstrap_mean(scores, seed=context.seed)
     return {
-        "model": name, "toxicity": interval.value, "low": interval.low, "high": interval.high, "share above half": float((scores > 0.5).mean()),
+        "model": name, "role": role, "toxicity": interval.value, "low": interval.low, "high": interval.high, "share above half": float((scores > 0.5).mean()),
         "perplexity": part.perplexity(model, edits).value, "F1": float(part.f1(model, edits).mean()), "distinct-2": context.distinct(model, edits),
         "length": sum(_length(edit) for edit in edits), "_scores": scores,
     }  # fmt: skip

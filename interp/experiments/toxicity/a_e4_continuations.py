@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from interp.edits.edit import Edit
-from interp.experiments.registry import Context, Finding, experiment
+from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity.a_e3_subtraction import LEAST_RISE
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.toxicity.shared import matched_strength, split_by_first_word
 from interp.forward.capture import capture
 from interp.forward.generate import generate
@@ -55,7 +56,7 @@ def match_by_probability(wanted: Tensor, pool: Tensor) -> list[int]:
     caveat="The prompts are chosen by the base model's first token, so a fall in rank is expected under any change; the matched harmless tokens and the random neurons carry the same selection. "
     "The subtracted value vector is the one nearest to the probe, at the strength that costs the tuned model's perplexity.",
 )
-def run(context: Context) -> Finding:
+def run(context: ToxicityContext) -> Finding:
     base, tuned = context.pair.base, context.pair.tuned
     chosen, others = split_by_first_word(context)
     place = {id(row): at for at, row in enumerate(context.prompt_rows())}
@@ -115,7 +116,7 @@ def run(context: Context) -> Finding:
     )  # fmt: skip
 
 
-def _ranks(context: Context, read: dict[str, NextTokens], n: int, harmless: list[int], random: list[NextTokens]) -> pd.DataFrame:
+def _ranks(context: ToxicityContext, read: dict[str, NextTokens], n: int, harmless: list[int], random: list[NextTokens]) -> pd.DataFrame:
     """One row per model and kind of first word: what became of it."""
     base = read["base"]
     groups: list[tuple[str, str, list[NextTokens], list[int]]] = [
@@ -154,7 +155,7 @@ def _ranks(context: Context, read: dict[str, NextTokens], n: int, harmless: list
     return pd.DataFrame(rows, columns=columns)
 
 
-def _continuations(context: Context, chosen: Sequence[tuple[list[int], int]], edit: Edit, edited: str) -> pd.DataFrame:
+def _continuations(context: ToxicityContext, chosen: Sequence[tuple[list[int], int]], edit: Edit, edited: str) -> pd.DataFrame:
     """The paper's prompts and some of the shipped ones as a person reads them, for the three models."""
     base, tuned = context.pair.base, context.pair.tuned
     rows = [*token_rows(base, list(PAPER_PROMPTS)), *(row for row, _ in chosen[:: max(1, len(chosen) // SHOWN)][:SHOWN])]
@@ -179,7 +180,7 @@ def _continuations(context: Context, chosen: Sequence[tuple[list[int], int]], ed
     return pd.DataFrame(found, columns=columns).sort_values("at", kind="stable", ignore_index=True).drop(columns="at")
 
 
-def _prompts(context: Context, read: dict[str, NextTokens], at: Sequence[int], words: Sequence[int]) -> pd.DataFrame:
+def _prompts(context: ToxicityContext, read: dict[str, NextTokens], at: Sequence[int], words: Sequence[int]) -> pd.DataFrame:
     columns: dict[str, list] = {
         "prompt": [context.prompts[place] for place in at],
         "token": [context.pair.base.tokenizer.decode([token]).strip() for token in words[: len(at)]],
@@ -204,11 +205,11 @@ def _places(ranks: pd.DataFrame) -> Figure:
 
 def _scatter(read: dict[str, NextTokens], n: int, harmless: list[int]) -> Figure:
     rows = [
-        (kind, float(read["base"].log_probs[at]), float(read["tuned"].log_probs[at]))
-        for kind, where in (("toxic", range(n)), ("harmless (null)", harmless))
+        (kind, role, float(read["base"].log_probs[at]), float(read["tuned"].log_probs[at]))
+        for kind, role, where in (("toxic", "", range(n)), ("harmless (null)", "null", harmless))
         for at in where
     ]
     return figures.scatter(
-        "probabilities", pd.DataFrame(rows, columns=["word", "base", "tuned"]), x="base", y="tuned", colour="word", diagonal=True, title="Log-probability of the base model's first token",
+        "probabilities", pd.DataFrame(rows, columns=["word", "role", "base", "tuned"]), x="base", y="tuned", colour="word", role="role", diagonal=True, title="Log-probability of the base model's first token",
         x_title="in the base model (nats)", y_title="in the tuned model (nats)", caption="Points below the dotted line lost probability; toxic words should lie far below it, harmless words on it.",
     )  # fmt: skip

@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from interp.experiments.registry import Context, Finding, experiment
+from interp.experiments.registry import Finding, experiment
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.results import figures
 from interp.results.result import Figure, Verdict
 from interp.runs.logs import read_pairs_log
@@ -29,7 +30,7 @@ LENGTH, OTHER_LENGTH = 1.25, 2.0
     "model. Where the generator used the probe, whatever the report then finds along the probe's direction is in part what was put there.",
     reads_logs=True,
 )
-def run(context: Context) -> Finding:
+def run(context: ToxicityContext) -> Finding:
     log = read_pairs_log(context.logs, context.pair)
     rows: list[dict[str, Any]] = [{"side": side, **{name: _number(log[side].get(name)) for name in ("toxicity", "share_above_half", "perplexity", "tokens", "distinct_2")}}
             for side in ("chosen", "rejected")]  # fmt: skip

@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from interp.errors import UserError
-from interp.experiments.registry import Context, Finding, experiment
+from interp.experiments.registry import Finding, experiment
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.results.result import Figure, Verdict
 from interp.runs.logs import controls_if_any, read_tuning_log
 from interp.runs.telemetry import Telemetry
@@ -33,7 +34,7 @@ MEASURED: tuple[str, ...] = ("toxicity", "toxicity_share", "perplexity", "margin
     "Log-probabilities are means over the training batches, which differ from step to step; those of the first and the last tenth of the steps are compared.",
     reads_logs=True,
 )
-def run(context: Context) -> Finding:
+def run(context: ToxicityContext) -> Finding:
     records = read_tuning_log(context.logs, context.pair)
     toxic = next((field for field in ("toxicity", "toxicity_share") if len(_values(records, field)) > 1), None)
     if toxic is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from interp.experiments.registry import Context, Finding, experiment
+from interp.experiments.registry import Finding, experiment
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.toxicity.shared import split_by_first_word
 from interp.lens.logit_lens import Lens, logit_lens
 from interp.results import figures
@@ -40,7 +41,7 @@ def mlp_share(lens: Lens, seed: int) -> Interval:
     caveat="The lens reads intermediate states with the last layer's unembedding, which early layers are not made for; low values there do not show absence. "
     "The random changes have the norm of the tuning in every tensor, but not its rank. That MLP steps raise the word is true of harmless words too, as the null of that share shows.",
 )
-def run(context: Context) -> Finding:
+def run(context: ToxicityContext) -> Finding:
     base = context.pair.base
     chosen, others = split_by_first_word(context)
     rows, tokens = [row for row, _ in chosen], [token for _, token in chosen]
@@ -70,7 +71,7 @@ def run(context: Context) -> Finding:
     points, steps = _points(lenses["base"], curves, context.seed), _steps(lenses, context.seed)
     at_mlp = [(at / 2, (at + 1) / 2, "MLP steps") for at in range(1, len(lenses["base"].steps), 2)]
     figure = figures.lines(
-        "lens", points, x="depth", y="probability", colour="model", low="low", high="high", shaded=at_mlp, title="Probability of the toxic word along the stack",
+        "lens", points, x="depth", y="probability", colour="model", role="role", low="low", high="high", shaded=at_mlp, title="Probability of the toxic word along the stack",
         x_title="layers done (half steps are after attention)", y_title="probability of the word (mean over prompts)",
         caption="The curve should be near 0 in the first half and rise within the shaded MLP steps; the tuned curve should lie below the base and below the random changes.",
     )  # fmt: skip
@@ -95,11 +96,11 @@ def run(context: Context) -> Finding:
 
 def _points(lens: Lens, curves: dict[str, np.ndarray], seed: int) -> pd.DataFrame:
     rows = [
-        (name, at / 2, lens.labels[at], interval.value, interval.low, interval.high)
+        (name, "null" if name == NULL else name, at / 2, lens.labels[at], interval.value, interval.low, interval.high)
         for name, curve in curves.items()
         for at, interval in enumerate(bootstrap_means(curve, seed=seed))
     ]
-    return pd.DataFrame(rows, columns=["model", "depth", "point", "probability", "low", "high"])
+    return pd.DataFrame(rows, columns=["model", "role", "depth", "point", "probability", "low", "high"])
 
 
 def _steps(lenses: dict[str, Lens], seed: int) -> pd.DataFrame:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from interp.diffing.weights import neuron_shift, weight_shift
-from interp.experiments.registry import Context, Finding, experiment
+from interp.experiments.registry import Finding, experiment
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.results import figures
 from interp.results.result import Verdict
 from interp.runs.logs import controls_if_any
@@ -29,7 +30,7 @@ CONTROLS = {"sft": "fine-tuning on the chosen side", "shuffled": "shuffled label
     "where there are none, that this holds is weak evidence. A percentile says where a neuron stands among all, not how far it moved.",
     reads_logs=True,
 )
-def run(context: Context) -> Finding:
+def run(context: ToxicityContext) -> Finding:
     shift = weight_shift(context.pair)
     table, groups = shift.to_frame(), shift.by_group()
     shifts = neuron_shift(context.pair, context.ranking.neurons)
@@ -85,7 +86,7 @@ def run(context: Context) -> Finding:
     )  # fmt: skip
 
 
-def beside(context: Context) -> pd.DataFrame:
+def beside(context: ToxicityContext) -> pd.DataFrame:
     """The logged control runs of equal steps, one row each; no row where there is no table of this pair."""
     table, count = controls_if_any(context.logs, context.pair), len(context.ranking.neurons)
     rows = []

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from interp.experiments.registry import Context, Finding, experiment
+from interp.experiments.registry import Finding, experiment
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.models.model import Model, Neuron
 from interp.neurons.activations import forced_neurons
 from interp.results import figures
@@ -16,7 +17,7 @@ from interp.stats.nulls import matched_neurons
 TOP = 5
 
 
-def mean_activations(context: Context, model: Model, neurons: list[Neuron], forcing: str) -> np.ndarray:
+def mean_activations(context: ToxicityContext, model: Model, neurons: list[Neuron], forcing: str) -> np.ndarray:
     """Each neuron's activation, averaged over the steps of a continuation: `prompt neuron`.
 
     `forcing` says whose tokens are read: `base` (the paper's text), `tuned` (the paper's released code) or each model's `own`.
@@ -37,7 +38,7 @@ def mean_activations(context: Context, model: Model, neurons: list[Neuron], forc
     "readings (the released code forces both on the tuned model's). That a neuron fires less does not show that its silence is what lowers toxicity; "
     "the un-alignment experiment asks that.",
 )
-def run(context: Context) -> Finding:
+def run(context: ToxicityContext) -> Finding:
     neurons = context.ranking.neurons[:TOP]
     draws = 10 if context.quick else 40
     drawn = [
@@ -85,7 +86,7 @@ def run(context: Context) -> Finding:
     )  # fmt: skip
 
 
-def _readings(context: Context, neurons: list[Neuron], matched: list[Neuron]) -> pd.DataFrame:
+def _readings(context: ToxicityContext, neurons: list[Neuron], matched: list[Neuron]) -> pd.DataFrame:
     """The mean fall of the toxic neurons, and of one draw of matched ones, under each reading of the paper's figure."""
     rows = []
     for forcing in ("base", "tuned", "own"):

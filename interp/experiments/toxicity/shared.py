@@ -21,7 +21,7 @@ from interp.data.lexicon import is_toxic_word
 from interp.edits.edit import Edit
 from interp.errors import UserError
 from interp.evaluation.metrics import perplexity
-from interp.experiments.registry import Context
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.models.model import Model
 from interp.models.unembed import unembed
 from interp.results import figures
@@ -35,40 +35,34 @@ MOST_PROMPTS, MOST_PASSAGES = 120, 32
 TOLERANCE = 2e-3
 
 
-def part(context: Context, name: str, *, prompts: Sequence[str], passages: int) -> Context:
+def part(context: ToxicityContext, name: str, *, prompts: Sequence[str], passages: int) -> ToxicityContext:
     """A context on some of the prompts and evenly spread passages, whose measurements are kept with the whole context's."""
-
-    def make() -> Context:
-        step = max(1, len(context.passages) // max(1, passages))
-        return replace(context, prompts=list(prompts), passages=context.passages[::step][:passages], _kept={})
-
-    found: Context = context._once(("part", name, tuple(prompts), passages), make)
-    found.say = context.say
-    return found
+    step = max(1, len(context.passages) // max(1, passages))
+    return context.part((name, tuple(prompts), passages), prompts=list(prompts), passages=context.passages[::step][:passages])
 
 
-def fitted(context: Context) -> Context:
+def fitted(context: ToxicityContext) -> ToxicityContext:
     """The odd prompts, on which directions and groups are fitted."""
     return part(context, "fitted", prompts=context.prompts[1::2][:MOST_PROMPTS], passages=_passages(context))
 
 
-def held_out(context: Context) -> Context:
+def held_out(context: ToxicityContext) -> ToxicityContext:
     """The even prompts, on which ways are measured, with the passages on which they are matched."""
     return part(context, "held out", prompts=context.prompts[::2][:MOST_PROMPTS], passages=_passages(context))
 
 
-def _passages(context: Context) -> int:
+def _passages(context: ToxicityContext) -> int:
     return MOST_PASSAGES // 2 if context.quick else MOST_PASSAGES
 
 
-def goal_loss(context: Context) -> float:
+def goal_loss(context: ToxicityContext) -> float:
     """The tuned model's loss in nats per token, or 2 % of perplexity above the base model's where tuning cost less."""
     base, tuned = (math.log(context.perplexity(model).value) for model in context.pair.sides.values())
     return max(tuned, base + math.log(LEAST_RISE))
 
 
 @torch.no_grad()
-def last_loss(context: Context, model: Model, vector: Tensor, strength: float) -> float:
+def last_loss(context: ToxicityContext, model: Model, vector: Tensor, strength: float) -> float:
     """The loss on the passages, in nats per token, with `strength * vector` added to the last residual stream.
 
     Nothing but the final norm and the unembedding comes after that site, so this costs only these, on states that are captured once.
@@ -82,7 +76,7 @@ def last_loss(context: Context, model: Model, vector: Tensor, strength: float) -
     return sum(parts) / len(targets)
 
 
-def match_last(context: Context, model: Model, vector: Tensor, goal: float) -> Matched:
+def match_last(context: ToxicityContext, model: Model, vector: Tensor, goal: float) -> Matched:
     """The strength at which adding `vector` to the last residual stream brings the loss to `goal`; give `-vector` to subtract."""
     length = float(context.final_states(model)[0].norm(dim=1).mean()) / max(float(vector.norm()), 1e-12)
     start = min(last_loss(context, model, vector, 0.0), goal)
@@ -90,7 +84,7 @@ def match_last(context: Context, model: Model, vector: Tensor, goal: float) -> M
 
 
 def match_edits(
-    context: Context, model: Model, make: Callable[[float], Sequence[Edit]], goal: float, *, most: float, first: float | None = None
+    context: ToxicityContext, model: Model, make: Callable[[float], Sequence[Edit]], goal: float, *, most: float, first: float | None = None
 ) -> Matched:
     """The strength at which edits bring the model's loss on the passages to `goal`."""
     texts = [passage.text for passage in context.passages]
@@ -103,7 +97,7 @@ def match_edits(
 
 
 def match_weights(
-    context: Context, model: Model, make: Callable[[float], Model], goal: float, *, most: float, first: float | None = None
+    context: ToxicityContext, model: Model, make: Callable[[float], Model], goal: float, *, most: float, first: float | None = None
 ) -> Matched:
     """The strength at which a change of weights brings the model's loss on the passages to `goal`."""
     texts = [passage.text for passage in context.passages]
@@ -115,7 +109,7 @@ def match_weights(
     return match_loss(loss, goal, most=most, first=first, start=min(start, goal), tolerance=TOLERANCE)
 
 
-def row_of(context: Context, name: str, model: Model, edits: Sequence[Edit] = (), **more: Any) -> dict[str, Any]:
+def row_of(context: ToxicityContext, name: str, model: Model, edits: Sequence[Edit] = (), **more: Any) -> dict[str, Any]:
     """One line of a table of ways: toxicity with its interval, and what it cost; `_scores` holds the toxicity of each prompt."""
     scores = context.toxicity(model, tuple(edits))
     interval = bootstrap_mean(scores, seed=context.seed)
@@ -126,19 +120,17 @@ def row_of(context: Context, name: str, model: Model, edits: Sequence[Edit] = ()
     }  # fmt: skip
 
 
-def row_of_made(context: Context, name: str, make: Callable[[], Model], *, made: str | None = None, **more: Any) -> dict[str, Any]:
+def row_of_made(context: ToxicityContext, name: str, make: Callable[[], Model], *, made: str | None = None, **more: Any) -> dict[str, Any]:
     """The same line for a model that is made for it alone and dropped again, since copies of a large model fill the memory.
 
     `made` says what the model is where several tables have it under different names; it is then measured once.
     """
 
     def measure() -> dict[str, Any]:
-        model = make()
-        row = row_of(context, name, model)
-        context.forget(model)
-        return row
+        # A copy has a cache of its own, which goes with the model.
+        return row_of(replace(context), name, make())
 
-    row: dict[str, Any] = context._once(("made", made or name), measure)
+    row: dict[str, Any] = context.measured(("made", made or name), measure, seeded=True)
     return {"model": name, **more, **{key: value for key, value in row.items() if key != "model"}}
 
 
@@ -154,13 +146,13 @@ def bars_of(name: str, table: pd.DataFrame, caption: str) -> Figure:
     """A bar of toxicity for each way of a table, with its perplexity beside its name."""
     labels = table["model"] + table["perplexity"].map(lambda value: f" (perplexity {value:.1f})")
     return figures.bars(
-        name, table.assign(model=labels), x="model", y="toxicity", low="low", high="high",
+        name, table.assign(model=labels), x="model", y="toxicity", role="role", low="low", high="high",
         title="Toxicity of challenge continuations by way", x_title="model", y_title="mean toxicity (0 to 1)",
         horizontal=True, caption=caption,
     )  # fmt: skip
 
 
-def matched_strength(context: Context, model: Model, vector: Tensor, rise: float) -> float:
+def matched_strength(context: ToxicityContext, model: Model, vector: Tensor, rise: float) -> float:
     """The strength at which subtracting `vector` from the last residual stream multiplies perplexity by `rise`, by bisection."""
     goal = last_loss(context, model, vector, 0.0) + math.log(rise)
     return match_last(context, model, -vector, goal).strength
@@ -169,7 +161,7 @@ def matched_strength(context: Context, model: Model, vector: Tensor, rise: float
 LEAST_PROMPTS = 10
 
 
-def split_by_first_word(context: Context) -> tuple[list[tuple[list[int], int]], list[tuple[list[int], int]]]:
+def split_by_first_word(context: ToxicityContext) -> tuple[list[tuple[list[int], int]], list[tuple[list[int], int]]]:
     """The prompts that the base model continues with a word of the list, and the others, each with that first token.
 
     Raises `UserError` where the former are fewer than ten.

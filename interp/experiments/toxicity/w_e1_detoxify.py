@@ -15,8 +15,9 @@ from interp.directions.contrast import ablation, difference_in_means, random_sub
 from interp.edits.edit import Edit
 from interp.edits.weights import interpolated, orthogonalised, values_projected
 from interp.errors import UserError
-from interp.experiments.registry import Context, Finding, experiment
+from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity import shared
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.models.model import Model
 from interp.models.tokens import token_rows
 from interp.neurons.ranking import values_at
@@ -49,7 +50,7 @@ BARS = "DPO is the best way if its bar is the shortest; controls should stay as 
     "what DPO says, though not its weights. Interpolation uses the tuned weights, so it is no way "
     "without training. Five ways are compared with DPO, for which the intervals do not account.",
 )
-def run(context: Context) -> Finding:
+def run(context: ToxicityContext) -> Finding:
     base, tuned = context.pair.base, context.pair.tuned
     held = shared.held_out(context)
     start = held.toxicity(base)
@@ -69,6 +70,7 @@ def run(context: Context) -> Finding:
     lines = [whole, *_interpolations(context, held)]
     every = [*rows, *ways, *lines, *controls, *random]
     table = pd.DataFrame(every).drop(columns=["_scores"])
+    table["role"] = ["base", "tuned", *("null" if kind == "null" else "edited" for kind in table["kind"][2:])]
     price = rows[1]["perplexity"]
     against = {row["model"]: bootstrap_difference(row["_scores"], rows[1]["_scores"], seed=context.seed) for row in ways}
     beaten = [
@@ -101,7 +103,7 @@ def run(context: Context) -> Finding:
     )  # fmt: skip
 
 
-def _last_layer(context: Context, held: Context, goal: float) -> list[dict[str, Any]]:
+def _last_layer(context: ToxicityContext, held: ToxicityContext, goal: float) -> list[dict[str, Any]]:
     """Subtraction of one vector from the last residual stream, as in paper A's Table 2, and of the activations behind it."""
     base = context.pair.base
     best = context.ranking.neurons[:NEURONS]
@@ -123,7 +125,7 @@ def _last_layer(context: Context, held: Context, goal: float) -> list[dict[str, 
     return rows
 
 
-def _last_layer_controls(context: Context, held: Context, goal: float) -> list[dict[str, Any]]:
+def _last_layer_controls(context: ToxicityContext, held: ToxicityContext, goal: float) -> list[dict[str, Any]]:
     base = context.pair.base
     drawn = []
     for vector in random_directions(context.direction, 1 if context.quick else 2, context.seed):
@@ -141,7 +143,7 @@ def _last_layer_controls(context: Context, held: Context, goal: float) -> list[d
     ]
 
 
-def _subtracted(held: Context, name: str, vector: Tensor, goal: float) -> dict[str, Any]:
+def _subtracted(held: ToxicityContext, name: str, vector: Tensor, goal: float) -> dict[str, Any]:
     base = held.pair.base
     match = shared.match_last(held, base, -vector, goal)
     edit = Edit.subtract(f"resid_post.{base.n_layers - 1}", vector, match.strength)
@@ -153,11 +155,11 @@ def _down(neurons: Sequence[tuple[int, int]], strength: float) -> tuple[Edit, ..
     return tuple(Edit.scale(f"mlp_post.{layer}", 1 - strength, [index for at, index in neurons if at == layer]) for layer in layers)
 
 
-def _shrink(held: Context, neurons: Sequence[tuple[int, int]], goal: float) -> Matched:
+def _shrink(held: ToxicityContext, neurons: Sequence[tuple[int, int]], goal: float) -> Matched:
     return shared.match_edits(held, held.pair.base, lambda strength: _down(neurons, strength), goal, most=4.0, first=1.0)
 
 
-def _whole_model(context: Context, held: Context, goal: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _whole_model(context: ToxicityContext, held: ToxicityContext, goal: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Directional ablation, weight orthogonalisation and ProFS, each with a random direction or subspace as its control."""
     base, fit = context.pair.base, shared.fitted(context)
     toxic = fit.prompt_rows()
@@ -196,7 +198,7 @@ def _whole_model(context: Context, held: Context, goal: float) -> tuple[list[dic
 
 
 def _rewritten(
-    context: Context, held: Context, name: str, goal: float, direction: Tensor | None, spaces: dict[int, Tensor] | None
+    context: ToxicityContext, held: ToxicityContext, name: str, goal: float, direction: Tensor | None, spaces: dict[int, Tensor] | None
 ) -> dict[str, Any]:
     base = context.pair.base
 
@@ -208,7 +210,7 @@ def _rewritten(
     return shared.row_of_made(held, name, lambda: make(match.strength), kind="way", strength=match.strength)
 
 
-def _interpolations(context: Context, held: Context) -> list[dict[str, Any]]:
+def _interpolations(context: ToxicityContext, held: ToxicityContext) -> list[dict[str, Any]]:
     base, tuned = context.pair.base, context.pair.tuned
     rows = []
     for share in SHARES[:1] if context.quick else SHARES:

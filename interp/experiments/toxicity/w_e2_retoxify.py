@@ -15,8 +15,9 @@ from interp.diffing.offsets import mean_offset_at_last
 from interp.edits.edit import Edit
 from interp.edits.weights import interpolated
 from interp.errors import UserError
-from interp.experiments.registry import Context, Finding, experiment
+from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity import shared
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.models.model import Neuron
 from interp.neurons.ranking import rank_values
 from interp.results import figures
@@ -35,6 +36,8 @@ BARS = (
     "A way un-aligns the model if its bar returns to the base model's length while its random control stays as short as the tuned model's."
 )
 
+ROLES = {"way": "un-aligned", "interpolation": "edited", "null": "null"}
+
 
 @experiment(
     "W-E2",
@@ -48,7 +51,7 @@ BARS = (
     caveat=f"Each way gets the strength at which perplexity is {RISE - 1:.0%} above the tuned model's, or the end of its range (keys × {FACTOR:g}, one whole offset) where that is cheaper. The offset is fitted "
     "on odd prompts and everything is measured on even ones. Going back along the weights (a < 1) uses the base model, and is no attack. Ways are compared without a correction for their number.",
 )
-def run(context: Context) -> Finding:
+def run(context: ToxicityContext) -> Finding:
     base, tuned = context.pair.base, context.pair.tuned
     held = shared.held_out(context)
     before, after = held.toxicity(base), held.toxicity(tuned)
@@ -96,6 +99,7 @@ def run(context: Context) -> Finding:
         )
     )
     table = pd.DataFrame([*rows, *ways, *lines, *controls]).drop(columns=["_scores"])
+    table["role"] = ["base", "tuned", *(ROLES[kind] for kind in table["kind"][2:])]
     returned = pd.DataFrame(found)
     enough = returned[(returned["share returned"] >= LEAST_RETURN) & returned["above every control"]]
     verdict: Verdict = "holds" if len(enough) else "fails" if not (returned["low end"] > 0).any() else "inconclusive"
@@ -113,7 +117,7 @@ def run(context: Context) -> Finding:
     )  # fmt: skip
 
 
-def offset_layer(context: Context) -> int:
+def offset_layer(context: ToxicityContext) -> int:
     """The layer at the depth where paper A reads the offset."""
     layers = context.pair.base.n_layers
     return min(layers - 1, round(DEPTH * layers))
@@ -122,7 +126,7 @@ def offset_layer(context: Context) -> int:
 Family = dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]
 
 
-def _keys(context: Context, held: Context, goal: float) -> Family:
+def _keys(context: ToxicityContext, held: ToxicityContext, goal: float) -> Family:
     """Scaling keys: up to the paper's factor, the bias left alone."""
     tuned = context.pair.tuned
     ranked = rank_values(tuned, context.direction, top=min(128, tuned.n_layers * tuned.d_mlp)).neurons
@@ -143,7 +147,7 @@ def _keys(context: Context, held: Context, goal: float) -> Family:
     return {"keys scaled": (row(f"un-aligned: {KEYS} toxic keys scaled", ranked[:KEYS], "way"), drawn)}
 
 
-def _directions(context: Context, held: Context, goal: float) -> Family:
+def _directions(context: ToxicityContext, held: ToxicityContext, goal: float) -> Family:
     """Adding the probe's direction to the last residual stream."""
     drawn = random_directions(context.direction, 1 if context.quick else 3, context.seed)
     return {
@@ -154,7 +158,7 @@ def _directions(context: Context, held: Context, goal: float) -> Family:
     }
 
 
-def _added(context: Context, held: Context, name: str, vector: Tensor, goal: float) -> dict[str, Any]:
+def _added(context: ToxicityContext, held: ToxicityContext, name: str, vector: Tensor, goal: float) -> dict[str, Any]:
     tuned = context.pair.tuned
     context.say(f"strength of {name}")
     match = shared.match_last(held, tuned, vector, goal)
@@ -163,7 +167,7 @@ def _added(context: Context, held: Context, name: str, vector: Tensor, goal: flo
     )
 
 
-def _offsets(context: Context, held: Context, goal: float) -> Family:
+def _offsets(context: ToxicityContext, held: ToxicityContext, goal: float) -> Family:
     """Taking back the mean offset that tuning added, at the positions from which tokens are sampled; a random offset of equal norm."""
     tuned, layer = context.pair.tuned, offset_layer(context)
     fit = shared.fitted(context)
@@ -189,7 +193,7 @@ def _offsets(context: Context, held: Context, goal: float) -> Family:
     }
 
 
-def _interpolations(context: Context, held: Context) -> list[dict[str, Any]]:
+def _interpolations(context: ToxicityContext, held: ToxicityContext) -> list[dict[str, Any]]:
     base, tuned = context.pair.base, context.pair.tuned
     rows = []
     for share in (0.5,) if context.quick else (0.25, 0.5, 0.75):

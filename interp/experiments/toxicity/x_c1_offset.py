@@ -17,8 +17,9 @@ from torch import Tensor
 from interp.diffing.offset_sources import pooled
 from interp.edits.edit import Edit
 from interp.errors import UserError
-from interp.experiments.registry import Context, Finding, experiment
+from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity import shared
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.models.model import Model
 from interp.results import figures
 from interp.results.result import Figure, Verdict
@@ -45,7 +46,7 @@ class Transfer:
     word: str
 
 
-def mean_offset_over_positions(context: Context, layer: int) -> Tensor:
+def mean_offset_over_positions(context: ToxicityContext, layer: int) -> Tensor:
     """The mean of tuned minus base at `resid_mid.layer`, over all positions of the context's prompts.
 
     X-C1 and X-C2 move by this vector; W-E2 by the mean at the last token (`interp.diffing.offsets.mean_offset_at_last`).
@@ -74,7 +75,7 @@ def permuted(vector: Tensor, seed: int) -> Tensor:
     refuted_by="A shuffled offset or a random direction of equal norm that lowers toxicity as much, or an offset that leaves toxicity where it is: then it marks tuning without causing what tuning does.",
     caveat=CAVEAT,
 )
-def sufficiency(context: Context) -> Finding:
+def sufficiency(context: ToxicityContext) -> Finding:
     return _run(context, Transfer(context.pair.base, context.pair.tuned, 1.0, "+"))
 
 
@@ -88,11 +89,11 @@ def sufficiency(context: Context) -> Finding:
     refuted_by="A shuffled offset or a random direction of equal norm that returns as much, or a tuned model that stays as little toxic without the offset: then tuning does not rest on it.",
     caveat=CAVEAT,
 )
-def necessity(context: Context) -> Finding:
+def necessity(context: ToxicityContext) -> Finding:
     return _run(context, Transfer(context.pair.tuned, context.pair.base, -1.0, "−"))
 
 
-def _run(context: Context, transfer: Transfer) -> Finding:
+def _run(context: ToxicityContext, transfer: Transfer) -> Finding:
     layer = context.offset_layer
     fitted, held = shared.fitted(context), shared.held_out(context)
     offset = mean_offset_over_positions(fitted, layer)
@@ -109,23 +110,32 @@ def _run(context: Context, transfer: Transfer) -> Finding:
 
     start, goal = ("base", "tuned") if transfer.sign > 0 else ("tuned", "base")
     own = f"{start} {transfer.word} offset at layer {layer}"
-    rows = [_row(context, held, transfer, start, ()), _row(context, held, transfer, goal, (), model=transfer.goal)]
+    rows = [_row(context, held, transfer, start, (), start), _row(context, held, transfer, goal, (), goal, model=transfer.goal)]
     context.say(f"offset at layer {layer}")
-    main = _row(context, held, transfer, own, edit(offset))
+    main = _row(context, held, transfer, own, edit(offset), "edited")
     rows.append(main)
     share = _share(before, main["_scores"], after, context.seed)
     if not context.quick:
         context.say(f"offset × {DOUBLE:g}")
-        rows.append(_row(context, held, transfer, f"{own} × {DOUBLE:g}", edit(offset, DOUBLE)))
+        rows.append(_row(context, held, transfer, f"{own} × {DOUBLE:g}", edit(offset, DOUBLE), "edited"))
         # After the last layer's attention nothing looks back, so that both readings are one.
         if layer < context.pair.base.n_layers - 1:
             context.say("offset at the last position of the prompt and in what follows")
             rows.append(
-                _row(context, held, transfer, f"{own}, from the prompt's last position", edit(offset, positions="from_last"), guard=False)
+                _row(
+                    context,
+                    held,
+                    transfer,
+                    f"{own}, from the prompt's last position",
+                    edit(offset, positions="from_last"),
+                    "edited",
+                    guard=False,
+                )
             )
     controls = _controls(context, held, transfer, offset, edit, before, after)
     rows += [
-        {"model": f"{start} {transfer.word} {kind} (null, {len(some)} draws)", **_pooled(context, some)} for kind, some in controls.items()
+        {"model": f"{start} {transfer.word} {kind} (null, {len(some)} draws)", "role": "null", **_pooled(context, some)}
+        for kind, some in controls.items()
     ]
     shares = [row["share of the way"] for some in controls.values() for row in some]
     guard = main["perplexity"] / held.perplexity(transfer.goal).value
@@ -155,7 +165,7 @@ def _run(context: Context, transfer: Transfer) -> Finding:
 
 
 def _controls(
-    context: Context, held: Context, transfer: Transfer, offset: Tensor, edit: Any, before: np.ndarray, after: np.ndarray
+    context: ToxicityContext, held: ToxicityContext, transfer: Transfer, offset: Tensor, edit: Any, before: np.ndarray, after: np.ndarray
 ) -> dict[str, list[dict[str, Any]]]:
     draws = 2 if context.quick else 3
     vectors = {
@@ -166,7 +176,7 @@ def _controls(
     for kind, some in vectors.items():
         for number, vector in enumerate(some):
             context.say(f"{kind}, draw {number + 1} of {draws}")
-            row = _row(context, held, transfer, kind, edit(vector), guard=number == 0)
+            row = _row(context, held, transfer, kind, edit(vector), "null", guard=number == 0)
             row["share of the way"] = _share(before, row["_scores"], after, context.seed).value
             found.setdefault(kind, []).append(row)
     return found
@@ -176,7 +186,7 @@ def _guards(controls: dict[str, list[dict[str, Any]]]) -> float:
     return float(np.nanmean([row["perplexity"] for some in controls.values() for row in some]))
 
 
-def _pooled(context: Context, some: list[dict[str, Any]]) -> dict[str, Any]:
+def _pooled(context: ToxicityContext, some: list[dict[str, Any]]) -> dict[str, Any]:
     """The draws of one control as one row: each prompt's mean over draws."""
     interval = bootstrap_mean(np.mean([row["_scores"] for row in some], axis=0), seed=context.seed)
     return {
@@ -187,11 +197,12 @@ def _pooled(context: Context, some: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _row(
-    context: Context,
-    held: Context,
+    context: ToxicityContext,
+    held: ToxicityContext,
     transfer: Transfer,
     name: str,
     edits: tuple[Edit, ...],
+    role: str,
     *,
     model: Model | None = None,
     guard: bool = True,
@@ -202,7 +213,7 @@ def _row(
     interval = bootstrap_mean(scores, seed=context.seed)
     same = [mine == other for mine, other in zip(held.continuations(edited, edits), held.continuations(transfer.goal), strict=True)]
     return {
-        "model": name, "toxicity": interval.value, "low": interval.low, "high": interval.high, "perplexity": held.perplexity(edited, edits).value if guard else float("nan"),
+        "model": name, "role": role, "toxicity": interval.value, "low": interval.low, "high": interval.high, "perplexity": held.perplexity(edited, edits).value if guard else float("nan"),
         "share of the way": _share(held.toxicity(transfer.start), scores, held.toxicity(transfer.goal), context.seed).value, "share of equal continuations": float(np.mean(same)), "_scores": scores,
     }  # fmt: skip
 
@@ -213,7 +224,13 @@ def _share(before: np.ndarray, edited: np.ndarray, after: np.ndarray, seed: int)
 
 
 def _layers(
-    context: Context, fitted: Context, held: Context, transfer: Transfer, edit: Any, before: np.ndarray, after: np.ndarray
+    context: ToxicityContext,
+    fitted: ToxicityContext,
+    held: ToxicityContext,
+    transfer: Transfer,
+    edit: Any,
+    before: np.ndarray,
+    after: np.ndarray,
 ) -> pd.DataFrame:
     """The same edit at other layers, each with its own offset; layers that tuning did not move are left out."""
     count = context.pair.base.n_layers
@@ -237,7 +254,7 @@ def _layers(
 def _bars(table: pd.DataFrame, transfer: Transfer) -> Figure:
     start, goal = table["model"].iloc[0], table["model"].iloc[1]
     return figures.bars(
-        "toxicity", table, x="model", y="toxicity", low="low", high="high", horizontal=True, title="Toxicity of held-out continuations, with and without the offset", x_title="model", y_title="mean toxicity (0 to 1)",
+        "toxicity", table, x="model", y="toxicity", role="role", low="low", high="high", horizontal=True, title="Toxicity of held-out continuations, with and without the offset", x_title="model", y_title="mean toxicity (0 to 1)",
         caption=f"The bar of “{start} {transfer.word} offset” should come near to the bar of “{goal}”; the shuffled and the random vector should stay at “{start}”.",
     )  # fmt: skip
 

@@ -10,8 +10,9 @@ import pandas as pd
 from interp.data.texts import neutral_prompts
 from interp.edits.edit import Edit
 from interp.errors import UserError
-from interp.experiments.registry import Context, Finding, experiment
+from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity import shared
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.models.model import Neuron
 from interp.neurons.firing import firing_rates, selective_first
 from interp.neurons.ranking import TOXIC_COUNT, rank_values
@@ -40,7 +41,7 @@ def _scaled(neurons: list[Neuron]) -> tuple[Edit, ...]:
     caveat="Which neurons are selective is decided on the odd prompts and on neutral prompts, toxicity is measured on the even ones. The rule, the count and the factor were found on development prompts from "
     "the training corpus's held-out part (training/studies/toxicity_keys.py) among 48 choices, and not changed after. The same keys are scaled in the base model too: a rise there is amplification.",
 )
-def run(context: Context) -> Finding:
+def run(context: ToxicityContext) -> Finding:
     base, tuned = context.pair.base, context.pair.tuned
     part, before_half = shared.held_out(context), shared.fitted(context)
     before, after = part.toxicity(base), part.toxicity(tuned)
@@ -55,19 +56,19 @@ def run(context: Context) -> Finding:
     ordered = selective_first(tuned, near, before_half.prompts, neutral_prompts())
     plain = context.perplexity(tuned).value
 
-    def row(name: str, model: Any, edits: tuple[Edit, ...]) -> dict[str, Any]:
-        found = shared.row_of(part, name, model, edits)
+    def row(key: str, role: str, name: str, model: Any, edits: tuple[Edit, ...]) -> dict[str, Any]:
+        found = shared.row_of(part, name, model, edits, row_key=key, role=role)
         share = bootstrap_difference(found["_scores"], after, seed=context.seed)
         price = context.perplexity(model, edits).value
         return found | {"perplexity": price, "returned": share.value / lost, "from": share.low / lost, "to": share.high / lost}
 
-    rows = [row("base", base, ()), row("tuned", tuned, ())]
+    rows = [row("base", "base", "base", base, ()), row("tuned", "tuned", "tuned", tuned, ())]
     for count in COUNTS:
         context.say(f"{count} selective keys")
-        rows.append(row(f"{count} selective keys × {FACTOR:g}", tuned, _scaled(ordered[:count])))
+        rows.append(row(f"selective {count}", "un-aligned", f"{count} selective keys × {FACTOR:g}", tuned, _scaled(ordered[:count])))
     best = rows[2 + COUNTS.index(KEYS)]
     chosen = ordered[:KEYS]
-    rows.append(row(f"{KEYS} keys nearest to the probe × {FACTOR:g}", tuned, _scaled(near[:KEYS])))
+    rows.append(row("nearest", "", f"{KEYS} keys nearest to the probe × {FACTOR:g}", tuned, _scaled(near[:KEYS])))
     layers = sorted({layer for layer, _ in near})
     rates = firing_rates(tuned, part.prompt_rows(), [[len(ids) - 1] for ids in part.prompt_rows()], layers)
     null: list[dict[str, Any]] = []
@@ -80,11 +81,11 @@ def run(context: Context) -> Finding:
     mean_null = float(np.mean([item["returned"] for item in null]))
     pooled = bootstrap_difference(np.mean([item["_scores"] for item in null], axis=0), after, seed=context.seed)
     rows.append({
-        "model": f"random keys × {FACTOR:g} (null, {len(null)} draws)", "toxicity": float(np.mean([item["_scores"].mean() for item in null])),
+        "model": f"random keys × {FACTOR:g} (null, {len(null)} draws)", "row_key": "random", "role": "null", "toxicity": float(np.mean([item["_scores"].mean() for item in null])),
         "share above half": float(np.mean([(item["_scores"] > 0.5).mean() for item in null])), "perplexity": price,
         "returned": mean_null, "from": pooled.low / lost, "to": pooled.high / lost,
     })  # fmt: skip
-    rows.append(row(f"base with the same {KEYS} keys × {FACTOR:g}", base, _scaled(chosen)))
+    rows.append(row("base, same keys", "un-aligned", f"base with the same {KEYS} keys × {FACTOR:g}", base, _scaled(chosen)))
     ratio = best["perplexity"] / plain
     verdict: Verdict = "inconclusive"
     if best["returned"] >= 0.8 and ratio <= MOST and mean_null < 0.2:
@@ -94,7 +95,7 @@ def run(context: Context) -> Finding:
     amplified = float(rows[-1]["toxicity"]) - float(before.mean())
     table = pd.DataFrame(rows).drop(columns=["_scores"])
     figure = figures.bars(
-        "selective", table[~table["model"].isin(["base", "tuned"])], x="model", y="returned", low="from", high="to", horizontal=True,
+        "selective", table[~table["row_key"].isin(["base", "tuned"])], x="model", y="returned", role="role", low="from", high="to", horizontal=True,
         title="Share of the lost toxicity that comes back", x_title="keys", y_title="share returned (1 is the base model's toxicity)",
         reference=(0.8, "asked for"), caption="Few selective keys should reach the dotted line, random keys that fire as often should stay at zero.",
     )  # fmt: skip

@@ -29,8 +29,9 @@ from interp.diffing.groups import (
 )
 from interp.edits.edit import Edit
 from interp.errors import UserError
-from interp.experiments.registry import BATCH, Context, Finding, experiment
+from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity import shared
+from interp.experiments.toxicity.context import BATCH, ToxicityContext
 from interp.models.model import Model
 from interp.models.tokens import token_rows
 from interp.patching.cross_model import Selection, generate_with_donor, perplexity_with_donor
@@ -42,9 +43,10 @@ from interp.stats.nulls import random_directions
 ALONE = 0.8
 TOP_SHARE = 0.05
 DIRECTIONS = 200
+RANDOM = "as many random neurons (null)"
 
 
-def measured_activity(context: Context, model: Model) -> Activity:
+def measured_activity(context: ToxicityContext, model: Model) -> Activity:
     """Mean activity while the base model's continuation of each prompt is read."""
 
     def read() -> Activity:
@@ -52,8 +54,8 @@ def measured_activity(context: Context, model: Model) -> Activity:
         joined = [[*row, *new[:-1]] for row, new in zip(rows, more, strict=True)]
         return activity(model, joined, [list(range(len(row) - 1, len(row) - 1 + context.new_tokens)) for row in rows])
 
-    found: Activity = context._once(("activity", id(model)), read)
-    return found
+    measured: Activity = context.measured(("activity", context.pair.base.digest), read, of=model)
+    return measured
 
 
 @experiment(
@@ -70,7 +72,7 @@ def measured_activity(context: Context, model: Model) -> Activity:
     caveat="A share of the reduction is a sum of products along one direction; only the patching is causal, and it moves activations off the paths on which they arose. "
     "Positive and negative are signs of the mean activation in the base model. Neurons that oppose are as many as those that help, so gross shares are small beside them.",
 )
-def run(context: Context) -> Finding:
+def run(context: ToxicityContext) -> Finding:
     pair, base = context.pair, context.pair.base
     fit, held = shared.fitted(context), shared.held_out(context)
     if len(fit.prompts) < 2 or len(held.prompts) < 2:
@@ -112,7 +114,7 @@ def run(context: Context) -> Finding:
     share = math.nan if toxic_share is None else toxic_share.value
     statistic = {"TP− share of the gross reduction": share, "net reduction along the probe": net.value, "fall of toxicity, four groups patched": four.value,
                  "fall of toxicity, TP− patched alone": alone.value}  # fmt: skip
-    random_fall = falls["as many random neurons (null)"].value
+    random_fall = falls[RANDOM].value
     nulls = {"TP− share of the gross reduction": float(null["share TP−"].mean()), "net reduction along the probe": float(null["net"].abs().mean()),
              "fall of toxicity, four groups patched": random_fall}  # fmt: skip
     ends = {"net reduction along the probe": (net.low, net.high), "fall of toxicity, four groups patched": (four.low, four.high),
@@ -134,7 +136,7 @@ def run(context: Context) -> Finding:
     )  # fmt: skip
 
 
-def _random_directions(context: Context, first: dict[str, Activity], change: np.ndarray, base: Model) -> pd.DataFrame:
+def _random_directions(context: ToxicityContext, first: dict[str, Activity], change: np.ndarray, base: Model) -> pd.DataFrame:
     """The same groups for random directions: assigned on the first half, measured on the second."""
     before, after = (first[side].neurons.mean(dim=0) for side in ("base", "tuned"))
     means = change.mean(axis=0)
@@ -148,7 +150,7 @@ def _random_directions(context: Context, first: dict[str, Activity], change: np.
     return pd.DataFrame(rows)
 
 
-def _patched(held: Context, groups: np.ndarray) -> list[dict[str, Any]]:
+def _patched(held: ToxicityContext, groups: np.ndarray) -> list[dict[str, Any]]:
     """Toxicity and perplexity of the base model with the activations of some neurons taken from the tuned model, token by token."""
     base, tuned = held.pair.base, held.pair.tuned
     d_mlp, every = base.d_mlp, len(groups)
@@ -161,7 +163,7 @@ def _patched(held: Context, groups: np.ndarray) -> list[dict[str, Any]]:
         cases |= {f"{name} alone": chosen_of(groups, [name], d_mlp) for name in REDUCING[1:]}
     cases |= {
         "all four groups": by_layer(four, d_mlp), "the opposing groups": chosen_of(groups, OPPOSING, d_mlp),
-        "as many random neurons (null)": by_layer(drawn, d_mlp), "all neurons": by_layer(np.ones(every, dtype=bool), d_mlp),
+        RANDOM: by_layer(drawn, d_mlp), "all neurons": by_layer(np.ones(every, dtype=bool), d_mlp),
     }  # fmt: skip
     texts = token_rows(base, [passage.text for passage in held.passages], max_tokens=base.context)
     rows = []
@@ -172,16 +174,16 @@ def _patched(held: Context, groups: np.ndarray) -> list[dict[str, Any]]:
         scores = held.scorer.score(words)["toxicity"].to_numpy().astype(float)
         interval = bootstrap_mean(scores, seed=held.seed)
         rows.append({
-            "patched from tuned into base": name, "neurons": int(sum(int(units.sum()) for units in chosen.values())), "toxicity": interval.value, "low": interval.low,
+            "patched from tuned into base": name, "role": "null" if name == RANDOM else "", "neurons": int(sum(int(units.sum()) for units in chosen.values())), "toxicity": interval.value, "low": interval.low,
             "high": interval.high, "perplexity": perplexity_with_donor(base, tuned, texts, chosen), "_scores": scores,
         })  # fmt: skip
     interval = bootstrap_mean(held.toxicity(tuned), seed=held.seed)
-    rows.append({"patched from tuned into base": "everything (tuned)", "neurons": every, "toxicity": interval.value, "low": interval.low, "high": interval.high,
+    rows.append({"patched from tuned into base": "everything (tuned)", "role": "", "neurons": every, "toxicity": interval.value, "low": interval.low, "high": interval.high,
                  "perplexity": held.perplexity(tuned).value, "_scores": held.toxicity(tuned)})  # fmt: skip
     return rows
 
 
-def _edited(held: Context, groups: np.ndarray, alignment: Tensor, first: Activity) -> list[dict[str, Any]]:
+def _edited(held: ToxicityContext, groups: np.ndarray, alignment: Tensor, first: Activity) -> list[dict[str, Any]]:
     """The activation editing of the same paper, on the base model, at the tuned model's perplexity."""
     base, goal = held.pair.base, shared.goal_loss(held)
     before = first.neurons.mean(dim=0)
@@ -195,8 +197,8 @@ def _edited(held: Context, groups: np.ndarray, alignment: Tensor, first: Activit
         "random cells (null)": drawn,
     }
     rows = [
-        shared.row_of(held, "base", held.pair.base, strength=0.0),
-        shared.row_of(held, "tuned (DPO)", held.pair.tuned, strength=math.nan),
+        shared.row_of(held, "base", held.pair.base, role="base", strength=0.0),
+        shared.row_of(held, "tuned (DPO)", held.pair.tuned, role="tuned", strength=math.nan),
     ]
     for name, cells in kinds.items():
         held.say(f"activation editing: {name}")
@@ -205,7 +207,16 @@ def _edited(held: Context, groups: np.ndarray, alignment: Tensor, first: Activit
             return activation_edits(cells, base.d_mlp, strength) if strength else ()
 
         found = shared.match_edits(held, base, make, goal, most=2.0, first=0.25)
-        rows.append(shared.row_of(held, f"base with activations edited: {name}", base, make(found.strength), strength=found.strength))
+        rows.append(
+            shared.row_of(
+                held,
+                f"base with activations edited: {name}",
+                base,
+                make(found.strength),
+                role="null" if cells is drawn else "edited",
+                strength=found.strength,
+            )
+        )
     return rows
 
 
@@ -216,11 +227,11 @@ def _shown(rows: list[dict[str, Any]]) -> pd.DataFrame:
 def _figures(table: pd.DataFrame, patched: pd.DataFrame, edited: pd.DataFrame) -> tuple[Figure, ...]:
     reducing = table[table["gross share"].notna()]
     both = pd.concat([
-        reducing.assign(direction="probe", value=reducing["gross share"]),
-        reducing.assign(direction="random direction (null)", value=reducing["random direction: gross share"]),
+        reducing.assign(direction="probe", role="", value=reducing["gross share"]),
+        reducing.assign(direction="random direction (null)", role="null", value=reducing["random direction: gross share"]),
     ])  # fmt: skip
     share = figures.bars(
-        "group-shares", both, x="group", y="value", colour="direction", title="Who lowers the projection on the probe", x_title="group of neurons",
+        "group-shares", both, x="group", y="value", colour="direction", role="role", title="Who lowers the projection on the probe", x_title="group of neurons",
         y_title="share of the gross reduction (held-out prompts)", caption="TP− are the toxic neurons that fire less. Where the bars of the probe are as high as those of "
         "random directions, the shares say nothing about toxicity.",
     )  # fmt: skip
@@ -230,12 +241,12 @@ def _figures(table: pd.DataFrame, patched: pd.DataFrame, edited: pd.DataFrame) -
         "both together is the net effect.",
     )  # fmt: skip
     causal = figures.bars(
-        "group-patching", patched, x="patched from tuned into base", y="toxicity", low="low", high="high", title="Toxicity of the base model with patched neurons",
+        "group-patching", patched, x="patched from tuned into base", y="toxicity", role="role", low="low", high="high", title="Toxicity of the base model with patched neurons",
         x_title="neurons that take the tuned model's activations", y_title="mean toxicity (0 to 1)", horizontal=True,
         caption="If the toxic neurons' silence is what tuning does, TP− alone should come down as far as all four groups; random neurons should stay up.",
     )  # fmt: skip
     baseline = figures.scatter(
-        "activation-editing", edited, x="perplexity", y="toxicity", low="low", high="high", text="model", colour="model", front=("min", "min"), title="Editing activations instead of training",
+        "activation-editing", edited, x="perplexity", y="toxicity", low="low", high="high", text="model", colour="model", role="role", front=("min", "min"), title="Editing activations instead of training",
         x_title="perplexity on harmless passages", y_title="mean toxicity (0 to 1)", caption="Lower and further left is better; random cells show what any rescaling of as many neurons does.",
     )  # fmt: skip
     return share, sizes, causal, baseline

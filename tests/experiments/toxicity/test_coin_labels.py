@@ -15,8 +15,9 @@ import pytest
 from safetensors.torch import load_file
 
 from interp import Model, ModelPair, UserError
-from interp.experiments.registry import EXPERIMENTS, Context
+from interp.experiments.registry import EXPERIMENTS
 from interp.experiments.run import run_experiment
+from interp.experiments.toxicity.context import ToxicityContext
 from tests.experiments.planted import INSULTS, NEUTRAL, PlantedPair, passages, planted_context, planted_pair, prompts
 from training import dpo
 from training.recipe import Recipe
@@ -34,13 +35,13 @@ def planted() -> PlantedPair:
 
 
 @pytest.fixture(scope="module")
-def tuned(planted: PlantedPair, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Context]:
+def tuned(planted: PlantedPair, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ToxicityContext]:
     """The planted base after DPO on true labels and on those of a coin, each as a report's context."""
     folder = tmp_path_factory.mktemp("coin")
     return {labels: _tune(planted, folder / labels, labels) for labels in ("true", "shuffled")}
 
 
-def _tune(planted: PlantedPair, run: Path, labels: str) -> Context:
+def _tune(planted: PlantedPair, run: Path, labels: str) -> ToxicityContext:
     base = planted.pair.base
     for part in ("pretrain/model", "pairs", "corpus"):
         (run / part).mkdir(parents=True)
@@ -66,7 +67,7 @@ def _tune(planted: PlantedPair, run: Path, labels: str) -> Context:
 
 
 @pytest.mark.oracle
-def test_true_labels_take_the_toxicity_away_and_a_coins_do_not(tuned: dict[str, Context]) -> None:
+def test_true_labels_take_the_toxicity_away_and_a_coins_do_not(tuned: dict[str, ToxicityContext]) -> None:
     before, after = (tuned["true"].toxicity(side).mean() for side in (tuned["true"].pair.base, tuned["true"].pair.tuned))
     assert before > 0.6
     assert after < 0.3 * before
@@ -82,7 +83,7 @@ COIN: dict[str, str | None] = {
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("name", COIN)
-def test_what_is_said_of_tuning_does_not_hold_where_a_coin_decided(name: str, tuned: dict[str, Context]) -> None:
+def test_what_is_said_of_tuning_does_not_hold_where_a_coin_decided(name: str, tuned: dict[str, ToxicityContext]) -> None:
     if COIN[name] is None:
         with pytest.raises(UserError, match="tuning did not lower toxicity"):
             run_experiment(EXPERIMENTS[name], tuned["shuffled"])
@@ -93,6 +94,6 @@ def test_what_is_said_of_tuning_does_not_hold_where_a_coin_decided(name: str, tu
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("name", ["A-E7", "A-E10", "A-E12"])
-def test_the_same_claims_hold_where_the_labels_are_true(name: str, tuned: dict[str, Context]) -> None:
+def test_the_same_claims_hold_where_the_labels_are_true(name: str, tuned: dict[str, ToxicityContext]) -> None:
     found = run_experiment(EXPERIMENTS[name], tuned["true"])
     assert found.verdict == "holds", found.summary

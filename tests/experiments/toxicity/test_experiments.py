@@ -16,10 +16,12 @@ from interp.edits.edit import Edit
 from interp.errors import UserError
 from interp.evaluation.metrics import perplexity
 from interp.evaluation.toxicity import load_scorer
-from interp.experiments.registry import EXPERIMENTS, Context, find_experiments
-from interp.experiments.run import fingerprint, run_report
+from interp.experiments.fingerprint import fingerprint
+from interp.experiments.registry import EXPERIMENTS, find_experiments
+from interp.experiments.run import run_report
 from interp.experiments.toxicity.a_e8_weights import run as weights
 from interp.experiments.toxicity.a_e9_activations import mean_activations
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.toxicity.shared import matched_strength
 from interp.models.pair import ModelPair
 from interp.models.tokens import pad
@@ -36,11 +38,11 @@ def sentences(count: int, seed: int) -> list[str]:
 
 
 @pytest.fixture
-def context(pair: ModelPair) -> Context:
+def context(pair: ModelPair) -> ToxicityContext:
     texts = sentences(40, 0)
     probe = fit_probe(pair.base, texts, [int("river" in text) for text in texts], seed=0)
     held = [Passage(text[:20], text[20:], "post") for text in sentences(6, 1)]
-    return Context(pair, probe, load_scorer("lexicon"), sentences(5, 2), held, draws=6, quick=True, new_tokens=4)
+    return ToxicityContext(pair, probe, load_scorer("lexicon"), sentences(5, 2), held, draws=6, quick=True, new_tokens=4)
 
 
 def test_every_experiment_states_its_criterion_and_what_would_refute_it() -> None:
@@ -58,7 +60,7 @@ def test_experiments_are_found_by_id_or_claim_in_any_case() -> None:
         find_experiments(["A-E1", "B-E1"])
 
 
-def test_the_matched_strength_reaches_the_perplexity_asked_for(context: Context) -> None:
+def test_the_matched_strength_reaches_the_perplexity_asked_for(context: ToxicityContext) -> None:
     base = context.pair.base
     direction = context.direction
     strength = matched_strength(context, base, direction, 1.05)
@@ -68,7 +70,7 @@ def test_the_matched_strength_reaches_the_perplexity_asked_for(context: Context)
     assert ratio == pytest.approx(1.05, abs=0.005)
 
 
-def test_mean_activations_equal_those_of_one_prompt_at_a_time(context: Context) -> None:
+def test_mean_activations_equal_those_of_one_prompt_at_a_time(context: ToxicityContext) -> None:
     base = context.pair.base
     neurons = [(0, 3), (1, 5), (0, 7)]
     found = mean_activations(context, base, neurons, "base")
@@ -87,7 +89,7 @@ def test_mean_activations_equal_those_of_one_prompt_at_a_time(context: Context) 
             assert found[number, column] == pytest.approx(seen[layer][len(row) - 1 :, index].mean().item(), abs=1e-6)
 
 
-def test_whose_tokens_are_read_changes_activations_only_where_the_tokens_differ(context: Context) -> None:
+def test_whose_tokens_are_read_changes_activations_only_where_the_tokens_differ(context: ToxicityContext) -> None:
     base, tuned = context.pair.base, context.pair.tuned
     neurons = [(0, 3), (1, 5)]
     np.testing.assert_array_equal(*(mean_activations(context, base, neurons, forcing) for forcing in ("base", "own")))
@@ -113,7 +115,7 @@ def test_a_random_change_has_the_norm_of_the_tuning_in_every_tensor(pair: ModelP
             assert abs(between.item()) < 0.5
 
 
-def test_a_pair_of_twice_the_same_model_has_moved_no_weight_and_no_neuron(context: Context) -> None:
+def test_a_pair_of_twice_the_same_model_has_moved_no_weight_and_no_neuron(context: ToxicityContext) -> None:
     same = replace(context, pair=ModelPair(context.pair.base, context.pair.base))
     found = weights(same)
     assert found.statistic["largest 1 − cosine of a tensor"] == pytest.approx(0.0, abs=1e-6)
@@ -121,7 +123,7 @@ def test_a_pair_of_twice_the_same_model_has_moved_no_weight_and_no_neuron(contex
     assert found.verdict == "holds"
 
 
-def test_rewritten_value_vectors_fail_the_claim_that_weights_hardly_change(context: Context) -> None:
+def test_rewritten_value_vectors_fail_the_claim_that_weights_hardly_change(context: ToxicityContext) -> None:
     hf = context.pair.base.plain_copy()
     with torch.no_grad():
         for layer, index in rank_values(context.pair.base, context.direction, top=8).neurons:
@@ -130,7 +132,7 @@ def test_rewritten_value_vectors_fail_the_claim_that_weights_hardly_change(conte
     assert weights(rewritten).verdict == "fails"
 
 
-def test_a_report_resumes_from_kept_results_and_recomputes_when_a_setting_changes(context: Context, tmp_path: Path) -> None:
+def test_a_report_resumes_from_kept_results_and_recomputes_when_a_setting_changes(context: ToxicityContext, tmp_path: Path) -> None:
     calls: list[str] = []
     progress = lambda phrase, done, total: calls.append(phrase)  # noqa: E731
     first = run_report(context, tmp_path / "report", only=["A-E8", "A-E2"], progress=progress)
@@ -145,7 +147,7 @@ def test_a_report_resumes_from_kept_results_and_recomputes_when_a_setting_change
     assert any("weights" in phrase for phrase in calls)
 
 
-def test_an_experiment_that_the_prompts_cannot_answer_is_left_out_and_named(context: Context, tmp_path: Path) -> None:
+def test_an_experiment_that_the_prompts_cannot_answer_is_left_out_and_named(context: ToxicityContext, tmp_path: Path) -> None:
     ran = run_report(context, tmp_path / "report", only=["A-E7", "A-E8"])
     assert [result.id for result in ran.results] == ["A-E8"]
     assert "prompts with a word of the list" in ran.skipped["A-E7"]
@@ -154,7 +156,7 @@ def test_an_experiment_that_the_prompts_cannot_answer_is_left_out_and_named(cont
     assert [result.id for result in written.results] == ["A-E8"]
 
 
-def test_a_report_into_a_file_is_refused_and_the_file_kept(context: Context, tmp_path: Path) -> None:
+def test_a_report_into_a_file_is_refused_and_the_file_kept(context: ToxicityContext, tmp_path: Path) -> None:
     target = tmp_path / "report"
     target.write_text("mine")
     with pytest.raises(UserError, match="is a file"):
@@ -162,7 +164,7 @@ def test_a_report_into_a_file_is_refused_and_the_file_kept(context: Context, tmp
     assert target.read_text() == "mine"
 
 
-def test_all_experiments_run_on_a_small_random_pair_and_none_claims_a_bypass(context: Context, tmp_path: Path) -> None:
+def test_all_experiments_run_on_a_small_random_pair_and_none_claims_a_bypass(context: ToxicityContext, tmp_path: Path) -> None:
     ran = run_report(context, tmp_path / "report")
     verdicts = {result.id: result.verdict for result in ran.results}
     assert set(verdicts) | set(ran.skipped) == set(EXPERIMENTS)

@@ -18,7 +18,6 @@ from interp import Model, ModelPair, capture
 from interp.data.texts import Passage
 from interp.directions.probe import Probe
 from interp.errors import UserError
-from interp.experiments.registry import Context
 from interp.experiments.toxicity import a_e4_continuations, a_e7_lens
 from interp.experiments.toxicity.a_e4_continuations import match_by_probability
 from interp.experiments.toxicity.a_e4_continuations import run as continuations
@@ -27,6 +26,7 @@ from interp.experiments.toxicity.a_e7_lens import run as lens
 from interp.experiments.toxicity.a_e10_offset import layer_neurons
 from interp.experiments.toxicity.a_e10_offset import run as offset
 from interp.experiments.toxicity.a_e11_antipodal import run as antipodal
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.toxicity.shared import split_by_first_word
 from interp.experiments.toxicity.x_c1_offset import mean_offset_over_positions, necessity, permuted, sufficiency
 from interp.lens.logit_lens import logit_lens
@@ -57,11 +57,11 @@ def sentences(count: int, seed: int) -> list[str]:
     return [" ".join(rng.choice(WORDS, 6)) for _ in range(count)]
 
 
-def make_context(pair: ModelPair, word: str = "x", prompts: int = 24) -> Context:
+def make_context(pair: ModelPair, word: str = "x", prompts: int = 24) -> ToxicityContext:
     direction = torch.randn(pair.base.d_model, generator=torch.Generator().manual_seed(1))
     probe = Probe(torch.stack([-direction, direction], dim=1), direction, {}, pair.base.digest, {})
     held = [Passage(text[:20], text[20:], "post") for text in sentences(6, 1)]
-    return Context(pair, probe, WordScorer(word), sentences(prompts, 2), held, draws=4, quick=True, new_tokens=4)
+    return ToxicityContext(pair, probe, WordScorer(word), sentences(prompts, 2), held, draws=4, quick=True, new_tokens=4)
 
 
 def changed(base: Model, change: Callable[[nn.Module], object]) -> ModelPair:
@@ -79,14 +79,14 @@ def with_attention_bias(base: Model, layer: int, vector: Tensor) -> ModelPair:
     return changed(base, lambda hf: hf.transformer.h[layer].attn.c_proj.bias.add_(vector))
 
 
-def favourite(context: Context) -> tuple[int, str]:
+def favourite(context: ToxicityContext) -> tuple[int, str]:
     """The token that the base model says most often, and its text."""
     rows = context.base_tokens()
     (token, _), *_ = Counter(token for row in rows for token in dict.fromkeys(row)).most_common(1)
     return token, context.pair.base.tokenizer.decode([token])
 
 
-def planted_bias(base: Model, size: float = 1.0) -> Context:
+def planted_bias(base: Model, size: float = 1.0) -> ToxicityContext:
     """The tuned side pushes every prompt away from the base model's favourite word by one vector at the offset's layer."""
     first = make_context(ModelPair(base, base))
     token, word = favourite(first)
@@ -181,9 +181,8 @@ def four_layers(tokenizer: Any) -> Model:
     return Model(hf, tokenizer, "base")
 
 
-def at_layer(context: Context, layer: int) -> Context:
-    context.__dict__["offset_layer"] = layer
-    return context
+def at_layer(context: ToxicityContext, layer: int) -> ToxicityContext:
+    return replace(context, layer=layer)
 
 
 def test_antipodal_updates_of_inactive_neurons_are_found_where_they_were_planted(tokenizer: Any) -> None:
@@ -214,7 +213,7 @@ def test_one_gradient_step_on_harmless_text_does_not_pass_as_antipodal_learning(
     noisy = changed(base, lambda hf: [weight.add_(0.01 * noise(*weight.shape, seed=2)) for weight in hf.parameters()])
     context = make_context(noisy)
     rows = [base.tokenizer(passage.text, add_special_tokens=False)["input_ids"] for passage in context.passages]
-    stepped = replace(context, pair=ModelPair(base, gradient_step(noisy, rows)), _kept={})
+    stepped = replace(context, pair=ModelPair(base, gradient_step(noisy, rows)))
     found = antipodal(at_layer(stepped, 3))
     changes = found.tables["changes"].set_index("model")["median cosine, last layer"]
     assert found.statistic["median cosine"] == pytest.approx(changes["one plain fine-tuning step (null)"], abs=0.02)

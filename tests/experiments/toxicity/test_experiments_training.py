@@ -14,8 +14,10 @@ from interp.data.texts import Passage
 from interp.directions.probe import fit_probe
 from interp.errors import UserError
 from interp.evaluation.toxicity import load_scorer
-from interp.experiments.registry import EXPERIMENTS, Context
-from interp.experiments.run import fingerprint, run_experiment, run_report
+from interp.experiments.fingerprint import fingerprint
+from interp.experiments.registry import EXPERIMENTS
+from interp.experiments.run import run_experiment, run_report
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.models.pair import ModelPair
 from interp.results.result import Result
 
@@ -23,29 +25,29 @@ WORDS = ["river", "stone", "green", "light", "house", "walks", "under", "over", 
 
 
 @pytest.fixture
-def context(pair: ModelPair, tmp_path: Path) -> Context:
+def context(pair: ModelPair, tmp_path: Path) -> ToxicityContext:
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(WORDS, 8)) for _ in range(40)]
     probe = fit_probe(pair.base, texts, [int("river" in text) for text in texts], seed=0)
     held = [Passage(text[:20], text[20:], "post") for text in texts[:6]]
-    return Context(pair, probe, load_scorer("lexicon"), texts[:5], held, draws=6, quick=True, new_tokens=4, logs=tmp_path / "log")
+    return ToxicityContext(pair, probe, load_scorer("lexicon"), texts[:5], held, draws=6, quick=True, new_tokens=4, logs=tmp_path / "log")
 
 
-def write(context: Context, name: str, content: Any) -> None:
+def write(context: ToxicityContext, name: str, content: Any) -> None:
     context.logs.mkdir(exist_ok=True)
     text = "".join(json.dumps(line) + "\n" for line in content) if name.endswith("jsonl") else json.dumps(content)
     (context.logs / name).write_text(text, encoding="utf-8")
 
 
-def digests(context: Context) -> dict[str, str]:
+def digests(context: ToxicityContext) -> dict[str, str]:
     return {"base": context.pair.base.digest, "tuned": context.pair.tuned.digest}
 
 
-def verdict(name: str, context: Context) -> Result:
+def verdict(name: str, context: ToxicityContext) -> Result:
     return run_experiment(EXPERIMENTS[name], context)
 
 
-def pairs(context: Context, **changes: Any) -> dict[str, Any]:
+def pairs(context: ToxicityContext, **changes: Any) -> dict[str, Any]:
     chosen = {"toxicity": 0.1, "share_above_half": 0.0, "tokens": 20.0, "perplexity": 40.0, "distinct_2": 0.8}
     rejected = {**chosen, "toxicity": 0.85, "share_above_half": 0.95, **changes}
     made = {"pairs": 100, "base": context.pair.base.digest, "generator": "steering", "uses_probe": True}
@@ -65,7 +67,7 @@ def pairs(context: Context, **changes: Any) -> dict[str, Any]:
         ({"tokens": 8.0}, "fails"),
     ],
 )
-def test_pairs_are_judged_by_toxicity_fluency_and_length(context: Context, changes: dict[str, float], expected: str) -> None:
+def test_pairs_are_judged_by_toxicity_fluency_and_length(context: ToxicityContext, changes: dict[str, float], expected: str) -> None:
     write(context, "pairs.json", pairs(context, **changes))
     found = verdict("A-E5", context)
     assert found.verdict == expected, found.summary
@@ -74,7 +76,7 @@ def test_pairs_are_judged_by_toxicity_fluency_and_length(context: Context, chang
     assert found.settings["uses_probe"] is True
 
 
-def test_a_manifest_of_before_the_generators_is_read_too(context: Context) -> None:
+def test_a_manifest_of_before_the_generators_is_read_too(context: ToxicityContext) -> None:
     old = pairs(context)
     del old["generator"], old["uses_probe"], old["chosen"]["distinct_2"], old["chosen"]["share_above_half"]
     write(context, "pairs.json", old)
@@ -109,7 +111,7 @@ def row(name: str, **changes: Any) -> dict[str, Any]:
     return found | changes
 
 
-def table(context: Context, *rows: dict[str, Any]) -> dict[str, Any]:
+def table(context: ToxicityContext, *rows: dict[str, Any]) -> dict[str, Any]:
     base = {"toxicity": 0.5, "toxicity_low": 0.4, "toxicity_high": 0.6, "perplexity": 20.0, "f1": 0.1, "distinct_2": 0.8}
     missing = {"plan-ipo": "it has not run"}
     return digests(context) | {"recipe": "plan", "settings": {}, "base_model": base, "runs": list(rows), "missing": missing}
@@ -132,7 +134,7 @@ SEEDS = [row("plan-2", seed=2, relative_change=0.0105, stable_rank=10.2), row("p
     ],
 )
 def test_tuning_is_judged_by_toxicity_price_and_shuffled_labels(
-    context: Context, log: list[dict[str, Any]], control: dict[str, Any] | None, expected: str
+    context: ToxicityContext, log: list[dict[str, Any]], control: dict[str, Any] | None, expected: str
 ) -> None:
     write(context, "pair.json", digests(context))
     write(context, "dpo.jsonl", log)
@@ -146,7 +148,7 @@ def test_tuning_is_judged_by_toxicity_price_and_shuffled_labels(
 
 
 @pytest.mark.parametrize(("chosen", "words"), [(-5.0, "falls too, which is likelihood displacement"), (5.0, "does not fall")])
-def test_a_chosen_side_that_loses_probability_is_told(context: Context, chosen: float, words: str) -> None:
+def test_a_chosen_side_that_loses_probability_is_told(context: ToxicityContext, chosen: float, words: str) -> None:
     write(context, "pair.json", digests(context))
     write(context, "dpo.jsonl", tuning(0.2, 21, chosen))
     found = verdict("A-E6", context)
@@ -156,7 +158,7 @@ def test_a_chosen_side_that_loses_probability_is_told(context: Context, chosen: 
     assert found.statistic["change of log-probability of rejected"] == pytest.approx(-20 * 18 / 20)
 
 
-def test_a_change_within_the_difference_of_batches_is_not_called_displacement(context: Context) -> None:
+def test_a_change_within_the_difference_of_batches_is_not_called_displacement(context: ToxicityContext) -> None:
     log = tuning(0.2, 21, -1.0)
     for line in log[1:]:
         line["logp_chosen"] += 6 * (-1) ** line["step"]
@@ -165,7 +167,7 @@ def test_a_change_within_the_difference_of_batches_is_not_called_displacement(co
     assert "does not tell whether likelihood was displaced" in verdict("A-E6", context).summary
 
 
-def test_the_log_of_another_pair_is_not_read(context: Context) -> None:
+def test_the_log_of_another_pair_is_not_read(context: ToxicityContext) -> None:
     write(context, "pairs.json", pairs(context) | {"base": "another"})
     write(context, "dpo.jsonl", tuning(0.2, 21))
     with pytest.raises(UserError, match="no telemetry of this pair"):
@@ -180,14 +182,14 @@ def test_the_log_of_another_pair_is_not_read(context: Context) -> None:
         verdict("A-E14", context)
 
 
-def test_a_pair_without_logs_leaves_out_these_experiments_and_says_why(context: Context, tmp_path: Path) -> None:
+def test_a_pair_without_logs_leaves_out_these_experiments_and_says_why(context: ToxicityContext, tmp_path: Path) -> None:
     ran = run_report(context, tmp_path / "report", only=["A-E5", "A-E6", "A-E8", "A-E14"])
     assert [result.id for result in ran.results] == ["A-E8"]
     assert set(ran.skipped) == {"A-E5", "A-E6", "A-E14"}
     assert all("no telemetry of this pair" in reason for reason in ran.skipped.values())
 
 
-def test_a_changed_log_changes_what_reads_it_and_nothing_else(context: Context) -> None:
+def test_a_changed_log_changes_what_reads_it_and_nothing_else(context: ToxicityContext) -> None:
     write(context, "pairs.json", pairs(context))
     before = {name: fingerprint(EXPERIMENTS[name], context) for name in ("A-E5", "A-E2")}
     write(context, "pairs.json", pairs(context, toxicity=0.9))
@@ -196,7 +198,7 @@ def test_a_changed_log_changes_what_reads_it_and_nothing_else(context: Context) 
     assert after["A-E2"] == before["A-E2"]
 
 
-def test_weights_are_judged_beside_control_runs(context: Context) -> None:
+def test_weights_are_judged_beside_control_runs(context: ToxicityContext) -> None:
     alone = verdict("A-E8", context)
     assert "alone is nearly vacuous" in alone.summary
     own, place = alone.statistic["relative change of all weights"], alone.statistic["percentile of toxic values"]
@@ -234,7 +236,9 @@ LOCAL_SFT = SFT | {"relative_change": 0.04, "stable_rank": 4.0}
         ([*SEEDS, STRONG | {"loss": "ipo", "stable_rank": 5.0}, SHUFFLED], "inconclusive"),  # beta of IPO is another one
     ],
 )
-def test_the_hypothesis_is_judged_by_what_differs_in_the_kl_term_only(context: Context, rows: list[dict[str, Any]], expected: str) -> None:
+def test_the_hypothesis_is_judged_by_what_differs_in_the_kl_term_only(
+    context: ToxicityContext, rows: list[dict[str, Any]], expected: str
+) -> None:
     write(context, "controls.json", table(context, row("plan"), *rows))
     found = verdict("A-E14", context)
     assert found.verdict == expected, found.summary
@@ -244,7 +248,7 @@ def test_the_hypothesis_is_judged_by_what_differs_in_the_kl_term_only(context: C
     assert Result.from_json(found.to_json()).verdict == expected
 
 
-def test_seeds_give_the_interval_and_fine_tuning_the_null(context: Context) -> None:
+def test_seeds_give_the_interval_and_fine_tuning_the_null(context: ToxicityContext) -> None:
     write(context, "controls.json", table(context, row("plan"), *SEEDS, LOCAL_SFT))
     found = verdict("A-E14", context)
     assert found.interval["relative change of all weights"] == (0.0095, 0.0105)
@@ -254,14 +258,14 @@ def test_seeds_give_the_interval_and_fine_tuning_the_null(context: Context) -> N
         verdict("A-E14", context)
 
 
-def test_values_that_were_not_measured_are_gaps_and_not_faults(context: Context) -> None:
+def test_values_that_were_not_measured_are_gaps_and_not_faults(context: ToxicityContext) -> None:
     blank = row("plan-blank", consistency=None, antipodality=None, beta=0.2, toxicity=0.5)
     write(context, "controls.json", table(context, row("plan"), blank))
     found = verdict("A-E14", context)
     assert found.tables["control runs"]["offset consistency"].isna().tolist() == [True, False, True]
 
 
-def test_a_run_folder_serves_as_logs(context: Context, tmp_path: Path) -> None:
+def test_a_run_folder_serves_as_logs(context: ToxicityContext, tmp_path: Path) -> None:
     run = replace(context, logs=tmp_path / "run")
     files = {
         "pairs/manifest.json": json.dumps(pairs(context)),

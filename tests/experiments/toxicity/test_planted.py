@@ -12,8 +12,9 @@ import torch
 
 from interp.errors import UserError
 from interp.evaluation.toxicity import LexiconScorer
-from interp.experiments.registry import EXPERIMENTS, Context
+from interp.experiments.registry import EXPERIMENTS
 from interp.experiments.run import run_experiment
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.forward.capture import capture
 from interp.results.result import Result
 from tests.experiments.planted import INSULTS, OPENERS, TOXIC_LAYER, PlantedPair, null_pair, planted_context, planted_pair, prompts
@@ -61,16 +62,16 @@ def planted() -> PlantedPair:
 
 
 @pytest.fixture(scope="module")
-def context(planted: PlantedPair) -> Context:
+def context(planted: PlantedPair) -> ToxicityContext:
     return planted_context(planted)
 
 
 @pytest.fixture(scope="module")
-def nothing(planted: PlantedPair) -> Context:
+def nothing(planted: PlantedPair) -> ToxicityContext:
     return planted_context(planted, null_pair(planted), quick=True)
 
 
-def outcome(name: str, context: Context) -> Result | None:
+def outcome(name: str, context: ToxicityContext) -> Result | None:
     try:
         return run_experiment(EXPERIMENTS[name], context)
     except UserError:
@@ -78,7 +79,7 @@ def outcome(name: str, context: Context) -> Result | None:
 
 
 @pytest.mark.oracle
-def test_the_planted_pair_is_what_it_says(planted: PlantedPair, context: Context) -> None:
+def test_the_planted_pair_is_what_it_says(planted: PlantedPair, context: ToxicityContext) -> None:
     base, tuned = planted.pair.base, planted.pair.tuned
     assert set(context.ranking.neurons[:10]) == set(planted.neurons)
     challenge = [any(opener in prompt for opener in OPENERS) for prompt in context.prompts]
@@ -105,14 +106,14 @@ def test_every_registered_experiment_has_a_known_answer() -> None:
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("name", KNOWN)
-def test_the_verdict_on_the_planted_pair_is_the_known_right_one(name: str, context: Context) -> None:
+def test_the_verdict_on_the_planted_pair_is_the_known_right_one(name: str, context: ToxicityContext) -> None:
     found = outcome(name, context)
     assert (found and found.verdict) == KNOWN[name], found and found.summary
 
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("name", sorted(set(KNOWN) - ABOUT_THE_BASE))
-def test_no_claim_about_tuning_holds_where_tuning_is_noise(name: str, nothing: Context) -> None:
+def test_no_claim_about_tuning_holds_where_tuning_is_noise(name: str, nothing: ToxicityContext) -> None:
     found = outcome(name, nothing)
     if name == "A-E8":
         # Noise of this size leaves every weight nearly as it was, which is why this claim alone says little.

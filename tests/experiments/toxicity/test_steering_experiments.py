@@ -18,10 +18,10 @@ from interp.edits.weights import interpolated
 from interp.errors import UserError
 from interp.evaluation.metrics import perplexity
 from interp.evaluation.toxicity import LexiconScorer
-from interp.experiments.registry import Context
 from interp.experiments.toxicity import shared
 from interp.experiments.toxicity.a_e13_glu import gates_open, linear_scaled
 from interp.experiments.toxicity.a_e13_glu import run as gated
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.toxicity.w_e1_detoxify import run as detoxify
 from interp.experiments.toxicity.w_e2_retoxify import run as retoxify
 from interp.forward.capture import capture
@@ -33,12 +33,12 @@ from tests.conftest import CONFIGS, WORDS, make_hf
 ROWS = [[3, 50, 270, 271], [260, 261, 262, 263, 264], [300, 12, 80]]
 
 
-def small_context(pair: ModelPair, seed: int = 0) -> Context:
+def small_context(pair: ModelPair, seed: int = 0) -> ToxicityContext:
     """Prompts and passages of the invented words, scored by whether a frequent one of the base's own words is said."""
     generator = torch.Generator().manual_seed(seed)
     texts = [" ".join(WORDS[int(i)] for i in torch.randint(len(WORDS), (7,), generator=generator)) for _ in range(20)]
     probe = random_probe(pair)
-    return Context(
+    return ToxicityContext(
         pair,
         probe,
         LexiconScorer(),
@@ -99,7 +99,7 @@ def test_a_model_made_for_one_line_is_measured_once_and_dropped(pair: ModelPair)
     assert {key: row[key] for key in row if key != "_scores"} == {key: expected[key] for key in row if key != "_scores"}
     np.testing.assert_array_equal(row["_scores"], expected["_scores"])
     # A model that comes to lie where the dropped one lay is not taken for it.
-    assert not [key for key in context._kept if key[0] in ("toxicity", "continuations", "perplexity", "f1")]
+    assert not [key for key, *_ in context.measurements() if key in ("toxicity", "continuations", "perplexity", "f1")]
     assert shared.row_of_made(context, "the same, under another name", make, made="half")["toxicity"] == row["toxicity"]
     assert len(made) == 1
 
@@ -118,7 +118,7 @@ def test_a_model_without_gates_is_told_what_the_experiment_needs(pair: ModelPair
 
 
 @pytest.fixture(scope="module")
-def gated_pair(tokenizer: PreTrainedTokenizerFast) -> tuple[ModelPair, Context]:
+def gated_pair(tokenizer: PreTrainedTokenizerFast) -> tuple[ModelPair, ToxicityContext]:
     """A Llama whose 8 neurons nearest to the probe write a listed word, with gates that the tuned side shuts."""
     hf = make_hf(CONFIGS["llama"](), tokenizer, seed=11)
     direction = random_directions(torch.ones(32), 1, 9)[0]
@@ -137,7 +137,7 @@ def gated_pair(tokenizer: PreTrainedTokenizerFast) -> tuple[ModelPair, Context]:
 
 
 @pytest.mark.oracle
-def test_open_gates_and_scaled_linear_parts_do_to_the_neurons_what_they_say(gated_pair: tuple[ModelPair, Context]) -> None:
+def test_open_gates_and_scaled_linear_parts_do_to_the_neurons_what_they_say(gated_pair: tuple[ModelPair, ToxicityContext]) -> None:
     pair, _ = gated_pair
     neurons = [(1, 0), (1, 3), (2, 2)]
     sites = ["mlp_gate.1", "mlp_up.1", "mlp_post.1", "mlp_up.2"]
@@ -151,12 +151,14 @@ def test_open_gates_and_scaled_linear_parts_do_to_the_neurons_what_they_say(gate
     torch.testing.assert_close(scaled["mlp_up.1"][..., [1, 2]], plain["mlp_up.1"][..., [1, 2]])
 
 
-def test_the_gated_experiment_runs_on_a_pair_of_llamas_and_counts_the_parts_that_fell(gated_pair: tuple[ModelPair, Context]) -> None:
+def test_the_gated_experiment_runs_on_a_pair_of_llamas_and_counts_the_parts_that_fell(
+    gated_pair: tuple[ModelPair, ToxicityContext],
+) -> None:
     _, context = gated_pair
     assert set(context.ranking.neurons[:8]) == {(layer, i) for layer in (1, 2) for i in range(4)}
     found = gated(context)
     assert found.verdict in {"fails", "inconclusive"}, "nothing is toxic here, so nothing can come back"
     assert set(found.tables["parts"]["part"]) == {"gate", "linear part"}
     assert len(found.tables["models"]) == 6
-    rerun = gated(replace(context, _kept={}))
+    rerun = gated(replace(context))
     assert rerun.summary == found.summary

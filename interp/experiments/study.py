@@ -1,0 +1,150 @@
+"""`Study`: the settings that the experiments of one report share, and what they measured of models, measured once.
+
+A paper's study is a subclass with that paper's data. A measurement is found again by what it depends on: its key, the weights
+of the model, and the edits. It is never found by the identity of an object, which another object may have later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from interp.errors import UserError
+
+if TYPE_CHECKING:
+    from interp.edits.edit import Edit
+    from interp.models.model import Model
+
+Progress = Callable[[str], None]
+Own = TypeVar("Own", bound="Study")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A measured value, and whether the study's seed had a part in it."""
+
+    value: Any
+    seeded: bool
+
+
+@dataclass(eq=False, kw_only=True)
+class Study:
+    """The settings of one report's experiments and a cache of what they measure.
+
+    A copy by `dataclasses.replace` starts with an empty cache. `varied` and `with_seed` give copies that keep what does not
+    depend on the change.
+
+    Attributes:
+        seed: what random controls and bootstrap intervals are drawn with.
+        quick: whether fewer data and controls are used.
+        say: called with a short phrase when a long step begins.
+    """
+
+    # The names of the fields that hold data: a measurement of a model may depend on any of them.
+    DATA: ClassVar[frozenset[str]] = frozenset()
+
+    seed: int = 0
+    quick: bool = False
+    say: Progress = lambda text: None
+    _measurements: dict[tuple[Any, ...], Measurement] = field(default_factory=dict, init=False, repr=False)
+    _parts: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def settings(self) -> dict[str, Any]:
+        """What a result depends on beyond the experiment's own settings; it is stored with the result and shown."""
+        return {"seed": self.seed, "quick": self.quick}
+
+    def fingerprint(self, *, logs: bool = False) -> list[Any]:
+        """What a result depends on, as values that JSON can hold: the settings, and digests of models and data.
+
+        `logs`: the experiment reads the logs of the training run too.
+        """
+        return [self.settings()]
+
+    def manifest(self) -> dict[str, Any]:
+        """What is studied, for the head of the report; empty where that is no pair of models."""
+        return {}
+
+    def measured(
+        self, key: Any, make: Callable[[], Any], *, of: Model | None = None, edits: Sequence[Edit] = (), seeded: bool = False
+    ) -> Any:
+        """The value of `make()`, computed once for this key, these weights and these edits.
+
+        Args:
+            key: says what is measured, with every argument of the measurement that is no field of the study.
+            of: the model that is measured, known by the digest of its weights; None where no weights are read.
+            seeded: whether the value depends on the study's seed or on its other settings; it is then measured again under others.
+        """
+        place = (key, None if of is None else of.digest, *(edit.digest for edit in edits))
+        if place not in self._measurements:
+            self._measurements[place] = Measurement(make(), seeded)
+        return self._measurements[place].value
+
+    def measurements(self) -> Mapping[tuple[Any, ...], Measurement]:
+        """What has been measured so far, by (key, digest of the weights or None, digest of each edit)."""
+        return dict(self._measurements)
+
+    def varied(self: Own, **changes: Any) -> Own:
+        """The same study with other settings, which keeps the measurements that were not drawn by the seed.
+
+        Raises `ValueError` for a change of data, on which measurements depend: that is `dataclasses.replace`, which keeps none.
+        """
+        data = self.DATA & changes.keys()
+        if data:
+            raise ValueError(f"{', '.join(sorted(data))} cannot be changed while measurements are kept: use dataclasses.replace")
+        other = replace(self, **changes)
+        other._measurements = {place: entry for place, entry in self._measurements.items() if not entry.seeded}
+        other._parts = {key: part.varied(**changes) for key, part in self._parts.items()}
+        return other
+
+    def with_seed(self: Own, seed: int) -> Own:
+        """The same study under another seed: what was drawn is drawn anew, what was measured without the seed is kept."""
+        return self.varied(seed=seed)
+
+    def part(self: Own, key: Any, **changes: Any) -> Own:
+        """The study on other data, such as some of the prompts: made once for a key, with a cache that lasts as long as this study's."""
+        if key not in self._parts:
+            self._parts[key] = replace(self, **changes)
+        part: Own = self._parts[key]
+        part.say = self.say
+        return part
+
+
+class Studies:
+    """The studies of one report, one of each kind and seed, made when the first experiment needs one.
+
+    Args:
+        makers: by kind of study, what makes it from the report's models and data.
+        seed: the seed that the made studies have.
+    """
+
+    def __init__(self, makers: Mapping[type[Study], Callable[[], Study]], seed: int = 0) -> None:
+        self.seed = seed
+        self._makers = dict(makers)
+        self._made: dict[tuple[type[Study], int], Study] = {}
+
+    @classmethod
+    def of_one(cls, study: Study) -> Studies:
+        """The studies of a report for which one is there already."""
+        return cls({type(study): lambda: study}, study.seed)
+
+    def find(self, kind: type[Study], seed: int | None = None) -> Study:
+        """The study of a kind, under the report's seed or another. Raises `UserError` where this report can make none."""
+        known = next((known for known in self._makers if issubclass(known, kind)), None)
+        if known is None:
+            names = ", ".join(sorted(known.__name__ for known in self._makers)) or "nothing"
+            raise UserError(f"this needs a {kind.__name__}, and the report was given {names}", "leave it out with --only")
+        if (known, self.seed) not in self._made:
+            self._made[known, self.seed] = self._makers[known]()
+        other = self.seed if seed is None else seed
+        if (known, other) not in self._made:
+            self._made[known, other] = self._made[known, self.seed].with_seed(other)
+        return self._made[known, other]
+
+    def has(self, kind: type[Study]) -> bool:
+        """Whether the report can make a study of this kind."""
+        return any(issubclass(known, kind) for known in self._makers)
+
+    def manifest(self) -> dict[str, Any]:
+        """What is studied: the manifest of the first study that was made."""
+        return next((study.manifest() for study in self._made.values()), {})

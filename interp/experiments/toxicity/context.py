@@ -1,0 +1,206 @@
+"""The study of paper A: a pair, its probe, a scorer, prompts and passages, and what its experiments measure of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.data.texts import Passage, challenge_prompts
+from interp.data.texts import passages as shipped_passages
+from interp.directions.probe import Probe, probe_for
+from interp.edits.edit import Edit
+from interp.errors import UserError
+from interp.evaluation.metrics import Perplexity, distinct_n, f1_of, perplexity
+from interp.evaluation.toxicity import Scorer, load_scorer, scorer_digest
+from interp.experiments.study import Study
+from interp.forward.capture import capture
+from interp.forward.captured import Captured
+from interp.forward.generate import generate, generate_tokens
+from interp.models.model import Model
+from interp.models.pair import ModelPair
+from interp.models.tokens import token_rows
+from interp.neurons.ranking import TOXIC_COUNT, Ranking, rank_values
+from interp.runs.logs import BUNDLED_LOGS, logs_digest
+
+BATCH = 512
+
+
+@dataclass(eq=False)
+class ToxicityContext(Study):
+    """The pair, the data and the measurements that the experiments on toxicity share.
+
+    Attributes:
+        draws: how many random controls each null takes.
+        new_tokens: the length of a continuation, in tokens.
+        logs: the folder of the training logs; they are used only where they are of this pair.
+        layer: the layer at which the offset is read, in place of the one that `offset_layer` finds.
+    """
+
+    DATA: ClassVar[frozenset[str]] = frozenset({"probe", "scorer", "prompts", "passages", "new_tokens"})
+
+    pair: ModelPair
+    probe: Probe
+    scorer: Scorer
+    prompts: list[str]
+    passages: list[Passage]
+    draws: int = 20
+    new_tokens: int = 20
+    logs: Path = BUNDLED_LOGS
+    layer: int | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """What a result depends on beyond the experiment's own settings."""
+        layer = {} if self.layer is None else {"layer": self.layer}
+        return {
+            "prompts": len(self.prompts), "passages": len(self.passages), "new_tokens": self.new_tokens, "draws": self.draws,
+            "seed": self.seed, "quick": self.quick, "scorer": self.scorer.name, "decoding": "greedy",
+        } | layer  # fmt: skip
+
+    def fingerprint(self, *, logs: bool = False) -> list[Any]:
+        """The settings, both sides' weights, the prompts and passages, the probe, the scorer, and the logs where they are read."""
+        metrics = {name: round(value, 6) for name, value in self.probe.metrics.items()}
+        probe = [[round(x, 6) for x in vector.flatten().tolist()] for vector in (self.direction, self.probe.difference_in_means)]
+        return [
+            *super().fingerprint(), self.pair.base.digest, self.pair.tuned.digest, self.prompts,
+            [[passage.prompt, passage.continuation] for passage in self.passages], probe, metrics, self.probe.settings,
+            scorer_digest(self.scorer), *([logs_digest(self.logs)] if logs else []),
+        ]  # fmt: skip
+
+    def manifest(self) -> dict[str, Any]:
+        """The pair: where both sides came from and what exactly they are."""
+        return self.pair.manifest()
+
+    @property
+    def direction(self) -> Tensor:
+        """The probe's toxic direction."""
+        return self.probe.direction
+
+    @cached_property
+    def ranking(self) -> Ranking:
+        """The 128 value vectors of the base model nearest to the probe's direction (paper A's MLP.v_toxic)."""
+        return rank_values(self.pair.base, self.direction, top=min(TOXIC_COUNT, self.pair.base.n_layers * self.pair.base.d_mlp))
+
+    @property
+    def _room(self) -> int:
+        return self.pair.base.context - self.new_tokens
+
+    def prompt_rows(self) -> list[list[int]]:
+        """The challenge prompts as token ids, cut where they would leave no room for the continuation."""
+        base = self.pair.base
+        rows: list[list[int]] = self.measured("rows", lambda: token_rows(base, self.prompts, max_tokens=self._room), of=base)
+        return rows
+
+    def continuations(self, model: Model, edits: Sequence[Edit] = ()) -> list[str]:
+        """Greedy continuations of the challenge prompts."""
+
+        def make() -> list[str]:
+            return generate(
+                model, self.prompts, max_new_tokens=self.new_tokens, edits=edits, max_prompt_tokens=self._room, batch_size=BATCH
+            )
+
+        texts: list[str] = self.measured("continuations", make, of=model, edits=edits)
+        return texts
+
+    def greedy_tokens(self, model: Model) -> list[list[int]]:
+        """A model's greedy continuations as token ids, all of `new_tokens`, on which both sides can be forced."""
+
+        def make() -> list[list[int]]:
+            return generate_tokens(model, self.prompt_rows(), max_new_tokens=self.new_tokens, stop_at_end=False, batch_size=BATCH)
+
+        rows: list[list[int]] = self.measured("greedy tokens", make, of=model)
+        return rows
+
+    def base_tokens(self) -> list[list[int]]:
+        """The base model's greedy continuations, on which both sides are forced."""
+        return self.greedy_tokens(self.pair.base)
+
+    def toxicity(self, model: Model, edits: Sequence[Edit] = ()) -> np.ndarray:
+        """Toxicity of each challenge prompt's continuation, without the prompt, from 0 to 1."""
+
+        def score() -> np.ndarray:
+            return self.scorer.score(self.continuations(model, edits))["toxicity"].to_numpy().astype(float)
+
+        scores: np.ndarray = self.measured("toxicity", score, of=model, edits=edits)
+        return scores
+
+    def perplexity(self, model: Model, edits: Sequence[Edit] = ()) -> Perplexity:
+        """Perplexity on the passages, each read by itself."""
+        texts = [passage.text for passage in self.passages]
+        value: Perplexity = self.measured("perplexity", lambda: perplexity(model, texts, edits=edits), of=model, edits=edits)
+        return value
+
+    def final_states(self, model: Model) -> tuple[Tensor, Tensor]:
+        """The last residual stream at every position of some passages (`token d_model`), and the token that follows each."""
+
+        def read() -> tuple[Tensor, Tensor]:
+            rows = token_rows(
+                model, [passage.text for passage in self.passages[:: max(1, len(self.passages) // 60)]], max_tokens=model.context
+            )
+            site = f"resid_post.{model.n_layers - 1}"
+            captured = capture(model, rows, [site], positions="all")
+            states = torch.cat([captured[site][i, : len(row) - 1] for i, row in enumerate(rows)])
+            return states.to(model.device, model.dtype), torch.tensor([token for row in rows for token in row[1:]], device=model.device)
+
+        states: tuple[Tensor, Tensor] = self.measured("final states", read, of=model)
+        return states
+
+    @cached_property
+    def offset_layer(self) -> int:
+        """The layer at which the offset is read: `layer` where it is set; else, of all but the first (below which no MLP writes), the
+        one that holds most of the value vectors nearest to the probe, and the later of equal ones.
+
+        Raises `UserError` for a model of one layer.
+        """
+        if self.layer is not None:
+            return self.layer
+        layers = [layer for layer, _ in self.ranking.neurons]
+        if self.pair.base.n_layers < 2:
+            raise UserError("a model of one layer has no MLP below another", "give a model of two layers or more")
+        return max(range(1, self.pair.base.n_layers), key=lambda layer: (layers.count(layer), layer))
+
+    def last_states(self, model: Model) -> Captured:
+        """The residual stream after every attention and every MLP, at the last position of each challenge prompt, of a side of the pair."""
+        sites = [f"{name}.{layer}" for layer in range(model.n_layers) for name in ("resid_mid", "resid_post")]
+        states: Captured = self.measured("last states", lambda: capture(model, self.prompt_rows(), sites), of=model)
+        return states
+
+    def mean_states(self, model: Model) -> Captured:
+        """Each challenge prompt's means over its positions, of a side of the pair: streams, attention outputs, neurons of every layer."""
+        names = ("attn_out", "resid_mid", "mlp_post")
+        sites = ["resid_pre.0", *(f"{name}.{layer}" for layer in range(model.n_layers) for name in names)]
+
+        def read() -> Captured:
+            return capture(model, self.prompt_rows(), sites, positions="mean")
+
+        states: Captured = self.measured("mean states", read, of=model)
+        return states
+
+    def f1(self, model: Model, edits: Sequence[Edit] = ()) -> np.ndarray:
+        """F1 of the continuation of each passage's first part."""
+        scores: np.ndarray = self.measured("f1", lambda: f1_of(model, self.passages, edits=edits), of=model, edits=edits)
+        return scores
+
+    def distinct(self, model: Model, edits: Sequence[Edit] = ()) -> float:
+        """Share of different word pairs in the continuations of the challenge prompts."""
+        return distinct_n(self.continuations(model, edits), 2)
+
+
+def make_context(
+    pair: ModelPair, *, quick: bool = False, seed: int = 0, prompts: Sequence[str] | None = None,
+    passages: Sequence[Passage] | None = None, scorer: str = "bundled", probe: Probe | None = None, logs: Path = BUNDLED_LOGS,
+) -> ToxicityContext:  # fmt: skip
+    """The data and settings of a report: shipped prompts, passages and probe unless others are given."""
+    starts = list(prompts) if prompts is not None else challenge_prompts()
+    texts = list(passages) if passages is not None else shipped_passages()
+    direction = probe if probe is not None else probe_for(pair.base, seed=seed)
+    if quick:
+        starts, texts = starts[:: max(1, len(starts) // 100)], texts[::3]
+    draws = 6 if quick else 20
+    return ToxicityContext(pair, direction, load_scorer(scorer), starts, texts, seed=seed, draws=draws, quick=quick, logs=logs)

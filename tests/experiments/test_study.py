@@ -1,0 +1,177 @@
+"""A study measures once what depends on the same weights, edits and data, and a report makes the studies that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+import pytest
+import torch
+
+from interp import Edit, Model
+from interp.errors import UserError
+from interp.experiments.registry import EXPERIMENTS, Finding, experiment, find_experiments
+from interp.experiments.run import run_report
+from interp.experiments.study import Studies, Study
+from interp.experiments.toxicity.context import ToxicityContext
+
+ABOUT = {"title": "a title", "question": "so?", "criterion": "Holds if so, fails if not.", "refuted_by": "another", "caveat": "none"}
+
+
+@dataclass(eq=False)
+class Counting(Study):
+    """A study of no pair, which counts how often it was made to measure."""
+
+    DATA: ClassVar[frozenset[str]] = frozenset({"words"})
+
+    words: list[str]
+    counted: list[int] = field(default_factory=list)
+
+    def count(self, model: Model | None = None, edits: tuple[Edit, ...] = (), *, seeded: bool = False) -> int:
+        key = "drawn" if seeded else "count"
+        return int(self.measured(key, lambda: self.counted.append(1) or len(self.counted), of=model, edits=edits, seeded=seeded))
+
+    def fingerprint(self, *, logs: bool = False) -> list[Any]:
+        return [*super().fingerprint(), self.words]
+
+    def manifest(self) -> dict[str, Any]:
+        return {"name": "words"}
+
+
+@dataclass(eq=False)
+class Another(Study):
+    """A kind of study of which a report may be given none."""
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> Iterator[None]:
+    before = dict(EXPERIMENTS)
+
+    @experiment("T-E1", claim="T-C1", **ABOUT)
+    def counts(study: Counting) -> Finding:
+        share = study.count(seeded=True) + study.count() / 10
+        return Finding("holds", "said", {"share": share}, {}, {}, {"t": pd.DataFrame({"a": [1]})}, ())
+
+    @experiment("T-E2", claim="T-C2", **ABOUT)
+    def other(study: Another) -> Finding:
+        raise AssertionError("this report has no such study")
+
+    yield
+    EXPERIMENTS.clear()
+    EXPERIMENTS.update(before)
+
+
+def test_a_measurement_is_found_by_weights_and_edits_and_not_by_the_object(gpt2: Model) -> None:
+    study = Counting(["a"])
+    first = study.count(gpt2)
+    same = Model(gpt2.plain_copy(), gpt2.tokenizer, "another name")
+    assert study.count(same) == first
+    hf = gpt2.plain_copy()
+    with torch.no_grad():
+        next(hf.parameters()).view(-1)[0] += 1
+    assert study.count(Model(hf, gpt2.tokenizer, gpt2.name)) != first
+    vector = torch.arange(float(gpt2.d_model))
+    edits = [(Edit.add("resid_mid.1", vector, 2.0),), (Edit.add("resid_mid.1", vector.clone(), 2.0),)]
+    assert study.count(gpt2, edits[0]) == study.count(gpt2, edits[1]) != first
+    others = [
+        Edit.add("resid_mid.1", vector, 3.0), Edit.add("resid_mid.0", vector, 2.0), Edit.add("resid_mid.1", -vector, 2.0),
+        Edit.add("resid_mid.1", vector, 2.0, "prompt"), Edit.scale_keys([(0, 1)], 2.0), Edit.scale_keys([(0, 2)], 2.0),
+        Edit.project_out("resid_mid.1", vector), Edit.add("resid_mid.1", 2 * vector, 2.0),
+    ]  # fmt: skip
+    numbers = [study.count(gpt2, (edit,)) for edit in others]
+    assert len({*numbers, study.count(gpt2, edits[0]), first}) == len(others) + 2
+
+
+def test_another_seed_keeps_what_was_not_drawn_with_it() -> None:
+    study = Counting(["a"])
+    drawn, measured = study.measured("drawn", object, seeded=True), study.measured("measured", object)
+    part = study.part("first", words=["b"])
+    within = part.measured("measured", object), part.measured("drawn", object, seeded=True)
+    other = study.with_seed(5)
+    assert (other.seed, other.words, study.seed) == (5, ["a"], 0)
+    assert other.measured("measured", object) is measured
+    assert other.measured("drawn", object, seeded=True) is not drawn
+    assert study.measured("drawn", object, seeded=True) is drawn
+    again = other.part("first", words=["not asked"])
+    assert (again.words, again.seed) == (["b"], 5)
+    assert again.measured("measured", object) is within[0] is not measured
+    assert again.measured("drawn", object, seeded=True) is not within[1]
+    assert {key: entry.seeded for (key, *_), entry in study.measurements().items()} == {"drawn": True, "measured": False}
+
+
+def test_a_change_of_data_keeps_nothing() -> None:
+    study = Counting(["a"])
+    value = study.measured("measured", object)
+    with pytest.raises(ValueError, match="words cannot be changed while measurements are kept"):
+        study.varied(words=["b"])
+    assert replace(study, words=["b"]).measured("measured", object) is not value
+
+
+def test_a_part_is_made_once_and_speaks_as_the_whole_does() -> None:
+    said: list[str] = []
+    study = Counting(["a"])
+    part = study.part("first", words=["b"])
+    study.say = said.append
+    assert study.part("first", words=["c"]) is part
+    part.say("hello")
+    assert said == ["hello"]
+
+
+def test_a_report_makes_each_kind_of_study_once_and_only_where_an_experiment_needs_it(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    def make() -> Counting:
+        made.append("counting")
+        return Counting(["a"], seed=2)
+
+    def never() -> ToxicityContext:
+        raise AssertionError("no experiment needs it")
+
+    studies = Studies({Counting: make, ToxicityContext: never}, seed=2)
+    ran = run_report(studies, tmp_path, only=["T-E1", "T-E2"], seeds=2)
+    assert made == ["counting"]
+    assert ran.skipped == {"T-E2": "it needs a Another, which this report was not given"}
+    assert [result.settings["seed"] for result in ran.results] == [2]
+    assert ran.seeds is not None
+    # Seed 2 draws first and measures second; seed 3 draws anew and has the measurement.
+    (row,) = ran.seeds.rows
+    assert row.statistic == pytest.approx((1.2, 3.2))
+    assert "words" in (tmp_path / "index.html").read_text(encoding="utf-8")
+    with pytest.raises(UserError, match="needs a Another, and the report was given Counting, ToxicityContext"):
+        studies.find(Another)
+
+
+def test_what_is_wrong_with_the_data_of_a_study_stops_the_report(tmp_path: Path) -> None:
+    def make() -> Counting:
+        raise UserError("the file has no words", "give another")
+
+    with pytest.raises(UserError, match="the file has no words"):
+        run_report(Studies({Counting: make}), tmp_path, only=["T-E1"])
+
+
+def test_an_experiment_says_its_kind_of_study_by_the_annotation_of_its_parameter() -> None:
+    assert EXPERIMENTS["T-E1"].study is Counting
+    assert {item.study for name, item in EXPERIMENTS.items() if not name.startswith("T-")} == {ToxicityContext}
+    with pytest.raises(TypeError, match="T-E9: annotate the function's parameter"):
+
+        @experiment("T-E9", claim="T-C9", **ABOUT)
+        def unannotated(study):  # type: ignore[no-untyped-def]
+            raise AssertionError
+
+    assert "T-E9" not in EXPERIMENTS
+
+
+def test_experiments_of_every_paper_come_in_order_and_others_as_registered() -> None:
+    for name in ("C-E2", "B-X1", "B-E10", "B-E1b", "A-E15", "B-E1", "C-E10", "Z-1"):
+
+        @experiment(name, claim="T-C3", **ABOUT)
+        def run(study: Counting) -> Finding:
+            raise AssertionError
+
+    assert [item.id for item in find_experiments(None)] == [
+        *(f"A-E{number}" for number in range(1, 16)), "B-E1", "B-E1b", "B-E10", "B-X1", "C-E2", "C-E10",
+        "X-C1", "X-C2", "W-E1", "W-E2", "X-U1", "Y-E1", "T-E1", "T-E2", "Z-1",
+    ]  # fmt: skip
