@@ -83,7 +83,7 @@ def page(name: str, lead: str, early: bool = False) -> Iterator[Page]:
 
 @contextmanager
 def errors_shown() -> Iterator[None]:
-    """Show what is wrong with what was given, and how to mend it, in place of the rest of the page or fragment."""
+    """Show what is wrong with what was given, and how to fix it, in place of the rest of the page or fragment."""
     try:
         yield
     except UserError as error:
@@ -99,9 +99,9 @@ def errors_shown() -> Iterator[None]:
 
 
 def problem(error: UserError) -> None:
-    """One sentence on what was wrong, one on how to mend it."""
-    mend = f"  \n{show.plain(error.mend[:1].upper() + error.mend[1:])}." if error.mend else ""
-    st.error(show.plain(show.shown(error.problem[:600], False)) + mend, icon=":material/info:")
+    """One sentence on what was wrong, one on how to fix it."""
+    fix = f"  \n{show.plain(error.fix[:1].upper() + error.fix[1:])}." if error.fix else ""
+    st.error(show.plain(show.shown(error.problem[:600], False)) + fix, icon=":material/info:")
 
 
 def heading(name: str) -> str:

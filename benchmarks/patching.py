@@ -12,7 +12,8 @@ from benchmarks.measure import Case, largest_difference
 from interp import Model, ModelPair, patch
 from interp.bundled import BUNDLED
 from interp.data.texts import challenge_prompts
-from interp.models.model import freeze, load_model
+from interp.models.loading import load_model
+from interp.models.model import freeze
 from interp.models.tokens import token_rows
 from interp.patching.gradient import attribution_patch
 from interp.patching.metrics import LogitDifference

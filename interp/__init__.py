@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from interp.lens.attribution import attribute, attribute_pair
     from interp.lens.attribution_results import Attribution
     from interp.lens.logit_lens import Lens, logit_lens
-    from interp.models.model import Model, load_model
+    from interp.models.loading import load_model
+    from interp.models.model import Model
     from interp.models.pair import ModelPair
     from interp.models.sites import Site
     from interp.models.tokens import token_rows
@@ -85,7 +86,7 @@ _HOMES = {
     "Model": "models.model",
     "ModelPair": "models.pair",
     "Site": "models.sites",
-    "load_model": "models.model",
+    "load_model": "models.loading",
     "token_rows": "models.tokens",
     "Captured": "forward.captured",
     "Sampling": "forward.generate",

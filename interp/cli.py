@@ -71,14 +71,14 @@ def guarded(call: Callable[[], Any]) -> int:
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "bypass"
-        return _say(f"{error.format_message().strip().rstrip('.')}. To mend it: see {command} --help.", error.exit_code)
+        return _say(f"{error.format_message().strip().rstrip('.')}. Fix: see {command} --help.", error.exit_code)
     except UserError as error:
         return _say(str(error), 2)
     except Exception as error:
         if os.environ.get(DEBUG, "0") not in ("", "0"):
             raise
         if isinstance(error, OSError) and error.errno in BAD_PATHS and error.filename is not None:
-            return _say(f"{error.filename}: {error.strerror}. To mend it: check the path.", 2)
+            return _say(f"{error.filename}: {error.strerror}. Fix: check the path.", 2)
         return _say(f"{type(error).__name__}: {error} (a fault of bypass; {DEBUG}=1 shows where)", 1)
 
 

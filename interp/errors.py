@@ -1,15 +1,15 @@
-"""The one exception for bad input: it says what was given, what was expected and how to mend it.
+"""`UserError`: the one exception for bad input. It says what was given, what was expected and how to fix it.
 
-The command line turns it into exit code 2 and one line; the app into a message; a notebook shows the text.
+The command line turns it into exit code 2 and one line, the app into a message, and a notebook shows the text.
 """
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Something the user gave cannot be used: `problem` says what, `mend` says what to do about it."""
+    """Something that the user gave cannot be used: `problem` says what and why, `fix` says what to do about it."""
 
-    def __init__(self, problem: str, mend: str = "") -> None:
+    def __init__(self, problem: str, fix: str = "") -> None:
         self.problem = problem
-        self.mend = mend
-        super().__init__(f"{problem}. To mend it: {mend}." if mend else f"{problem}.")
+        self.fix = fix
+        super().__init__(f"{problem}. Fix: {fix}." if fix else f"{problem}.")

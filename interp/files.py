@@ -15,11 +15,11 @@ from typing import Any
 from interp.errors import UserError
 
 
-def read_json(path: Path, mend: str = "restore the file") -> dict[str, Any]:
+def read_json(path: Path, fix: str = "restore the file") -> dict[str, Any]:
     """A JSON object from a file.
 
     Args:
-        mend: what to do about a file that cannot be used.
+        fix: what to do about a file that cannot be used.
 
     Raises:
         UserError: the file is missing, closed to this user, no JSON, or holds something else than an object.
@@ -27,13 +27,13 @@ def read_json(path: Path, mend: str = "restore the file") -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}", mend) from error
+        raise UserError(f"there is no file {path}", fix) from error
     except PermissionError as error:
         raise not_allowed(path) from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is not readable JSON: {error}", mend) from error
+        raise UserError(f"{path} is not readable JSON: {error}", fix) from error
     if not isinstance(record, dict):
-        raise UserError(f"{path} holds a {type(record).__name__}, not an object", mend)
+        raise UserError(f"{path} holds a {type(record).__name__}, not an object", fix)
     return record
 
 

@@ -44,7 +44,7 @@ class Sides:
 
     def load(self, name: str) -> Model:
         """One model; raises `UserError` where it cannot be loaded rightly."""
-        from interp.models.model import load_model
+        from interp.models.loading import load_model
 
         hush()
         device = chosen_device(self.device)

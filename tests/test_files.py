@@ -148,7 +148,7 @@ def test_json_that_is_no_object_is_refused_with_what_to_do(content: bytes | None
     with pytest.raises(UserError, match=problem) as caught:
         read_json(file, "write it once more")
     assert str(file) in caught.value.problem
-    assert caught.value.mend == "write it once more"
+    assert caught.value.fix == "write it once more"
 
 
 def test_json_that_is_closed_to_this_user_says_how_to_open_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

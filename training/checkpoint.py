@@ -26,13 +26,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from interp.errors import UserError
 from interp.files import replacing
+from interp.models.checkpoints import quiet
 from interp.models.difference import save_difference, take_difference
-from interp.models.loading import quiet
-from interp.models.model import load_model
+from interp.models.loading import load_model
 from interp.models.offloading import weights_digest
 from training.stamps import differences, file_hash
 
-MEND = "restore the checkpoint folder from a copy, or remove it to start again"
+FIX = "restore the checkpoint folder from a copy, or remove it to start again"
 FILES = ("model.safetensors", "optimizer.safetensors")
 
 
@@ -148,19 +148,19 @@ def load_checkpoint(
     if state["digest"] != digest:
         changes = differences(state["made_from"], made) if made is not None and "made_from" in state else []
         problem = "; ".join(changes) or f"digest {state['digest']}, the recipe has {digest}"
-        mend = "restore what it was made from, or remove the checkpoint folder (`bypass train --again` does) to start again"
-        raise UserError(f"the checkpoint in {folder} was made by other settings or data ({problem})", mend)
+        fix = "restore what it was made from, or remove the checkpoint folder (`bypass train --again` does) to start again"
+        raise UserError(f"the checkpoint in {folder} was made by other settings or data ({problem})", fix)
     parameters, moments = (_tensors(folder / name, state.get("files", {}).get(name)) for name in FILES)
     optimizers = _several(optimizer)
     wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
     if {name: tensor.shape for name, tensor in parameters.items()} != wanted:
-        raise UserError(f"the tensors in {folder / FILES[0]} are not those of the recipe's model", MEND)
+        raise UserError(f"the tensors in {folder / FILES[0]} are not those of the recipe's model", FIX)
     slots: dict[int, dict[str, Any]] = {}
     for key, value in moments.items():
         index, name = key.split(".", 1)
         slots.setdefault(int(index), {})[name] = value
     if slots and max(slots) >= sum(map(_count, optimizers)):
-        raise UserError(f"the tensors in {folder / FILES[1]} are not those of the recipe's optimizer", MEND)
+        raise UserError(f"the tensors in {folder / FILES[1]} are not those of the recipe's optimizer", FIX)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(_like(parameters[name], parameter))
@@ -192,12 +192,12 @@ def _state(file: Path) -> dict[str, Any]:
     try:
         state = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"the checkpoint file {file} cannot be read ({error})", MEND) from error
+        raise UserError(f"the checkpoint file {file} cannot be read ({error})", FIX) from error
     if not isinstance(state, dict) or not {"digest", "step"} <= state.keys():
-        raise UserError(f"the checkpoint file {file} holds no step and digest", MEND)
+        raise UserError(f"the checkpoint file {file} holds no step and digest", FIX)
     # Checkpoints of before there were hashes are taken as they are.
     if "hash" in state and state.pop("hash") != _hash(state):
-        raise UserError(f"the checkpoint file {file} is damaged: its content is not what was written", MEND)
+        raise UserError(f"the checkpoint file {file} is damaged: its content is not what was written", FIX)
     return state
 
 
@@ -205,7 +205,7 @@ def _tensors(file: Path, expected: str | None) -> dict[str, Tensor]:
     try:
         if expected is not None and file_hash(file) != expected:
             size = file.stat().st_size
-            raise UserError(f"the checkpoint file {file} ({size} bytes) is cut off or damaged: its content is not what was written", MEND)
+            raise UserError(f"the checkpoint file {file} ({size} bytes) is cut off or damaged: its content is not what was written", FIX)
         return load_file(file)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"the checkpoint file {file} is missing or cut off ({error})", MEND) from error
+        raise UserError(f"the checkpoint file {file} is missing or cut off ({error})", FIX) from error

@@ -28,8 +28,9 @@ from transformers import PrinterCallback, TrainerCallback
 
 from interp.errors import UserError
 from interp.files import replacing, write_json
-from interp.models.loading import quiet
-from interp.models.model import Model, load_model
+from interp.models.checkpoints import quiet
+from interp.models.loading import load_model
+from interp.models.model import Model
 from training.checkpoint import load_checkpoint, recover, save_as_difference, save_checkpoint, save_model
 from training.controls import Pair, read_pairs, reading_order, relabel, split_pairs, steps_to_take
 from training.measures import Prepared, Watch, measure_named

@@ -132,8 +132,8 @@ def _choices(axis: str, value: Any, title: str) -> Iterator[Choice]:
     else:
         points = value if isinstance(value, list) else []
     if not points or not all(isinstance(point, dict) and isinstance(point.get("name"), str) for point in points):
-        mend = 'give a list such as [{ name = "ipo", dpo = { loss = "ipo" } }], or { setting = "dpo.seed", values = [1, 2] }'
-        raise UserError(f"the axis {axis!r} in {title} has no points that can be read", mend)
+        fix = 'give a list such as [{ name = "ipo", dpo = { loss = "ipo" } }], or { setting = "dpo.seed", values = [1, 2] }'
+        raise UserError(f"the axis {axis!r} in {title} has no points that can be read", fix)
     names = [point["name"] for point in points]
     bad = [name for name in (axis, *names) if not name or set(name) & set("/\\=,") or name.startswith(".")]
     if bad or len(set(names)) < len(names):

@@ -29,7 +29,8 @@ from interp.errors import UserError
 from interp.evaluation.metrics import distinct_n
 from interp.evaluation.toxicity import Scorer, load_scorer
 from interp.files import write_text
-from interp.models.model import Model, load_model
+from interp.models.loading import load_model
+from interp.models.model import Model
 from interp.models.tokens import batches, next_token_losses, pad, predicted
 from training.generators import generator_named
 from training.generators.task import Draft, Generator, Task

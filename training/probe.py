@@ -17,7 +17,8 @@ import torch
 
 from interp.directions.probe import fit_probe, probe_scores, save_probe, sweep_l2
 from interp.errors import UserError
-from interp.models.model import Model, load_model
+from interp.models.loading import load_model
+from interp.models.model import Model
 from interp.models.tokens import token_rows
 from interp.stats.intervals import auc, bootstrap_auc
 from training.recipe import Recipe, base_folder

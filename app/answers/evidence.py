@@ -175,8 +175,8 @@ def run_missing(pair: ModelPair, source: Source, folder: Path, chosen: Sequence[
             raise UserError("none of these can be run: " + "; ".join(f"{name}: {why}" for name, why in skipped.items()), "choose others")
         add(pair, source, folder, None, skipped)
     except OSError as error:
-        mend = f"start the app with {settings.REPORT} naming a folder that it may write to"
-        raise UserError(f"the report cannot be written ({error.strerror})", mend) from error
+        fix = f"start the app with {settings.REPORT} naming a folder that it may write to"
+        raise UserError(f"the report cannot be written ({error.strerror})", fix) from error
     return tuple(done)
 
 

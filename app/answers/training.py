@@ -172,7 +172,7 @@ def figure(_runs: dict[str, Telemetry], key: tuple[Any, ...], measure: str, stag
     except UserError:
         raise
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"the log holds something of {measure!r} that cannot be drawn ({error})", "mend that line of the log") from error
+        raise UserError(f"the log holds something of {measure!r} that cannot be drawn ({error})", "correct that line of the log") from error
 
 
 def title(measure: str) -> str:

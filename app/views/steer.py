@@ -151,12 +151,12 @@ with shell.page("steer", LEAD) as page:
         "whatever they do as well is no finding about this edit."
     )
     if chosen is None:
-        st.caption("This needs an edit: mend the one above first.")
+        st.caption("This needs an edit: correct the one above first.")
     else:
         strength_sweep(page, chosen, new)
     st.header("Take it with you")
     st.write("The edit is data: the same numbers give the same words here, in a terminal and in a notebook.")
     if chosen is None:
-        st.caption("This needs an edit: mend the one above first.")
+        st.caption("This needs an edit: correct the one above first.")
     else:
         take_along(page, now, chosen.form)

@@ -1,4 +1,4 @@
-"""`bypass doctor`: what works on this machine, line by line, each fault with its mend."""
+"""`bypass doctor`: what works on this machine, line by line, each fault with its fix."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Check:
     name: str
     ok: bool
     found: str
-    mend: str = ""
+    fix: str = ""
     core: bool = False
 
 
@@ -59,7 +59,7 @@ def doctor(as_json: common.AsJson = False) -> None:
         common.print_json({"ok": not broken, "checks": [asdict(check) for check in found]})
     else:
         common.print_table(
-            ("", "what", "found", "mend"), [("ok" if c.ok else "broken" if c.core else "missing", c.name, c.found, c.mend) for c in found]
+            ("", "what", "found", "fix"), [("ok" if c.ok else "broken" if c.core else "missing", c.name, c.found, c.fix) for c in found]
         )
         common.print_line("the core works" if not broken else f"the core is broken: {', '.join(check.name for check in broken)}")
     if broken:
@@ -89,12 +89,12 @@ def checks() -> Iterator[Check]:
         )
     for extra, names in EXTRAS.items():
         missing = [name for name in names if version(name) is None]
-        mend = f"pip install 'bypass-workbench[{extra}]'" if missing else ""
+        fix = f"pip install 'bypass-workbench[{extra}]'" if missing else ""
         yield Check(
             f"extra {extra}",
             not missing,
             f"without {', '.join(missing)}" if missing else ", ".join(f"{n} {version(n)}" for n in names),
-            mend,
+            fix,
         )
     yield Check("accelerator", True, str(machine()["accelerator"] or f"none: {machine()['cores']} cores"))
     yield _tried("prompts and passages", "install bypass-workbench again", _texts, core=True)
@@ -103,18 +103,18 @@ def checks() -> Iterator[Check]:
     yield _tried("bundled probe", "none: a probe is fitted when one is needed", _probe)
     yield _tried("self check", "report it: what is captured is not what the model computes", self_check, core=True)
     data = os.environ.get("BYPASS_DATA")
-    mend = "" if data and os.path.isdir(data) else "set BYPASS_DATA to the folder of the corpora; only bypass train needs it"
-    yield Check("training data", not mend, data or "BYPASS_DATA is not set", mend)
+    fix = "" if data and os.path.isdir(data) else "set BYPASS_DATA to the folder of the corpora; only bypass train needs it"
+    yield Check("training data", not fix, data or "BYPASS_DATA is not set", fix)
 
 
-def _tried(name: str, mend: str, look: Callable[[], str], core: bool = False) -> Check:
+def _tried(name: str, fix: str, look: Callable[[], str], core: bool = False) -> Check:
     """A check that fails by raising: whatever is wrong with this machine is an answer here, not a fault."""
     try:
         return Check(name, True, look(), core=core)
     except UserError as error:
-        return Check(name, False, error.problem, error.mend or mend, core)
+        return Check(name, False, error.problem, error.fix or fix, core)
     except Exception as error:
-        return Check(name, False, f"{type(error).__name__}: {error}".splitlines()[0], mend, core)
+        return Check(name, False, f"{type(error).__name__}: {error}".splitlines()[0], fix, core)
 
 
 def _texts() -> str:

@@ -1,7 +1,7 @@
 """The prompts and texts that ship with the project, and the readers for the files that users bring.
 
 What ships was written for this project, so that everything can be tried without a corpus. A user's file is read strictly:
-a line that is skipped in silence would shift every score after it, so each fault is named with its line and its mend.
+a line that is skipped in silence would shift every score after it, so each fault is named with its line and its fix.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def read_prompts(path: str | Path) -> list[str]:
     """The prompts of a user's file, in order: one a line, or jsonl whose `prompt` is a string or an object with `text`.
 
     Blank lines are skipped and a byte order mark is tolerated. A prompt keeps its spaces: a space at the end changes what
-    the model sees. Raises `UserError` with the file, the line and a mend for anything that cannot be used.
+    the model sees. Raises `UserError` with the file, the line and a fix for anything that cannot be used.
     """
     file = Path(path)
     content = _content(file, "prompts")
@@ -115,7 +115,7 @@ def read_passages(path: str | Path) -> list[Passage]:
 def read_texts(path: str | Path) -> list[str]:
     """The texts of a user's file, in order: one a line, csv (or tsv) with a `text` column, or jsonl with `text`.
 
-    Blank lines are skipped and a byte order mark is tolerated. Raises `UserError` with the file, the line and a mend for
+    Blank lines are skipped and a byte order mark is tolerated. Raises `UserError` with the file, the line and a fix for
     anything that cannot be used.
     """
     file = Path(path)
@@ -185,7 +185,7 @@ def _check_there(file: Path, what: str) -> None:
 
 def _decoded(file: Path, raw: bytes, first: int = 1) -> str:
     """The text of a whole file, or of the part of it that begins with line `first`."""
-    # UTF-16 of Latin text is full of NUL bytes too, so the mend that helps most people comes first.
+    # UTF-16 of Latin text is full of NUL bytes too, so the fix that helps most people comes first.
     if b"\x00" in raw:
         line = first + raw[: raw.index(b"\x00")].count(b"\n")
         raise UserError(f"{file}, line {line} holds a NUL byte, so this is not UTF-8 text", "save the file as UTF-8, or name a text file")

@@ -24,16 +24,16 @@ RENAMED = {"toxic": "toxicity", "identity_hate": "identity_attack", "severe_toxi
 
 def _load_detector(folder: Path, device: str) -> tuple[Any, str]:
     """A `Detoxify` object built around a model read from `folder`, without its constructor (pickle and network)."""
-    mend = "give `bundled`, `lexicon` or a folder written by `interp.evaluation.toxicity.convert_detoxify`"
+    fix = "give `bundled`, `lexicon` or a folder written by `interp.evaluation.toxicity.convert_detoxify`"
     if not folder.is_dir():
-        raise UserError(f"there is no scorer folder {folder}", mend)
+        raise UserError(f"there is no scorer folder {folder}", fix)
     for file in ("config.json", "model.safetensors", "scorer.json", "tokenizer.json"):
         if not (folder / file).is_file():
-            raise UserError(f"the scorer folder {folder} has no {file}", mend)
+            raise UserError(f"the scorer folder {folder} has no {file}", fix)
     card, config = (read_json(folder / name, "restore the file, or convert the model again") for name in ("scorer.json", "config.json"))
     classes = card.get("classes")
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes) or len(set(classes)) != len(classes):
-        raise UserError(f"scorer.json in {folder} lists no distinct class names under `classes`", mend)
+        raise UserError(f"scorer.json in {folder} lists no distinct class names under `classes`", fix)
     if not classes or classes[0] != "toxicity":
         raise UserError(
             f"the first class of the scorer in {folder} is {classes[:1]}, not toxicity", "list `toxicity` first, or convert it again"
@@ -42,7 +42,7 @@ def _load_detector(folder: Path, device: str) -> tuple[Any, str]:
     architecture = (config.get("architectures") or [None])[0]
     model, tokenizer = _read_model(folder, architecture)
     if model.config.num_labels < len(classes):
-        raise UserError(f"the scorer in {folder} names {len(classes)} classes but its model has {model.config.num_labels} outputs", mend)
+        raise UserError(f"the scorer in {folder} names {len(classes)} classes but its model has {model.config.num_labels} outputs", fix)
     detector = detoxify.Detoxify.__new__(detoxify.Detoxify)
     detector.model, detector.tokenizer, detector.class_names, detector.device = model, tokenizer, list(classes), device
     try:
@@ -67,9 +67,9 @@ def _read_model(folder: Path, architecture: str | None) -> tuple[Any, Any]:
     import transformers
     from safetensors import SafetensorError
 
-    from interp.models.loading import quiet
+    from interp.models.checkpoints import quiet
 
-    mend = "copy the folder again, or convert the model again"
+    fix = "copy the folder again, or convert the model again"
     if architecture not in ARCHITECTURES:
         raise UserError(f"the scorer in {folder} has the architecture {architecture}", f"use one of {', '.join(ARCHITECTURES)}")
     try:
@@ -79,14 +79,14 @@ def _read_model(folder: Path, architecture: str | None) -> tuple[Any, Any]:
             )
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"the scorer in {folder} cannot be read: {error}", mend) from error
+        raise UserError(f"the scorer in {folder} cannot be read: {error}", fix) from error
     wrong = [key for kind in ("missing_keys", "mismatched_keys", "unexpected_keys") for key in report.get(kind, ())]
     if wrong:
-        raise UserError(f"the weights in {folder} do not fit the model: {sorted(map(str, wrong))[:3]} ({len(wrong)} in all)", mend)
+        raise UserError(f"the weights in {folder} do not fit the model: {sorted(map(str, wrong))[:3]} ({len(wrong)} in all)", fix)
     if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
-        raise UserError(f"the weights in {folder} are not all finite", mend)
+        raise UserError(f"the weights in {folder} are not all finite", fix)
     if not tokenizer("a word", add_special_tokens=False)["input_ids"] or len(tokenizer) > model.config.vocab_size:
-        raise UserError(f"the tokenizer in {folder} ({len(tokenizer)} entries) does not fit the model ({model.config.vocab_size})", mend)
+        raise UserError(f"the tokenizer in {folder} ({len(tokenizer)} entries) does not fit the model ({model.config.vocab_size})", fix)
     # RoBERTa's positions start after the padding index, so it reads two tokens less than it has positions.
     offset = model.config.pad_token_id + 1 if "Roberta" in architecture else 0
     tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.max_position_embeddings - offset)

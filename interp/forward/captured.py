@@ -54,7 +54,7 @@ class Captured(Mapping[str, Tensor]):
         try:
             site = parse_site(text)
         except UserError as error:
-            raise NotCaptured(error.problem, error.mend) from None
+            raise NotCaptured(error.problem, error.fix) from None
         if str(site) in self.tensors:
             return str(site)
         layers = self._layers(site.name)

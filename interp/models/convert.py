@@ -17,7 +17,7 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.files import replacing
-from interp.models.loading import IGNORED_TENSORS, open_checkpoint, read_tokenizer, read_weights
+from interp.models.checkpoints import IGNORED_TENSORS, open_checkpoint, read_tokenizer, read_weights
 
 PREFIXES = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "policy.")
 HEAD = "lm_head.weight"

@@ -22,7 +22,7 @@ from interp.files import write_text
 
 NOTE, WEIGHTS = "difference.json", "difference.safetensors"
 FORMAT = "bypass-difference"
-MEND = "give the base that it was written with, or write the difference again"
+FIX = "give the base that it was written with, or write the difference again"
 
 
 @torch.no_grad()
@@ -49,7 +49,7 @@ def save_difference(changes: dict[str, Tensor], folder: Path, *, base: str, base
     """Write the changes into a folder that holds the tuned model's config.json, in place of its weights.
 
     `base` is where the base is looked for when none is named: a hub id, or a path seen from the folder. The digests are those
-    of `interp.models.loading.weights_digest` in float32. The note is written last: without it the folder is no model at all.
+    of `interp.models.checkpoints.weights_digest` in float32. The note is written last: without it the folder is no model at all.
     """
     # A file of no tensors is no safetensors file to most readers.
     save_file(changes or {"nothing": torch.zeros(0)}, folder / WEIGHTS, metadata={"format": "pt"})
@@ -69,5 +69,5 @@ def add_difference(hf: PreTrainedModel, folder: Path) -> None:
     for name, change in changes.items():
         if name not in parameters or parameters[name].shape != change.shape:
             expected = tuple(parameters[name].shape) if name in parameters else "no such parameter"
-            raise UserError(f"{folder / WEIGHTS} changes {name} of shape {tuple(change.shape)}, the base has {expected}", MEND)
+            raise UserError(f"{folder / WEIGHTS} changes {name} of shape {tuple(change.shape)}, the base has {expected}", FIX)
         parameters[name].add_(change.float())

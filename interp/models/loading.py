@@ -1,245 +1,69 @@
-"""Reading checkpoints from disk or hub, with every silent way of getting wrong weights turned into an error.
+"""`load_model`: a model from a folder, a hub id or memory, with the right weights or an error that says why not.
 
-`open_checkpoint` looks at the files before any library does; `read_weights` loads strictly; `read_tokenizer` refuses an
-empty or foreign vocabulary; `compare_checkpoints` says whether two models are comparable.
+Libraries forgive much when they load: a missing tensor becomes random numbers, a folder without a tokenizer an empty one, a bf16
+checkpoint a bf16 model. Each of these changes conclusions without a sign, so each is an error here.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as hf_logging
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from interp.errors import UserError
-from interp.files import not_allowed, read_json
-from interp.models.offloading import Spread, parameters_of
-from interp.models.overlays import apply_difference, is_difference, merge_adapter, overlay_in
-
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "vocab.txt")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-# What transformers is seen to raise for a config.json that is wrong, besides the errors of reading a file.
-LOADING_FAULTS = (
-    OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ArithmeticError, SafetensorError, StrictDataclassError,
-)  # fmt: skip
-IGNORED_TENSORS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+from interp.models.checkpoints import check_tokenizer, open_checkpoint, read_tokenizer, read_weights
+from interp.models.model import Model, freeze
+from interp.models.offloading import Spread
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """Where weights come from: a local folder, a hub id, or a folder over a base that holds a LoRA adapter or a difference."""
+def load_model(
+    source: str | Path | PreTrainedModel, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
+    base: str | Path | None = None, tokenizer: PreTrainedTokenizerBase | None = None, name: str | None = None, device_map: Any = None,
+    offload_folder: str | Path | None = None,
+) -> Model:  # fmt: skip
+    """Load one model from a local folder (safetensors), a PEFT LoRA folder, or a Hugging Face hub id, or wrap one that is in memory.
 
-    source: str
-    folder: Path | None
-    adapter_base: str | None = None
+    Args:
+        source: the folder or id; or a Hugging Face model, which is then used as it is, in its own dtype and on its own device, and
+            needs `tokenizer`.
+        dtype: what the weights are computed in, whatever they are stored in.
+        base: the model that a LoRA folder adapts, where it differs from the one its configuration names.
+        tokenizer: to be used in place of the folder's own.
+        device_map: for a model larger than one device: `auto`, or a mapping from module names to devices, `cpu` or `disk`, as
+            accelerate takes it (in place of `device`). Reading and edits work as ever; a model with offloaded layers must not be
+            used by several threads at once.
+        offload_folder: where layers go that `device_map` puts on disk.
 
-    @property
-    def label(self) -> str:
-        return self.folder.name if self.folder else self.source
-
-    def weight_files(self) -> list[Path]:
-        return sorted(self.folder.glob("*.safetensors")) if self.folder else []
-
-    def stored_dtypes(self) -> set[str]:
-        """The dtypes of the floating-point tensors on disk."""
-        found: set[str] = set()
-        for file in self.weight_files():
-            with safe_open(file, framework="pt") as tensors:
-                found |= {tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
-        return {name for name in found if name.startswith(("F", "BF"))}
-
-    def describe(self) -> dict[str, Any]:
-        hashes: dict[str, str] = {}
-        for file in self.weight_files():
-            with file.open("rb") as stream:
-                hashes[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-        return {"path": self.source, "files": hashes, "stored_dtype": sorted(self.stored_dtypes()), "adapter_base": self.adapter_base}
-
-
-def open_checkpoint(source: str | Path, base: str | Path | None = None) -> Checkpoint:
-    """Find out what `source` is, and check its files before any library reads them."""
-    try:
-        return _open(source, base)
-    except PermissionError as error:
-        # Of a folder that may not be entered; a file that may not be read is caught where it is opened.
-        raise not_allowed(error.filename or source) from error
+    Raises:
+        UserError: anything missing, mismatched, foreign, truncated or not finite, with its fix.
+    """
+    if isinstance(source, PreTrainedModel):
+        unread = {"base": base, "device_map": device_map, "offload_folder": offload_folder}
+        return _wrapped(source, dtype, device, tokenizer, name, [key for key, value in unread.items() if value is not None])
+    checkpoint = open_checkpoint(source, base)
+    if device_map is not None and torch.device(device).type != "cpu":
+        raise UserError(f"both device ({device}) and device_map are given", "give one of them")
+    spread = None if device_map is None else Spread(device_map, None if offload_folder is None else Path(offload_folder))
+    hf = read_weights(checkpoint, dtype, spread)
+    words = tokenizer if tokenizer is not None else read_tokenizer(checkpoint, hf)
+    return Model(freeze(hf.to(device) if spread is None else hf), words, name or checkpoint.label, checkpoint)
 
 
-def _open(source: str | Path, base: str | Path | None) -> Checkpoint:
-    text = str(source).strip()
-    if not text or "\0" in text:
-        raise UserError(f"{text!r} names no model", "give a folder or a hub id such as openai-community/gpt2-medium")
-    folder = Path(text).expanduser()
-    if folder.is_file():
-        mend = (
-            "convert it first: bypass convert FILE.pt --like MODEL"
-            if folder.suffix in {".pt", ".bin", ".pth"}
-            else "give the folder that holds it"
-        )
-        raise UserError(f"{folder} is a file, and a model is a folder with config.json and safetensors", mend)
-    if not folder.is_dir():
-        if folder.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
-            raise UserError(f"there is no folder {folder}", "give an existing folder or a hub id")
-        return Checkpoint(text, None)
-    overlay = overlay_in(folder, base)
-    if overlay is not None:
-        check_safetensors(overlay.weights)
-        return Checkpoint(str(folder), folder, overlay.base)
-    _check_folder(folder)
-    return Checkpoint(str(folder), folder)
-
-
-def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} has no config.json", "give a folder that save_pretrained wrote")
-    read_json(folder / "config.json")
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickles = [file.name for pattern in PICKLES for file in folder.glob(pattern)]
-        if pickles:
-            raise UserError(f"{folder} holds only pickled weights ({', '.join(pickles)})", "convert them: bypass convert FILE --like MODEL")
-        raise UserError(f"{folder} holds no weights", "add model.safetensors, as save_pretrained writes it")
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        wanted = set(read_json(index).get("weight_map", {}).values())
-        missing = sorted(wanted - {file.name for file in files})
-        if missing:
-            raise UserError(f"{folder} lacks weight files that its index names: {', '.join(missing)}", "download them again")
-    for file in files:
-        check_safetensors(file)
-
-
-def check_safetensors(file: Path) -> None:
-    """Raise `UserError` where a safetensors file is closed to this user, a pointer, truncated or corrupt."""
-    try:
-        with file.open("rb") as stream:
-            start = stream.read(40)
-    except PermissionError as error:
-        raise not_allowed(file) from error
-    if start.startswith(b"version https://git-lfs"):
-        raise UserError(f"{file} is a Git LFS pointer, not the weights", "run git lfs pull in that repository")
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            if not list(tensors.keys()):
-                raise UserError(f"{file} holds no tensors", "save the model again")
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is corrupt or truncated ({error})", "copy or download it again") from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the progress bars and warnings of transformers, whose long work shows progress of its own here."""
-    verbosity, bar = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(verbosity)
-        if bar:
-            hf_logging.enable_progress_bar()
-
-
-def read_weights(checkpoint: Checkpoint, dtype: torch.dtype, spread: Spread | None = None) -> PreTrainedModel:
-    """Load strictly in the given dtype; raises `UserError` for missing, foreign, mismatched or non-finite tensors."""
-    placed = {} if spread is None else spread.arguments()
-    if checkpoint.adapter_base is not None:
-        if spread is not None:
-            problem = f"{checkpoint.source} holds what changes a base, and that cannot be spread over devices"
-            raise UserError(problem, "save the whole tuned model and load that")
-        assert checkpoint.folder is not None
-        base = open_checkpoint(checkpoint.adapter_base)
-        if is_difference(checkpoint.folder):
-            return apply_difference(read_weights(base, torch.float32), checkpoint.folder, checkpoint.adapter_base).to(dtype)
-        return merge_adapter(read_weights(base, dtype), checkpoint.folder, checkpoint.adapter_base)
-    try:
-        with quiet():
-            config = AutoConfig.from_pretrained(checkpoint.source, local_files_only=checkpoint.folder is not None)
-            hf, report = AutoModelForCausalLM.from_pretrained(
-                checkpoint.source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True,
-                local_files_only=checkpoint.folder is not None, **placed,
-            )  # fmt: skip
-    except LOADING_FAULTS as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if checkpoint.folder is None:
-            raise UserError(
-                f"the hub id {checkpoint.source!r} could not be loaded ({first})",
-                "check the id and the network, or download the model and give its folder",
-            ) from error
-        raise UserError(f"{checkpoint.source} could not be loaded ({first})", "check config.json against the weights") from error
-    _check_report(checkpoint, report)
-    tensors = hf.state_dict().items() if spread is None else parameters_of(hf)
-    broken = [name for name, tensor in tensors if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]
-    if broken:
-        raise UserError(
-            f"{checkpoint.source}: {len(broken)} tensors hold NaN or infinity, first {broken[0]}",
-            "use a checkpoint from before the training diverged",
-        )
-    hf.config._name_or_path = checkpoint.source
-    return hf
-
-
-def _check_report(checkpoint: Checkpoint, report: dict[str, Any]) -> None:
-    where = checkpoint.source
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise UserError(
-            f"{where} lacks {len(missing)} tensors of its architecture, first {missing[0]}",
-            "save the whole model again; they would be random",
-        )
-    mismatched = sorted(str(item[0]) for item in report["mismatched_keys"])
-    if mismatched:
-        raise UserError(
-            f"{where}: {len(mismatched)} tensors have another shape than config.json says, first {mismatched[0]}", "correct config.json"
-        )
-    foreign = sorted(key for key in report["unexpected_keys"] if not key.endswith(IGNORED_TENSORS))
-    if foreign:
-        raise UserError(
-            f"{where} holds {len(foreign)} tensors that its architecture does not have, first {foreign[0]}",
-            "correct config.json or convert it",
-        )
-
-
-def read_tokenizer(checkpoint: Checkpoint, hf: PreTrainedModel) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer; raises `UserError` where it is absent, empty, too large or not this model's."""
-    source, local = checkpoint.source, checkpoint.folder is not None
-    if checkpoint.folder is not None and not any((checkpoint.folder / name).is_file() for name in TOKENIZER_FILES):
-        if checkpoint.adapter_base is None:
-            raise UserError(f"{source} has no tokenizer files ({', '.join(TOKENIZER_FILES)})", "copy them from the model it was tuned from")
-        parent = open_checkpoint(checkpoint.adapter_base)
-        source, local = parent.source, parent.folder is not None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
-    except Exception as error:  # tokenizers raises bare Exception for a corrupt file
-        raise UserError(f"the tokenizer in {source} could not be read ({str(error).splitlines()[0]})", "restore its files") from error
-    check_tokenizer(tokenizer, hf, f"the tokenizer in {source}")
-    size, vocabulary = len(tokenizer), hf.get_input_embeddings().weight.shape[0]
-    if size < 0.9 * vocabulary:
-        raise UserError(
-            f"the tokenizer in {source} has {size} entries, the model {vocabulary}: it belongs to another model",
-            "use its own, or pass tokenizer=",
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, hf: PreTrainedModel, what: str = "the tokenizer") -> None:
-    """Raise `UserError` for a tokenizer that is empty or has more entries than the model."""
-    size, vocabulary = len(tokenizer), hf.get_input_embeddings().weight.shape[0]
-    ids = tokenizer("hello world", add_special_tokens=False)["input_ids"]
-    if not ids or tokenizer.decode(ids).strip().lower() != "hello world":
-        raise UserError(f"{what} is empty: it reads 'hello world' as {len(ids)} tokens and cannot give it back", "restore its files")
-    if size > vocabulary:
-        raise UserError(
-            f"{what} has {size} entries, but the model only {vocabulary}: it belongs to another model",
-            "use the model's own",
-        )
+def _wrapped(
+    hf: PreTrainedModel, dtype: torch.dtype, device: str | torch.device, tokenizer: PreTrainedTokenizerBase | None, name: str | None,
+    unread: Sequence[str],
+) -> Model:  # fmt: skip
+    """A model that the caller holds already; raises `UserError` for arguments that ask for another one."""
+    if tokenizer is None:
+        raise UserError("a model in memory was given without its tokenizer", "give it as tokenizer=")
+    own = next(hf.parameters())
+    # The defaults ask for nothing.
+    if dtype not in (torch.float32, own.dtype) or torch.device(device).type not in ("cpu", own.device.type):
+        unread = ["dtype" if dtype not in (torch.float32, own.dtype) else "device", *unread]
+    if unread:
+        raise UserError(f"{', '.join(unread)} cannot be given for a model in memory", "it is used as it is; change it first, with model.to")
+    check_tokenizer(tokenizer, hf)
+    return Model(hf, tokenizer, name or str(hf.config.name_or_path or type(hf).__name__))

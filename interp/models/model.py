@@ -1,7 +1,5 @@
-"""`load_model` and `ModelPair`: loading that either gives the right weights or says why it cannot.
+"""`Model`: a language model with hooks at every site, and its weights by meaning.
 
-Libraries forgive much when they load: a missing tensor becomes random numbers, a folder without a tokenizer an empty
-one, a bf16 checkpoint a bf16 model. Every such case changes conclusions without a sign, so each is an error here.
 Weights are read raw (no folding, no centring) and by meaning: `value_vectors(layer)`, never a module path.
 """
 
@@ -12,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,9 +21,9 @@ from transformers.initialization import no_init_weights
 from interp.data.lexicon import mask
 from interp.errors import UserError
 from interp.models.architectures import ARCHITECTURES, Architecture
+from interp.models.checkpoints import Checkpoint
 from interp.models.hooks import install
-from interp.models.loading import Checkpoint, check_tokenizer, open_checkpoint, read_tokenizer, read_weights
-from interp.models.offloading import Spread, held, weights_digest
+from interp.models.offloading import held, weights_digest
 from interp.models.sites import KINDS, Family, Site, site_kind
 from interp.models.views import View, view_of
 
@@ -288,56 +285,6 @@ def check_no_dropout(model: Model) -> None:
         if part.training and isinstance(rate, float) and rate > 0:
             problem = f"{model.name} is in training mode with a dropout of {rate:g}, so no two forwards of it agree"
             raise UserError(problem, "call model.hf.eval() first, and model.hf.train() afterwards")
-
-
-def load_model(
-    source: str | Path | PreTrainedModel, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
-    base: str | Path | None = None, tokenizer: PreTrainedTokenizerBase | None = None, name: str | None = None, device_map: Any = None,
-    offload_folder: str | Path | None = None,
-) -> Model:  # fmt: skip
-    """Load one model from a local folder (safetensors), a PEFT LoRA folder, or a Hugging Face hub id, or wrap one that is in memory.
-
-    Args:
-        source: the folder or id; or a Hugging Face model, which is then used as it is, in its own dtype and on its own device, and
-            needs `tokenizer`.
-        dtype: what the weights are computed in, whatever they are stored in.
-        base: the model that a LoRA folder adapts, where it differs from the one its configuration names.
-        tokenizer: to be used in place of the folder's own.
-        device_map: for a model larger than one device: `auto`, or a mapping from module names to devices, `cpu` or `disk`, as
-            accelerate takes it (in place of `device`). Reading and edits work as ever; a model with offloaded layers must not be
-            used by several threads at once.
-        offload_folder: where layers go that `device_map` puts on disk.
-
-    Raises:
-        UserError: anything missing, mismatched, foreign, truncated or not finite, with its mend.
-    """
-    if isinstance(source, PreTrainedModel):
-        unread = {"base": base, "device_map": device_map, "offload_folder": offload_folder}
-        return _wrapped(source, dtype, device, tokenizer, name, [key for key, value in unread.items() if value is not None])
-    checkpoint = open_checkpoint(source, base)
-    if device_map is not None and torch.device(device).type != "cpu":
-        raise UserError(f"both device ({device}) and device_map are given", "give one of them")
-    spread = None if device_map is None else Spread(device_map, None if offload_folder is None else Path(offload_folder))
-    hf = read_weights(checkpoint, dtype, spread)
-    words = tokenizer if tokenizer is not None else read_tokenizer(checkpoint, hf)
-    return Model(freeze(hf.to(device) if spread is None else hf), words, name or checkpoint.label, checkpoint)
-
-
-def _wrapped(
-    hf: PreTrainedModel, dtype: torch.dtype, device: str | torch.device, tokenizer: PreTrainedTokenizerBase | None, name: str | None,
-    unread: Sequence[str],
-) -> Model:  # fmt: skip
-    """A model that the caller holds already; raises `UserError` for arguments that ask for another one."""
-    if tokenizer is None:
-        raise UserError("a model in memory was given without its tokenizer", "give it as tokenizer=")
-    own = next(hf.parameters())
-    # The defaults ask for nothing.
-    if dtype not in (torch.float32, own.dtype) or torch.device(device).type not in ("cpu", own.device.type):
-        unread = ["dtype" if dtype not in (torch.float32, own.dtype) else "device", *unread]
-    if unread:
-        raise UserError(f"{', '.join(unread)} cannot be given for a model in memory", "it is used as it is; change it first, with model.to")
-    check_tokenizer(tokenizer, hf)
-    return Model(hf, tokenizer, name or str(hf.config.name_or_path or type(hf).__name__))
 
 
 Neuron = tuple[int, int]

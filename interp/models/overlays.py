@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from interp.errors import UserError
 from interp.files import read_json
-from interp.models.difference import FORMAT, MEND, NOTE, WEIGHTS, add_difference
+from interp.models.difference import FIX, FORMAT, NOTE, WEIGHTS, add_difference
 from interp.models.offloading import weights_digest
 
 ADAPTER_NOTE, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -94,7 +94,7 @@ def apply_difference(hf: PreTrainedModel, folder: Path, base: str) -> PreTrained
     """The base model, in float32, turned in place into the tuned one; raises `UserError` where the difference is of another base."""
     note = read_json(folder / NOTE)
     if weights_digest(hf) != note["base_digest"]:
-        raise UserError(f"the difference in {folder} was taken from another base than {base}", MEND)
+        raise UserError(f"the difference in {folder} was taken from another base than {base}", FIX)
     add_difference(hf, folder)
     if weights_digest(hf) != note["digest"]:
         raise UserError(f"the difference in {folder} does not give the weights that it was written from", "copy it again")

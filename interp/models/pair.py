@@ -10,7 +10,8 @@ import torch
 
 from interp.bundled import BUNDLED
 from interp.errors import UserError
-from interp.models.model import Model, load_model
+from interp.models.loading import load_model
+from interp.models.model import Model
 
 # What a configuration says about the forward without leaving a trace in the shapes of the weights.
 FORWARD_SETTINGS = (

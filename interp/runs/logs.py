@@ -27,7 +27,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "tuning": ("dpo.jsonl", "dpo/log.jsonl"),
     "controls": ("controls.json", "dpo/controls.json"),
 }
-MEND = "name the folder of the run that made it with --logs; `python -m training.studies.toxicity_controls` says there which pair it is"
+FIX = "name the folder of the run that made it with --logs; `python -m training.studies.toxicity_controls` says there which pair it is"
 
 
 def log_file(folder: Path, name: str) -> Path | None:
@@ -48,7 +48,7 @@ def read_pairs_log(folder: Path, pair: ModelPair) -> dict[str, Any]:
     """What the training chain wrote of the preference pairs. Raises `UserError` where they were not made with this base."""
     found = _object(folder, "pairs")
     if found.get("base") != pair.base.digest:
-        raise UserError("no telemetry of this pair: the logged preference pairs were made with another base", MEND)
+        raise UserError("no telemetry of this pair: the logged preference pairs were made with another base", FIX)
     return found
 
 
@@ -58,7 +58,7 @@ def read_tuning_log(folder: Path, pair: ModelPair) -> list[dict[str, Any]]:
     file = log_file(folder, "tuning")
     records = read_lines(file) if file else []
     if not records:
-        raise UserError(f"no telemetry of this pair: no log of its tuning in {folder.name}", MEND)
+        raise UserError(f"no telemetry of this pair: no log of its tuning in {folder.name}", FIX)
     return records
 
 
@@ -66,7 +66,7 @@ def read_controls(folder: Path, pair: ModelPair) -> dict[str, Any]:
     """The table of control runs that `training.studies.toxicity_controls` wrote. Raises `UserError` where there is none of this pair."""
     found = _object(folder, "controls")
     if (found.get("base"), found.get("tuned")) != (pair.base.digest, pair.tuned.digest):
-        raise UserError("no telemetry of this pair: the control runs were measured beside another pair", MEND)
+        raise UserError("no telemetry of this pair: the control runs were measured beside another pair", FIX)
     return found
 
 
@@ -81,14 +81,14 @@ def controls_if_any(folder: Path, pair: ModelPair) -> dict[str, Any] | None:
 def _check_both(folder: Path, pair: ModelPair) -> None:
     name = next((name for name in ("pair", "controls") if log_file(folder, name)), None)
     if name is None:
-        raise UserError(f"no telemetry of this pair: nothing in {folder.name} says which pair its logs are of", MEND)
+        raise UserError(f"no telemetry of this pair: nothing in {folder.name} says which pair its logs are of", FIX)
     found = _object(folder, name)
     if (found.get("base"), found.get("tuned")) != (pair.base.digest, pair.tuned.digest):
-        raise UserError("no telemetry of this pair: the logs are of another one", MEND)
+        raise UserError("no telemetry of this pair: the logs are of another one", FIX)
 
 
 def _object(folder: Path, name: str) -> dict[str, Any]:
     file = log_file(folder, name)
     if file is None:
-        raise UserError(f"no telemetry of this pair: {folder.name} has no {FILES[name][0]}", MEND)
+        raise UserError(f"no telemetry of this pair: {folder.name} has no {FILES[name][0]}", FIX)
     return read_json(file, "write it again")

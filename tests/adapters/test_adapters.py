@@ -21,8 +21,8 @@ from interp.adapters import run
 from interp.adapters.names import hook_name, module_name, site_of_hook, site_of_module
 from interp.adapters.run import ENGINES
 from interp.forward.capture import Forward
+from interp.models.checkpoints import Checkpoint
 from interp.models.hooks import Work
-from interp.models.loading import Checkpoint
 from interp.models.tokens import pad, token_rows
 from tests.conftest import TEXTS, glu_settings, make_hf
 

@@ -192,7 +192,7 @@ def test_a_run_adds_to_the_report_and_leaves_what_is_there_as_it_was(served: Pat
     assert all(after[name] == before[name] for name in before)
     assert cheap == ["A-E2", "A-E3"]
     assert after["A-E2"]["settings"]["quick"] is True
-    assert answers.left_out(read_report(folder)) == {"A-E3": "these models have no gates. To mend it: give others."}
+    assert answers.left_out(read_report(folder)) == {"A-E3": "these models have no gates. Fix: give others."}
     assert (folder / "index.html").is_file()
 
 

@@ -233,7 +233,7 @@ def test_prompts_that_do_not_line_up_are_one_message(served: Path) -> None:
 def test_prompts_that_cannot_be_patched_are_refused_with_a_mend(asked: Any, prompts: tuple[str, str | None]) -> None:
     with pytest.raises(UserError) as raised:
         patching.check(asked(prompt=prompts[0], corrupted=prompts[1]))
-    assert raised.value.mend
+    assert raised.value.fix
 
 
 def test_a_link_with_nonsense_opens_the_page_all_the_same(served: Path) -> None:

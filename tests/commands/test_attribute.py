@@ -92,7 +92,7 @@ def test_a_hostile_word_is_shown_masked_and_without_control_over_the_terminal(in
 
 
 @pytest.mark.parametrize(
-    ("words", "problem", "mend"),
+    ("words", "problem", "fix"),
     [
         (("--token", "blorpblorp"), "'blorpblorp' is 2 tokens for base", "a commoner or shorter word"),
         (("--token", "river", "--against", "blorpblorp"), "is 2 tokens for base", "a commoner or shorter word"),
@@ -102,14 +102,14 @@ def test_a_hostile_word_is_shown_masked_and_without_control_over_the_terminal(in
         (("--token", "river", "--top", "0"), "top 0", "at least 1"),
     ],
 )
-def test_what_makes_no_sense_is_one_line_with_a_mend_and_exit_code_2(
-    invoke: Invoke, words: tuple[str, ...], problem: str, mend: str
+def test_what_makes_no_sense_is_one_line_with_a_fix_and_exit_code_2(
+    invoke: Invoke, words: tuple[str, ...], problem: str, fix: str
 ) -> None:
     result = invoke("both", PROMPT, *words, code=2)
     assert problem in result.stderr
-    assert mend in result.stderr.partition("To mend it:")[2]
+    assert fix in result.stderr.partition("Fix:")[2]
     assert len(result.stderr.splitlines()) == 1
 
 
 def test_a_prompt_without_tokens_is_refused(invoke: Invoke) -> None:
-    assert "To mend it" in invoke("base", "", "--token", "river", code=2).stderr
+    assert "Fix:" in invoke("base", "", "--token", "river", code=2).stderr

@@ -1,6 +1,6 @@
 """Bad input, as a table: each row a command, what it must answer, or a right answer where the input only looks bad.
 
-For every bad row: exit code 2, exactly one line on stderr that names the problem and its mend, no traceback, nothing on
+For every bad row: exit code 2, exactly one line on stderr that names the problem and its fix, no traceback, nothing on
 stdout, and not one file more or less on disk than before.
 """
 
@@ -203,7 +203,7 @@ def test_bad_input_is_answered_by_one_clear_line(
     assert (result.exit_code, len(lines), result.stdout) == (2, 1, ""), result.output
     assert lines[0].startswith("bypass: ")
     assert piece in lines[0]
-    assert "To mend it: " in lines[0]
+    assert "Fix: " in lines[0]
     assert len(lines[0]) < 700
     assert "Traceback" not in result.output
     assert listing(*folders) == before

@@ -212,7 +212,7 @@ def test_doctor_finds_that_capture_is_the_plain_forward(invoke: Invoke) -> None:
     found = {check["name"]: check for check in invoke("doctor", "--json")["checks"]}
     assert found["self check"]["ok"]
     assert found["self check"]["core"]
-    assert all(check["ok"] or check["mend"] for check in found.values())
+    assert all(check["ok"] or check["fix"] for check in found.values())
 
 
 def test_doctor_ends_with_1_when_the_core_is_broken(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:

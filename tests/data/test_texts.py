@@ -177,7 +177,7 @@ def test_bytes_that_are_no_text_are_refused_with_their_line(read: Reader, raw: b
     with pytest.raises(UserError, match=words) as caught:
         read(write(tmp_path / "raw.txt", raw))
     assert "raw.txt" in caught.value.problem
-    assert "UTF-8" in caught.value.mend
+    assert "UTF-8" in caught.value.fix
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_a_faulty_json_line_is_refused_with_file_line_and_mend(read: Reader, lin
     with pytest.raises(UserError, match=words) as caught:
         read(file)
     assert str(file) in caught.value.problem
-    assert caught.value.mend
+    assert caught.value.fix
 
 
 @pytest.mark.parametrize(
@@ -226,4 +226,4 @@ def test_a_faulty_csv_is_refused_with_file_line_and_mend(content: str, words: st
     with pytest.raises(UserError, match=words) as caught:
         read_texts(file)
     assert str(file) in caught.value.problem
-    assert caught.value.mend
+    assert caught.value.fix

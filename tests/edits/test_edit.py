@@ -201,7 +201,7 @@ def test_a_bad_edit_is_refused_by_the_name_of_its_fault(gpt2: Model, record: Any
     with pytest.raises(UserError, match=fault) as caught:  # noqa: PT012  (reading and fitting are one journey)
         edit = Edit.from_json(record)
         transforms_of([edit], gpt2)
-    assert caught.value.mend
+    assert caught.value.fix
     assert "\n" not in str(caught.value)
 
 

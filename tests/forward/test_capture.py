@@ -170,7 +170,7 @@ def test_a_capture_is_a_mapping_of_its_sites(gpt2: Model) -> None:
     assert "logits" in acts
     assert "resid_post.0" not in acts
     assert acts.get("resid_post.0") is None
-    with pytest.raises(UserError, match=r"^site 'resid_mid.0' was not captured. To mend it: use one of resid_post.1, logits.$"):
+    with pytest.raises(UserError, match=r"^site 'resid_mid.0' was not captured. Fix: use one of resid_post.1, logits.$"):
         acts["resid_mid.0"]
 
 

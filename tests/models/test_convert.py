@@ -138,7 +138,7 @@ def test_a_file_that_is_no_plain_checkpoint_is_explained(
 ) -> None:
     with pytest.raises(UserError, match=said) as caught:
         convert_policy(write(held), gpt2_folder, tmp_path / "made")
-    assert "torch.save({'state'" in caught.value.mend
+    assert "torch.save({'state'" in caught.value.fix
     assert left_over(tmp_path) == []
 
 

@@ -130,7 +130,7 @@ def test_a_spoiled_difference_is_an_error_that_says_how_to_mend_it(fault: str, w
     with pytest.raises(UserError, match=message) as caught:
         ModelPair.load(sides[0], written)
     assert str(written) in str(caught.value)
-    assert "To mend it" in str(caught.value)
+    assert "Fix:" in str(caught.value)
 
 
 def test_it_cannot_be_spread_over_devices(written: Path) -> None:

@@ -145,8 +145,8 @@ def test_a_stored_index_is_read_again_and_a_damaged_one_is_made_again(planted, t
     assert (again.ids == first.ids[:, :5]).all()
     assert (again.scores == first.scores[:, :5]).all()
     file.write_bytes(file.read_bytes()[:100])
-    mended = vocabulary.build_index(planted.model, top=8, cache=file.parent)
-    assert (mended.ids == first.ids).all()
+    rebuilt = vocabulary.build_index(planted.model, top=8, cache=file.parent)
+    assert (rebuilt.ids == first.ids).all()
     assert vocabulary.build_index(planted.model, top=9, cache=file.parent).top == 9
 
 

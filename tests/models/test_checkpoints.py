@@ -1,4 +1,4 @@
-"""Every way known to us of getting wrong weights without a sign, made on purpose: each must be an error with its mend."""
+"""Every way known to us of getting wrong weights without a sign, made on purpose: each must be an error with its fix."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_a_broken_folder_is_refused_by_the_name_of_its_fault(fault: str, gpt2_fo
     spoil(folder)
     with pytest.raises(UserError, match=message) as caught:
         load_model(folder)
-    assert caught.value.mend
+    assert caught.value.fix
     assert "\n" not in str(caught.value)
 
 
@@ -177,7 +177,7 @@ def test_what_the_user_may_not_read_is_said_with_the_command_that_opens_it(
         monkeypatch.undo()
         (folder / name).chmod(0o755)
     assert str(folder / name) in caught.value.problem
-    assert caught.value.mend.startswith("let everyone read it: chmod -R a+rX '")
+    assert caught.value.fix.startswith("let everyone read it: chmod -R a+rX '")
 
 
 def test_buffers_of_old_checkpoints_are_not_foreign(gpt2_folder: Path, gpt2: Model, tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_what_names_no_model_is_refused(gpt2_folder: Path, tmp_path: Path) -> No
     }.items():  # fmt: skip
         with pytest.raises(UserError, match=message) as caught:
             load_model(source)
-        assert caught.value.mend
+        assert caught.value.fix
         assert "\n" not in str(caught.value)
 
 
