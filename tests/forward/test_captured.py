@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from interp import Captured, Model, Site, UserError, capture, load_captured, patch
+from interp.models.architectures import ARCHITECTURES
 from interp.models.hooks import install
-from interp.models.sites import ARCHITECTURES, expand_sites
+from interp.models.sites import expand_sites
 from tests.conftest import TEXTS, gpt2_config, make_hf
 
 ALL = list(TEXTS)
