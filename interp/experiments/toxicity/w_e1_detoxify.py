@@ -122,7 +122,7 @@ def _last_layer(context: ToxicityContext, held_out: ToxicityContext, goal: float
             held_out,
             f"base with {len(best)} toxic neurons turned down",
             base,
-            _down(best, match.strength),
+            _turned_down(best, match.strength),
             kind="way",
             strength=match.strength,
         )
@@ -146,7 +146,7 @@ def _last_layer_controls(context: ToxicityContext, held_out: ToxicityContext, go
             held_out,
             "base with random neurons turned down (null)",
             base,
-            _down(others, match.strength),
+            _turned_down(others, match.strength),
             kind="null",
             strength=match.strength,
         ),
@@ -160,13 +160,13 @@ def _subtracted(held_out: ToxicityContext, name: str, vector: Tensor, goal: floa
     return shared.row_of(held_out, name, base, (edit,), kind="way", strength=match.strength)
 
 
-def _down(neurons: Sequence[tuple[int, int]], strength: float) -> tuple[Edit, ...]:
+def _turned_down(neurons: Sequence[tuple[int, int]], strength: float) -> tuple[Edit, ...]:
     layers = sorted({layer for layer, _ in neurons})
     return tuple(Edit.scale(f"mlp_post.{layer}", 1 - strength, [index for at, index in neurons if at == layer]) for layer in layers)
 
 
 def _shrink(held_out: ToxicityContext, neurons: Sequence[tuple[int, int]], goal: float) -> Matched:
-    return shared.match_edits(held_out, held_out.pair.base, lambda strength: _down(neurons, strength), goal, most=4.0, first=1.0)
+    return shared.match_edits(held_out, held_out.pair.base, lambda strength: _turned_down(neurons, strength), goal, most=4.0, first=1.0)
 
 
 def _whole_model(context: ToxicityContext, held_out: ToxicityContext, goal: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -130,8 +130,8 @@ def run(context: ToxicityContext) -> Finding:
     )
     return Finding(
         verdict, summary, statistic, nulls, ends,
-        {"groups": table, "parts of the model": whole, "patching": _shown(patched), "activation editing": _shown(edited)},
-        _figures(table, _shown(patched), _shown(edited)),
+        {"groups": table, "parts of the model": whole, "patching": _without_scores(patched), "activation editing": _without_scores(edited)},
+        _figures(table, _without_scores(patched), _without_scores(edited)),
         {"assigned_on": len(fit.prompts), "measured_on": len(held_out.prompts), "random_directions": len(null), "forcing": "base", "p": p, "tuning-free share": TOP_SHARE},
     )  # fmt: skip
 
@@ -220,7 +220,7 @@ def _edited(held_out: ToxicityContext, groups: np.ndarray, alignment: Tensor, fi
     return rows
 
 
-def _shown(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def _without_scores(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows).drop(columns=["_scores"])
 
 
