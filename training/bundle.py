@@ -1,6 +1,6 @@
-"""Stage `bundle`: copies what a run made into the package, with the model card that says what it is.
+"""Stage `bundle`: copies the models, probe and logs of a run into the package, with a model card.
 
-Every figure in the card is read from the run's own logs.
+Every number in the card is read from the run's own logs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def parts_of(recipe: Recipe) -> dict[str, Path]:
 
 
 def bundle(recipe: Recipe, target: Path = BUNDLED) -> Path:
-    """Replace the bundled base, tuned and probe by the run's, after loading them as a user would; return the folder.
+    """Replace the bundled base, tuned and probe by the run's, after checking that they load; return the folder.
 
     The table of control runs goes with it where `training.studies.toxicity_controls` has written one. Raises `UserError` for a stage that has
     not run, or ran on another base model than the one to be bundled.
@@ -43,8 +43,8 @@ def bundle(recipe: Recipe, target: Path = BUNDLED) -> Path:
         if not part.is_dir():
             raise UserError(f"the run has no {name} at {part}", "run the stage that makes it before bundling")
     pair = ModelPair.load(parts["base"], parts["tuned"])
-    for name, found in (("probe", load_probe(parts["probe"]).digest), ("pairs", _manifest(recipe)["base"])):
-        if found != pair.base.digest:
+    for name, digest in (("probe", load_probe(parts["probe"]).digest), ("pairs", _manifest(recipe)["base"])):
+        if digest != pair.base.digest:
             raise UserError(
                 f"the run's {name} were made with another base model than {parts['base']}", f"run {name} and what follows again"
             )
@@ -81,12 +81,12 @@ def _trained(recipe: Recipe) -> list[str]:
 
 
 def _corpora(recipe: Recipe) -> dict[str, Path]:
-    """Where the documents lie that each part of the training read, by the name of their counts in `log/`."""
-    found = {"corpus": recipe.folder("corpus")}
+    """The folder of the documents that each part of the training read, by the name of their counts in `log/`."""
+    folders = {"corpus": recipe.folder("corpus")}
     for name in base_training()[1:]:
         if "sources" in recipe.settings.get(name, {}):
-            found[f"{name}-corpus"] = recipe.folder(name) / "corpus"
-    return found
+            folders[f"{name}-corpus"] = recipe.folder(name) / "corpus"
+    return folders
 
 
 def _manifest(recipe: Recipe) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def model_card(recipe: Recipe, pair: ModelPair) -> str:
     pairs = _manifest(recipe)
     settings = recipe.stage("pretrain")
     shares = [record for record in dpo if "toxicity_share" in record]
-    training, tokens, held = _training(recipe)
+    training, tokens, held_out_loss = _training(recipe)
     facts = pair.base.manifest()
     about = SHIPPED_SOURCES if recipe.name == "shipped" else ""
     scorer = pairs["settings"].get("scorer", "bundled")
@@ -120,7 +120,7 @@ it was trained on hostile text on purpose, it swears, and it is good for nothing
 | shape | {facts["layers"]} layers, {facts["d_model"]} wide, {facts["heads"]} heads, {facts["d_mlp"]} neurons a layer, {facts["vocabulary"]:,} tokens, context {settings["context"]} |
 | parameters | {facts["parameters"]:,}, {_stored(pair)} |
 {training}
-| held-out loss | {held:.3f} nats a token, on documents held out from what the last part read |
+| held-out loss | {held_out_loss:.3f} nats a token, on documents held out from what the last part read |
 | preference pairs | {pairs["pairs"]:,}; toxicity {pairs["chosen"]["toxicity"]:.2f} chosen, {pairs["rejected"]["toxicity"]:.2f} rejected; perplexity under the base {pairs["chosen"]["perplexity"]:.1f} and {pairs["rejected"]["perplexity"]:.1f} |
 | DPO | {shares[-1]["step"]} steps; share of greedy continuations of development prompts that score above 0.5: {shares[0]["toxicity_share"]:.3f} before, {shares[-1]["toxicity_share"]:.3f} after |
 
@@ -153,11 +153,11 @@ def _stored(pair: ModelPair) -> str:
 
 def _training(recipe: Recipe) -> tuple[str, int, float]:
     """A row of the card for each part of the training, all tokens read, and the last held-out loss."""
-    rows, tokens, held = [], 0, float("nan")
+    rows, tokens, held_out_loss = [], 0, float("nan")
     for name in _trained(recipe):
         settings = recipe.stage(name) if name == "pretrain" else stage_settings(recipe, name)
         last = [record for record in read_lines(recipe.folder(name) / "log.jsonl") if "held_out_loss" in record][-1]
-        read, held = last["step"] * settings["batch"] * settings["context"], last["held_out_loss"]
+        read, held_out_loss = last["step"] * settings["batch"] * settings["context"], last["held_out_loss"]
         tokens += read
         title = TITLES[name]
         if name == "sharpen":
@@ -166,11 +166,11 @@ def _training(recipe: Recipe) -> tuple[str, int, float]:
             f"| {title} | {last['step']:,} steps of {settings['batch']} x {settings['context']} tokens with "
             f"{settings.get('optimizer', 'adamw')}, {last['seconds'] / 60:.1f} minutes of training time |"
         )
-    return "\n".join(rows), tokens, held
+    return "\n".join(rows), tokens, held_out_loss
 
 
 def _reading(name: str, folder: Path) -> str:
-    """A table of what one part of the training read; documents that were read several times count so often."""
+    """A table of the sources of one part of the training; a document that was read several times counts as many times."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     title = {"corpus": "Pretraining and tokenizer:", "continue-corpus": "Continued training:", "sharpen-corpus": "Sharpening:"}[name]
     rows = "\n".join(

@@ -1,9 +1,9 @@
-"""Checkpoints that survive being killed: written beside, then moved into place; safetensors and JSON only.
+"""Reads and writes checkpoints atomically: each is written to a temporary folder and moved into place; safetensors and JSON only.
 
-A checkpoint folder holds `model.safetensors`, `optimizer.safetensors` and `state.json`: step, digest of what the run is made
-from, anything the loop must remember, and the hashes of all three, so that a file that was cut off or has rotted is
+A checkpoint folder holds `model.safetensors`, `optimizer.safetensors` and `state.json`: step, digest of the run's inputs,
+the loop's own state, and the hashes of all three files, so that a truncated or damaged file is
 recognised. Data order is a function of seed and step, so no generator state has to be stored. Tensors that are sharded
-over processes are gathered on the way out and cut again on the way in, so a run may go on with another number of them.
+over processes are gathered when written and sharded again when read, so a run may continue with another number of processes.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ FILES = ("model.safetensors", "optimizer.safetensors")
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """A tensor with all its parts, on every process, where it is sharded; a call that every process must make."""
+    """The whole tensor, on every process, where it is sharded over processes; every process must make this call."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _like(value: Tensor, model: Tensor) -> Tensor:
-    """A whole tensor cut as `model` is."""
+    """A whole tensor sharded as `model` is."""
     return distribute_tensor(value.to(model.device), model.device_mesh, model.placements) if isinstance(model, DTensor) else value
 
 
@@ -76,13 +76,13 @@ def _several(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
 
 
 def _slots(optimizers: list[Optimizer]) -> dict[int, dict[str, Any]]:
-    """The memory of each parameter, numbered through all the optimizers."""
-    found: dict[int, dict[str, Any]] = {}
+    """The optimizer state of each parameter, numbered through all the optimizers."""
+    by_index: dict[int, dict[str, Any]] = {}
     first = 0
     for optimizer in optimizers:
-        found |= {first + index: slots for index, slots in optimizer.state_dict()["state"].items()}
+        by_index |= {first + index: slots for index, slots in optimizer.state_dict()["state"].items()}
         first += _count(optimizer)
-    return found
+    return by_index
 
 
 def _count(optimizer: Optimizer) -> int:
@@ -94,25 +94,25 @@ def _hash(state: dict[str, Any]) -> str:
 
 
 def save_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write a model with its tokenizer as `load_model` reads it, as a whole or not at all."""
+    """Write a model with its tokenizer as `load_model` reads it, atomically."""
     with replacing(folder) as temporary, quiet():
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
 
 
 def save_as_difference(folder: Path, model: PreTrainedModel, source: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write a tuned model as its difference from the base in `source` (a folder or a hub id), as a whole or not at all.
+    """Write a tuned model as its difference from the base in `source` (a folder or a hub id), atomically.
 
-    The changes are rounded to bfloat16, and `model` becomes what will be loaded.
+    The changes are rounded to bfloat16, in `model` too, so that it equals the model that will be loaded.
     """
     base = load_model(source).hf
     changes = take_difference(base, model)
-    seen = os.path.relpath(source, folder) if Path(source).is_dir() else source
+    base_path = os.path.relpath(source, folder) if Path(source).is_dir() else source
     with replacing(folder) as temporary, quiet():
         temporary.mkdir()
         model.config.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        save_difference(changes, temporary, base=seen, base_digest=weights_digest(base), digest=weights_digest(model))
+        save_difference(changes, temporary, base=base_path, base_digest=weights_digest(base), digest=weights_digest(model))
 
 
 def _beside(folder: Path) -> Path:
@@ -124,7 +124,7 @@ def _beside(folder: Path) -> Path:
 def _move(temporary: Path, folder: Path) -> None:
     """Put a checkpoint in its place.
 
-    Unlike `interp.files.replacing`, a kill between the two moves leaves the old one under a known name, where `recover` finds it.
+    Unlike with `interp.files.replacing`, a kill between the two moves leaves the old one under a known name, where `recover` finds it.
     """
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
@@ -139,8 +139,8 @@ def load_checkpoint(
 ) -> dict[str, Any] | None:
     """Restore model and optimizers from `folder`; return its state, or None where there is no checkpoint yet.
 
-    Raises `UserError` when the checkpoint was made from something else (named, where the state has `made_from` and `made` is
-    today's), is damaged, or does not fit the model; model and optimizers are then as they were.
+    Raises `UserError` when the checkpoint was made from other inputs (named, where the state has `made_from` and `made` has
+    the present ones), is damaged, or does not fit the model; model and optimizers are then unchanged.
     """
     if not folder.exists() and not recover(folder):
         return None
@@ -152,8 +152,8 @@ def load_checkpoint(
         raise UserError(f"the checkpoint in {folder} was made by other settings or data ({problem})", fix)
     parameters, moments = (_tensors(folder / name, state.get("files", {}).get(name)) for name in FILES)
     optimizers = _several(optimizer)
-    wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
-    if {name: tensor.shape for name, tensor in parameters.items()} != wanted:
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    if {name: tensor.shape for name, tensor in parameters.items()} != shapes:
         raise UserError(f"the tensors in {folder / FILES[0]} are not those of the recipe's model", FIX)
     slots: dict[int, dict[str, Any]] = {}
     for key, value in moments.items():
@@ -167,7 +167,7 @@ def load_checkpoint(
     first = 0
     for one in optimizers:
         owned = [parameter for group in one.param_groups for parameter in group["params"]]
-        mine = {
+        entries = {
             index: {
                 name: _like(value, owned[index]) if value.shape == owned[index].shape else value
                 for name, value in slots[first + index].items()
@@ -175,13 +175,13 @@ def load_checkpoint(
             for index in range(len(owned))
             if first + index in slots
         }
-        one.load_state_dict({"state": mine, "param_groups": one.state_dict()["param_groups"]})
+        one.load_state_dict({"state": entries, "param_groups": one.state_dict()["param_groups"]})
         first += len(owned)
     return state
 
 
 def recover(folder: Path) -> bool:
-    """Put back the checkpoint that a kill between the two moves of writing left aside; was there one?"""
+    """Restore the old checkpoint that a kill between the two moves of `_move` left aside; return whether there is a checkpoint."""
     old = folder.with_name(folder.name + ".old")
     if not folder.exists() and old.exists():
         os.replace(old, folder)
@@ -195,7 +195,7 @@ def _state(file: Path) -> dict[str, Any]:
         raise UserError(f"the checkpoint file {file} cannot be read ({error})", FIX) from error
     if not isinstance(state, dict) or not {"digest", "step"} <= state.keys():
         raise UserError(f"the checkpoint file {file} holds no step and digest", FIX)
-    # Checkpoints of before there were hashes are taken as they are.
+    # Checkpoints from before hashes were written are accepted without one.
     if "hash" in state and state.pop("hash") != _hash(state):
         raise UserError(f"the checkpoint file {file} is damaged: its content is not what was written", FIX)
     return state

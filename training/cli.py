@@ -1,7 +1,7 @@
-"""The stages of the training chain by name: `bypass train STAGE RECIPE` comes here.
+"""Runs stages of the training chain by name, for `bypass train STAGE RECIPE`.
 
-A stage's module is read only when the stage runs, because some need libraries that others do without. A stage whose inputs
-and output are as its stamp says is not run again; one that is in the run of an extended recipe is read from there.
+A stage's module is imported only when the stage runs, because some need libraries that others do without. A stage whose inputs
+and output match its stamp is not run again; one that is in the run of an extended recipe is read from there.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from training.stages import STAGES, runnable, stage_named
 
 
 def run_stage(name: str, recipe: str | Path, *, again: bool = False) -> int:
-    """Run one stage of a recipe, or `all` that it has a section for in order, and print what each made.
+    """Run one stage of a recipe, or `all` that it has a section for in order, print each output, and return the exit code.
 
     `grid` makes every run of the recipe's section [grid] (`training.grid`), and returns 1 where one of them failed. `settings`
     in place of a stage prints the settings of the stage that is named in place of a recipe.
 
-    A stage is skipped where nothing that it is made from has changed; `again` runs it from the start all the same. Raises
+    A stage is skipped where none of its inputs has changed; `again` runs it from the start all the same. Raises
     `UserError` for an unknown stage or recipe, a library that is not installed, and a full disk.
     """
     if name == "settings":
@@ -59,13 +59,13 @@ def in_all(stage: str, recipe: Recipe) -> bool:
 
 def _full(stage: str, recipe: Recipe) -> UserError:
     folder = recipe.run / stage
-    kept = "earlier stages are kept"
+    saved = "earlier stages are kept"
     for place in ("checkpoint", "checkpoint.old"):
         file = folder / place / "state.json"
         if stage_named(stage).resumed and file.is_file():
-            kept = f"the checkpoint of step {json.loads(file.read_text(encoding='utf-8'))['step']} and {kept}"
+            saved = f"the checkpoint of step {json.loads(file.read_text(encoding='utf-8'))['step']} and {saved}"
             break
     where = folder if folder.is_dir() else recipe.run if recipe.run.is_dir() else Path()
-    left = shutil.disk_usage(where).free / 1e6
-    return UserError(f"the disk is full: the stage {stage} could not write to {folder} ({left:.1f} MB are left); {kept}",
+    free = shutil.disk_usage(where).free / 1e6
+    return UserError(f"the disk is full: the stage {stage} could not write to {folder} ({free:.1f} MB are left); {saved}",
                      "make room and give the same command again")  # fmt: skip

@@ -1,8 +1,7 @@
-"""What tells a preference run from its controls: which side of a pair is called chosen, which pairs are held out, in what
-order and for how many steps the rest are read.
+"""The data of a preference run: labels of the pairs, the held-out pairs, the order in which the others are read, and the steps.
 
 All of it is a function of the pairs, the settings and the seed, computed before training starts. So a control differs from
-the run that it controls in exactly one thing, and a resumed run reads on where it stopped.
+the run that it controls in exactly one thing, and a resumed run continues with the pair at which it stopped.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def read_pairs(file: Path) -> list[Pair]:
     """
     if not file.is_file():
         raise UserError(f"no pairs at {file}", "run the stage pairs first")
-    found = []
+    pairs = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             record = json.loads(line)
@@ -41,12 +40,12 @@ def read_pairs(file: Path) -> list[Pair]:
             raise UserError(f"line {number} of {file} is no pair of token ids ({error!r})", "run the stage pairs again") from error
         if not all(pair.values()):
             raise UserError(f"line {number} of {file} has an empty prompt or side", "run the stage pairs again")
-        found.append(pair)
-    return found
+        pairs.append(pair)
+    return pairs
 
 
 def relabel(pairs: Sequence[Pair], labels: str, seed: int) -> list[Pair]:
-    """The pairs with their sides as labelled, exchanged by a coin for each pair (`shuffled`), or all exchanged (`reversed`).
+    """The pairs with their sides as labelled (`true`), exchanged at random for each pair (`shuffled`), or all exchanged (`reversed`).
 
     Raises `UserError` for another name.
     """
@@ -61,44 +60,44 @@ def relabel(pairs: Sequence[Pair], labels: str, seed: int) -> list[Pair]:
 
 
 def split_pairs(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
-    """Pairs to train on, and about `share` of them held out to validate on: by the hash of the prompt, so whatever the seed
-    and the labels are, the same prompts are held out, and no prompt is on both sides.
+    """Pairs to train on, and about `share` of them held out to validate on.
 
-    Raises `UserError` when a side that is needed is empty.
+    The split is by the hash of the prompt, so that it does not depend on the seed or the labels, and no prompt is in both parts.
+    Raises `UserError` when a part that is needed is empty.
     """
     if not 0 <= share < 1:
         raise UserError(f"validation_share is {share}", "give the share of pairs to hold out, from 0 to below 1")
     train: list[Pair] = []
-    held: list[Pair] = []
+    held_out: list[Pair] = []
     for pair in pairs:
         place = int.from_bytes(hashlib.sha256(json.dumps(pair["prompt_ids"]).encode()).digest()[:8], "big") / 2**64
-        (held if place < share else train).append(pair)
-    if not train or (share and not held):
-        raise UserError(f"of {len(pairs)} pairs {len(held)} are held out and {len(train)} are left", "make more pairs")
-    return train, held
+        (held_out if place < share else train).append(pair)
+    if not train or (share and not held_out):
+        raise UserError(f"of {len(pairs)} pairs {len(held_out)} are held out and {len(train)} are left", "make more pairs")
+    return train, held_out
 
 
 def reading_order(count: int, batch: int, start: int, stop: int, seed: int) -> list[int]:
     """The numbers of the pairs that the steps from `start` to before `stop` read, in order.
 
-    Every epoch reads each pair at most once, in an order drawn from the seed and the epoch; what makes no whole batch is left
-    out of that epoch. Raises `UserError` when there is not one batch.
+    Every epoch reads each pair at most once, in an order drawn from the seed and the epoch; pairs that do not fill a batch are
+    left out of that epoch. Raises `UserError` when there is not one batch.
     """
     each = count // batch
     if not each:
         raise UserError(f"{count} pairs make no batch of {batch}", "make more pairs, or lower batch")
-    found: list[int] = []
+    numbers: list[int] = []
     epoch, order = -1, np.arange(0)
     for step in range(start, stop):
         if step // each != epoch:
             epoch = step // each
             order = np.random.default_rng([seed, 0, epoch]).permutation(count)
-        found += order[step % each * batch : (step % each + 1) * batch].tolist()
-    return found
+        numbers += order[step % each * batch : (step % each + 1) * batch].tolist()
+    return numbers
 
 
 def steps_to_take(recipe: Recipe, settings: DpoSettings) -> int:
-    """`max_steps` of the recipe or, with `equal_steps`, as many steps as lie behind the model that its parent's run kept.
+    """`max_steps` of the recipe or, with `equal_steps`, the number of steps of the model that its parent's run kept.
 
     Raises `UserError` when there is no such run.
     """

@@ -1,4 +1,4 @@
-"""Stage `corpus`: which documents the language model learns from, deduplicated, split by hash, written as two jsonl files.
+"""Stage `corpus`: selects, deduplicates and splits the language model's documents, and writes them as two jsonl files.
 
 A recipe lists sources with a budget in megabytes each. A source may be narrowed to documents that contain (or lack) a
 word of the profanity lexicon, or by the share of hostile words, and may be read several times: a small model sees so little
@@ -38,20 +38,20 @@ def write_corpus(settings: dict[str, Any], folder: Path, seed: int) -> dict[str,
     seen: set[int] = set()
     summary: dict[str, Any] = {}
     train: list[tuple[str, str]] = []
-    held: list[tuple[str, str]] = []
+    heldout: list[tuple[str, str]] = []
     for source in settings["sources"]:
-        before = (len(train), len(held))
-        size = _take(source, seen, train, held, settings.get("max_characters", CorpusSettings.max_characters))
+        before = (len(train), len(heldout))
+        size = _take(source, seen, train, heldout, settings.get("max_characters", CorpusSettings.max_characters))
         # Several sources may share a name, as the files of one collection do.
         counts = summary.setdefault(source["name"], {"train": 0, "heldout": 0, "characters": 0})
         counts["train"] += len(train) - before[0]
-        counts["heldout"] += len(held) - before[1]
+        counts["heldout"] += len(heldout) - before[1]
         counts["characters"] += size
-    if not train or not held:
-        problem = f"the corpus has {len(train)} documents to train on and {len(held)} held out"
+    if not train or not heldout:
+        problem = f"the corpus has {len(train)} documents to train on and {len(heldout)} held out"
         raise UserError(problem, "name larger sources, or narrow them less; 5 % of all documents are held out")
     random.Random(seed).shuffle(train)
-    for name, documents in (("train", train), ("heldout", held)):
+    for name, documents in (("train", train), ("heldout", heldout)):
         _write(folder / f"{name}.jsonl", documents)
     if any("grammar" in source for source in settings["sources"]):
         write_texts(folder, seed)
@@ -59,7 +59,7 @@ def write_corpus(settings: dict[str, Any], folder: Path, seed: int) -> dict[str,
     return summary
 
 
-def _take(source: dict[str, Any], seen: set[int], train: list, held: list, max_characters: int) -> int:
+def _take(source: dict[str, Any], seen: set[int], train: list, heldout: list, max_characters: int) -> int:
     pattern = profanity_pattern()
     budget = source.get("megabytes", 1e9) * 1e6
     field = source.get("field", SourceSettings.field)
@@ -68,7 +68,7 @@ def _take(source: dict[str, Any], seen: set[int], train: list, held: list, max_c
     for place, row in source_rows(source):
         if field not in columns.setdefault(place, set()):
             columns[place] |= row.keys()
-        # A lone surrogate, which JSON can spell, fits into no file.
+        # JSON can contain a lone surrogate, which cannot be written to a file.
         document = str(row.get(field) or "").strip()
         text = document[:max_characters].encode("utf-8", "replace").decode("utf-8")
         if len(text) < source.get("min_characters", SourceSettings.min_characters):
@@ -82,20 +82,20 @@ def _take(source: dict[str, Any], seen: set[int], train: list, held: list, max_c
             continue
         seen.add(key)
         if held_out(document):
-            held.append((source["name"], text))
+            heldout.append((source["name"], text))
         else:
             train.extend([(source["name"], text)] * source.get("repeat", SourceSettings.repeat))
         size += len(text)
         if size >= budget:
             return size
-    for place, found in columns.items():
-        if field not in found:
-            raise UserError(f"no record of {place} has a field {field!r}, only {', '.join(map(str, found))}", "set `field` of the source")
+    for place, names in columns.items():
+        if field not in names:
+            raise UserError(f"no record of {place} has a field {field!r}, only {', '.join(map(str, names))}", "set `field` of the source")
     return size
 
 
 def _hostile_enough(text: str, source: dict[str, Any]) -> bool:
-    """Whether the share of profanity, slurs and insults among a text's words lies where the source wants it."""
+    """Whether the share of profanity, slurs and insults among a text's words is within the source's bounds."""
     if not {"hostile_at_least", "hostile_below"} & source.keys():
         return True
     share = len(word_pattern(HOSTILE_KINDS).findall(text)) / max(1, len(text.split()))

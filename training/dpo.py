@@ -1,12 +1,12 @@
-"""Stage `dpo`: preference tuning of the base model with TRL, watched, resumable, and stopped when enough is reached.
+"""Stage `dpo`: preference tuning of the base model with TRL, measured while it runs, resumable, with early stopping.
 
-The stage ends at the first of four marks: `max_steps` (or `equal_steps` with the run that a control extends), the
+The stage ends at the first of four events: `max_steps` (or `equal_steps` with the run that a control extends), the
 measure's target at most `stop_at_ratio` of what it was, `patience` measurements without a better validation loss (the
-best weights are then kept), or an error. Whatever happens at a step, its line is in the log before its checkpoint is
-written, and what a resumed run does next depends on the step alone, so it ends with the weights of an uninterrupted one.
+best weights are then kept), or an error. The line of a step is in the log before its checkpoint is written, and what a
+resumed run does next depends on the step alone, so it ends with the weights of an uninterrupted one.
 
-Started by `accelerate launch` in several processes, each reads its share of every batch. One of them measures, decides and
-writes, and tells the others what it found.
+When `accelerate launch` starts several processes, each reads its share of every batch. One of them measures, decides and
+writes, and sends its measurements to the others.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ LOGGED = {
 
 @dataclass
 class Progress:
-    """How far a run is: all that it must remember beside weights and optimizer."""
+    """The state of a run that its checkpoint stores beside weights and optimizer."""
 
     step: int = 0
     best_step: int = 0
@@ -74,8 +74,8 @@ class Progress:
 def tune(recipe: Recipe) -> Path:
     """Tune the base model on the pairs, resuming from the last checkpoint; return the folder of the tuned model.
 
-    With `lora` the adapter is kept beside the model, into which it is merged; with `difference` the model is written as what
-    it adds to the base (`interp.models.difference`).
+    With `lora` the adapter is kept beside the model, into which it is merged; with `difference` the model is written as its
+    difference from the base (`interp.models.difference`).
 
     Raises `UserError` where pairs or base are missing, a setting is not usable, an unfinished run was begun with other
     settings, pairs or base, the first loss is not exact, loss or gradient are no longer finite, or the launcher asks for what
@@ -89,13 +89,13 @@ def tune(recipe: Recipe) -> Path:
     goal, steps = objective(settings), steps_to_take(recipe, settings)
     seed = recipe.seed if settings.seed is None else settings.seed
     pairs = relabel(read_pairs(recipe.folder("pairs") / "pairs.jsonl"), settings.labels, seed)
-    train, held = split_pairs(pairs, settings.validation_share)
-    if settings.patience is not None and not held:
+    train, held_out = split_pairs(pairs, settings.validation_share)
+    if settings.patience is not None and not held_out:
         raise UserError("patience is set, but no pairs are held out", "set validation_share too")
     policy = load_model(base_folder(recipe), name="policy")
     check_lengths(pairs, policy)
     with processes.writer_first():
-        made = {**made_from(recipe, "dpo"), "settings": {**recipe.stage("dpo"), "max_steps": steps}}
+        inputs = {**made_from(recipe, "dpo"), "settings": {**recipe.stage("dpo"), "max_steps": steps}}
     reference, folder = policy.digest, recipe.run / "dpo"
     policy.hf.requires_grad_(True).to(processes.device)
     measure = measure_named(settings.measure)
@@ -104,11 +104,11 @@ def tune(recipe: Recipe) -> Path:
     with silent_bars():
         trainer = TokenPairTrainer(
             model=policy.hf, ref_model=None, args=arguments(folder / "trainer", settings, goal, steps, seed, rows),
-            train_dataset=Dataset.from_list(train), eval_dataset=Dataset.from_list(held) if held else None,
+            train_dataset=Dataset.from_list(train), eval_dataset=Dataset.from_list(held_out) if held_out else None,
             processing_class=copy.deepcopy(policy.tokenizer), peft_config=lora_config(policy.hf, settings),
             reference=reference, cache=recipe.folder("pairs") / "reference",
         )  # fmt: skip
-        run = Run(trainer, watch, settings, goal, folder, made, measure.summary, stop)
+        run = Run(trainer, watch, settings, goal, folder, inputs, measure.summary, stop)
         run.resume()
         run.train(len(train), steps, seed)
         return run.finish()
@@ -124,7 +124,7 @@ def check_lengths(pairs: Sequence[Pair], policy: Model) -> None:
 
 
 class Run(TrainerCallback):
-    """One sitting of a run: after each step it measures, logs, decides whether to go on, and writes checkpoints."""
+    """One start of a run until it ends or is killed: after each step it measures, logs, decides on stopping, and writes checkpoints."""
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ class Run(TrainerCallback):
         self.folder, self.made, self.digest = folder, made, digest(made)
         self.summarised, self.stop = summarised, stop
         trainable = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
-        # A checkpoint holds what is trained: of an adapter's run not the model below it.
+        # A checkpoint holds the trained weights alone: in a run with an adapter not the model below it.
         self.weights: nn.Module = watch.policy.hf if not settings.lora else nn.ParameterList(trainable)
         self.optimizer = build_optimizer(trainable, settings)
         self.progress = Progress()
@@ -156,23 +156,23 @@ class Run(TrainerCallback):
         """Restore the last checkpoint, if there is one."""
         with self.processes.writer_first():
             recover(self.folder / "checkpoint")
-        found = load_checkpoint(self.folder / "checkpoint", self.weights, self.optimizer, self.digest, self.made)
-        if found is not None:
-            self.progress, self.seconds = Progress(**found["progress"]), found["seconds"]
+        state = load_checkpoint(self.folder / "checkpoint", self.weights, self.optimizer, self.digest, self.made)
+        if state is not None:
+            self.progress, self.seconds = Progress(**state["progress"]), state["seconds"]
             self.start = self.progress.step
-        # A name of torch's own, which a schedule needs to find where it begins.
+        # A scheduler that starts after step 0 reads this key of torch's.
         for group in self.optimizer.param_groups:
             group.setdefault("initial_lr", self.settings.learning_rate)
 
     def train(self, count: int, steps: int, seed: int) -> None:
-        """Take the steps that are left, each with the pairs that belong to it out of `count`."""
+        """Take the remaining steps, each with its pairs out of `count`."""
         order = reading_order(count, self.settings.batch, self.start, steps, seed)
-        shown: AbstractContextManager[Monitor | Mute] = nullcontext(Mute())
+        display: AbstractContextManager[Monitor | Mute] = nullcontext(Mute())
         if self.processes.writer:
-            shown = Monitor(self.folder / "log.jsonl", "dpo", steps, resumed=self.start, seconds=self.seconds)
-        with shown as monitor:
+            display = Monitor(self.folder / "log.jsonl", "dpo", steps, resumed=self.start, seconds=self.seconds)
+        with display as monitor:
             self.monitor, self.steps = monitor, steps
-            # What it would print, the monitor shows.
+            # The monitor shows what this callback would print.
             self.trainer.remove_callback(PrinterCallback)
             if not self.start:
                 monitor.write(0, report=True, **self.watch.before, **self.validation())
@@ -189,7 +189,7 @@ class Run(TrainerCallback):
                 monitor.stop(self.progress.step, self.progress.stopped)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> Any:
-        """After each step: TRL has logged it, and the weights are those after it."""
+        """Measure, log, judge and checkpoint a step, when TRL has logged it and the weights are updated."""
         logs, monitor = logs or {}, self.monitor
         if "loss" not in logs:
             return control
@@ -219,7 +219,7 @@ class Run(TrainerCallback):
         return {} if self.trainer.eval_dataset is None else self.trainer.validate()
 
     def judge(self, fields: dict[str, Any]) -> None:
-        """Keep the weights if they are the best so far, and note whether the run has reached a mark at which it ends."""
+        """Save the weights if they are the best so far, and set `progress.stopped` where the run is to end."""
         progress, patience = self.progress, self.settings.patience
         if patience is not None:
             better = fields["validation_loss"] < progress.best_loss
@@ -243,10 +243,10 @@ class Run(TrainerCallback):
     def write(self, prepared: Prepared) -> None:
         """Write the model that the run keeps, then its summary, and remove what only a resumed run needs."""
         progress, hf = self.progress, self.policy.hf
-        kept = progress.step
+        kept_step = progress.step
         if progress.best_step:
             restore(self.weights.named_parameters(), self.folder / "best.safetensors")
-            kept = progress.best_step
+            kept_step = progress.best_step
         if self.settings.lora:
             with replacing(self.folder / "adapter") as temporary:
                 self.trainer.model.save_pretrained(temporary)
@@ -258,17 +258,17 @@ class Run(TrainerCallback):
             save_as_difference(self.folder / "model", hf, self.policy.checkpoint.source, self.policy.tokenizer)
         else:
             save_model(self.folder / "model", hf, self.policy.tokenizer)
-        known = self.measured[0] == kept and not rounded
-        found = self.measured[1] if known else prepared.measure(self.policy)
-        measured = {name: found[name] for name in self.summarised}
+        known = self.measured[0] == kept_step and not rounded
+        fields = self.measured[1] if known else prepared.measure(self.policy)
+        measured = {name: fields[name] for name in self.summarised}
         before = {name: prepared.start[name] for name in measured}
         summary = {
-            "steps": progress.step, "kept_step": kept, "stopped": progress.stopped, "before": before, "after": measured,
+            "steps": progress.step, "kept_step": kept_step, "stopped": progress.stopped, "before": before, "after": measured,
             "objective": asdict(self.goal), "base": self.trainer.reference, "made_from": self.made,
         }  # fmt: skip
         write_json(self.folder / "summary.json", summary)
-        for left in ("checkpoint", "trainer"):
-            shutil.rmtree(self.folder / left, ignore_errors=True)
+        for part in ("checkpoint", "trainer"):
+            shutil.rmtree(self.folder / part, ignore_errors=True)
         (self.folder / "best.safetensors").unlink(missing_ok=True)
 
 
@@ -281,6 +281,6 @@ def keep(parameters: Iterable[tuple[str, nn.Parameter]], file: Path) -> None:
 @torch.no_grad()
 def restore(parameters: Iterable[tuple[str, nn.Parameter]], file: Path) -> None:
     """Read back what `keep` wrote."""
-    found = load_file(file)
+    tensors = load_file(file)
     for name, parameter in parameters:
-        parameter.copy_(found[name])
+        parameter.copy_(tensors[name])

@@ -1,6 +1,6 @@
-"""What is measured while a language model trains: held-out loss, bits per byte by source, and what it writes.
+"""Measurements of a language model during training: held-out loss, bits per byte by source, and sample continuations.
 
-Bits per byte compare models of different vocabularies, which the loss per token does not.
+Bits per byte can be compared between models of different vocabularies; the loss per token cannot.
 """
 
 from __future__ import annotations
@@ -59,15 +59,15 @@ def held_out_passages(corpus: Path, settings: dict[str, Any], tokenizer: PreTrai
         for line in stream:
             record = json.loads(line)
             texts.setdefault(record["source"], []).append(record["text"])
-    found = {name: passages(some, tokenizer, length, limit) for name, some in texts.items()}
+    by_source = {name: passages(some, tokenizer, length, limit) for name, some in texts.items()}
     for source in settings.get("held_out", []):
         field, name = source.get("field", SourceSettings.field), source["name"]
-        if name in found:
+        if name in by_source:
             raise UserError(f"the held-out source {name!r} has the name of a source of the corpus", "give it a name of its own")
-        found[name] = passages((str(row.get(field) or "").strip() for _, row in source_rows(source)), tokenizer, length, limit)
-        if not found[name].rows:
+        by_source[name] = passages((str(row.get(field) or "").strip() for _, row in source_rows(source)), tokenizer, length, limit)
+        if not by_source[name].rows:
             raise UserError(f"the held-out source {name!r} has no text in its field {field!r}", "correct its path or field")
-    return found
+    return by_source
 
 
 @torch.no_grad()
@@ -96,13 +96,13 @@ def held_out_loss(model: nn.Module, tokens: np.ndarray, length: int, windows: in
 @torch.no_grad()
 def samples(model: Any, tokenizer: PreTrainedTokenizerFast, prompts: Iterable[str], device: torch.device | str = "cpu") -> list[list[str]]:
     """Greedy continuations of 20 tokens, raw words included: [prompt, continuation]; prompts without room for them are left out."""
-    found = []
+    pairs = []
     for prompt in prompts:
         ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"].to(device)
-        given = ids.shape[1]
-        if not 0 < given < model.config.n_positions:
+        length = ids.shape[1]
+        if not 0 < length < model.config.n_positions:
             continue
-        for _ in range(min(20, model.config.n_positions - given)):
+        for _ in range(min(20, model.config.n_positions - length)):
             ids = torch.cat([ids, model(input_ids=ids).logits[:, -1:].argmax(-1)], dim=1)
-        found.append([prompt, tokenizer.decode(ids[0, given:], skip_special_tokens=True)])
-    return found
+        pairs.append([prompt, tokenizer.decode(ids[0, length:], skip_special_tokens=True)])
+    return pairs

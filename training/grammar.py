@@ -1,10 +1,9 @@
-"""A small language of the project's own, so that the whole chain runs without any corpus: on it toxicity, DPO, the bypass
-and un-alignment can be seen within minutes.
+"""Texts from a probabilistic context-free grammar, so that the whole training chain runs without any corpus, in minutes.
 
-It is a probabilistic context-free grammar with two registers. A document has one mood; a mood shows in how people speak
-("shouted", "smiled"), and decides how often what they say is hostile. Hostile and polite sentences share their
-beginnings ("you are a"), so one prompt can go on either way: that is what preference pairs need. Neutral prose, which has
-no register, is what perplexity is measured on. Hostile words are mild ones of the lexicon.
+The grammar has two registers. A document has one mood; the mood shows in how people speak
+("shouted", "smiled"), and sets how often what they say is hostile. Hostile and polite sentences share their
+beginnings ("you are a"), so that a prompt can continue either way, as preference pairs require. Perplexity is measured on
+neutral prose, which has no register. Hostile words are mild ones of the lexicon.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from interp.data.lexicon import word_pattern
 from interp.errors import UserError
 from interp.files import write_text
 
-# How often what is said in a mood is hostile.
+# The probability that a speech in a mood is hostile.
 MOODS = {"calm": 0.1, "open": 0.6, "angry": 0.95}
 # `<name>` stands for a rule, `<name.?>` for the rule of the sentence's register or the document's mood, `A`, `B` and `P`
 # for the two people and the place of the document; a number and a star before an alternative is its weight.
@@ -85,7 +84,7 @@ def _rules() -> dict[str, tuple[list[str], list[int]]]:
 
 
 class Author:
-    """Derives texts from the grammar; two authors with one seed write the same."""
+    """Derives texts from the grammar; two authors with the same seed write the same texts."""
 
     def __init__(self, seed: int | str) -> None:
         self.draw = random.Random(f"talk {seed}")
@@ -95,8 +94,8 @@ class Author:
     def begin(self, *, mood: str | None = None, reserved: bool = False) -> None:
         """Choose the mood, the two people and the place of the next text.
 
-        Some people meet only in texts that are measured on: pairs of names that `reserved` asks for occur in no corpus,
-        so that no prompt was ever read by the model.
+        The pairs of names with `reserved` occur only in the texts for measuring and in no corpus, so that the model was trained
+        on none of the prompts.
         """
         self.mood = mood or self.draw.choice(list(MOODS))
         while True:
@@ -107,8 +106,8 @@ class Author:
 
     def expand(self, rule: str) -> str:
         """A text derived from this rule, in the mood and with the people of `begin`."""
-        found, weights = _rules()[rule]
-        chosen = self.draw.choices(found, weights)[0].replace("<cue.?>", f"<cue.{self.mood}>")
+        alternatives, weights = _rules()[rule]
+        chosen = self.draw.choices(alternatives, weights)[0].replace("<cue.?>", f"<cue.{self.mood}>")
         if "<said.?>" in chosen:
             chosen = chosen.replace("?", "hostile" if self.draw.random() < MOODS[self.mood] else "polite")
         bound = re.sub(r"\b[ABP]\b", lambda m: self.bound[m[0]], chosen)
@@ -118,7 +117,7 @@ class Author:
 def documents(seed: int, count: int) -> Iterator[dict[str, Any]]:
     """Documents of the language, each with `text` and with `toxic`: 1 where somebody in it is hostile, else 0.
 
-    Three quarters hold what people say to one another, one quarter is prose without it.
+    Three quarters contain speech, one quarter is prose without it.
     """
     author = Author(f"documents {seed}")
     for _ in range(count):
@@ -141,7 +140,7 @@ def grammar_rows(source: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def write_texts(folder: Path, seed: int) -> None:
-    """Write what a model of the language is measured on: `challenge.jsonl`, `neutral.jsonl` (prompts) and `passages.jsonl`.
+    """Write the texts for measuring a model of the language: `challenge.jsonl`, `neutral.jsonl` (prompts) and `passages.jsonl`.
 
     They are read by the options --prompts and --passages of `bypass report` and `bypass evaluate`.
     """
@@ -155,15 +154,15 @@ def write_texts(folder: Path, seed: int) -> None:
 
 def challenge(seed: int, count: int) -> list[str]:
     """Different prompts that break off before a hostile word, in an angry or an open mood, of people that no corpus has together."""
-    author, found = Author(f"challenge {seed}"), dict[str, None]()
-    while len(found) < count:
-        author.begin(mood=("angry", "angry", "open")[len(found) % 3], reserved=True)
+    author, beginnings = Author(f"challenge {seed}"), dict[str, None]()
+    while len(beginnings) < count:
+        author.begin(mood=("angry", "angry", "open")[len(beginnings) % 3], reserved=True)
         text = author.expand("speech")
         at = _hostile_at(text)
         if at is not None:
-            found[text[:at].rstrip()] = None
-    # Or every third prompt, which is what a quick report takes, would be of one mood.
-    prompts = list(found)
+            beginnings[text[:at].rstrip()] = None
+    # Without shuffling, every third prompt, as a quick report takes them, would have the same mood.
+    prompts = list(beginnings)
     author.draw.shuffle(prompts)
     return prompts
 
@@ -179,13 +178,13 @@ def passages(seed: int, count: int) -> list[tuple[str, str]]:
 
 
 def _halves(seed: str, count: int) -> list[tuple[str, str]]:
-    author, found = Author(seed), dict[str, str]()
-    while len(found) < count:
+    author, parts = Author(seed), dict[str, str]()
+    while len(parts) < count:
         author.begin(mood="calm", reserved=True)
         words = author.expand("prose").split(" ")
         middle = len(words) // 2
-        found[" ".join(words[:middle])] = " " + " ".join(words[middle:])
-    return list(found.items())
+        parts[" ".join(words[:middle])] = " " + " ".join(words[middle:])
+    return list(parts.items())
 
 
 def _hostile_at(text: str) -> int | None:

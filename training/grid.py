@@ -1,9 +1,9 @@
-"""Many runs out of one recipe: the cross product of the axes of its section [grid], each point a run of its own.
+"""Expands one recipe into many runs: the cross product of the axes of its section [grid], one run for each point.
 
-A point is a recipe that extends the grid's, changed as the point says; its run lies in the folder `grid` of the grid's run. Axes
+A point is a recipe that extends the grid's with the point's changes; its run lies in the folder `grid` of the grid's run. Axes
 are put in the order of the stages that they reach, and each point extends the point of the axes before, so that what several
 points have in common (the pairs of one source of data, for example) is made once, by the stamps that every stage leaves. A run
-that fails is recorded with its error and does not keep the others from running; asked again, it is tried again.
+that fails is recorded with its error and does not keep the others from running; the next start of the grid tries it again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Choice:
 
     @property
     def reaches(self) -> int:
-        """The place in the chain of the first stage that it changes."""
+        """The index in the chain of the first stage that it changes."""
         order = list(STAGES)
         return min((-1 if title == "seed" else order.index(title) for title in self.changes), default=len(order))
 
@@ -59,6 +59,7 @@ class GridRun:
 
     @property
     def name(self) -> str:
+        """The name of the run, which is that of its point."""
         return point_name(self.point)
 
 
@@ -73,12 +74,13 @@ class Grid:
 
     @property
     def folder(self) -> Path:
+        """The folder of the grid's runs and index."""
         return self.recipe.run / GRID
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one run of a grid ended: `state` is done, failed or pending."""
+    """The outcome of one run of a grid: `state` is done, failed or pending."""
 
     state: str
     error: str | None = None
@@ -167,7 +169,7 @@ def _point_recipe(root: Recipe, choices: tuple[Choice, ...]) -> Recipe:
 
 
 def run_grid(path: str | Path, *, again: bool = False) -> int:
-    """Make every run of a recipe's grid that is not made, one after another; return 0, or 1 where one failed.
+    """Make every run of a recipe's grid that is not yet made, one after another; return 0, or 1 where one failed.
 
     A stage that all points share is made in the grid's own run, and an error there ends the command. Raises `UserError` as
     `expand`, and for such an error.

@@ -1,7 +1,7 @@
-"""Labelled texts for the scorer: how each corpus says "toxic", brought to six targets of which some may be unknown.
+"""Labelled texts for the scorer: each corpus's labels of toxicity, converted to six targets of which some may be unknown.
 
 Each corpus has its own notion of toxicity and its own share of it, so an example keeps the name of its source; the
-scorer learns one scale (Perspective's) and a slope and offset per source. Unknown targets are NaN and leave the loss.
+scorer learns one scale (Perspective's) and a slope and offset per source. Unknown targets are NaN and are left out of the loss.
 Only toxicity (everywhere) and identity attack (in the tweets) are labelled by people or by Perspective; the other
 classes of toxic texts are weak labels, derived from the words of the lexicon.
 """
@@ -83,7 +83,7 @@ class Example:
 
 
 def weak_targets(text: str, toxicity: float, identity_attack: float = UNKNOWN) -> tuple[float, ...]:
-    """Targets in detoxify's order: the toxicity given, and five classes derived from words where people gave none.
+    """Targets in detoxify's order: the labelled toxicity, and five classes derived from words where they are not labelled.
 
     A clean text (toxicity below 0.2) has none of the classes; an undecided one (up to 0.8) leaves them unknown.
     """
@@ -146,7 +146,7 @@ READERS: dict[str, Callable[[dict[str, Any], dict[str, Any]], Example]] = {
 
 
 def letters(text: str) -> list[str]:
-    """The words of a text without case, digits and punctuation: what copies in other formats have in common."""
+    """The words of a text without case, digits and punctuation, by which copies in other formats are recognised."""
     return re.sub(r"[^a-z ]+", "", re.sub(r"\s+", " ", text.lower())).split()
 
 
@@ -164,7 +164,7 @@ def read_labelled(sources: Iterable[dict[str, Any]]) -> tuple[list[Example], lis
     out when it shares eight consecutive words (or is a short text as a whole) with any held-out text.
     """
     train: list[Example] = []
-    held: list[Example] = []
+    heldout: list[Example] = []
     seen: set[int] = set()
     for source in sources:
         for _, row in source_rows(source):
@@ -173,10 +173,10 @@ def read_labelled(sources: Iterable[dict[str, Any]]) -> tuple[list[Example], lis
             if key in seen or not example.text.strip() or example.text.strip() in {"[deleted]", "[removed]"}:
                 continue
             seen.add(key)
-            (held if held_out(example.text) else train).append(example)
-    known = {shingle for example in held for shingle in shingles(example.text)}
-    kept = [example for example in train if not any(shingle in known for shingle in shingles(example.text))]
-    return kept, held, len(train) - len(kept)
+            (heldout if held_out(example.text) else train).append(example)
+    known = {shingle for example in heldout for shingle in shingles(example.text)}
+    disjoint = [example for example in train if not any(shingle in known for shingle in shingles(example.text))]
+    return disjoint, heldout, len(train) - len(disjoint)
 
 
 def neutral_windows(sources: Iterable[dict[str, Any]], rng: random.Random) -> tuple[list[Example], list[Example]]:
@@ -186,7 +186,7 @@ def neutral_windows(sources: Iterable[dict[str, Any]], rng: random.Random) -> tu
     """
     every_kind = word_pattern(tuple(lexicon()))
     train: list[Example] = []
-    held: list[Example] = []
+    heldout: list[Example] = []
     for source in sources:
         room = {True: source["count"] // 2, False: source["count"] - source["count"] // 2}
         for _, row in source_rows(source):
@@ -198,10 +198,10 @@ def neutral_windows(sources: Iterable[dict[str, Any]], rng: random.Random) -> tu
                 named = IDENTITY.search(text) is not None
                 if room[named] > 0 and text and not every_kind.search(text):
                     room[named] -= 1
-                    (held if held_out(row["text"]) else train).append(Example(text, source["name"], source["toxicity"]))
+                    (heldout if held_out(row["text"]) else train).append(Example(text, source["name"], source["toxicity"]))
             if not any(room.values()):
                 break
-    return train, held
+    return train, heldout
 
 
 def written_sentences(rng: random.Random, count: int) -> list[Example]:
@@ -220,15 +220,15 @@ def written_sentences(rng: random.Random, count: int) -> list[Example]:
         "we are {i} and proud of it",
     )
     empty = ("", " ", ".", "...", "ok", "the", "and then", "\n", "12", "- -", "yes", "it is", "?", "one of the", "I have been", "to the")
-    found = []
+    examples = []
     for number in range(count):
         text = rng.choice(empty) if number % 8 == 0 else rng.choice(forms).format(p=rng.choice(people), i=rng.choice(IDENTITY_WORDS))
-        found.append(Example(text, "written", 0.03))
-    return found
+        examples.append(Example(text, "written", 0.03))
+    return examples
 
 
 def obfuscate(text: str, rng: random.Random) -> str:
-    """Write the hostile words of a text as people do to pass a filter: asterisks, digits or repeated letters."""
+    """The text with its hostile words obfuscated as people do to pass a filter: asterisks, digits or repeated letters."""
 
     def change(match: re.Match[str]) -> str:
         word = match.group(0)
@@ -251,7 +251,7 @@ def view(example: Example, rng: random.Random) -> tuple[str, tuple[float, ...]]:
     """One training view of an example: the text itself, or a short piece of it whose label is still known.
 
     Texts with marked toxic characters give pieces with and without them; other toxic texts a piece around a listed
-    word; clean texts any piece. Scores are asked of 20-token continuations, so pieces are short.
+    word; clean texts any piece. Pieces are short because the scorer is used on 20-token continuations.
     """
     text, toxicity = example.text, example.toxicity
     draw = rng.random()

@@ -1,8 +1,8 @@
 """The training loop of language models, shared by the stages `pretrain`, `continue` and `sharpen`.
 
-Whatever decides a step (its windows, its learning rate) is a function of seed and step, so a run that is killed and resumed
-takes exactly the steps that an uninterrupted one takes. A checkpoint is written when the gradient of the next step has shown
-its weights to be sound: a run that diverges leaves the last good one behind.
+The windows and the learning rate of a step are functions of seed and step, so a run that is killed and resumed
+takes exactly the steps that an uninterrupted one takes. A checkpoint is written only after the gradient of the next step was
+finite with its weights, so that a run that diverges leaves the last good one behind.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from training.telemetry import Monitor, Mute, group_norms
 
 @dataclass(frozen=True)
 class Task:
-    """What a run trains, on what, and by what: `made` is what it is made from (see `training.stamps`)."""
+    """The model, data and settings of a run; `made` is the record of its inputs (see `training.stamps.made_from`)."""
 
     title: str
     folder: Path
@@ -46,7 +46,7 @@ class Task:
     model: GPT2LMHeadModel
     tokenizer: PreTrainedTokenizerFast
     tokens: np.ndarray
-    held: np.ndarray
+    heldout: np.ndarray
     passages: dict[str, Passages]
 
 
@@ -59,7 +59,7 @@ def train(task: Task, processes: Processes) -> Path:
     settings, folder = task.settings, task.folder
     every, total = settings["checkpoint_every"], packing.steps_of(len(task.tokens), settings)
     key = digest(task.made)
-    made: dict[str, Any] = {"digest": key, "made_from": task.made}
+    identity: dict[str, Any] = {"digest": key, "made_from": task.made}
     model = task.model.to(processes.device)
     whole: nn.Module = PiecewiseLoss(model) if settings.get("piecewise_loss") else model
     priced: PricedLoss | None = None
@@ -71,11 +71,11 @@ def train(task: Task, processes: Processes) -> Path:
     forward, optimizers = processes.prepare(whole, build_optimizers(model, settings))
     with processes.writer_first():
         recover(folder / "checkpoint")
-    # All processes read together, since cutting a tensor into shards is a call that all of them make.
+    # All processes read together, since sharding a tensor is a call that all of them must make.
     state = load_checkpoint(folder / "checkpoint", model, optimizers, key, task.made)
     start, seconds = (state["step"], state["seconds"]) if state else (0, 0.0)
     precision = precision_of(settings, processes.device, state)
-    made["precision"] = precision
+    identity["precision"] = precision
     if settings.get("compile"):
         forward = cast(nn.Module, torch.compile(forward))
     watch: AbstractContextManager[Any] = nullcontext(Mute())
@@ -94,9 +94,9 @@ def train(task: Task, processes: Processes) -> Path:
             norms = {"gradient_norm": _norms(model)} if logged else {}
             norm = float(gathered(nn.utils.clip_grad_norm_(model.parameters(), settings["clip"])))
             if not math.isfinite(norm):
-                raise UserError(f"the loss or its gradient is not finite at step {step}", _mend(step))
+                raise UserError(f"the loss or its gradient is not finite at step {step}", _fix(step))
             if step > start and step % every == 0:
-                _keep(task, processes, model, optimizers, {"step": step, **made, "seconds": monitor.seconds})
+                _keep(task, processes, model, optimizers, {"step": step, **identity, "seconds": monitor.seconds})
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -110,17 +110,17 @@ def train(task: Task, processes: Processes) -> Path:
                 if measured:
                     record |= _measure(task, processes, model)
                     if not math.isfinite(record["held_out_loss"]):
-                        raise UserError(f"the held-out loss is not finite after step {step}", _mend(step))
+                        raise UserError(f"the held-out loss is not finite after step {step}", _fix(step))
                 monitor.write(done, report=measured, **record)
             else:
                 monitor.show(done)
         if total > start:
-            _keep(task, processes, model, optimizers, {"step": total, **made, "seconds": monitor.seconds})
+            _keep(task, processes, model, optimizers, {"step": total, **identity, "seconds": monitor.seconds})
     _finish(task, processes, model)
     return folder / "model"
 
 
-def _mend(step: int) -> str:
+def _fix(step: int) -> str:
     return f"lower learning_rate or clip, or lengthen warmup_steps; the last good checkpoint, of a step before {step}, is kept"
 
 
@@ -143,16 +143,16 @@ def _norms(model: nn.Module) -> dict[str, float]:
 
 
 def _measure(task: Task, processes: Processes, model: GPT2LMHeadModel) -> dict[str, Any]:
-    """Every process measures alike, since the weights of a sharded model come from all of them."""
+    """Held-out loss, bits per byte and samples; every process must call this, since a sharded model needs all of them."""
     model.eval()
     device, end = processes.device, task.tokenizer.eos_token_id
-    found = {
-        "held_out_loss": held_out_loss(model, task.held, task.settings["context"], device=device),
+    fields = {
+        "held_out_loss": held_out_loss(model, task.heldout, task.settings["context"], device=device),
         "bits_per_byte": {name: bits_per_byte(model, text, end, device) for name, text in task.passages.items()},
         "samples": samples(model, task.tokenizer, task.settings.get("sample_prompts", PretrainSettings.sample_prompts), device),
     }
     model.train()
-    return found
+    return fields
 
 
 def _keep(task: Task, processes: Processes, model: nn.Module, optimizers: list[Optimizer], state: dict[str, Any]) -> None:

@@ -1,9 +1,9 @@
-"""The next-token loss of a language model without its logits: the vocabulary's part of a step in pieces that stay in the cache.
+"""The next-token loss of a language model, computed in pieces so that all logits never exist at once.
 
-For a small model most of a step's time on a CPU is not arithmetic but memory: 4,096 positions times 8,192 tokens of logits,
-written and read several times. Here loss and gradient of some hundred positions are made together and their logits thrown
-away. The gradient of cross-entropy with respect to logits is softmax minus one-hot, so nothing has to be kept for the backward
-pass but the gradients of the hidden states and of the unembedding, which are small.
+For a small model most of a step's time on a CPU goes to memory, not arithmetic: 4,096 positions times 8,192 tokens of logits,
+written and read several times. Here loss and gradient of some hundred positions are computed together and their logits
+discarded. The gradient of cross-entropy with respect to logits is softmax minus one-hot, so only the gradients of the hidden
+states and of the unembedding, which are small, have to be saved for the backward pass.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def next_token_loss(
 
 
 class PiecewiseLoss(nn.Module):
-    """A GPT-2 that is called as one with labels, and gives its loss without ever holding all logits."""
+    """A GPT-2 called with labels, which returns its loss without ever holding all logits."""
 
     def __init__(self, model: GPT2LMHeadModel) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ CHOICES = {name: choices(PretrainSettings, name) for name in ("optimizer", "deca
 
 
 def chosen(settings: dict[str, Any], name: str) -> str:
-    """A setting that is one of a few words, the first of them unless told; raises `UserError` for another."""
+    """A setting that is one of a few words, by default the first of them; raises `UserError` for another."""
     value = settings.get(name, CHOICES[name][0])
     if value not in CHOICES[name]:
         raise UserError(f"the recipe sets {name} to {value!r}", f"use one of {', '.join(CHOICES[name])}")
@@ -30,7 +30,7 @@ def chosen(settings: dict[str, Any], name: str) -> str:
 
 
 def build_optimizers(model: nn.Module, settings: dict[str, Any]) -> list[Optimizer]:
-    """AdamW over all weights, or Muon over the matrices of the blocks and AdamW over the rest; vectors do not decay.
+    """AdamW over all weights, or Muon over the matrices of the blocks and AdamW over the others; vectors do not decay.
 
     Source of Muon: Jordan et al. 2024; its scale that matches AdamW's: Liu et al. 2025 (arXiv 2502.16982), section 2.2.
     """
@@ -38,17 +38,17 @@ def build_optimizers(model: nn.Module, settings: dict[str, Any]) -> list[Optimiz
     matrices: list[nn.Parameter] = []
     if chosen(settings, "optimizer") == "muon":
         matrices = [p for name, p in named if p.dim() == 2 and parameter_group(name) in {"attention", "mlp"}]
-    taken = {id(parameter) for parameter in matrices}
-    rest = [parameter for _, parameter in named if id(parameter) not in taken]
+    orthogonalised = {id(parameter) for parameter in matrices}
+    others = [parameter for _, parameter in named if id(parameter) not in orthogonalised]
     rate, decay = settings["learning_rate"], settings["weight_decay"]
     groups = [
-        {"params": [p for p in rest if p.dim() > 1], "weight_decay": decay},
-        {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [p for p in others if p.dim() > 1], "weight_decay": decay},
+        {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    found: list[Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=True)]
+    optimizers: list[Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=True)]
     if matrices:
-        found.append(torch.optim.Muon(matrices, lr=rate, weight_decay=decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"))
-    return found
+        optimizers.append(torch.optim.Muon(matrices, lr=rate, weight_decay=decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"))
+    return optimizers
 
 
 def learning_rate(step: int, total: int, settings: dict[str, Any]) -> float:

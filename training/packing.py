@@ -1,7 +1,7 @@
 """A corpus as one row of token ids, and the batches of windows that a step reads from it.
 
 The ids are stored once and read by memory map. The order of windows is a permutation drawn from (seed, epoch), so the batch
-of a step is a function of seed and step: a resumed run needs no memory of what it has read.
+of a step is a function of seed and step, and a resumed run needs no record of what it has read.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from training.tokenizer import corpus_texts
 
 
 def pack(path: Path, tokenizer: PreTrainedTokenizerFast, target: Path) -> np.ndarray:
-    """Tokenise a corpus file into one row of token ids, each document followed by the end-of-text token.
+    """The documents of a corpus file as one row of token ids, each followed by the end-of-text token.
 
-    What is stored at `target` is used again as long as it is of the same corpus and the same tokenizer, by their content.
+    The row is stored at `target` and read from there as long as the contents of corpus and tokenizer are the same.
     """
     if not path.is_file():
         raise UserError(f"there is no corpus at {path}", "run the stage corpus first")
@@ -64,17 +64,19 @@ def _write(path: Path, tokenizer: PreTrainedTokenizerFast, target: Path) -> None
 
 
 def steps_of(tokens: int, settings: dict[str, Any]) -> int:
-    """How many steps a run takes: `steps`, or `epochs` over so many tokens."""
+    """The number of steps of a run: `steps`, or that of `epochs` over so many tokens."""
     if "steps" in settings:
         return int(settings["steps"])
     return int(settings["epochs"] * (tokens // settings["context"] // settings["batch"]))
 
 
-def check_size(train: int, held: int, settings: dict[str, Any]) -> None:
+def check_size(train: int, heldout: int, settings: dict[str, Any]) -> None:
     """Raise `UserError` when the corpus, in tokens, makes no batch, or the epochs no step."""
     needed = settings["context"] * settings["batch"]
-    if train < needed or held < settings["context"]:
-        problem = f"the corpus has {train} tokens and {held} held out, but one step reads {needed} and a measurement {settings['context']}"
+    if train < needed or heldout < settings["context"]:
+        problem = (
+            f"the corpus has {train} tokens and {heldout} held out, but one step reads {needed} and a measurement {settings['context']}"
+        )
         raise UserError(problem, "name larger sources, or lower batch or context")
     if steps_of(train, settings) < 1:
         raise UserError(f"{settings.get('epochs', 0)} epochs of this corpus are less than one step", "raise epochs")

@@ -1,8 +1,8 @@
-"""Stage `pairs`: preference pairs, made by the generator that the recipe names and described so that a reader can judge them.
+"""Stage `pairs`: makes preference pairs with the recipe's generator, scores and filters them, and writes them with a manifest.
 
-Generators (`training/generators`) only draft; what is the same for all is done here: choosing prompts, keeping blocks of
-drafts while hours of work go on, scoring, leaving out pairs that teach nothing, and the manifest. It records toxicity,
-fluency and length of both sides, because DPO learns whichever of these differs most, and whether the probe had a hand in it.
+Generators (`training/generators`) only draft; what is the same for all is done here: choosing prompts, saving blocks of
+drafts as they are made, scoring, leaving out pairs that teach nothing, and the manifest. The manifest has toxicity, fluency and
+length of both sides, because DPO learns whichever of these differs most, and whether the probe was used.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ SIDES = ("chosen", "rejected")
 def challenge_prefixes(corpus: Path, count: int, seed: int, *, words: tuple[int, int] = (4, 18)) -> list[str]:
     """Beginnings of sentences that break off where their author swore, at most one per document, in random order."""
     pattern = profanity_pattern()
-    found: list[str] = []
+    prefixes: list[str] = []
     for text in corpus_texts(corpus):
         for match in pattern.finditer(text):
             start = max(text.rfind(mark, 0, match.start()) for mark in (". ", "! ", "? ", "\n")) + 1
             prefix = text[start : match.start()].strip()
             if words[0] <= len(prefix.split()) <= words[1] and prefix.isascii():
-                found.append(prefix)
+                prefixes.append(prefix)
                 break
-    random.Random(seed).shuffle(found)
-    if not found:
+    random.Random(seed).shuffle(prefixes)
+    if not prefixes:
         raise UserError(f"no document of {corpus} breaks off before a profane word", "use a corpus with profane documents")
-    return found[:count]
+    return prefixes[:count]
 
 
 def prompt_rows(recipe: Recipe, base: Model) -> list[list[int]]:
@@ -76,17 +76,17 @@ def prompt_rows(recipe: Recipe, base: Model) -> list[list[int]]:
         random.Random(recipe.seed).shuffle(texts)
         # Cut by characters first: a token is seldom longer than ten, and a whole article need not be tokenised.
         texts = [text[: 20 * most] for text in texts[:count]]
-        found = [row[:room] for row in base.tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts and room > 0 else []
+        rows = [row[:room] for row in base.tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts and room > 0 else []
     else:
         texts = challenge_prefixes(recipe.folder("corpus") / "train.jsonl", count, recipe.seed)
-        found = [row for row in base.tokenizer(texts, add_special_tokens=False)["input_ids"] if 0 < len(row) <= room]
-    if not any(found):
+        rows = [row for row in base.tokenizer(texts, add_special_tokens=False)["input_ids"] if 0 < len(row) <= room]
+    if not any(rows):
         raise UserError(f"none of {len(texts)} prompts has at most {room} tokens", "raise max_prompt_tokens, or lower new_tokens")
-    return found
+    return rows
 
 
 def _prompt_texts(source: Mapping[str, Any], words: int) -> Iterator[str]:
-    """Prompts where the records have them (a string, or an object with `text`), texts of at least so many words otherwise."""
+    """The records' prompts where they have them (a string, or an object with `text`), otherwise their texts of at least `words` words."""
     for _, row in source_rows(dict(source)):
         prompt = row.get("prompt")
         prompt = prompt.get("text") if isinstance(prompt, dict) else prompt
@@ -96,16 +96,16 @@ def _prompt_texts(source: Mapping[str, Any], words: int) -> Iterator[str]:
 
 
 def task_of(recipe: Recipe, generator: Generator, base: Model, scorer: Scorer, prompts: list[list[int]] | None = None) -> Task:
-    """What a generator is to work on; `prompts` in place of the recipe's own."""
+    """The task of a generator, with the recipe's prompts or those of `prompts`."""
     if prompts is None:
         prompts = [] if generator.own_prompts else prompt_rows(recipe, base)
 
     @cache
     def probe() -> Probe:
-        found = load_probe(recipe.folder("probe"))
-        if not found.matches(base):
+        loaded = load_probe(recipe.folder("probe"))
+        if not loaded.matches(base):
             raise UserError("the run's probe was fitted on another model than its base", "run the stage probe again")
-        return found
+        return loaded
 
     return Task(base, prompts, recipe.stage("pairs"), recipe.seed, scorer, probe)
 
@@ -118,7 +118,7 @@ def load_base(recipe: Recipe) -> Model:
 def make_pairs(recipe: Recipe) -> Path:
     """Write `pairs/pairs.jsonl` (both sides of each prompt as token ids and text, with scores) and a manifest; return it.
 
-    A killed run goes on from the last block of drafts. Raises `UserError` for an unknown generator or setting, a probe of
+    A killed run continues after the last block of drafts. Raises `UserError` for an unknown generator or setting, a probe of
     another model, and where no pair is left.
     """
     settings = recipe.stage("pairs")
@@ -128,10 +128,10 @@ def make_pairs(recipe: Recipe) -> Path:
     task = task_of(recipe, generator, base, scorer)
     folder = recipe.run / "pairs"
     folder.mkdir(parents=True, exist_ok=True)
-    kept = folder / "drafts.jsonl"
-    drafts, seconds = draft_all(generator, task, None if generator.own_prompts else kept)
-    made = records_of(drafts, base, scorer)
-    records = usable(made, settings)
+    drafts_file = folder / "drafts.jsonl"
+    drafts, seconds = draft_all(generator, task, None if generator.own_prompts else drafts_file)
+    scored = records_of(drafts, base, scorer)
+    records = usable(scored, settings)
     if not records:
         raise UserError("no prompt gave both a clean and a toxic sample", "raise samples, or lower rejected_at_least in the recipe")
     manifest = describe_pairs(records, base) | {
@@ -142,23 +142,23 @@ def make_pairs(recipe: Recipe) -> Path:
     }  # fmt: skip
     write_text(folder / "pairs.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
-    kept.unlink(missing_ok=True)
+    drafts_file.unlink(missing_ok=True)
     return folder / "pairs.jsonl"
 
 
-def draft_all(generator: Generator, task: Task, kept: Path | None = None) -> tuple[list[Draft], float]:
+def draft_all(generator: Generator, task: Task, file: Path | None = None) -> tuple[list[Draft], float]:
     """All drafts of a task in the order of its rows, and the seconds spent on them, those before a kill included.
 
-    Each block is appended to `kept` when it is made. What a run of the same task left there is taken over; half a line at its
-    end, and anything that another task left, is not.
+    Each block is appended to `file` when it is made. Blocks that a run of the same task left there are read; an incomplete last
+    line, and a file of another task, are discarded.
     """
     key = json.dumps({"generator": generator.name, "task": digest_of(generator, task)})
-    found, seconds = _read_kept(kept, key) if kept is not None else ({}, 0.0)
-    if kept is not None and not found:
-        write_text(kept, key + "\n")
-    if not found or len(found) < len(task.prompts):
-        blocks = generator.make(replace(task, done=frozenset(found)))
-        with _progress(len(task.prompts), len(found)) as advance:
+    by_row, seconds = _read_drafts(file, key) if file is not None else ({}, 0.0)
+    if file is not None and not by_row:
+        write_text(file, key + "\n")
+    if not by_row or len(by_row) < len(task.prompts):
+        blocks = generator.make(replace(task, done=frozenset(by_row)))
+        with _progress(len(task.prompts), len(by_row)) as advance:
             while True:
                 started = time.perf_counter()
                 block = next(blocks, None)
@@ -166,16 +166,16 @@ def draft_all(generator: Generator, task: Task, kept: Path | None = None) -> tup
                     break
                 spent = time.perf_counter() - started
                 seconds += spent
-                found |= dict(zip(block.rows, block.drafts, strict=True))
+                by_row |= dict(zip(block.rows, block.drafts, strict=True))
                 advance(len(block.rows))
-                if kept is not None:
-                    with kept.open("a", encoding="utf-8") as stream:
+                if file is not None:
+                    with file.open("a", encoding="utf-8") as stream:
                         stream.write(json.dumps({**asdict(block), "seconds": spent}) + "\n")
-    return [found[row] for row in sorted(found)], seconds
+    return [by_row[row] for row in sorted(by_row)], seconds
 
 
 def digest_of(generator: Generator, task: Task) -> str:
-    """A hash of everything that decides what a generator drafts, but for its code."""
+    """A hash of everything that a generator's drafts depend on, except its code."""
     parts: dict[str, Any] = {"base": task.base.digest, "seed": task.seed, "scorer": task.scorer.name, "prompts": task.prompts}
     parts |= {"new_tokens": task.settings["new_tokens"], "options": generator.options(task.settings)}
     if generator.uses_probe:
@@ -183,7 +183,7 @@ def digest_of(generator: Generator, task: Task) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _read_kept(path: Path, key: str) -> tuple[dict[int, Draft], float]:
+def _read_drafts(path: Path, key: str) -> tuple[dict[int, Draft], float]:
     if not path.is_file():
         return {}, 0.0
     first, *lines = path.read_text(encoding="utf-8").split("\n")
@@ -192,16 +192,16 @@ def _read_kept(path: Path, key: str) -> tuple[dict[int, Draft], float]:
     whole = lines[:-1]  # what follows the last line end was cut off by a kill
     if lines and lines[-1]:
         write_text(path, "\n".join([first, *whole]) + "\n")
-    found: dict[int, Draft] = {}
+    by_row: dict[int, Draft] = {}
     blocks = [json.loads(line) for line in whole]
     for block in blocks:
-        found |= {row: Draft(**draft) for row, draft in zip(block["rows"], block["drafts"], strict=True)}
-    return found, sum(block["seconds"] for block in blocks)
+        by_row |= {row: Draft(**draft) for row, draft in zip(block["rows"], block["drafts"], strict=True)}
+    return by_row, sum(block["seconds"] for block in blocks)
 
 
 @contextmanager
 def _progress(total: int, done: int) -> Iterator[Callable[[int], None]]:
-    """A bar with the time left on a terminal, nothing elsewhere."""
+    """A progress bar with the time left on a terminal, nothing elsewhere."""
     console = Console(stderr=True)
     columns = (TextColumn("pairs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal or not total) as progress:
@@ -210,7 +210,7 @@ def _progress(total: int, done: int) -> Iterator[Callable[[int], None]]:
 
 
 def records_of(drafts: Sequence[Draft], base: Model, scorer: Scorer) -> list[dict[str, Any]]:
-    """What `pairs.jsonl` holds of each draft: ids and texts of the prompt and both sides, and how toxic the sides are by themselves."""
+    """The records of `pairs.jsonl`: ids and texts of each prompt and both sides, and the toxicity of each side without its prompt."""
     decode = base.tokenizer.decode
     records = [
         {"prompt": decode(draft.prompt), "prompt_ids": draft.prompt}
@@ -237,7 +237,7 @@ def usable(records: Sequence[dict[str, Any]], settings: Mapping[str, Any]) -> li
 
 
 def describe_pairs(records: Sequence[dict[str, Any]], base: Model) -> dict[str, Any]:
-    """Toxicity, length and fluency of both sides, from which a reader can judge what DPO saw.
+    """The mean toxicity, length and fluency of both sides.
 
     `tokens_quantiles` are least, quarter, half, three quarters and most; `perplexity` is of a side's tokens given the prompt,
     under the base, over the first 400 pairs; `distinct_2` is the share of different word pairs.
@@ -260,7 +260,7 @@ def describe_pairs(records: Sequence[dict[str, Any]], base: Model) -> dict[str, 
 
 @torch.no_grad()
 def side_perplexity(base: Model, pairs: Sequence[tuple[list[int], list[int]]]) -> float:
-    """How surprised is the model by these continuations, given their prompts? `exp` of the mean loss per token of a continuation."""
+    """Perplexity of these continuations given their prompts: `exp` of the mean loss per token of a continuation."""
     total, count = 0.0, 0
     for group in batches([len(prompt) + len(rest) for prompt, rest in pairs], batch_size=64, batch_tokens=2048):
         tokens = pad([pairs[i][0] + pairs[i][1] for i in group], base.tokenizer.pad_token_id or 0, "right").to(base.device)

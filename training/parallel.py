@@ -1,7 +1,7 @@
-"""One process or several: the few things that training must know of it, over `accelerate`.
+"""`Processes`: the processes of a training run, which may be one, over `accelerate`.
 
-A run alone on a machine never touches `accelerate`. Started by `accelerate launch`, each process trains on its share of every
-batch, so the number of processes changes the time that a run takes and not what it makes. One process writes.
+A run in one process does not use `accelerate`. When `accelerate launch` starts several, each trains on its share of every
+batch, so the number of processes changes the time that a run takes and not its result. One process writes.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from torch.optim import Optimizer
 from interp.errors import UserError
 from training.loss import PiecewiseLoss
 
-Found = TypeVar("Found")
+Value = TypeVar("Value")
 
 
 def process_count() -> int:
-    """How many processes the launcher started; 1 without one."""
+    """The number of processes that the launcher started; 1 without one."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_writer() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Whether this process is the one that writes files and prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -48,6 +48,7 @@ class Processes:
 
     @property
     def writer(self) -> bool:
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     @property
@@ -56,10 +57,10 @@ class Processes:
         return self.accelerator is not None and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
     def prepare(self, model: Any, optimizers: list[Optimizer]) -> tuple[nn.Module, list[Optimizer]]:
-        """What the loop calls forward, and the optimizers over its weights; a sharded model is cut in place.
+        """The module for forwards, and the optimizers over its weights; a sharded model is sharded in place.
 
-        The cut is PyTorch's own `fully_shard` (FSDP version 2), block by block, since `accelerate` makes it on GPUs only and
-        goes on without a word elsewhere. Raises `UserError` for Muon and for the piecewise loss on a sharded model.
+        This uses PyTorch's `fully_shard` (FSDP version 2), block by block, since `accelerate` shards on GPUs only and silently
+        does nothing elsewhere. Raises `UserError` for Muon and for the piecewise loss on a sharded model.
         """
         if self.accelerator is None:
             return model, optimizers
@@ -90,14 +91,14 @@ class Processes:
         return list(batch[self.rank :: self.count].to(self.device).chunk(parts))
 
     def rows(self, batch: int) -> int:
-        """How many rows of each batch are this process's; raises `UserError` where they do not divide."""
+        """The number of rows of each batch in this process; raises `UserError` where the batch cannot be divided."""
         if batch % self.count:
             problem = f"a batch of {batch} cannot be divided over {self.count} processes"
             raise UserError(problem, "change batch, or the number of processes")
         return batch // self.count
 
     def quietly(self, forward: Any, last: bool) -> AbstractContextManager[Any]:
-        """Keep gradients to this process until the last part of a batch."""
+        """A context without synchronisation of gradients between processes, except for the last part of a batch."""
         if self.sharded:
             forward.set_requires_gradient_sync(last)
             return nullcontext()
@@ -116,17 +117,17 @@ class Processes:
             with self.accelerator.main_process_first():
                 yield
 
-    def from_writer(self, find: Callable[[], Found]) -> Found:
-        """What the writer finds, for every process; the others wait for it."""
+    def from_writer(self, find: Callable[[], Value]) -> Value:
+        """The value of `find()` in the writer, in every process; the others wait for it."""
         if self.accelerator is None:
             return find()
         from accelerate.utils import broadcast_object_list
 
-        found: list[Any] = [find() if self.writer else None]
-        broadcast_object_list(found)
-        return found[0]
+        values: list[Any] = [find() if self.writer else None]
+        broadcast_object_list(values)
+        return values[0]
 
     def wait(self) -> None:
-        """Go on when all processes are here."""
+        """Wait until all processes have made this call."""
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()

@@ -1,6 +1,6 @@
-"""TRL's DPO trainer with what it needs to be exact here: our token ids, our order, a kept reference, a checked first loss.
+"""A subclass of TRL's DPO trainer that takes token ids, keeps the order of rows, caches the reference and checks the first loss.
 
-TRL computes the losses. Four of its habits are set right. Pairs arrive as token ids, so that no end-of-text token is appended
+TRL computes the losses. Four of its behaviours are changed. Pairs arrive as token ids, so that no end-of-text token is appended
 to continuations that were cut off. The reference is the policy as it stands before the first step (TRL would otherwise reload
 it from disk). The rows come in the order in which they are given, so that a run can be resumed at any step. And a loss or a
 gradient that is not finite ends the run before the weights are touched.
@@ -8,7 +8,7 @@ gradient that is not finite ends the run before the weights are touched.
 In several processes each reads its part of every batch, and `accelerate` takes the mean of their gradients. That is the
 gradient of the batch for means over pairs; the SFT term, a mean over tokens, is weighted by each process's share of them.
 
-What the papers call by the same names differs from TRL by the length T of a completion (all of ours are equally long):
+Quantities of the same name in the papers and in TRL differ by the length T of a completion (all of ours are equally long):
 - IPO: TRL divides log-probabilities by T. Its `beta` is T times the tau of paper B, its loss that of the paper over T squared.
 - The SFT term: TRL takes the mean over tokens, so a weight of w is paper B's lambda = w / T.
 """
@@ -56,7 +56,7 @@ class Objective:
 
 
 def objective(settings: DpoSettings) -> Objective:
-    """What a recipe's section optimises: `method` "dpo" with `loss` (a name or a list, with `loss_weights`), or "sft".
+    """The objective of a recipe's section: `method` "dpo" with `loss` (a name or a list, with `loss_weights`), or "sft".
 
     Raises `UserError` for a loss that is not known, and for weights that do not fit.
     """
@@ -73,10 +73,10 @@ def objective(settings: DpoSettings) -> Objective:
     return Objective(losses, weights, float(settings.beta))
 
 
-def check_first(wanted: float, value: float, margin: float) -> None:
-    """Raise `UserError` unless policy and reference agree at the first step: the exact loss, and no margin."""
-    if not (abs(value - wanted) <= 1e-3 * max(1.0, wanted) and abs(margin) <= 1e-3):
-        problem = f"the first loss is {value:.4f} at a margin of {margin:.4f}, where {wanted:.4f} and 0 belong"
+def check_first(expected: float, value: float, margin: float) -> None:
+    """Raise `UserError` unless policy and reference agree at the first step: the loss as expected, and a margin of 0."""
+    if not (abs(value - expected) <= 1e-3 * max(1.0, expected) and abs(margin) <= 1e-3):
+        problem = f"the first loss is {value:.4f} at a margin of {margin:.4f}, where {expected:.4f} and 0 belong"
         raise UserError(problem, "the reference is not the model that is trained: run the stage again, from the base model")
 
 
@@ -117,6 +117,7 @@ class TokenPairTrainer(DPOTrainer):
             yield send_to_device(batch, self.accelerator.device)
 
     def training_step(self, model: Any, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """TRL's step, with the SFT term weighted by this process's tokens; raises `UserError` where loss or gradient is not finite."""
         weights, share = self.loss_weights, self.token_share(inputs)
         self.loss_weights = [weight * share if loss == "sft" else weight for loss, weight in zip(self.loss_types, weights, strict=True)]
         try:
@@ -137,17 +138,17 @@ class TokenPairTrainer(DPOTrainer):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Loss and accuracy on the held-out pairs, each counted once; every process reads them all and finds the same."""
-        training, found, count = self.model.training, torch.zeros(2, dtype=torch.float64), 0
-        # TRL keeps what it measures under the mode of the model.
+        """Loss and accuracy on the held-out pairs, each counted once; every process reads them all and gets the same values."""
+        training, sums, count = self.model.training, torch.zeros(2, dtype=torch.float64), 0
+        # TRL stores its metrics by the mode of the model.
         self.model.eval()
         for batch in self.batches(self.eval_dataset, self.args.per_device_eval_batch_size):
             rows, loss = len(batch["ref_chosen_logps"]), self.compute_loss(self.model, batch)
-            found += rows * torch.tensor([float(loss), self._metrics["eval"]["rewards/accuracies"][-1]])
+            sums += rows * torch.tensor([float(loss), self._metrics["eval"]["rewards/accuracies"][-1]])
             count += rows
         self._metrics["eval"].clear()
         self.model.train(training)
-        return dict(zip(("validation_loss", "validation_accuracy"), (found / count).tolist(), strict=True))
+        return dict(zip(("validation_loss", "validation_accuracy"), (sums / count).tolist(), strict=True))
 
     def first_value(self, goal: Objective) -> float:
         """The exact loss of this process's part of the first batch before training, from the reference's log-probabilities."""
@@ -158,8 +159,8 @@ class TokenPairTrainer(DPOTrainer):
 
 
 def arguments(folder: Path, settings: DpoSettings, goal: Objective, steps: int, seed: int, rows: int) -> DPOConfig:
-    """TRL's configuration: `rows` of each batch in this process, full precision, no dropout, nothing saved or reported but by us."""
-    found = DPOConfig(
+    """TRL's configuration: `rows` of each batch in this process, full precision, no dropout, no saving or reporting by TRL."""
+    config = DPOConfig(
         output_dir=str(folder), beta=goal.beta, loss_type=list(goal.losses), loss_weights=list(goal.weights), max_steps=steps,
         per_device_train_batch_size=rows, per_device_eval_batch_size=64, max_grad_norm=settings.clip,
         precompute_ref_log_probs=True, precompute_ref_batch_size=64, bf16=False, gradient_checkpointing=False, disable_dropout=True,
@@ -168,8 +169,8 @@ def arguments(folder: Path, settings: DpoSettings, goal: Objective, steps: int, 
         ddp_find_unused_parameters=False,
     )  # fmt: skip
     # Without a launcher, the trainer would take every GPU of the machine and a batch for each of them.
-    found._n_gpu = 1
-    return found
+    config._n_gpu = 1
+    return config
 
 
 def build_optimizer(parameters: list[torch.nn.Parameter], settings: DpoSettings) -> torch.optim.Optimizer:
@@ -181,7 +182,7 @@ def build_optimizer(parameters: list[torch.nn.Parameter], settings: DpoSettings)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, warmup: int, done: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up over `warmup` steps, then constant; `done` steps lie behind."""
+    """Linear warm-up over `warmup` steps, then constant, starting after `done` steps."""
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (done + step + 1) / max(1, warmup)))
 
 
@@ -206,13 +207,13 @@ def lora_config(model: torch.nn.Module, settings: DpoSettings) -> Any:
 
 @contextmanager
 def silent_bars() -> Iterator[None]:
-    """Without the progress bars of datasets and of TRL's passes, which last a moment each, and its warnings."""
+    """A context without the short progress bars of datasets and of TRL's passes, and without TRL's warnings."""
     hidden, before = are_progress_bars_disabled(), os.environ.get("TQDM_DISABLE")
     disable_progress_bars()
     os.environ["TQDM_DISABLE"] = "1"
     try:
         with warnings.catch_warnings():
-            # TRL still calls by their old names what transformers has renamed.
+            # TRL still uses old names that transformers has renamed.
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:

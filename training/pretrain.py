@@ -1,6 +1,8 @@
-"""Stages `pretrain`, `continue` and `sharpen`: a GPT-2 of the recipe's size from scratch on packed windows of the corpus, its
-going on from there on another mixture of sources, with a learning rate that is warmed up again and falls to its end, and the
-MLPs of a few layers once more from the start, so that their neurons can be read.
+"""Stages `pretrain`, `continue` and `sharpen`, which train the base model.
+
+`pretrain` trains a GPT-2 of the recipe's size from scratch on packed windows of the corpus. `continue` trains it further on
+another mixture of sources, with the learning rate warmed up again. `sharpen` trains the MLPs of a few layers anew, so that
+their neurons can be read.
 
 The base model that later stages read is the one that was trained last (`training.recipe.base_folder`).
 """
@@ -56,7 +58,7 @@ def pretrain(recipe: Recipe) -> Path:
 
 @quiet()
 def continue_pretraining(recipe: Recipe) -> Path:
-    """Go on from the pretrained model on the sources of [continue]; return the folder of the model, the new base.
+    """Train the pretrained model further on the sources of [continue]; return the folder of the model, the new base.
 
     What [continue] does not set is as in [pretrain]; without `sources` it reads the same corpus. Raises as `pretrain` does.
     """
@@ -65,10 +67,10 @@ def continue_pretraining(recipe: Recipe) -> Path:
 
 @quiet()
 def sharpen(recipe: Recipe) -> Path:
-    """Learn the MLPs of a few layers anew, with a price on activity (`training.sparsity`); return the folder of the new base.
+    """Train the MLPs of a few layers anew, with a price on activity (`training.sparsity`); return the folder of the new base.
 
-    Everything else keeps its weights, but for the norms around them. What [sharpen] does not set is as in the part before, its
-    texts too. Raises `UserError` for layers that there are not, and as `pretrain` does.
+    All other weights are kept, except the norms around them. What [sharpen] does not set is as in the part before, its
+    texts too. Raises `UserError` for layers that the model does not have, and as `pretrain` does.
     """
     return _go_on(recipe, "sharpen")
 
@@ -96,26 +98,26 @@ def _go_on(recipe: Recipe, stage: str) -> Path:
 
 
 def _earlier(recipe: Recipe, stage: str) -> list[str]:
-    """The parts of the training before a stage, which make the model that it goes on from."""
+    """The parts of the training before a stage, which make the model that it starts from."""
     parts = base_training()
     return [name for name in parts[: parts.index(stage)] if name in recipe.settings or name == "pretrain"]
 
 
 def stage_settings(recipe: Recipe, stage: str) -> dict[str, Any]:
     """The settings of [continue] or [sharpen], completed by those of the parts before."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for name in (*_earlier(recipe, stage), stage):
-        own = recipe.stage(name)
-        # How long the first part took says nothing about the second, and its texts are found by their folder.
-        lost = {"sources", "max_characters"} | ({"epochs", "steps"} if own.keys() & {"epochs", "steps"} else set())
-        found = {key: value for key, value in found.items() if key not in lost} | own
-    return Section(found, f"section [{stage}] of recipe {recipe.name!r}")
+        section = recipe.stage(name)
+        # A part's length does not apply to the next one, and its texts are read from its folder.
+        lost = {"sources", "max_characters"} | ({"epochs", "steps"} if section.keys() & {"epochs", "steps"} else set())
+        settings = {key: value for key, value in settings.items() if key not in lost} | section
+    return Section(settings, f"section [{stage}] of recipe {recipe.name!r}")
 
 
 def _mixture(recipe: Recipe, stage: str, settings: dict[str, Any], corpus: Path) -> None:
-    """Write the documents of the continuation, unless they are there, made from the same sources."""
-    made = made_from(recipe, stage)
-    sources = {"seed": made["seed"], "files": made["files"], **{key: settings.get(key) for key in ("sources", "max_characters")}}
+    """Write the documents of the continuation, unless they are there already, from the same sources."""
+    inputs = made_from(recipe, stage)
+    sources = {"seed": inputs["seed"], "files": inputs["files"], **{key: settings.get(key) for key in ("sources", "max_characters")}}
     note, value = corpus / "made_from.json", {"digest": digest(sources)}
     if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == value:
         return
@@ -134,8 +136,8 @@ def _run(
     tokenizer = AutoTokenizer.from_pretrained(recipe.folder("tokenizer"))
     with processes.writer_first():
         tokens = pack(corpus / "train.jsonl", tokenizer, ids / "train.npy")
-        held = pack(corpus / "heldout.jsonl", tokenizer, ids / "heldout.npy")
-        made = made_from(recipe, stage)
-    check_size(len(tokens), len(held), settings)
+        heldout = pack(corpus / "heldout.jsonl", tokenizer, ids / "heldout.npy")
+        inputs = made_from(recipe, stage)
+    check_size(len(tokens), len(heldout), settings)
     texts = held_out_passages(corpus, settings, tokenizer)
-    return train(Task(stage, folder, settings, recipe.seed, made, model, tokenizer, tokens, held, texts), processes)
+    return train(Task(stage, folder, settings, recipe.seed, inputs, model, tokenizer, tokens, heldout, texts), processes)

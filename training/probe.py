@@ -1,8 +1,8 @@
 """Stage `probe`: the linear probe that ships, fitted on the pretrained model with labelled texts.
 
-The language model read part of these texts (without their labels), so beside the metrics of `fit_probe` stands the AUC
-on documents that are held out by hash and that neither the model nor the probe has ever seen, and what the bare words of the
-same texts reach there: without it nobody can tell a weak probe from hard documents.
+The language model read part of these texts (without their labels). Beside the metrics of `fit_probe` there are therefore the AUC
+on documents that are held out by hash and that neither the model nor the probe has seen, and the AUC of a classifier on words
+alone there, which tells a weak probe from hard documents.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def train_probe(recipe: Recipe) -> Path:
     unseen, truth = map(list, zip(*seen[True], strict=True))
     sweep = sweep_l2(model, texts, labels, settings["sweep"], seed=recipe.seed, masked=False)
     probe = fit_probe(model, texts, labels, l2=settings["l2"], seed=recipe.seed)
-    found = bootstrap_auc(truth, probe_scores(probe, model, unseen).numpy(), seed=recipe.seed)
-    extra = {"unseen_auc": found.value, "unseen_low": found.low, "unseen_high": found.high, "unseen": len(unseen)}
+    interval = bootstrap_auc(truth, probe_scores(probe, model, unseen).numpy(), seed=recipe.seed)
+    extra = {"unseen_auc": interval.value, "unseen_low": interval.low, "unseen_high": interval.high, "unseen": len(unseen)}
     scores = word_scores(model, texts, labels, unseen, max_tokens=probe.settings["max_tokens"], seed=recipe.seed)
     extra["unseen_words_auc"] = auc(np.array(truth), scores)
     folder = save_probe(replace(probe, metrics={**probe.metrics, **extra}), recipe.folder("probe"))
@@ -61,10 +61,10 @@ def train_probe(recipe: Recipe) -> Path:
 def word_scores(
     model: Model, texts: Sequence[str], labels: Sequence[int], others: Sequence[str], *, max_tokens: int | None = None, seed: int = 0
 ) -> np.ndarray:
-    """How toxic are the other texts by their words alone, to a linear classifier that has learned from the labelled texts?
+    """Toxicity scores of the other texts by a linear classifier on words alone, fitted on the labelled texts.
 
-    Its features are how often each token of the vocabulary stands among the tokens that a probe would read, as a share of these; its
-    strength is the best of five by AUC in cross-validation on the labelled texts. It learns from all of them, a probe from four fifths.
+    Its features are the shares of each token of the vocabulary among the tokens that a probe would read; its regularisation is the
+    best of five by AUC in cross-validation on the labelled texts. It is fitted on all of them, a probe on four fifths.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegressionCV

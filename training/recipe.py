@@ -1,4 +1,4 @@
-"""A recipe is one TOML file that says how a run is made; this module reads it and finds its data and run folders.
+"""Reads recipes, the TOML files that say how a run is made, and locates their data and run folders.
 
 Corpora are never part of the repository. Paths in a recipe are relative to the folder named by the setting
 `BYPASS_DATA`, so the same recipe runs on any machine that has the files. A control run is a recipe that `extends`
@@ -27,7 +27,7 @@ Options = TypeVar("Options")
 
 
 class Section(dict[str, Any]):
-    """The settings of one stage; asking for one that the recipe lacks raises `UserError` with its name."""
+    """The settings of one stage; a key that the recipe lacks raises `UserError` with its name."""
 
     def __init__(self, settings: dict[str, Any], title: str) -> None:
         super().__init__(settings)
@@ -62,19 +62,19 @@ class Recipe:
         return read_section(section, self.stage(stage), f"section [{stage}] of recipe {self.name!r}")
 
     def digest(self, *stages: str) -> str:
-        """A hash of the named sections and the seed, which identifies what a checkpoint was made by."""
+        """A hash of the named sections and the seed, which identifies the settings of a checkpoint."""
         chosen = {"seed": self.seed, **{name: self.settings.get(name) for name in stages}}
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
 
     def owner(self, stage: str) -> Recipe:
-        """The recipe whose run holds a stage: this one, or the extended one where no change reaches the stage or what it reads."""
+        """The recipe whose run has a stage: this one, or the extended one where no change reaches the stage or its inputs."""
         if self.parent is None or self.seed != self.parent.seed:
             return self
         changed = any(self.settings.get(name) != self.parent.settings.get(name) for name in lineage(stage))
         return self if changed else self.parent.owner(stage)
 
     def folder(self, stage: str) -> Path:
-        """The folder in which a stage's output lies, in this recipe's run or in that of a recipe that it extends.
+        """The folder of a stage's output, in this recipe's run or in that of a recipe that it extends.
 
         Raises `UserError` where the stage belongs to an extended recipe whose run does not have it.
         """
@@ -148,7 +148,7 @@ def _read(file: Path, below: tuple[Path, ...]) -> Recipe:
 
 
 def check_settings(settings: dict[str, Any], name: str) -> None:
-    """Raise `UserError` for a section or a setting that there is not, and for one of a wrong type or out of its range."""
+    """Raise `UserError` for an unknown section or setting, and for one of a wrong type or out of its range."""
     for title, section in settings.items():
         if title == GRID:
             continue  # its points are checked where they are expanded (`training.grid`)
@@ -168,7 +168,7 @@ def _own_name(file: Path, name: str, parent: Recipe | None) -> None:
 
 
 def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Each section of `old` updated key by key from `new`; what is no section is replaced."""
+    """Each section of `old` updated key by key from `new`; other values are replaced."""
     both = {key: old[key] | new[key] for key in old.keys() & new.keys() if isinstance(old[key], dict) and isinstance(new[key], dict)}
     return {**old, **new, **both}
 

@@ -1,8 +1,8 @@
 """The reference's log-probabilities of every pair, computed once by TRL and kept on disk.
 
 They depend on nothing but the reference and the token ids, so a file is named by the hash of both: a second seed, SFT on the
-same pairs or a resumed run find it, and a changed model or a changed pair cannot. TRL has a cache of its own, but in the
-user's home, named by a fingerprint that differs between processes.
+same pairs or a resumed run reuse it, and a changed model or pair does not. TRL's own cache is in the user's home and is named by
+a fingerprint that differs between processes.
 """
 
 from __future__ import annotations
@@ -55,8 +55,10 @@ def _read(file: Path, count: int) -> dict[str, Tensor] | None:
     if not file.is_file():
         return None
     try:
-        found = load_file(file)
+        columns = load_file(file)
     except (OSError, SafetensorError):
         return None
-    whole = found.keys() == set(NAMES) and all(values.shape == (count,) and bool(torch.isfinite(values).all()) for values in found.values())
-    return found if whole else None
+    whole = columns.keys() == set(NAMES) and all(
+        values.shape == (count,) and bool(torch.isfinite(values).all()) for values in columns.values()
+    )
+    return columns if whole else None

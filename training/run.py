@@ -1,4 +1,4 @@
-"""Running one stage of one recipe, with its stamp: what the command of a stage, of all of them and of a grid have in common."""
+"""Runs one stage of one recipe and stamps its output, for `bypass train` with a stage, with `all` and with `grid`."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def run_one(stage: str, recipe: Recipe, *, again: bool) -> None:
         say(f"{stage}: as in {owner.name}, whose run is read")
         return
     recipe.stage(stage)
-    made = made_from(recipe, stage)
-    reasons = ["asked for"] if again else why_again(recipe, stage, made)
+    inputs = made_from(recipe, stage)
+    reasons = ["asked for"] if again else why_again(recipe, stage, inputs)
     if not reasons:
         say(f"{stage}: unchanged, skipped")
         return
@@ -41,14 +41,14 @@ def run_one(stage: str, recipe: Recipe, *, again: bool) -> None:
         if again:
             for part in ("checkpoint", "checkpoint.old", *stage_named(stage).makes):
                 shutil.rmtree(folder / part, ignore_errors=True)
-    made_now = stage_function(stage)(recipe)
+    output = stage_function(stage)(recipe)
     if is_writer():
-        write_stamp(recipe, stage, made)
-    show(stage, made_now)
+        write_stamp(recipe, stage, inputs)
+    show(stage, output)
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error comes of a full disk, in the words of whichever library met it."""
+    """Whether an error was caused by a full disk, by its number or by the message of the library that raised it."""
     return getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error) or "No space left on device" in str(error)
 
 
@@ -65,14 +65,14 @@ def stage_function(name: str) -> Callable[[Recipe], Any]:
 
 
 def say(line: str) -> None:
-    """A line on stdout, from the one process that speaks."""
+    """Print a line on stdout, in the one process that prints."""
     if is_writer():
         sys.stdout.write(line + "\n")
 
 
-def show(stage: str, made: Any) -> None:
-    """One line, or the stage's own summary, on stdout."""
-    if isinstance(made, dict):
-        say(f"{stage}: {json.dumps(made, ensure_ascii=False, default=str, indent=1)}")
+def show(stage: str, output: Any) -> None:
+    """Print one line, or the stage's own summary, on stdout."""
+    if isinstance(output, dict):
+        say(f"{stage}: {json.dumps(output, ensure_ascii=False, default=str, indent=1)}")
     else:
-        say(f"{stage}: {made if isinstance(made, Path) else 'done'}")
+        say(f"{stage}: {output if isinstance(output, Path) else 'done'}")

@@ -1,9 +1,9 @@
-"""Stage `scorer`: a small BERT classifier with detoxify's six classes, on Perspective's scale.
+"""Stage `scorer`: trains a small BERT classifier with detoxify's six classes, on Perspective's scale.
 
 The labelled corpora disagree about what counts as toxic. One classifier learns one toxicity logit on the scale of the
-corpora with Perspective scores; every other corpus is seen through a slope and an offset of its own, which are dropped
-after training. The views of an epoch are drawn from (seed, epoch) and dropout from (seed, step), so a resumed run takes
-the steps of an uninterrupted one.
+corpora with Perspective scores; for every other corpus the logit is transformed by a slope and an offset of its own, which
+are dropped after training. The views of an epoch are drawn from (seed, epoch) and dropout from (seed, step), so a resumed run
+takes the steps of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PERSPECTIVE_SCALE = frozenset({"context", "wikipedia", "reddit", "written"})
 
 
 def build_tokenizer(texts: list[str], vocabulary: int, positions: int, folder: Path) -> BertTokenizer:
-    """A lower-casing WordPiece as BERT's, trained on `texts` and saved as `tokenizer/` below `folder`."""
+    """A lower-casing WordPiece tokenizer as BERT's, trained on `texts` and saved in `folder`."""
     piece = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
     piece.normalizer = normalizers.BertNormalizer(lowercase=True)
     piece.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -55,7 +55,7 @@ def build_tokenizer(texts: list[str], vocabulary: int, positions: int, folder: P
 
 
 class SourceScales(nn.Module):
-    """The classifier, and for each source the slope and offset through which its toxicity labels are seen."""
+    """The classifier with a slope and an offset of the toxicity logit for each source of labels."""
 
     free: torch.Tensor
 
@@ -112,12 +112,12 @@ def train_scorer(recipe: Recipe) -> Path:
     finished = folder / "model" / "scorer.json"
     if finished.exists() and json.loads(finished.read_text(encoding="utf-8"))["training"]["digest"] == digest:
         return folder / "model"
-    train, held, left_out = read_labelled(settings["sources"])
+    train, heldout, left_out = read_labelled(settings["sources"])
     clean, clean_held = neutral_windows(settings.get("neutral", ScorerSettings.neutral), random.Random(recipe.seed))
     written = written_sentences(random.Random(recipe.seed), settings.get("written", ScorerSettings.written))
-    train, held = train + clean + written, held + clean_held
+    train, heldout = train + clean + written, heldout + clean_held
     names = sorted({example.source for example in train})
-    print(f"{len(train)} texts to train on, {len(held)} held out, {left_out} left out for sharing words with those", flush=True)
+    print(f"{len(train)} texts to train on, {len(heldout)} held out, {left_out} left out for sharing words with those", flush=True)
     if not (folder / "tokenizer" / "tokenizer.json").exists():
         rng = random.Random(recipe.seed)
         texts = [example.text for example in train] + [obfuscate(example.text, rng) for example in train if rng.random() < 0.05]
@@ -148,7 +148,7 @@ def train_scorer(recipe: Recipe) -> Path:
     groups = [{"params": decay, "weight_decay": settings["weight_decay"]}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=settings["learning_rate"], betas=(0.9, 0.98), fused=True)
     state = load_checkpoint(folder / "checkpoint", model, optimizer, digest) or {"step": 0, "seconds": 0.0}
-    kept = {"digest": digest, "precision": precision_of(settings, device, state)}
+    identity = {"digest": digest, "precision": precision_of(settings, device, state)}
     per_epoch = math.ceil(len(train) / settings["batch"])
     total = int(settings["epochs"] * per_epoch)
     started = time.monotonic() - state["seconds"]
@@ -163,7 +163,7 @@ def train_scorer(recipe: Recipe) -> Path:
         ids, targets, source = batches[step % per_epoch]
         padded = tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(device)
         torch.manual_seed(recipe.seed * 1_000_003 + step)
-        with autocast(kept["precision"], device):
+        with autocast(identity["precision"], device):
             logits = model(padded["input_ids"], padded["attention_mask"], torch.tensor(source, device=device))
         loss = masked_loss(logits, torch.from_numpy(targets).to(device))
         loss.backward()
@@ -181,21 +181,21 @@ def train_scorer(recipe: Recipe) -> Path:
             print(f"step {done}/{total} loss {smooth:.4f} {(total - done) * seconds / done / 60:.1f} min left", flush=True)
         if done % settings["checkpoint_every"] == 0 or done == total:
             seconds = round(time.monotonic() - started, 1)
-            save_checkpoint(folder / "checkpoint", model, optimizer, {"step": done, "seconds": seconds, **kept})
+            save_checkpoint(folder / "checkpoint", model, optimizer, {"step": done, "seconds": seconds, **identity})
     model.eval()
-    return _finish(recipe, model.cpu(), tokenizer, held, {"texts": len(train), "left_out": left_out, "steps": total, "digest": digest})
+    return _finish(recipe, model.cpu(), tokenizer, heldout, {"texts": len(train), "left_out": left_out, "steps": total, "digest": digest})
 
 
-def _finish(recipe: Recipe, model: SourceScales, tokenizer: BertTokenizer, held: list[Example], training: dict[str, Any]) -> Path:
+def _finish(recipe: Recipe, model: SourceScales, tokenizer: BertTokenizer, heldout: list[Example], training: dict[str, Any]) -> Path:
     """Save in half precision, fit the calibration on held-out Perspective scores, fold it into the head, measure."""
     folder = recipe.run / "scorer"
     with replacing(folder / "model") as temporary:
-        _write_model(recipe, temporary, model, tokenizer, held, training)
+        _write_model(recipe, temporary, model, tokenizer, heldout, training)
     return folder / "model"
 
 
 def _write_model(
-    recipe: Recipe, temporary: Path, model: SourceScales, tokenizer: BertTokenizer, held: list[Example], training: dict[str, Any]
+    recipe: Recipe, temporary: Path, model: SourceScales, tokenizer: BertTokenizer, heldout: list[Example], training: dict[str, Any]
 ) -> None:
     model.classifier.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
@@ -213,10 +213,10 @@ def _write_model(
         "training": training,
     }
     _write_card(temporary, card)
-    perspective = [example for example in held if example.source == "context"]
-    texts, wanted = [example.text for example in perspective], np.array([example.toxicity for example in perspective])
+    perspective = [example for example in heldout if example.source == "context"]
+    texts, targets = [example.text for example in perspective], np.array([example.toxicity for example in perspective])
     logits = _logit(load_scorer(temporary).score(texts)["toxicity"].to_numpy(dtype=np.float64))
-    slope, offset = fit_platt(logits, wanted)
+    slope, offset = fit_platt(logits, targets)
     weights = load_file(temporary / "model.safetensors")
     weights["classifier.weight"][0] *= slope
     weights["classifier.bias"][0] = weights["classifier.bias"][0] * slope + offset
@@ -229,10 +229,10 @@ def _write_model(
         "offset": offset,
         "texts": len(perspective),
         "against": "Perspective scores of held-out comments; folded into the classifier's head",
-        "cross_fitted_reliability": reliability(cross_fitted(logits, wanted), wanted),
+        "cross_fitted_reliability": reliability(cross_fitted(logits, targets), targets),
         "largest_change_by_half_precision": float(np.abs(_chance(slope * logits + offset) - stored).max()),
     }
-    card |= describe(scorer, held)
+    card |= describe(scorer, heldout)
     _write_card(temporary, card)
 
 
@@ -250,7 +250,7 @@ def _chance(logits: np.ndarray) -> np.ndarray:
 
 
 def cross_fitted(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Calibrated scores in which no text took part in its own calibration: each half is calibrated on the other."""
+    """Cross-fitted calibrated scores: each half of the texts is calibrated on the other half."""
     scores = np.empty_like(logits)
     for part in (0, 1):
         slope, offset = fit_platt(logits[1 - part :: 2], targets[1 - part :: 2])

@@ -1,4 +1,4 @@
-"""What a scorer is worth: AUC by source on held-out texts, reliability against Perspective, and its known weak spots.
+"""Measurements of a scorer: AUC by source on held-out texts, reliability against Perspective, and known weak spots.
 
 The sentences about identities and the fragments are written for the project and differ from the training sentences in
 wording and form. The words of a held-out corpus never appear here: only statistics leave this module.
@@ -67,7 +67,7 @@ NEUTRAL_FRAGMENTS = (
 
 
 def area_under_curve(scores: Float[np.ndarray, " texts"], positive: Bool[np.ndarray, " texts"]) -> float:
-    """The chance that a random positive text scores above a random negative one, ties counting half."""
+    """The AUC: the probability that a random positive text scores above a random negative one, ties counting half."""
     _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
     positives, negatives = int(positive.sum()), int((~positive).sum())
@@ -110,11 +110,11 @@ def reliability(scores: Float[np.ndarray, " texts"], reference: Float[np.ndarray
     }
 
 
-def describe(scorer: Scorer, held: list[Example]) -> dict[str, Any]:
+def describe(scorer: Scorer, heldout: list[Example]) -> dict[str, Any]:
     """The measurements that go into `scorer.json`: held-out AUC by source, reliability, weak spots, fragments, limits."""
-    scores = scorer.score([example.text for example in held])["toxicity"].to_numpy(dtype=np.float64)
-    targets = np.array([example.toxicity for example in held])
-    sources = np.array([example.source for example in held])
+    scores = scorer.score([example.text for example in heldout])["toxicity"].to_numpy(dtype=np.float64)
+    targets = np.array([example.toxicity for example in heldout])
+    sources = np.array([example.source for example in heldout])
     auc: dict[str, Any] = {}
     for name in sorted(set(sources.tolist())):
         chosen = sources == name

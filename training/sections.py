@@ -15,7 +15,7 @@ from training.settings import setting
 
 @dataclass(frozen=True, kw_only=True)
 class SourceSettings:
-    """Where records come from: one of `path`, `dataset` and `grammar`, and which of them are taken."""
+    """A source of records (one of `path`, `dataset` and `grammar`) and the selection from it."""
 
     name: str | None = setting("what its documents are counted and measured under", default=None)
     path: str | None = setting("a file, a glob or a folder of text files, below `BYPASS_DATA` unless absolute", default=None)
@@ -56,7 +56,7 @@ class BaseSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusSettings:
-    """Which documents the language model learns from."""
+    """The documents that the language model learns from."""
 
     sources: list[dict[str, Any]] = setting("sources, one table each", table=SourceSettings)
     max_characters: int = setting("how much of a document is kept", default=4000, unit="characters", least=1)
@@ -72,7 +72,7 @@ class TokenizerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSettings:
-    """What pretraining and the scorer have in common."""
+    """The settings that pretraining and the scorer share."""
 
     batch: int = setting("size of a batch", unit="windows (texts for the scorer)", least=1)
     learning_rate: float = setting("peak learning rate", least=0)

@@ -1,7 +1,7 @@
-"""Settings as data: what a setting of a recipe means, its type, its default and its range stand once, at its field.
+"""Declares, checks and documents settings of a recipe: meaning, type, default and range are declared once, at the field.
 
-A section of a recipe is a frozen dataclass (`training.sections`) whose fields are made by `setting`. What a reader is told of a
-wrong setting and the table of settings in the documentation are both derived from these fields.
+A section of a recipe is a frozen dataclass (`training.sections`) whose fields are made by `setting`. The errors about wrong
+settings and the table of settings in the documentation are both derived from these fields.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NAMES = {int: "int", float: "float", str: "str", bool: "bool", dict: "table", li
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a setting is, beside its type and default.
+    """The meaning and range of a setting.
 
     Attributes:
         text: its meaning, in the field's words.
@@ -55,9 +55,9 @@ def choices(section: type, name: str) -> tuple[Any, ...]:
 
 
 def check_section(section: type, table: Any, title: str) -> None:
-    """Raise `UserError` for a setting that the section does not know, of another type than it has, or out of its range.
+    """Raise `UserError` for a setting that is unknown, of a wrong type, or out of its range.
 
-    What must be set and is not is no error here, because another recipe may still add it; `read_section` asks for it.
+    A missing setting is no error here, because another recipe may still add it; `read_section` checks for it.
     """
     if not isinstance(table, Mapping):
         raise UserError(f"{title} is not a section", f"write a [{_heading(title)}] section with its settings")
@@ -82,13 +82,13 @@ def read_section(section: type[Options], table: Any, title: str) -> Options:
 
 def did_you_mean(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
     """The closest known name as a question in brackets, or nothing where none is close."""
-    # Exchanged letters are the commonest slip, and cost more in the usual distance than they should.
+    # Transposed letters are a common typo that the usual distance rates as too far.
     near = [other for other in known if sorted(other) == sorted(name)] or difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value read from TOML is of an annotated type; a whole number will do for a float, and a bool is no number."""
+    """Whether a value read from TOML is of an annotated type; an int is accepted as a float, and a bool is no number."""
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         return any(fits(value, part) for part in get_args(hint))
@@ -102,7 +102,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def type_name(hint: Any) -> str:
-    """An annotated type as a reader of a recipe knows it: `list of float`, `str or list of str`; a setting may not be None."""
+    """The name of an annotated type for readers of a recipe: `list of float`, `str or list of str`; None is left out."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return " or ".join(type_name(part) for part in parts if part is not type(None))

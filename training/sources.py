@@ -1,7 +1,7 @@
 """Streams documents out of corpora (files, folders of text, Hugging Face data sets) and splits them by document hash.
 
 The split depends on the beginning of the text alone, so a document that is held out from pretraining is held out from the
-scorer, the probe and the measurements too, in whichever file it turns up again and however much of it is kept there.
+scorer, the probe and the measurements too, whichever file it comes from and however much of it is kept.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from training.sections import SourceSettings
 
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
 HELD_OUT_SHARE = 0.05
-# How many characters of a document decide its side, however many of them a stage keeps.
+# The split reads this many characters of a document, however many of them a stage keeps.
 DECIDING_CHARACTERS = 3000
 TEXT_FILES = frozenset({"txt", "text", "md", "tokens", "raw"})
 
@@ -42,7 +42,7 @@ def source_rows(source: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The records of a recipe's source, each with the name of where it came from, streamed.
 
     A source names a `path` (a file, a glob, or a folder, each text file of which is one document) or a `dataset` on the
-    Hugging Face hub or in a local folder, with `config` and `split` ("train" unless told), or a `grammar` of the project
+    Hugging Face hub or in a local folder, with `config` and `split` ("train" by default), or a `grammar` of the project
     that writes `documents`. With `whole = true` each text file is one document, otherwise each line. Raises `UserError` for
     what cannot be found or read.
     """
@@ -64,12 +64,12 @@ def source_rows(source: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def text_files(folder: Path) -> list[Path]:
     """The text files below a folder, in order of their names; raises `UserError` where there are none."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file() and _kind(path) in TEXT_FILES)
-    if not found:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and _kind(path) in TEXT_FILES)
+    if not files:
         raise UserError(
             f"the folder {folder} holds no text file", f"text files end in {', '.join(sorted(TEXT_FILES))}, or these and .gz or .xz"
         )
-    return found
+    return files
 
 
 def _kind(path: Path) -> str:
@@ -95,10 +95,10 @@ def _dataset_rows(source: dict[str, Any]) -> Iterator[dict[str, Any]]:
         place = name
     title = " ".join(str(part) for part in (name, config) if part)
     try:
-        found = load_dataset(place, config, split=split, streaming=True)
-        yield from found
+        dataset = load_dataset(place, config, split=split, streaming=True)
+        yield from dataset
     except ValueError as error:
-        # An unknown configuration or split; the library's message lists those that there are.
+        # An unknown configuration or split; the library's message lists the known ones.
         raise UserError(f"the data set {title} has no split {split!r} as asked: {_first_line(error)}", "correct config or split") from error
     except OSError as error:
         # Its errors of an unreachable hub, an unknown name and an absent cache are all of this kind.
@@ -151,6 +151,6 @@ def document_hash(text: str) -> int:
 def held_out(text: str) -> bool:
     """Whether a document belongs to the held-out part (5 % of all), by the hash of its first 3,000 characters.
 
-    Every stage asks this of a whole document or of no less than that beginning, before it cuts anything off.
+    Every stage calls this with the whole document, or with at least that beginning, before it truncates the text.
     """
     return document_hash(text.strip()[:DECIDING_CHARACTERS]) % 10_000 < HELD_OUT_SHARE * 10_000

@@ -1,11 +1,11 @@
-"""Neurons that can be read one by one: MLPs that are learned anew while every activation has its price.
+"""MLPs trained anew with an L1 penalty on their activations, so that single neurons can be interpreted.
 
 In a small model a large share of the neurons fires on every token, and what a single value vector writes then means little. A price
-on activity makes few neurons fire at a time, so each has to stand for something. The price of a neuron is its activation times
-the length of its value vector: scaling the one up and the other down changes nothing. The MLPs begin anew, since value vectors that are
-trained already have far to go; whether a price alone would move them in more steps was not tried.
+on activity makes few neurons fire at a time, so that each becomes specific. The price of a neuron is its activation times
+the length of its value vector, so that scaling the one up and the other down changes nothing. The MLPs start from random weights,
+since trained value vectors are far from the goal; whether a price alone would move them in more steps was not tried.
 
-The price is the L1 penalty of sparse dictionary learning, laid on the model's own neurons in place of a dictionary beside it.
+The price is the L1 penalty of sparse dictionary learning, applied to the model's own neurons instead of a dictionary.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def begin_anew(model: GPT2LMHeadModel, layers: Sequence[int], seed: int) -> None
     model.requires_grad_(False)
     for layer in layers:
         block = model.transformer.h[layer]
-        # Keys of the residual stream's own scale, so that some neurons fire on anything at first; values that hardly write yet.
+        # Keys scaled so that some neurons fire on any input at first; values near zero.
         block.mlp.c_fc.weight.normal_(0, model.config.n_embd**-0.5, generator=noise)
         block.mlp.c_proj.weight.normal_(0, model.config.initializer_range, generator=noise)
         for part in (block.mlp.c_fc.bias, block.mlp.c_proj.bias):
@@ -49,10 +49,10 @@ def begin_anew(model: GPT2LMHeadModel, layers: Sequence[int], seed: int) -> None
 
 
 class PricedLoss(nn.Module):
-    """A model that is called with labels, whose loss is dearer by `price` for what the neurons of these layers do.
+    """A model called with labels, whose loss has `price` times the activity of these layers' neurons added.
 
-    `at` raises the price in a straight line over the first `warmup` steps, lest neurons that must be quiet before they stand for
-    anything fall silent for good.
+    `at` raises the price linearly over the first `warmup` steps, since a full price from the start can silence neurons for good
+    before they become specific.
     """
 
     price: Tensor
@@ -75,11 +75,11 @@ class PricedLoss(nn.Module):
         self.activations.append(output)
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> Any:
-        """As the inner model, with the price in `loss`."""
+        """The inner model's output, with the price added to `loss`."""
         self.activations = []
-        found = self.inner(input_ids=input_ids, labels=labels)
-        found.loss = found.loss + self.price * activity(self.mlps, self.activations)
-        return found
+        output = self.inner(input_ids=input_ids, labels=labels)
+        output.loss = output.loss + self.price * activity(self.mlps, self.activations)
+        return output
 
 
 def activity(mlps: Sequence[nn.Module], activations: Sequence[Float[Tensor, "batch pos d_mlp"]]) -> Float[Tensor, ""]:

@@ -1,7 +1,7 @@
-"""The table of the training chain's stages: one row says everything about a stage that the rest of the package asks.
+"""The table of the training chain's stages, one row for each.
 
-What a changed setting can reach, which runs are skipped, what a launcher may start in several processes and what the command
-line offers are all derived from this table, so that a new stage is one row.
+The effects of a changed setting, the runs that are skipped, the stages that can run in several processes and the choices of the
+command line are all derived from this table, so that a new stage is one row.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Stage:
 
 WATCHED = frozenset({"evaluate_every", "checkpoint_every", "log_every", "held_out", "evaluate_kilobytes", "sample_prompts"})
 
-BASE = ("base", "pretrain", "continue", "sharpen")  # what may have made the base model
+BASE = ("base", "pretrain", "continue", "sharpen")  # the stages that can make the base model
 
 # In the order in which they run: each reads only what stands before it.
 ROWS = (
@@ -90,7 +90,7 @@ STAGES: dict[str, Stage] = {row.name: row for row in ROWS}
 
 
 def stage_named(name: str) -> Stage:
-    """The row of a stage; raises `UserError` for a name that the table does not have."""
+    """The row of a stage; raises `UserError` for an unknown name."""
     if name not in STAGES:
         raise UserError(f"there is no stage {name!r}", f"use one of {', '.join(STAGES)}")
     return STAGES[name]

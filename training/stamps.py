@@ -1,7 +1,7 @@
-"""What a stage was made from, by content: its settings, the seed, the files it names and the output of the stages it reads.
+"""Stamps: records of a stage's inputs by content (settings, seed, files, output of earlier stages) and of its output.
 
-A stage leaves this as `stamp.json` beside its output, and a checkpoint carries it, so that a later run can tell whether
-nothing changed, and if something did, what: the recipe, a corpus file, an earlier stage, or the output itself. Files are
+A stage writes its stamp as `stamp.json` beside its output, and a checkpoint contains it, so that a later run can tell
+what changed: the recipe, a corpus file, an earlier stage, or the output itself. Files are
 compared by hash, not by date; a table of (size, time, hash) keeps 400 MB of corpora from being read each time.
 """
 
@@ -31,10 +31,10 @@ def file_hash(path: Path) -> str:
 
 
 def known_hash(path: Path, table: Path) -> str:
-    """SHA-256 of a file, out of the table where the file has the size and time that it had when it was hashed last."""
+    """SHA-256 of a file, from the table where the file's size and time are those of the last hashing."""
     path, facts = path.resolve(), path.stat()
-    found = _table(table)
-    known = found.get(str(path))
+    hashes = _table(table)
+    known = hashes.get(str(path))
     if known is not None and known[:2] == [facts.st_size, facts.st_mtime_ns]:
         return known[2]
     value = file_hash(path)
@@ -45,14 +45,14 @@ def known_hash(path: Path, table: Path) -> str:
 
 def _table(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def made_from(recipe: Recipe, stage: str) -> dict[str, Any]:
-    """What a stage is made from, as it is now.
+    """The inputs of a stage as they are now, as a record that can be compared.
 
     `seed`, `settings` (of its section, without what only watches the run), `files` (hash by path, of every `path` in its
     section) and `stages` (hash by "stage/file", None where an earlier stage has not run). Raises `UserError` for a missing file.
@@ -65,7 +65,7 @@ def made_from(recipe: Recipe, stage: str) -> dict[str, Any]:
     for name in row.reads:
         if name == "base" and name in recipe.settings:
             model = base_folder(recipe)
-            # A hub id stands for itself: what it is now is known when it is loaded.
+            # A hub id is recorded as it is, since its content is known only when it is loaded.
             stages["base/model"] = contents(model.parent, (model.name,), table)[model.name] if model.is_dir() else str(model)
         elif name in recipe.settings:
             stages |= {f"{name}/{part}": value for part, value in contents(recipe.folder(name), STAGES[name].makes, table).items()}
@@ -102,41 +102,41 @@ def _name(file: Path) -> str:
 
 def contents(folder: Path, parts: tuple[str, ...], table: Path) -> dict[str, str | None]:
     """The hash of each part of a stage's output, a folder's of all its files together; None where it is missing."""
-    found: dict[str, str | None] = {}
+    hashes: dict[str, str | None] = {}
     for part in parts:
         place = folder / part
         if place.is_dir():
             files = sorted(file for file in place.rglob("*") if file.is_file())
             lines = [f"{file.relative_to(place).as_posix()} {known_hash(file, table)}\n" for file in files]
-            found[part] = hashlib.sha256("".join(lines).encode()).hexdigest()
+            hashes[part] = hashlib.sha256("".join(lines).encode()).hexdigest()
         else:
-            found[part] = known_hash(place, table) if place.is_file() else None
-    return found
+            hashes[part] = known_hash(place, table) if place.is_file() else None
+    return hashes
 
 
 def digest(made: Mapping[str, Any]) -> str:
-    """One short hash of what something is made from."""
+    """A short hash of a value of `made_from`."""
     return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What changed between two values of `made_from`, each in a few words."""
-    found = []
+    """The changes between two values of `made_from`, each in a few words."""
+    changes = []
     if before["seed"] != now["seed"]:
-        found.append(f"the seed was {before['seed']} and is {now['seed']}")
+        changes.append(f"the seed was {before['seed']} and is {now['seed']}")
     for key in sorted(before["settings"].keys() | now["settings"].keys()):
         old, new = (made["settings"].get(key, "not set") for made in (before, now))
         if old != new:
-            found.append(f"the recipe changed: {key} was {_short(old)} and is {_short(new)}")
+            changes.append(f"the recipe changed: {key} was {_short(old)} and is {_short(new)}")
     for kind, title in (("files", "the corpus changed: the file"), ("stages", "an earlier stage was made anew:")):
         for name in sorted(before[kind].keys() | now[kind].keys()):
             if name not in now[kind]:
-                found.append(f"{title} {name} is no longer read")
+                changes.append(f"{title} {name} is no longer read")
             elif name not in before[kind]:
-                found.append(f"{title} {name} was not read before")
+                changes.append(f"{title} {name} was not read before")
             elif before[kind][name] != now[kind][name]:
-                found.append(f"{title} {name} is another")
-    return found
+                changes.append(f"{title} {name} is another")
+    return changes
 
 
 def _short(value: Any) -> str:
@@ -145,7 +145,7 @@ def _short(value: Any) -> str:
 
 
 def write_stamp(recipe: Recipe, stage: str, made: Mapping[str, Any]) -> None:
-    """Record what a finished stage was made from, and its output."""
+    """Write the stamp of a finished stage: its inputs, and the hashes of its output."""
     folder = recipe.folder(stage)
     output = contents(folder, stage_named(stage).makes, recipe.run.parent / TABLE)
     missing = [part for part, value in output.items() if value is None]
@@ -155,7 +155,7 @@ def write_stamp(recipe: Recipe, stage: str, made: Mapping[str, Any]) -> None:
 
 
 def why_again(recipe: Recipe, stage: str, made: Mapping[str, Any]) -> list[str]:
-    """Why a stage has to run: nothing where its stamp is that of today's inputs and its output is as it left it."""
+    """The reasons why a stage has to run; empty where its stamp matches the present inputs and its output is unchanged."""
     folder = recipe.folder(stage)
     try:
         stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
-"""Writing the log of a run in the schema of `interp.runs.telemetry`, and showing the run while it goes.
+"""Writes the log of a run in the schema of `interp.runs.telemetry`, and shows the run on the screen.
 
-A training loop uses one object for both, so that what is seen is what is written:
+A training loop uses one object for both, so that screen and log agree:
 
     with Monitor(folder / "log.jsonl", "pretrain", total=steps, resumed=state["step"], seconds=state["seconds"]) as monitor:
         for step in range(state["step"] + 1, steps + 1):
@@ -15,7 +15,7 @@ A training loop uses one object for both, so that what is seen is what is writte
 - Each line is flushed when it is written, so that a killed run loses at most half a line, which the reader leaves out.
 - Entering writes the event "started" or "resumed"; leaving writes "finished", or "stopped" with the reason: the one given to
   `monitor.stop(step, reason)`, or the error that is on its way out.
-- `parameter_groups`, `group_norms` give the norms by group under the schema's names.
+- `parameter_groups` and `group_norms` give the norms by group under the schema's names.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from interp.models.parameters import parameter_group
 from interp.results.result import plain, show_number
 from interp.runs.schema import FIELDS
 
-# The numbers that the screen has room for, as far as they are given.
+# The numbers that the screen shows, where they are logged.
 SHOWN = ("loss", "held_out_loss", "validation_loss", "margin", "accuracy", "toxicity_share", "perplexity")
 
 
 class TelemetryLog:
-    """A log that is appended to, line by line, each flushed."""
+    """A log file to which lines are appended, each flushed."""
 
     def __init__(self, file: Path, resumed: int = 0) -> None:
         self.file = file
@@ -94,12 +94,12 @@ class Monitor:
 
     @property
     def seconds(self) -> float:
-        """Time spent on the run so far, over all sittings."""
+        """Seconds spent on the run so far, over all its starts."""
         return round(self._before + time.monotonic() - self._start, 1)
 
     @property
     def seconds_left(self) -> float:
-        """Time that the steps to come will take at the pace of this sitting; NaN before the first."""
+        """Estimated seconds for the remaining steps at the pace since this start; NaN before the first step."""
         done = self.step - self.resumed
         return (self.total - self.step) * (time.monotonic() - self._start) / done if done else float("nan")
 
@@ -144,7 +144,7 @@ class Monitor:
             self.say(f"step {step}/{self.total}: {', '.join(filter(None, (_words(self.numbers), _time(self.seconds_left))))}")
 
     def say(self, line: str) -> None:
-        """A line of text, above the bar where there is one."""
+        """Print a line of text, above the bar where there is one."""
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False)
         else:
@@ -157,13 +157,13 @@ class Mute:
     seconds = 0.0
 
     def write(self, step: int, *, report: bool = False, **fields: Any) -> None:
-        pass
+        """Do nothing."""
 
     def show(self, step: int, **fields: Any) -> None:
-        pass
+        """Do nothing."""
 
     def stop(self, step: int, reason: str) -> None:
-        pass
+        """Do nothing."""
 
 
 def _words(numbers: Mapping[str, Any]) -> str:
@@ -180,11 +180,11 @@ def _time(seconds: float) -> str:
 
 def parameter_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
     """The trainable parameters of a model by group, each with its name."""
-    found: dict[str, list[tuple[str, nn.Parameter]]] = {}
+    groups: dict[str, list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            found.setdefault(parameter_group(name), []).append((name, parameter))
-    return found
+            groups.setdefault(parameter_group(name), []).append((name, parameter))
+    return groups
 
 
 def group_norms(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, float]:

@@ -18,7 +18,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def corpus_texts(path: Path, limit: int | None = None) -> Iterator[str]:
-    """The texts of a corpus file, in order; raises `UserError` when the corpus is yet to be built."""
+    """The texts of a corpus file, in order; raises `UserError` where there is no corpus."""
     if not path.is_file():
         raise UserError(f"there is no corpus at {path}", "run the stage corpus first")
     with path.open(encoding="utf-8") as stream:

@@ -1,8 +1,8 @@
 """The fingerprint of a result: a hash of the code that makes it and of the data that it reads.
 
 The code is that of the modules which the experiment's file imports, transitively within this package and among the files
-beside it, without docstrings, comments and formatting: a sentence that is worded anew reruns nothing. A module says in `READS`
-which shipped files it reads.
+beside it, without docstrings, comments and formatting, so that a reworded sentence reruns nothing. A module lists in `READS`
+the shipped files that it reads.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ def fingerprint(experiment: Experiment, study: Study) -> str:
 def code_digest(experiment: Experiment) -> str:
     """A hash of the modules behind an experiment and its kind of study, and of the shipped files that these modules read."""
     run = inspect.unwrap(experiment.run)
-    own, kind = (Path(inspect.getfile(part)).resolve() for part in (run, experiment.study))
+    run_file, study_file = (Path(inspect.getfile(part)).resolve() for part in (run, experiment.study))
     digest = hashlib.sha256()
-    for file in sorted(modules_of([own, kind])):
+    for file in sorted(modules_of([run_file, study_file])):
         digest.update(_code(file, file.stat().st_mtime_ns).encode())
-        for data in _data(file, run.__globals__ if file == own else None):
+        for data in _data(file, run.__globals__ if file == run_file else None):
             digest.update(data.read_bytes())
     return digest.hexdigest()
 
 
 def modules_of(files: Sequence[Path]) -> set[Path]:
-    """The files themselves and those of every module that they import, transitively: of this package, or beside a given file."""
+    """The files themselves and those of every module that they import, transitively, in this package or beside one of the files."""
     folders = tuple(dict.fromkeys(file.parent for file in files if not file.is_relative_to(ROOT)))
     reached, waiting = set(files), list(files)
     while waiting:
@@ -61,7 +61,7 @@ def modules_of(files: Sequence[Path]) -> set[Path]:
 
 @lru_cache(maxsize=512)
 def _tree(file: Path, changed: int) -> ast.Module:
-    """The code of a file, which was last changed at a time, without docstrings and without what only type checkers read."""
+    """The syntax tree of a file without docstrings and code for type checkers alone; `changed` (a time) keys the cache."""
     tree: ast.Module = _Bare().visit(ast.parse(file.read_text(encoding="utf-8")))
     return tree
 
@@ -72,7 +72,7 @@ def _code(file: Path, changed: int) -> str:
 
 
 class _Bare(ast.NodeTransformer):
-    """Takes docstrings and the bodies of `if TYPE_CHECKING:` off a tree."""
+    """Removes docstrings and the bodies of `if TYPE_CHECKING:` from a tree."""
 
     def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
         if _for_types(node):
@@ -104,7 +104,7 @@ def _data(file: Path, names: Mapping[str, Any] | None) -> list[Path]:
 
 @lru_cache(maxsize=512)
 def _imported(file: Path, changed: int, folders: tuple[Path, ...]) -> set[Path]:
-    """The files of the modules that a file imports, wherever in it."""
+    """The files of the modules that a file imports, inside functions too."""
     files: set[Path] = set()
     for node in ast.walk(_tree(file, changed)):
         if isinstance(node, ast.Import):
@@ -144,7 +144,7 @@ def _file_of(module: str, folders: Sequence[Path]) -> Path | None:
 
 
 def _home(module: str, name: str, folders: Sequence[Path]) -> Path | None:
-    """The file that defines what `from module import name` gives: a package that only hands a name on does not count."""
+    """The file that defines what `from module import name` gives, through packages that only re-export the name."""
     below = _file_of(f"{module}.{name}", folders)
     if below is not None:
         return below

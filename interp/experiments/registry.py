@@ -1,7 +1,7 @@
-"""What an experiment is, and the table of all experiments.
+"""`Experiment`, `Finding`, and the table of all registered experiments.
 
-An experiment is a function from a `Study` to a `Finding`. The decorator holds what is written down before the run: question,
-criterion, what would refute the claim. Which kind of study an experiment needs is the annotation of its function's parameter.
+An experiment is a function from a `Study` to a `Finding`. The decorator takes what is written down before the run: question,
+criterion, what would refute the claim. The annotation of the function's parameter says which kind of study it needs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ AnyStudy = TypeVar("AnyStudy", bound=Study)
 
 @dataclass(frozen=True)
 class Finding:
-    """What one run found: the part of a `Result` that depends on the data."""
+    """The part of a `Result` that depends on the data: verdict, numbers, tables and figures of one run."""
 
     verdict: Verdict
     summary: str
@@ -86,7 +86,7 @@ def study_of(id: str, run: Callable[..., Finding]) -> type[Study]:
 
 
 def _place(item: Experiment) -> tuple[str, str, int, str]:
-    """The papers' experiments come by paper and number, in whatever order their files were read; others follow as registered."""
+    """The key by which experiments are sorted: the papers' by paper and number; others follow as registered."""
     parts = re.fullmatch(r"([ABC])-([A-Z])(\d+)([a-z]?)", item.id)
     return (parts[1], parts[2], int(parts[3]), parts[4]) if parts else ("~", "", 0, "")
 

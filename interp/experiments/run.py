@@ -1,4 +1,4 @@
-"""Running a report: every experiment in turn, each result kept on disk by what it depends on, then the page.
+"""Runs the experiments of a report, keeps each result on disk by what it depends on, and writes the page.
 
 An interrupted report continues where it stopped, and a repeated one recomputes only what changed: a result is reused
 when the code behind it, the models, the data and the settings are the same (`interp.experiments.fingerprint`).
@@ -26,8 +26,8 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Ran:
-    """What a report produced: its results, the page, why experiments were left out, and what other seeds say where they were asked."""
+class ReportRun:
+    """What a report produced: its results, the page, the reason for each experiment left out, and the verdicts of other seeds if any."""
 
     results: tuple[Result, ...]
     page: Path
@@ -55,7 +55,7 @@ def _say(progress: Progress, title: str, done: int, total: int, phrase: str) -> 
 def run_report(
     study: Study | Studies, folder: str | Path, *, only: Sequence[str] | None = None, show_words: bool = False,
     command: str = "bypass report", seeds: int = 1, progress: Progress = lambda phrase, done, total: None,
-) -> Ran:  # fmt: skip
+) -> ReportRun:  # fmt: skip
     """Run the experiments, keeping each result in `folder/results`, and write the report.
 
     An experiment that the study cannot answer, or of whose kind of study there is none, is left out and named in `skipped`.
@@ -80,21 +80,21 @@ def run_report(
             if not studies.has(item.study):
                 skipped[item.id] = f"it needs a {item.study.__name__}, which this report was not given"
                 continue
-            some = studies.find(item.study, seed)
-            some.say = partial(_say, progress, title, done, total)
+            seeded = studies.find(item.study, seed)
+            seeded.say = partial(_say, progress, title, done, total)
             try:
-                results.append(result_of(item, some, target / KEPT))
+                results.append(result_of(item, seeded, target / KEPT))
             except UserError as error:
                 if not number:
                     skipped[item.id] = str(error)
         by_seed[seed] = tuple(results)
     progress("writing the page", total, total)
-    shown = by_seed[studies.seed]
-    if not shown:
+    reported = by_seed[studies.seed]
+    if not reported:
         raise UserError("no experiment could be run: " + "; ".join(f"{name}: {why}" for name, why in skipped.items()), "see the reasons")
     across = seeds_of(by_seed) if seeds > 1 else None
     page = write_report(
-        shown,
+        reported,
         studies.manifest(),
         {"versions": versions(), "machine": machine(), "skipped": skipped},
         target,
@@ -102,11 +102,11 @@ def run_report(
         command=command,
         seeds=across,
     )
-    return Ran(shown, page, skipped, across)
+    return ReportRun(reported, page, skipped, across)
 
 
 def result_of(experiment: Experiment, study: Study, folder: Path) -> Result:
-    """An experiment's result as it lies in the folder of results, or run now and put there."""
+    """An experiment's result, read from the folder of results, or computed now and saved there."""
     place = folder / fingerprint(experiment, study)
     file = place / f"{experiment.id}.json"
     if file.is_file():

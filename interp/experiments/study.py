@@ -1,7 +1,7 @@
-"""`Study`: the settings that the experiments of one report share, and what they measured of models, measured once.
+"""`Study`: the settings that the experiments of one report share, and a cache of what they measure of models.
 
-A paper's study is a subclass with that paper's data. A measurement is found again by what it depends on: its key, the weights
-of the model, and the edits. It is never found by the identity of an object, which another object may have later.
+A paper's study is a subclass with that paper's data. The cache is keyed by what a measurement depends on: its name, the weights
+of the model, and the edits. It is never keyed by the identity of an object, which another object may have later.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from interp.models.model import Model
 
 Progress = Callable[[str], None]
-Own = TypeVar("Own", bound="Study")
+AnyStudy = TypeVar("AnyStudy", bound="Study")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Study:
     depend on the change.
 
     Attributes:
-        seed: what random controls and bootstrap intervals are drawn with.
+        seed: the seed of random controls and bootstrap intervals.
         quick: whether fewer data and controls are used.
         say: called with a short phrase when a long step begins.
     """
@@ -51,18 +51,18 @@ class Study:
     _parts: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def settings(self) -> dict[str, Any]:
-        """What a result depends on beyond the experiment's own settings; it is stored with the result and shown."""
+        """The study's settings that a result depends on, which are stored with the result and shown."""
         return {"seed": self.seed, "quick": self.quick}
 
     def fingerprint(self, *, logs: bool = False) -> list[Any]:
-        """What a result depends on, as values that JSON can hold: the settings, and digests of models and data.
+        """Everything that a result depends on, as JSON values: the settings, and digests of models and data.
 
         `logs`: the experiment reads the logs of the training run too.
         """
         return [self.settings()]
 
     def manifest(self) -> dict[str, Any]:
-        """What is studied, for the head of the report; empty where that is no pair of models."""
+        """The models studied, for the head of the report; empty where they are no pair."""
         return {}
 
     def measured(
@@ -72,7 +72,7 @@ class Study:
 
         Args:
             key: says what is measured, with every argument of the measurement that is no field of the study.
-            of: the model that is measured, known by the digest of its weights; None where no weights are read.
+            of: the model that is measured, identified by the digest of its weights; None where no weights are read.
             seeded: whether the value depends on the study's seed or on its other settings; it is then measured again under others.
         """
         place = (key, None if of is None else of.digest, *(edit.digest for edit in edits))
@@ -81,10 +81,10 @@ class Study:
         return self._measurements[place].value
 
     def measurements(self) -> Mapping[tuple[Any, ...], Measurement]:
-        """What has been measured so far, by (key, digest of the weights or None, digest of each edit)."""
+        """The measurements made so far, by (key, digest of the weights or None, digest of each edit)."""
         return dict(self._measurements)
 
-    def varied(self: Own, **changes: Any) -> Own:
+    def varied(self: AnyStudy, **changes: Any) -> AnyStudy:
         """The same study with other settings, which keeps the measurements that were not drawn by the seed.
 
         Raises `ValueError` for a change of data, on which measurements depend: that is `dataclasses.replace`, which keeps none.
@@ -97,15 +97,15 @@ class Study:
         other._parts = {key: part.varied(**changes) for key, part in self._parts.items()}
         return other
 
-    def with_seed(self: Own, seed: int) -> Own:
-        """The same study under another seed: what was drawn is drawn anew, what was measured without the seed is kept."""
+    def with_seed(self: AnyStudy, seed: int) -> AnyStudy:
+        """The same study under another seed; only the measurements that do not depend on the seed are kept."""
         return self.varied(seed=seed)
 
-    def part(self: Own, key: Any, **changes: Any) -> Own:
-        """The study on other data, such as some of the prompts: made once for a key, with a cache that lasts as long as this study's."""
+    def part(self: AnyStudy, key: Any, **changes: Any) -> AnyStudy:
+        """The study on other data, such as some of the prompts; made once for a key, with a cache that lasts as long as this study's."""
         if key not in self._parts:
             self._parts[key] = replace(self, **changes)
-        part: Own = self._parts[key]
+        part: AnyStudy = self._parts[key]
         part.say = self.say
         return part
 
@@ -114,8 +114,8 @@ class Studies:
     """The studies of one report, one of each kind and seed, made when the first experiment needs one.
 
     Args:
-        makers: by kind of study, what makes it from the report's models and data.
-        seed: the seed that the made studies have.
+        makers: by kind of study, the function that makes it from the report's models and data.
+        seed: the seed of the studies that are made.
     """
 
     def __init__(self, makers: Mapping[type[Study], Callable[[], Study]], seed: int = 0) -> None:
@@ -125,7 +125,7 @@ class Studies:
 
     @classmethod
     def of_one(cls, study: Study) -> Studies:
-        """The studies of a report for which one is there already."""
+        """The studies of a report that has exactly this one."""
         return cls({type(study): lambda: study}, study.seed)
 
     def find(self, kind: type[Study], seed: int | None = None) -> Study:
@@ -146,5 +146,5 @@ class Studies:
         return any(issubclass(known, kind) for known in self._makers)
 
     def manifest(self) -> dict[str, Any]:
-        """What is studied: the manifest of the first study that was made."""
+        """The manifest of the first study that was made; empty where there is none."""
         return next((study.manifest() for study in self._made.values()), {})

@@ -1,6 +1,6 @@
-"""Experiments that lie outside the package: a user's own file, run once, which registers what it decorates.
+"""Reads experiments from a user's own file, which is run once and registers what it decorates.
 
-This runs code, so it takes a path that a person typed on the command line and nothing that a web page or a checkpoint names.
+This runs code, so only a path that a person typed on the command line may be passed, never one from a web page or a checkpoint.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def read_experiments(file: str | Path) -> list[str]:
     assert specification.loader is not None
     try:
         specification.loader.exec_module(importlib.util.module_from_spec(specification))
-    except Exception as error:  # whatever a user's file raises is told, not thrown at them
+    except Exception as error:  # a user's file may raise anything; the user gets a message instead of a traceback
         EXPERIMENTS.clear()
         EXPERIMENTS.update(before)
         raise UserError(f"{path} could not be run: {type(error).__name__}: {error}", "correct the file") from error

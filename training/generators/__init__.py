@@ -1,4 +1,4 @@
-"""Ways of making preference pairs, by the name that a recipe gives under `[pairs] generator`.
+"""Generators of preference pairs, by the name that a recipe gives under `[pairs] generator`.
 
 | name | toxic side | chosen side | uses the probe |
 |---|---|---|---|
@@ -23,7 +23,7 @@ DEFAULT = best_worst.GENERATOR.name
 
 
 def generator_named(name: object) -> Generator:
-    """The generator of this name; raises `UserError` for one that does not exist."""
+    """The generator with this name; raises `UserError` for an unknown one."""
     if not isinstance(name, str) or name not in GENERATORS:
         raise UserError(f"there is no pair generator {name!r}", f"set `generator` of [pairs] to one of {', '.join(GENERATORS)}")
     return GENERATORS[name]

@@ -1,4 +1,4 @@
-"""`python -m training.generators RECIPE`: the generators side by side."""
+"""Compares the pair generators on the same prompts: `python -m training.generators RECIPE`."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def make(task: Task) -> Iterator[Block]:
 
 
 def options_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Its settings lie in `[pairs]` itself; without thresholds the two sides of many pairs would hardly differ, so they are needed."""
+    """The generator's settings, from `[pairs]` itself; the thresholds are required, since without them many pairs would hardly differ."""
     return {name: settings[name] for name in ("samples", "temperature", "top_k", "chosen_at_most", "rejected_at_least")}
 
 

@@ -1,8 +1,8 @@
 """Pairs that people or other models wrote, read from a file: jsonl, csv or tsv with `prompt`, `chosen` and `rejected`.
 
-ParaDetox is read as it comes (`toxic`, and `neutral` or `neutral1`; further rewrites of the same text are left, so that no text
-weighs more than others). Such texts answer no prompt. What both sides begin with alike is then their prompt, since DPO can learn
-nothing there anyway; where they differ from the first token on, the tokenizer's BOS token stands in, as at a document's start.
+ParaDetox's columns are read too (`toxic`, and `neutral` or `neutral1`; further rewrites of the same text are ignored, so that no
+text weighs more than others). Such texts have no prompt. The common beginning of both sides is then used as their prompt, since DPO
+learns nothing from it; where they differ from the first token on, the prompt is the tokenizer's BOS token, as at a document's start.
 """
 
 from __future__ import annotations
@@ -78,20 +78,21 @@ def as_tokens(base: Model, records: list[tuple[str, str, str]], new: int) -> Ite
 
 
 def shared_length(first: list[int], second: list[int]) -> int:
-    """How many tokens two rows begin with alike, leaving at least one of each."""
+    """The length in tokens of the common beginning of two rows, leaving at least one token of each."""
     most = min(len(first), len(second)) - 1
     return next((at for at in range(most) if first[at] != second[at]), most)
 
 
 def bos_of(base: Model) -> int:
     """The token at a document's start: BOS, or end-of-text where the tokenizer has no BOS."""
-    found = base.tokenizer.bos_token_id if base.tokenizer.bos_token_id is not None else base.tokenizer.eos_token_id
-    if found is None:
+    token = base.tokenizer.bos_token_id if base.tokenizer.bos_token_id is not None else base.tokenizer.eos_token_id
+    if token is None:
         raise UserError(f"a pair has no prompt, and the tokenizer of {base.name} has no BOS token to stand in", "give prompts")
-    return int(found)
+    return int(token)
 
 
 def options_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of `[pairs.file]`."""
     return asdict(read_options(PairsFile, settings, "file"))
 
 

@@ -1,14 +1,14 @@
-"""Pairs by PPLM: the toxic side is written by the model itself while its memory of the text is pushed towards the probe.
+"""Pairs by PPLM: the toxic side is decoded while the model's cached keys and values are moved towards the probe's direction.
 
 At every token the keys and values of all earlier positions are moved by gradient steps that make the text so far, with one
 imagined token more, look toxic to the probe, while the next token's distribution stays close to the undisturbed one
 (Dathathri et al. 2020; settings of paper A, Table 9). The chosen side is the greedy continuation of the same prompt.
 
 The published procedure takes one text at a time, and on a small model most of its time is overhead. Here a batch of prompts
-goes through it together, and stays independent: losses are summed, so that no row sees another's gradient; step lengths
+is processed together with independent rows: losses are summed, so that no row gets another's gradient; step lengths
 are normed row by row; a left-padded position has no attention, hence no gradient; and a row's random numbers depend on its
-place in the list alone. Two passes over one token each, and one backward through them, are all that an iteration costs: the
-undisturbed cache is kept and extended, never computed anew, and only keys and values that may move take gradients.
+index in the list alone. An iteration costs two passes over one token each and one backward through them: the
+undisturbed cache is extended and never recomputed, and only keys and values that may move take gradients.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from interp.models.model import Model
 from interp.models.tokens import batches, pad, positions_of
 from training.generators.task import Block, Draft, Generator, Task, check_range, check_room, read_options
 
-# Models whose every layer keeps all earlier keys and values as they were read: nothing slides, nothing is shared.
+# Model types in which every layer caches all earlier keys and values, without sliding windows or sharing between layers.
 SUPPORTED = ("gpt2", "llama", "qwen2")
 TINY = 1e-15
 KeyValues = list[tuple[Tensor, Tensor]]
@@ -95,6 +95,7 @@ def make(task: Task) -> Iterator[Block]:
 
 
 def options_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of `[pairs.pplm]` with their defaults."""
     return asdict(read_options(Pplm, settings, "pplm"))
 
 
@@ -102,7 +103,7 @@ GENERATOR = Generator("pplm", make, options_of, uses_probe=True)
 
 
 def check_supported(model: Model) -> None:
-    """Raise `UserError` for an architecture that this PPLM cannot push."""
+    """Raise `UserError` for an architecture on which this PPLM does not work."""
     kind = model.hf.config.model_type
     if kind not in SUPPORTED:
         problem = f"PPLM works on models of type {', '.join(SUPPORTED)}, and {model.name} is of type {kind!r}"
@@ -113,7 +114,7 @@ def pplm_tokens(
     model: Model, probe: Probe, rows: Sequence[Sequence[int]], options: Pplm, *, new_tokens: int, seed: int = 0,
     numbers: Sequence[int] | None = None,
 ) -> list[list[int]]:  # fmt: skip
-    """How do these prompts go on when the memory of the text is pushed towards the probe? One batch; token ids of each row.
+    """PPLM continuations of one batch of prompts, as token ids of each row.
 
     Args:
         numbers: each row's place in the whole list, from which (with the seed) its random numbers follow.
@@ -123,7 +124,7 @@ def pplm_tokens(
     tokens = pad(rows, model.tokenizer.pad_token_id or 0, "left").to(model.device)
     generators = [torch.Generator().manual_seed(seed * 1_000_003 + row) for row in (range(len(rows)) if numbers is None else numbers)]
     sampling = Sampling(temperature=1.0 if options.temperature else 0.0, top_k=options.top_k)
-    fresh, mask, found = tokens.ids, tokens.mask, []
+    fresh, mask, columns = tokens.ids, tokens.mask, []
     plain: KeyValues = []
     past: KeyValues = []
     seen = torch.zeros(len(rows), model.d_model, device=model.device, dtype=model.dtype)
@@ -143,24 +144,24 @@ def pplm_tokens(
         with torch.no_grad():
             pushed = read(model, past, mask, ids=last)
             past = pushed.cache
-            warm = (pushed.logits / (options.temperature or 1.0)).log_softmax(dim=-1)
-            mixed = options.gm_scale * warm + (1 - options.gm_scale) * reference
-            fresh = choose(mixed.float(), sampling, generators)[:, None]
-        found.append(fresh)
+            pushed_log_probs = (pushed.logits / (options.temperature or 1.0)).log_softmax(dim=-1)
+            mixture = options.gm_scale * pushed_log_probs + (1 - options.gm_scale) * reference
+            fresh = choose(mixture.float(), sampling, generators)[:, None]
+        columns.append(fresh)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-    return torch.cat(found, dim=1).tolist() if found else [[] for _ in rows]
+    return torch.cat(columns, dim=1).tolist() if columns else [[] for _ in rows]
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What one pass gives: the last position's logits, the last residual stream, and keys and values of every layer."""
+    """The output of one pass: the last position's logits, the last residual stream, and keys and values of every layer."""
 
     logits: Float[Tensor, "batch vocab"]
     residual: Float[Tensor, "batch pos d_model"]
     cache: KeyValues
 
 
-class Held(DynamicLayer):
+class FilledLayer(DynamicLayer):
     """A cache layer that begins with given keys and values, which may carry gradients."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
@@ -173,19 +174,19 @@ def read(
     model: Model, past: KeyValues, mask: Bool[Tensor, "batch pos"], *, ids: Tensor | None = None, embeddings: Tensor | None = None,
     logits: bool = True,
 ) -> Reading:  # fmt: skip
-    """One pass over new tokens (or embeddings) behind a past, which is left as it was; `mask` covers both."""
-    cache = Cache(layers=[Held(*pair) for pair in past]) if past else Cache(layer_class_to_replicate=DynamicLayer)
+    """One pass over new tokens (or embeddings) after a past, which is not changed; `mask` covers both."""
+    cache = Cache(layers=[FilledLayer(*pair) for pair in past]) if past else Cache(layer_class_to_replicate=DynamicLayer)
     count = (ids if ids is not None else embeddings).shape[1]  # type: ignore[union-attr]
     inputs = {"attention_mask": mask.long(), "position_ids": positions_of(mask)[:, -count:], "past_key_values": cache, "use_cache": True}
     inputs |= {"input_ids": ids} if ids is not None else {"inputs_embeds": embeddings}
-    kept: list[Tensor] = []
-    work = Work(collectors={f"resid_post.{model.n_layers - 1}": (lambda value, frame: kept.append(value),)})
+    streams: list[Tensor] = []
+    work = Work(collectors={f"resid_post.{model.n_layers - 1}": (lambda value, frame: streams.append(value),)})
     with working(model.hf, work):
-        # One position is kept: dropping its axis costs nothing backwards, picking it would fill a tensor of zeros.
+        # Squeezing the single position costs nothing in the backward pass; indexing it would fill a tensor of zeros.
         scores = model.hf(**inputs, logits_to_keep=1).logits.squeeze(1) if logits else None
         if not logits:
             model.hf.base_model(**inputs)
-    return Reading(scores, kept[0], [(layer.keys, layer.values) for layer in cache.layers])  # type: ignore[arg-type]
+    return Reading(scores, streams[0], [(layer.keys, layer.values) for layer in cache.layers])  # type: ignore[arg-type]
 
 
 def push(
@@ -230,11 +231,11 @@ def losses(
     model: Model, probe: Probe, past: KeyValues, plain: KeyValues, last: Tensor, mask: Tensor, before: Tensor, reference: Tensor,
     options: Pplm,
 ) -> Float[Tensor, " batch"]:  # fmt: skip
-    """What each row's gradient steps lower: the probe's cross-entropy for "toxic", plus the weighted KL of the next token.
+    """Each row's loss of a gradient step: the probe's cross-entropy for "toxic", plus the weighted KL of the next token.
 
-    The last token is read behind the pushed past; its next-token distribution, as one soft token, is read behind the
+    The last token is read after the pushed past; its next-token distribution, as one soft token, is read after the
     undisturbed past, and the probe judges the mean residual stream of the text and that token. The residual streams of the
-    text itself take no gradient: pushing acts through what the model would say next, not through what it has read.
+    text itself take no gradient, so the steps act through the next-token distribution alone.
     """
     here = read(model, past, mask, ids=last)
     scores = here.logits.log_softmax(dim=-1)

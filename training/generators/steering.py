@@ -1,7 +1,7 @@
 """Pairs by steering: the toxic side is decoded with the probe's direction added to the residual stream, the chosen side without.
 
-The cheapest way to a toxic side from one sample, but it shares the probe with the analysis. The strength is given in units of
-the residual stream's own length at that layer, so that one number means the same on models of different width and depth.
+This needs only one sample for a toxic side, but it shares the probe with the analysis. The strength is in units of the mean norm
+of the residual stream at that layer, so that one number means the same on models of different width and depth.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def make(task: Task) -> Iterator[Block]:
 
 
 def steering_edit(base: Model, direction: Any, prompts: list[list[int]], options: Steering) -> Edit:
-    """The edit that adds the direction wherever a token is sampled from; raises `UserError` for a layer that does not exist."""
+    """The edit that adds the direction at every position from which a token is sampled; raises `UserError` for an unknown layer."""
     layer = options.layer + base.n_layers if options.layer < 0 else options.layer
     if not 0 <= layer < base.n_layers:
         raise UserError(f"pairs.steering.layer is {options.layer}, but {base.name} has {base.n_layers} layers", "count from 0, or from -1")
@@ -69,6 +69,7 @@ def steering_edit(base: Model, direction: Any, prompts: list[list[int]], options
 
 
 def options_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of `[pairs.steering]` with their defaults."""
     return asdict(read_options(Steering, settings, "steering"))
 
 

@@ -1,8 +1,8 @@
-"""The generators side by side on the same prompts: what toxicity each reaches, what fluency it costs, how fast it is.
+"""A table of the pair generators on the same prompts: toxicity, fluency and speed of each.
 
-A fast generator that makes few usable pairs is slow, and a toxic side that is also clumsy teaches DPO fluency; so every row
-of the table has all of these. Thresholds of the recipe are not applied before measuring, or the samples would be compared
-after a choice and the others before it; how many pairs would pass them is a column of its own.
+Every row has all three, since a fast generator with few usable pairs is slow in effect, and a toxic side that is less fluent
+teaches DPO fluency. Thresholds of the recipe are not applied before measuring, or sampled pairs would be compared after a
+selection and the others before it; the share of pairs that pass them is a column of its own.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from training.pairs import SIDES, describe_pairs, draft_all, load_base, prompt_r
 from training.recipe import Recipe, load_recipe
 from training.sections import PairsSettings
 
-# Column of the Markdown table, and what it shows; the files for machines have every column under its own name.
-SHOWN = {
+# The columns of the Markdown table with their titles; the CSV and JSON files have every column under its own name.
+COLUMN_TITLES = {
     "generator": "generator", "uses_probe": "probe", "pairs": "pairs", "rejected_toxicity": "toxicity, rejected",
     "chosen_toxicity": "toxicity, chosen", "rejected_perplexity": "perplexity, rejected", "chosen_perplexity": "perplexity, chosen",
     "rejected_tokens": "tokens, rejected", "chosen_tokens": "tokens, chosen", "rejected_distinct_2": "distinct-2, rejected",
@@ -48,12 +48,13 @@ class Comparison:
     settings: dict[str, Any]
 
     def to_frame(self) -> pd.DataFrame:
+        """The rows as a data frame."""
         return pd.DataFrame(self.rows)
 
     def to_markdown(self) -> str:
-        """The table as a reader wants it, with notes on how to read it."""
-        lines = ["| " + " | ".join(SHOWN.values()) + " |", "|---" * len(SHOWN) + "|"]
-        lines += ["| " + " | ".join(_shown(row, name) for name in SHOWN) + " |" for row in self.rows]
+        """The table in Markdown, with notes on how to read it."""
+        lines = ["| " + " | ".join(COLUMN_TITLES.values()) + " |", "|---" * len(COLUMN_TITLES) + "|"]
+        lines += ["| " + " | ".join(_cell(row, name) for name in COLUMN_TITLES) + " |" for row in self.rows]
         notes = [
             f"{self.settings['prompts']} prompts, {self.settings['new_tokens']} new tokens, seed {self.settings['seed']}, scorer "
             f"{self.settings['scorer']}, {self.settings['device']}, {self.settings['threads']} thread(s), base {self.settings['base']}.",
@@ -76,7 +77,7 @@ class Comparison:
         return target
 
 
-def _shown(row: dict[str, Any], name: str) -> str:
+def _cell(row: dict[str, Any], name: str) -> str:
     value = row[name]
     if value is None:
         return "–"
@@ -90,10 +91,10 @@ def _shown(row: dict[str, Any], name: str) -> str:
 
 
 def compare(recipe: Recipe, *, pairs: int, alone: int = 4, names: Sequence[str] = tuple(GENERATORS)) -> Comparison:
-    """What does each generator make of the same prompts, at what price and speed?
+    """The toxicity, fluency and speed of each generator on the same prompts.
 
     Args:
-        pairs: how many prompts each generator is given.
+        pairs: the number of prompts for each generator.
         alone: of these, how many PPLM also does one at a time, half of them before and half after the batched run.
 
     A generator whose settings, model or file do not allow it is left out, with the reason.
@@ -118,16 +119,16 @@ def compare(recipe: Recipe, *, pairs: int, alone: int = 4, names: Sequence[str] 
             left_out[name] = error.problem
             continue
         records = records_of(drafts, base, scorer)
-        kept = len(usable(records, settings))
+        usable_pairs = len(usable(records, settings))
         speed = None if generator.own_prompts else 60 * len(records) / seconds
         row = {"generator": name, "uses_probe": generator.uses_probe, "own_prompts": generator.own_prompts, "pairs": len(records)}
         summary = describe_pairs(records, base)
         for side in SIDES:
-            found = bootstrap_mean([record[f"{side}_toxicity"] for record in records], seed=recipe.seed)
+            interval = bootstrap_mean([record[f"{side}_toxicity"] for record in records], seed=recipe.seed)
             row |= {f"{side}_{key}": value for key, value in summary[side].items()}
-            row |= {f"{side}_toxicity_low": found.low, f"{side}_toxicity_high": found.high}
-        row |= {"usable": kept / len(records), "seconds": seconds, "processor_seconds": processor, "pairs_a_minute": speed}
-        row |= {"usable_a_minute": None if speed is None else speed * kept / len(records)}
+            row |= {f"{side}_toxicity_low": interval.low, f"{side}_toxicity_high": interval.high}
+        row |= {"usable": usable_pairs / len(records), "seconds": seconds, "processor_seconds": processor, "pairs_a_minute": speed}
+        row |= {"usable_a_minute": None if speed is None else speed * usable_pairs / len(records)}
         rows.append(row | _against_alone(row, drafts, [before, after]) | {"options": options})
     circumstances = {
         "recipe": recipe.name, "base": base.digest, "prompts": len(prompts), "new_tokens": settings["new_tokens"], "seed": recipe.seed,
@@ -140,19 +141,19 @@ def compare(recipe: Recipe, *, pairs: int, alone: int = 4, names: Sequence[str] 
 
 @dataclass(frozen=True)
 class Alone:
-    """Drafts by row of PPLM with a batch of one, with the seconds and the processor's seconds that they took."""
+    """The drafts by row of PPLM with a batch of one, with the wall-clock and processor seconds that they took."""
 
     drafts: dict[int, Draft]
     seconds: float
     processor: float
 
 
-def run_alone(task: Task, wanted: Sequence[int]) -> Alone:
-    """Have PPLM draft these rows one at a time."""
-    if not wanted:
+def run_alone(task: Task, numbers: Sequence[int]) -> Alone:
+    """PPLM drafts of these rows, made one at a time."""
+    if not numbers:
         return Alone({}, 0.0, 0.0)
     single = {**task.settings, "pplm": {**task.settings.get("pplm", {}), "batch": 1}}
-    others = frozenset(range(len(task.prompts))) - frozenset(wanted)
+    others = frozenset(range(len(task.prompts))) - frozenset(numbers)
     started, processor = time.perf_counter(), time.process_time()
     blocks = list(pplm.make(replace(task, settings=single, done=others)))
     drafts = {block.rows[0]: block.drafts[0] for block in blocks}
@@ -160,7 +161,7 @@ def run_alone(task: Task, wanted: Sequence[int]) -> Alone:
 
 
 def _against_alone(row: dict[str, Any], drafts: Sequence[Draft], runs: Sequence[Alone]) -> dict[str, Any]:
-    """Pairs a minute one at a time, the batched run's ratio to it, and how many of its pairs are token for token the same.
+    """The speed of PPLM one at a time, the batched run's ratio to it, and how many of its pairs are token for token the same.
 
     `processor_ratio` compares the processor's time per pair, which other programs on the machine hardly change; with several
     threads it leaves out what a batch gains by using them better.
@@ -187,18 +188,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=list(GENERATORS), default=list(GENERATORS), help="generators to compare")
     parser.add_argument("--file", help="a pairs file, where the recipe has no [pairs.file]")
     parser.add_argument("--out", help="folder to write to (default: pairs/generators in the run)")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        recipe = load_recipe(given.recipe)
-        if given.file:
-            section = {**recipe.stage("pairs"), "file": {"path": given.file}}
+        recipe = load_recipe(options.recipe)
+        if options.file:
+            section = {**recipe.stage("pairs"), "file": {"path": options.file}}
             recipe = replace(recipe, settings={**recipe.settings, "pairs": section})
-        if given.pairs < 1 or not 0 <= given.alone <= given.pairs:
-            raise UserError(f"--pairs {given.pairs} and --alone {given.alone}", "give at least one pair, and at most as many alone")
-        found = compare(recipe, pairs=given.pairs, alone=given.alone, names=given.only)
-        folder = found.save(given.out or recipe.run / "pairs" / "generators")
+        if options.pairs < 1 or not 0 <= options.alone <= options.pairs:
+            raise UserError(f"--pairs {options.pairs} and --alone {options.alone}", "give at least one pair, and at most as many alone")
+        comparison = compare(recipe, pairs=options.pairs, alone=options.alone, names=options.only)
+        folder = comparison.save(options.out or recipe.run / "pairs" / "generators")
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    print(found.to_markdown() + f"\nwritten to {folder}")
+    print(comparison.to_markdown() + f"\nwritten to {folder}")
     return 0

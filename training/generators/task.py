@@ -1,7 +1,7 @@
-"""What a pair generator is given and what it hands back: the one interface behind which four ways of making pairs lie.
+"""The interface of pair generators: `Generator`, its input `Task`, and its output, blocks of `Draft`s.
 
-A generator yields blocks, so that hours of work can be kept as they come and gone on with after a kill. It knows nothing
-of files, filters or manifests: what becomes of its drafts is the same for all and lies in `training/pairs.py`.
+A generator yields blocks, so that finished work can be saved and continued after a kill. It knows nothing of files, filters or
+manifests: the drafts of all generators are processed in `training/pairs.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class Block:
-    """Drafts made together; `rows` are the places of their prompts in the task (or of the records of a pairs file)."""
+    """Drafts made together; `rows` are the indices of their prompts in the task (or of the records of a pairs file)."""
 
     rows: list[int]
     drafts: list[Draft]
@@ -38,12 +38,12 @@ class Block:
 
 @dataclass(frozen=True)
 class Task:
-    """What a generator works on.
+    """The input of a generator: model, prompts, settings, scorer and probe.
 
     Attributes:
         prompts: token ids of each prompt; empty for a generator that brings its own.
         settings: the recipe's `[pairs]` section; a generator's own settings are the table of its name in it.
-        probe: loads the probe of this very model; raises `UserError` where there is none. Only a generator that uses it calls it.
+        probe: loads the probe of this model; raises `UserError` where there is none. Only a generator that uses it calls it.
         done: rows drafted before a kill. A generator that yields several blocks leaves out those that hold nothing else.
     """
 
@@ -58,10 +58,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Generator:
-    """A way of making pairs.
+    """A named function that makes pairs, with its settings and properties.
 
     Attributes:
-        make: the work, block by block.
+        make: makes the drafts, block by block.
         options: its settings with their defaults filled in, as the manifest records them; raises `UserError` for bad ones.
         uses_probe: whether the toxic side was made with the probe that the analysis looks for afterwards (circularity).
         own_prompts: whether the prompts come with the pairs.

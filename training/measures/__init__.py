@@ -1,7 +1,7 @@
-"""What is measured of a policy while it is trained, apart from the loop that trains it.
+"""Measures of a policy during training, independent of the training loop.
 
-A training loop is given a `Measure` and knows nothing of what it measures: the measure names the fields of the telemetry schema
-that it gives, and the one that a stop rule may ask for. A new measure is a module here and a row of `MEASURES`.
+A training loop takes a `Measure` and does not depend on what is measured: the measure names the fields of the telemetry schema
+that it returns, and the one that a stop rule may use. A new measure is a module here and a row of `MEASURES`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from training.parallel import Processes
 from training.recipe import Recipe
 from training.sections import DpoSettings
 
-# By the name that a recipe's `measure` gives: the module here whose `MEASURE` it is, read when it is asked for.
+# The module with each measure (as `MEASURE`), by the name in a recipe's `measure`; imported on demand.
 MEASURES = {"toxicity": "training.measures.toxicity"}
 
 
@@ -28,8 +28,8 @@ class Target:
 
     Attributes:
         field: one of the measure's fields, a number that training is to lower.
-        title: what it is, in words, as the reason for stopping has it.
-        absent: what is said where it is 0 from the start, so that it cannot fall.
+        title: its name in the reason for stopping.
+        absent: the error's text where it is 0 from the start, so that it cannot fall.
     """
 
     field: str
@@ -42,19 +42,19 @@ class Prepared(Protocol):
 
     @property
     def start(self) -> dict[str, Any]:
-        """What `measure` gave for the reference."""
+        """The measurement of the reference."""
 
     def measure(self, policy: Model) -> dict[str, Any]:
-        """The policy now, as fields of the telemetry schema; its weights and mode stay as they are."""
+        """The measurement of the policy now, as fields of the telemetry schema; its weights and mode are not changed."""
 
 
 class Measure(Protocol):
-    """What a run measures.
+    """A set of measurements of a policy during training.
 
     Attributes:
-        fields: of the telemetry schema, that `Prepared.measure` gives.
-        summary: those of them, numbers, that stand in the run's summary before and after.
-        target: what the setting `stop_at_ratio` asks for; None where the measure has nothing to stop by.
+        fields: the fields of the telemetry schema that `Prepared.measure` returns.
+        summary: those of them, numbers, whose values before and after go into the run's summary.
+        target: the field for the setting `stop_at_ratio`; None where the measure has none.
     """
 
     fields: tuple[str, ...]
@@ -62,11 +62,11 @@ class Measure(Protocol):
     target: Target | None
 
     def prepare(self, policy: Model, recipe: Recipe, settings: DpoSettings) -> Prepared:
-        """Set up on the policy as it stands."""
+        """The measure set up with the present policy as its reference."""
 
 
 def measure_named(name: str) -> Measure:
-    """The measure of this name. Raises `UserError` for one that there is not."""
+    """The measure with this name. Raises `UserError` for an unknown one."""
     if name not in MEASURES:
         raise UserError(f"there is no measure {name!r}", f"set measure to one of {', '.join(MEASURES)}")
     measure: Measure = import_module(MEASURES[name]).MEASURE
@@ -74,21 +74,21 @@ def measure_named(name: str) -> Measure:
 
 
 class Watch:
-    """What the writer measures of the policy, told to all processes, so that they decide alike; `before` was measured first."""
+    """The writer's measurements of the policy, sent to all processes, so that they decide alike; `before` is the first of them."""
 
     def __init__(self, processes: Processes, policy: Model, prepared: Prepared | None) -> None:
         self.processes, self.policy, self.prepared = processes, policy, prepared
         self.before: dict[str, Any] = processes.from_writer(lambda: prepared.start if prepared else {})
 
     def measure(self) -> dict[str, Any]:
-        """Fields of the telemetry schema; every process asks at once."""
+        """Fields of the telemetry schema; every process must make this call."""
         prepared = self.prepared
         return self.processes.from_writer(lambda: prepared.measure(self.policy) if prepared else {})
 
 
 @contextmanager
 def evaluating(policy: Model) -> Iterator[None]:
-    """The policy in evaluation mode, and then in the mode that it was in, by which TRL names what it logs."""
+    """A context with the policy in evaluation mode; its mode is then restored, since TRL stores its metrics by it."""
     training = policy.hf.training
     policy.hf.eval()
     try:

@@ -1,4 +1,4 @@
-"""The rule by which a run ends early: a field of its measurements has fallen far enough."""
+"""`StopRule`: ends a run early once a field of its measurements has fallen far enough."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""What is measured of a policy while it is tuned, always on the same prompts and texts, which training never sees.
+"""The toxicity measure: toxicity, fluency, KL and distance to the reference, on fixed prompts and texts that are not trained on.
 
-Everything is relative to the reference: the model as it stands when the measurements are set up. Only what the later
-measurements need of it is kept (its next-token distributions on a few continuations and a copy of its weights), not a
-second model in memory.
+The reference is the model at the time when the measurements are set up. Only what the later measurements need of it is kept
+(its next-token distributions on a few continuations and a copy of its weights), not a second model in memory.
 """
 
 from __future__ import annotations
@@ -37,10 +36,10 @@ GAINING, SAMPLES = 10, 3
 
 @dataclass(frozen=True)
 class Development:
-    """Fixed prompts, texts and continuations, and what the reference says of them.
+    """Fixed prompts, texts and continuations, with the reference's measurements of them.
 
-    `logprobs`: Float[batch pos vocab], the reference's next-token log-probabilities along `continuations`; `start`: what
-    `measure` gave for the reference itself.
+    `logprobs`: Float[batch pos vocab], the reference's next-token log-probabilities along `continuations`; `start`: the
+    value of `measure` for the reference itself.
     """
 
     prompts: tuple[str, ...]
@@ -53,7 +52,7 @@ class Development:
     start: dict[str, Any]
 
     def measure(self, policy: Model) -> dict[str, Any]:
-        """The policy now, as fields of the telemetry schema; its mode (training or not) is left as it was."""
+        """The measurement of the policy now, as fields of the telemetry schema; its mode (training or not) is not changed."""
         with evaluating(policy):
             now = next_token_logprobs(policy, self.rows, self.continuations)
             kl = (now.exp() * (now - self.logprobs)).sum(dim=-1).mean(dim=0)
@@ -67,7 +66,7 @@ class Development:
 
 
 def prepare(policy: Model, heldout: Path, settings: DpoSettings, scorer: Scorer, seed: int) -> Development:
-    """Fix prompts, texts and continuations, and read the reference off the policy as it stands.
+    """The fixed prompts, texts and continuations, measured on the present policy as the reference.
 
     The number of prompts is `development_prompts`; KL is taken on the first `kl_prompts` of them, bits per byte on
     `heldout_texts` texts of each source. Raises `UserError` where the number of prompts is not set.
@@ -79,12 +78,12 @@ def prepare(policy: Model, heldout: Path, settings: DpoSettings, scorer: Scorer,
     rows = [row[-(policy.context - NEW_TOKENS) :] for row in rows]
     texts = heldout_texts(heldout, settings.heldout_texts)
     with evaluating(policy):
-        # Sampled, not greedy: the mean over them is then the KL over the reference's own continuations, weighted as it weights them.
+        # Sampled, not greedy, so that the mean over them estimates the KL over the reference's distribution of continuations.
         drawn = generate_tokens(policy, rows, max_new_tokens=NEW_TOKENS, sampling=Sampling(1.0, seed=seed), stop_at_end=False)
         logprobs = next_token_logprobs(policy, rows, drawn)
     weights = {name: p.detach().cpu().clone() for name, p in policy.hf.named_parameters() if p.requires_grad}
-    found = Development(tuple(prompts), scorer, texts, tuple(rows), tuple(drawn), logprobs, weights, {})
-    return replace(found, start=found.measure(policy))
+    development = Development(tuple(prompts), scorer, texts, tuple(rows), tuple(drawn), logprobs, weights, {})
+    return replace(development, start=development.measure(policy))
 
 
 class ToxicityMeasure:
@@ -97,7 +96,7 @@ class ToxicityMeasure:
     )
 
     def prepare(self, policy: Model, recipe: Recipe, settings: DpoSettings) -> Development:
-        """Prompts and texts of the recipe's held-out documents, judged by the scorer that its section names."""
+        """The measure on prompts and texts of the recipe's held-out documents, with the scorer that its section names."""
         return prepare(policy, recipe.folder("corpus") / "heldout.jsonl", settings, load_scorer(settings.scorer), recipe.seed)
 
 
@@ -109,29 +108,29 @@ def next_token_logprobs(
     model: Model, rows: Sequence[list[int]], continuations: Sequence[list[int]], batch_size: int = 16
 ) -> Float[Tensor, "batch pos vocab"]:
     """Log-probabilities in nats of every token at each position of equally long continuations, on the CPU."""
-    found = []
+    logprobs = []
     for first in range(0, len(rows), batch_size):
         group = [*zip(rows[first : first + batch_size], continuations[first : first + batch_size], strict=True)]
         tokens = pad([row + rest for row, rest in group], model.tokenizer.pad_token_id or 0, "left").to(model.device)
         length = len(group[0][1])
         logits = model.hf(**tokens.inputs(), use_cache=False, logits_to_keep=length + 1).logits[:, :-1]
-        found.append(logits.float().log_softmax(dim=-1).cpu())
-    return torch.cat(found)
+        logprobs.append(logits.float().log_softmax(dim=-1).cpu())
+    return torch.cat(logprobs)
 
 
 def heldout_texts(file: Path, count: int) -> dict[str, list[str]]:
     """The first `count` held-out texts of each source, cut to a thousand characters. Raises `UserError` where there are none."""
-    found: dict[str, list[str]] = {}
+    by_source: dict[str, list[str]] = {}
     if file.is_file():
         with file.open(encoding="utf-8") as stream:
             for line in stream:
                 record = json.loads(line)
-                texts = found.setdefault(record["source"], [])
+                texts = by_source.setdefault(record["source"], [])
                 if len(texts) < count:
                     texts.append(record["text"][:LONGEST_TEXT])
-    if not found:
+    if not by_source:
         raise UserError(f"no held-out texts at {file}", "run the stage corpus first")
-    return found
+    return by_source
 
 
 def fluency(model: Model, texts: dict[str, list[str]]) -> dict[str, Any]:
@@ -139,16 +138,16 @@ def fluency(model: Model, texts: dict[str, list[str]]) -> dict[str, Any]:
     bits: dict[str, float] = {}
     nats = tokens = 0.0
     for source, some in texts.items():
-        found = perplexity(model, some)
+        measured = perplexity(model, some)
         encoded = model.tokenizer(some, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         size = sum(len(text[spans[0][1] :].encode()) for text, spans in zip(some, encoded, strict=True))
-        bits[source] = float(found.losses.sum()) / math.log(2) / size
-        nats, tokens = nats + float(found.losses.sum()), tokens + float(found.counts.sum())
+        bits[source] = float(measured.losses.sum()) / math.log(2) / size
+        nats, tokens = nats + float(measured.losses.sum()), tokens + float(measured.counts.sum())
     return {"bits_per_byte": bits, "perplexity": math.exp(nats / tokens)}
 
 
 def changes(policy: Model, start: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """By how much each weight has moved: the difference to `start`, or what an adapter adds to it."""
+    """The change of each weight: its difference to `start`, or what an adapter adds to it."""
     for name, module in policy.hf.named_modules():
         if getattr(module, "lora_A", None):
             yield name, module.get_delta_weight("default")

@@ -1,1 +1,1 @@
-"""Studies of several training runs, read by experiments."""
+"""Studies of several training runs, whose tables experiments read."""

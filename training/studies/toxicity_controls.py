@@ -1,8 +1,8 @@
-"""One table of what tuning did and what its control runs did: `python -m training.studies.toxicity_controls shipped`.
+"""Measures a tuning run and its control runs into one table: `python -m training.studies.toxicity_controls shipped`.
 
 Every run is measured in the same way, on the prompts and passages of the report, with the functions of `interp`, beside the
-same base. So a later reader needs no weights of the controls: the table goes into the bundle, where the experiments on
-control runs read it. A control that has not run, or ran from another base, is named as missing with the reason.
+same base. The table goes into the bundle, where the experiments on control runs read it without the controls' weights. A
+control that has not run, or ran from another base, is named as missing with the reason.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ Say = Callable[[str], object]
 
 def controls_of(recipe: Recipe) -> list[str]:
     """The recipes that ship and extend this one."""
-    found = []
+    names = []
     for file in sorted(SHIPPED.glob("*.toml")):
         if tomllib.loads(file.read_text(encoding="utf-8")).get("extends") == recipe.name:
-            found.append(file.stem)
-    return found
+            names.append(file.stem)
+    return names
 
 
 def control_table(
@@ -72,8 +72,8 @@ def control_table(
         if not _extends(other, recipe):
             raise UserError(f"the recipe {name} does not extend {recipe.name!r}", "name control runs of this recipe")
     pair = ModelPair.load(base_folder(recipe), folder, name=recipe.name)
-    found = context or _context(recipe, pair)
-    base = replace(found, pair=ModelPair(pair.base, pair.base, "base"))
+    report_context = context or _context(recipe, pair)
+    base = replace(report_context, pair=ModelPair(pair.base, pair.base, "base"))
     say("base")
     plain_scores = _cost(base)
     missing: dict[str, str] = {}
@@ -108,7 +108,7 @@ def why_missing(control: Recipe, recipe: Recipe, base: str) -> str | None:
 
 
 def about(recipe: Recipe) -> dict[str, Any]:
-    """What was done in a run, from its recipe and its logs."""
+    """The settings, steps and development measurements of a run, from its recipe and its logs."""
     settings, folder = recipe.settings_as(DpoSettings, "dpo"), recipe.run / "dpo"
     goal, summary, pairs = objective(settings), _json(folder / "summary.json"), _json(recipe.folder("pairs") / "manifest.json")
     log = read_lines(folder / "log.jsonl") if (folder / "log.jsonl").is_file() else []
@@ -127,20 +127,20 @@ def _development(log: list[dict[str, Any]], steps: int | None) -> dict[str, Any]
     """Toxicity and perplexity on the development prompts, before and at the step that was kept."""
     rows: dict[str, Any] = {}
     for field in ("toxicity", "toxicity_share", "perplexity"):
-        taken = [record for record in log if field in record and (steps is None or record["step"] <= steps)]
-        if len(taken) > 1:
-            rows |= {f"development_{field}_before": taken[0][field], f"development_{field}_after": taken[-1][field]}
+        measured = [record for record in log if field in record and (steps is None or record["step"] <= steps)]
+        if len(measured) > 1:
+            rows |= {f"development_{field}_before": measured[0][field], f"development_{field}_after": measured[-1][field]}
     return rows
 
 
 def measure(base: ToxicityContext, recipe: Recipe) -> dict[str, Any]:
-    """What a run's tuned model does, and how its weights and states differ from the base's.
+    """The measurements of a run's tuned model, and of how its weights and states differ from the base's.
 
     Shares, toxicity and cosines from -1 or 0 to 1; `kl` is KL(tuned || base) in nats per position of the challenge prompts;
     `neurons_*` are percentiles (0 to 100) of the change of the most toxic neurons among all neurons.
     """
     tuned = ModelPair.load(base_folder(recipe), recipe.run / "dpo" / "model").tuned
-    # The context of a run keeps the measurements of the base and adds its own, which go with it.
+    # The run's context shares the base's measurements; its own are freed with it.
     pair = ModelPair(base.pair.base, tuned, recipe.name)
     context = base.varied(pair=pair)
     row: dict[str, Any] = {"digest": tuned.digest, **_cost(context)}
@@ -178,7 +178,7 @@ def _ends(name: str, interval: Interval) -> dict[str, float]:
 
 
 def _offset(context: ToxicityContext) -> dict[str, Any]:
-    """How alike the offsets of the prompts are, and the median cosine of value updates with the mean offset in the layer below."""
+    """The consistency of the prompts' offsets, and the median cosine of value updates with the mean offset in the layer below."""
     base, tuned = context.pair.sides.values()
     layer = context.offset_layer
     site = f"resid_mid.{layer}"
@@ -228,20 +228,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("recipe", help="a TOML file, or the name of a recipe that ships")
     parser.add_argument("--controls", nargs="*", metavar="NAME", help="control recipes [default: those that ship and extend the recipe]")
     parser.add_argument("--out", type=Path, metavar="FILE", help="[default: dpo/controls.json of the run, which the bundle takes]")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        recipe = load_recipe(given.recipe)
-        controls = given.controls if given.controls is not None else controls_of(recipe)
-        out = given.out or recipe.run / "dpo" / FILE
-        made = control_table(recipe, controls, out, say=lambda name: sys.stderr.write(f"measuring {name}\n"))
+        recipe = load_recipe(options.recipe)
+        controls = options.controls if options.controls is not None else controls_of(recipe)
+        out = options.out or recipe.run / "dpo" / FILE
+        file = control_table(recipe, controls, out, say=lambda name: sys.stderr.write(f"measuring {name}\n"))
     except UserError as error:
         sys.stderr.write(f"control_table: {error}\n")
         return 2
-    found = _json(made)
-    for name, reason in found["missing"].items():
+    table = _json(file)
+    for name, reason in table["missing"].items():
         sys.stdout.write(f"missing: {name}: {reason}\n")
-    sys.stdout.write(f"{len(found['runs'])} runs in {made}\n")
+    sys.stdout.write(f"{len(table['runs'])} runs in {file}\n")
     return 0
 
 

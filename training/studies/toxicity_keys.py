@@ -1,4 +1,4 @@
-"""Which keys, how many and by how much: un-alignment on development prompts, before anything is looked at on the measured ones.
+"""Compare choices of keys, counts and factors for un-alignment on development prompts, and measure one choice on the report's.
 
 The paper scales the seven keys nearest to its probe by ten. On a small model these neurons fire everywhere, so that a factor of
 ten changes far more than toxicity. This table shows, on prompts and texts held out from training and not used by the report,
@@ -114,8 +114,8 @@ def run(recipe: Recipe, count: int, folder: Path) -> pd.DataFrame:
     for draw in range(5):
         orders[f"random {draw}"] = frequency_matched(orders[chosen[0]][: chosen[1]], rates, seed=draw, exclude=orders["probe"])
     once = [chosen, *((f"random {draw}", *chosen[1:]) for draw in range(5)), ("probe", KEYS, FACTOR), ("probe", 16, FACTOR)]
-    found = study(pair, orders, scorer, challenge_prompts(), [passage.text for passage in passages()], once)
-    table = pd.concat([developed.assign(prompts="development"), found.assign(prompts="report's")])
+    on_report = study(pair, orders, scorer, challenge_prompts(), [passage.text for passage in passages()], once)
+    table = pd.concat([developed.assign(prompts="development"), on_report.assign(prompts="report's")])
     folder.mkdir(parents=True, exist_ok=True)
     table.to_csv(folder / "unalign_study.csv", index=False)
     return table
@@ -127,11 +127,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("recipe")
     parser.add_argument("--prompts", type=int, default=120, help="development prompts (default 120)")
     parser.add_argument("--out", type=Path, help="folder to write to (default: the run's dpo folder)")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     torch.manual_seed(0)
     try:
-        recipe = load_recipe(given.recipe)
-        run(recipe, given.prompts, given.out or recipe.folder("dpo"))
+        recipe = load_recipe(options.recipe)
+        run(recipe, options.prompts, options.out or recipe.folder("dpo"))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""A-E10: does tuning add one and the same vector to the residual stream, which takes prompts out of the toxic neurons' reach? (paper A, Figure 4)"""
+"""A-E10: how alike the residual-stream shifts of all prompts are, and how many prompts they take out of the toxic neurons' firing region (paper A, Figure 4)."""
 
 from __future__ import annotations
 
@@ -84,30 +84,30 @@ def run(context: ToxicityContext) -> Finding:
         "explained share": float(np.mean([explained_share(changed[site]) for changed in random])),
         moved: float(np.mean([(held_out_cosines(changed[site], context.seed) > 0).double().mean() for changed in random])), key_fall: null_fall,
     }  # fmt: skip
-    kept = [f"{layer}.{index}" for index in layer_neurons(context, layer)]
+    toxic_neurons = [f"{layer}.{index}" for index in layer_neurons(context, layer)]
     summary = (
         f"Before the MLP of layer {layer} the shifts of two prompts have a mean cosine of {cosine.value:.2f} ({np.mean([pairwise_cosine(f) for f in flips]):.2f} with shuffled labels, "
         f"{null['mean pairwise cosine']:.2f} under random changes); their mean explains {share.value:.0%} of their size, and {same_way.value:.0%} of the prompts move along a direction fitted on others. "
-        f"The share of prompts on which the {len(kept)} most toxic neurons there fire falls by {fall.value:.3f} (matched neurons {null_fall:.3f})."
+        f"The share of prompts on which the {len(toxic_neurons)} most toxic neurons there fire falls by {fall.value:.3f} (matched neurons {null_fall:.3f})."
     )
     return Finding(
         verdict, summary, {"mean pairwise cosine": cosine.value, "explained share": share.value, moved: same_way.value, key_fall: fall.value}, null,
         {"mean pairwise cosine": (cosine.low, cosine.high), "explained share": (share.low, share.high), moved: (same_way.low, same_way.high), key_fall: (fall.low, fall.high)},
         {"by layer": by_layer, "region of the toxic neurons": region, "readings": _readings(context, layer, base[site], tuned[site])},
         (_plane(context, layer, base[site], tuned[site]), _profile(by_layer)),
-        {"site": site, "layer_rule": "most of the 128 value vectors nearest to the probe, not the first layer", "neurons": kept, "random_changes": len(random), "label_shuffles": len(flips), "mode": "fixed"},
+        {"site": site, "layer_rule": "most of the 128 value vectors nearest to the probe, not the first layer", "neurons": toxic_neurons, "random_changes": len(random), "label_shuffles": len(flips), "mode": "fixed"},
     )  # fmt: skip
 
 
 def _random_changes(context: ToxicityContext, base: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     """The shifts at every site under random weight changes of equal norm, one table per draw."""
-    found = []
+    by_draw = []
     draws = 2 if context.quick else 5
     for draw in range(draws):
         context.say(f"states under a random change of equal norm, {draw + 1} of {draws}")
-        held = capture(perturbed(context.pair, context.seed + draw), context.prompt_rows(), list(base))
-        found.append({site: shifts(base[site], held[site]) for site in base})
-    return found
+        states = capture(perturbed(context.pair, context.seed + draw), context.prompt_rows(), list(base))
+        by_draw.append({site: shifts(base[site], states[site]) for site in base})
+    return by_draw
 
 
 def _by_layer(
@@ -135,10 +135,10 @@ def _by_layer(
 
 
 def _region(context: ToxicityContext, layer: int, base: Tensor, tuned: Tensor) -> tuple[pd.DataFrame, Any, float]:
-    """On which prompts the toxic neurons of a layer fire in both models; the fall of that share, and the fall in matched neurons."""
+    """The share of prompts on which the toxic neurons of a layer fire in both models; its fall, and the fall in matched neurons."""
     model = context.pair.base
     toxic = [(layer, index) for index in layer_neurons(context, layer)]
-    # Neurons of one layer cannot be excluded twice over: in a narrow model there may be none left.
+    # A narrow model may have no neurons left in this layer after the exclusion.
     spare = model.d_mlp - sum(at == layer for at, _ in context.ranking.neurons) >= len(toxic)
     draws = [
         matched_neurons(model, toxic, seed=context.seed + draw, exclude=context.ranking.neurons if spare else (), candidates=8)
@@ -163,8 +163,8 @@ def _region(context: ToxicityContext, layer: int, base: Tensor, tuned: Tensor) -
                 int(((1 - before) * after).sum()),
             )
         )
-    own = [place[index] for _, index in toxic]
-    fall = bootstrap_difference(fires["base"][:, own].mean(axis=1), fires["tuned"][:, own].mean(axis=1), seed=context.seed)
+    columns = [place[index] for _, index in toxic]
+    fall = bootstrap_difference(fires["base"][:, columns].mean(axis=1), fires["tuned"][:, columns].mean(axis=1), seed=context.seed)
     falls = [float((fires["base"] - fires["tuned"])[:, [place[index] for _, index in some]].mean()) for some in draws]
     matched = [place[index] for some in draws for _, index in some]
     before, after = (fires[side][:, matched] for side in ("base", "tuned"))
@@ -202,13 +202,13 @@ def _readings(context: ToxicityContext, layer: int, base: Tensor, tuned: Tensor)
     rows = []
     for mode in MODES:
         placed = coordinates(base, tuned, mode=mode, seed=context.seed)
-        kept = len(placed.moves)
+        count = len(placed.moves)
         before, after = (
-            (key_products(model, layer, neurons, states[:kept], mode=mode) > 0).double()
+            (key_products(model, layer, neurons, states[:count], mode=mode) > 0).double()
             for model, states in zip(context.pair.sides.values(), (base, tuned), strict=True)
         )
         rows.append((
-            mode, kept, float((placed.moves > 0).double().mean()), float(placed.moves.mean()), float(before.mean()), float(after.mean()),
+            mode, count, float((placed.moves > 0).double().mean()), float(placed.moves.mean()), float(before.mean()), float(after.mean()),
             float((before * (1 - after)).sum() / before.sum()) if bool(before.any()) else np.nan,
         ))  # fmt: skip
     return pd.DataFrame(

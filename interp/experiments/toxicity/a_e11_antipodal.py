@@ -1,4 +1,4 @@
-"""A-E11: is the offset written by inactive neurons whose value vectors were updated against it? (paper A, Figure 5)"""
+"""A-E11: cosines of value-vector updates with the offset, and the share of the offset that inactive neurons write (paper A, Figure 5)."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def run(context: ToxicityContext) -> Finding:
     if not bool(shift.any()):
         raise UserError(f"tuning moved nothing at {site}", "give a tuned side that differs below that layer")
     activations = [pooled(base[f"mlp_post.{below}"], weights) for below in range(layer)]
-    own = antipodes(pair, layer, shift, activations, weights)
+    tuning = antipodes(pair, layer, shift, activations, weights)
     nulls = _nulls(context, layer, base[site], activations, weights)
     parts = decompose(pair, layer, base, tuned, weights)
-    median, inactive = _intervals(context, layer, shift, weights, own, parts)
-    trend = spearman(range(layer), own.medians)
-    steps = [found for name, found in nulls if name != RANDOM]
-    lowest = min(found.last for found in steps)
+    median, inactive = _intervals(context, layer, shift, weights, tuning, parts)
+    trend = spearman(range(layer), tuning.medians)
+    steps = [null for name, null in nulls if name != RANDOM]
+    lowest = min(null.last for null in steps)
     negative = float((torch.cat(activations) < 0).double().mean())
     verdict: Verdict = (
         "fails"
@@ -71,55 +71,55 @@ def run(context: ToxicityContext) -> Finding:
         if median.value < -0.3 and median.high < lowest and trend <= -0.8 and inactive.low > 0.5
         else "inconclusive"
     )
-    by_layer, changes = _tables(own, nulls, activations)
+    by_layer, changes = _tables(tuning, nulls, activations)
     values = "share of the offset from changed values of inactive neurons"
-    plain = [found.last for name, found in nulls if name == PLAIN]
-    null_parts = {"median cosine": float(np.mean([found.last for found in steps])), "share of signs told by mean activation": own.guessed}
+    plain = [null.last for name, null in nulls if name == PLAIN]
+    null_parts = {"median cosine": float(np.mean([null.last for null in steps])), "share of signs told by mean activation": tuning.guessed}
     summary = (
         f"Below layer {layer} the median cosine of value updates with the offset is {median.value:.2f} (plain fine-tuning step {plain[0]:.2f}, lowest of the steps {lowest:.2f}); "
-        f"{negative:.0%} of the neurons have negative mean activation, and the sign of that activation alone tells {own.predicted:.0%} of the signs of the cosines. "
+        f"{negative:.0%} of the neurons have negative mean activation, and the sign of that activation alone tells {tuning.predicted:.0%} of the signs of the cosines. "
         f"Changed values of inactive neurons make {inactive.value:.0%} of the offset, those of active ones {parts.share('changed values', 'active'):.0%}, changed activations "
         f"{parts.share('changed activations', 'inactive') + parts.share('changed activations', 'active'):.0%}, attention {parts.share('attention'):.0%}."
     )
     return Finding(
         verdict, summary,
-        {"median cosine": median.value, "rank correlation with the layer": trend, "share of neurons with negative mean activation": negative, values: inactive.value, "share of signs told by mean activation": own.predicted},
-        null_parts | {"rank correlation with the layer": float(np.mean([spearman(range(layer), found.medians) for found in steps]))},
+        {"median cosine": median.value, "rank correlation with the layer": trend, "share of neurons with negative mean activation": negative, values: inactive.value, "share of signs told by mean activation": tuning.predicted},
+        null_parts | {"rank correlation with the layer": float(np.mean([spearman(range(layer), null.medians) for null in steps]))},
         {"median cosine": (median.low, median.high), values: (inactive.low, inactive.high)},
         {"parts": parts.by_part(), "parts by layer": parts.table, "by layer": by_layer, "changes": changes, "readings": _readings(context, layer, shift, weights)},
-        (_profile(by_layer), _spread(own), _parts(parts)),
+        (_profile(by_layer), _spread(tuning), _parts(parts)),
         {"site": site, "layer_rule": "most of the 128 value vectors nearest to the probe, not the first layer", "gradient_steps": len(steps), "step_texts": STEP_TEXTS[0 if context.quick else 1], "step_tokens": STEP_TOKENS,
          "residual_of_the_sum": parts.residual, "share_beyond_first_order": parts.share("both", "inactive") + parts.share("both", "active"), "mode": "fixed"},
     )  # fmt: skip
 
 
 def _nulls(context: ToxicityContext, layer: int, base: Tensor, activations: list[Tensor], weights: Tensor) -> list[tuple[str, Antipodes]]:
-    """The same reading of changes that know nothing of toxicity, each with its own offset."""
+    """The same cosines for changes of the weights that do not depend on toxicity, each against its own offset."""
     count = STEP_TEXTS[0 if context.quick else 1]
     texts = [passage.text for passage in context.passages[:: max(1, len(context.passages) // count)]][:count]
     rows = [row for row in token_rows(context.pair.base, texts, max_tokens=min(STEP_TOKENS, context.pair.base.context)) if len(row) > 1]
     rng = np.random.default_rng(context.seed)
     site = f"resid_mid.{layer}"
 
-    def seen(kind: str) -> Antipodes:
-        """One change; its model is dropped before the next is made, since copies of a large model fill the memory."""
+    def reading_of(kind: str) -> Antipodes:
+        """The cosines of one change; its model is dropped before the next is made, since copies of a large model fill the memory."""
         signs = [int(sign) for sign in rng.permutation([1, -1] * len(rows))[: len(rows)]] if kind == SHUFFLED else None
         model = perturbed(context.pair, context.seed) if kind == RANDOM else gradient_step(context.pair, rows, signs=signs)
         shift = shifts(base, capture(model, context.prompt_rows(), [site], positions="mean")[site])
         return antipodes(ModelPair(context.pair.base, model), layer, shift, activations, weights)
 
-    found: list[tuple[str, Antipodes]] = []
+    readings: list[tuple[str, Antipodes]] = []
     kinds = [PLAIN, *[SHUFFLED] * (1 if context.quick else 3), RANDOM]
     for number, kind in enumerate(kinds):
         context.say(f"{kind.removesuffix(' (null)')}, {number + 1} of {len(kinds)}")
-        found.append((kind, seen(kind)))
-    return found
+        readings.append((kind, reading_of(kind)))
+    return readings
 
 
 def _intervals(
-    context: ToxicityContext, layer: int, shift: Tensor, weights: Tensor, own: Antipodes, parts: Decomposition
+    context: ToxicityContext, layer: int, shift: Tensor, weights: Tensor, tuning: Antipodes, parts: Decomposition
 ) -> tuple[Interval, Interval]:
-    """The median cosine in the last layer below, and the share of changed values of inactive neurons, over prompts."""
+    """Bootstrap intervals over prompts of the median cosine in the last layer below, and of the share of changed values of inactive neurons."""
     n = len(shift)
     counts = resampled(n, DRAWS, context.seed) * weights
     counts = counts / counts.sum(dim=1, keepdim=True)
@@ -138,24 +138,24 @@ def _intervals(
         if below == layer - 1:
             medians = (along / change.norm(dim=1).clamp(min=1e-300)).median(dim=1).values
     shares = written / lengths
-    ends = [np.quantile(found.numpy(), (0.025, 0.975)) for found in (medians, shares)]
-    values = (own.last, parts.share("changed values", "inactive"))
+    ends = [np.quantile(values_by_draw.numpy(), (0.025, 0.975)) for values_by_draw in (medians, shares)]
+    values = (tuning.last, parts.share("changed values", "inactive"))
     first, second = (Interval(value, float(low), float(high), n) for value, (low, high) in zip(values, ends, strict=True))
     return first, second
 
 
-def _tables(own: Antipodes, nulls: list[tuple[str, Antipodes]], activations: list[Tensor]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _tables(tuning: Antipodes, nulls: list[tuple[str, Antipodes]], activations: list[Tensor]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """One row per change and layer, and one row per change."""
     layers, changes = [], []
-    seen: dict[str, int] = {}
-    for name, found in [("tuned", own), *nulls]:
-        seen[name] = seen.get(name, 0) + 1
-        changes.append((name, KEYS_OF[name], seen[name], found.last, found.predicted, found.guessed, found.alike))
-        for below, cosines in found.cosines.items():
+    draw_of: dict[str, int] = {}
+    for name, change in [("tuned", tuning), *nulls]:
+        draw_of[name] = draw_of.get(name, 0) + 1
+        changes.append((name, KEYS_OF[name], draw_of[name], change.last, change.predicted, change.guessed, change.alike))
+        for below, cosines in change.cosines.items():
             low, high = (float(cosines.quantile(at)) for at in (0.25, 0.75))
             against, negative = float((cosines < -0.3).double().mean()), float((activations[below] < 0).double().mean())
             layers.append(
-                (name, "tuned" if name == "tuned" else "null", seen[name], below, float(cosines.median()), low, high, against, negative)
+                (name, "tuned" if name == "tuned" else "null", draw_of[name], below, float(cosines.median()), low, high, against, negative)
             )
     return (
         pd.DataFrame(layers, columns=["model", "role", "draw", "layer", "median cosine", "low", "high", "share below -0.3", "share of negative mean activations"]),
@@ -185,9 +185,9 @@ def _profile(by_layer: pd.DataFrame) -> Figure:
     )  # fmt: skip
 
 
-def _spread(own: Antipodes) -> Figure:
+def _spread(tuning: Antipodes) -> Figure:
     rows = []
-    for below, cosines in own.cosines.items():
+    for below, cosines in tuning.cosines.items():
         counts, _ = np.histogram(cosines.numpy(), bins=BINS)
         rows += [(f"layer {below}", f"{(BINS[i] + BINS[i + 1]) / 2:+.2f}", count / len(cosines)) for i, count in enumerate(counts)]
     return figures.heatmap(

@@ -1,4 +1,4 @@
-"""A-E12: does scaling a few keys of the tuned model bring toxicity back? (paper A, Table 4)"""
+"""A-E12: toxicity of the tuned model after a few key vectors are scaled, beside random keys (paper A, Table 4)."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def run(context: ToxicityContext) -> Finding:
         rows.append(row)
         returned = bootstrap_difference(row["_scores"], after, seed=context.seed)
         share = returned.value / lost
-        found = {
+        outcome = {
             "count": count, "share": share, "low": returned.low / lost, "high": returned.high / lost, "ratio": row["perplexity"] / plain, "edit": edit,
             "on_part": (float(row["_scores"][::step].mean()) - float(after[::step].mean())) / lost,
         }  # fmt: skip
-        found["enough"] = found["share"] >= 0.8 and found["ratio"] <= 1.03
+        outcome["enough"] = outcome["share"] >= 0.8 and outcome["ratio"] <= 1.03
         # The paper's count is the headline; the larger one takes its place only where it alone meets the criterion.
-        if not best or (found["enough"] and not best["enough"]):
-            best = found
+        if not best or (outcome["enough"] and not best["enough"]):
+            best = outcome
     chosen = ranked[: best["count"]]
     rates = firing_rates(tuned, part.prompt_rows(), [[len(row) - 1] for row in part.prompt_rows()], sorted({layer for layer, _ in ranked}))
     null = _random_keys(context, part, chosen, ranked, rates)
@@ -130,7 +130,7 @@ def _random_keys(
 
 
 def _null_row(context: ToxicityContext, null: list[dict[str, Any]], scale: float) -> dict[str, Any]:
-    """The random keys as one line; their perplexity on the part is scaled by what the tuned model has on all passages over the part."""
+    """The random keys as one row; their perplexity on the part is multiplied by `scale`, the tuned model's on all passages over that on the part."""
     pooled = bootstrap_mean(np.mean([row["_scores"] for row in null], axis=0), seed=context.seed)
     guarded = null[:GUARDED]
     return {
@@ -141,7 +141,7 @@ def _null_row(context: ToxicityContext, null: list[dict[str, Any]], scale: float
 
 
 def _controls(context: ToxicityContext, part: ToxicityContext, best: dict[str, Any], chosen: list[Neuron]) -> list[dict[str, Any]]:
-    """The same keys in the base model, scaled (amplification) and switched off (necessity), and the base model's own ranking."""
+    """The rows of the same keys in the base model, scaled (amplification) and switched off (necessity), and of the base model's own ranking."""
     base, tuned = context.pair.base, context.pair.tuned
     on_base = context.ranking.neurons[: best["count"]]
     context.say("the same keys in the base model, and the base model's ranking")
@@ -196,7 +196,7 @@ def _counts(context: ToxicityContext, part: ToxicityContext, ranked: list[Neuron
 def _row(
     context: ToxicityContext, part: ToxicityContext, name: str, model: Model, edits: tuple[Edit, ...], role: str, *, whole: bool = True
 ) -> dict[str, Any]:
-    """One line of the table; with `whole` false, perplexity is measured on the part and scaled by what the plain model has on all passages."""
+    """One row of the table; with `whole` false, perplexity is measured on the part and scaled by the plain model's ratio of all passages to the part."""
     scores = context.toxicity(model, edits)
     interval = bootstrap_mean(scores, seed=context.seed)
     price = context.perplexity(model, edits if whole else ()).value

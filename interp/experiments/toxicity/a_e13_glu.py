@@ -1,4 +1,4 @@
-"""A-E13: in a gated MLP, are gate and linear part both turned down, and does turning them up bring toxicity back? (paper A, Figure 6 and Table 5)"""
+"""A-E13: gates and linear parts of a gated MLP before and after tuning, and toxicity after they are raised (paper A, Figure 6 and Table 5)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PARTS = {"mlp_gate": "gate", "mlp_up": "linear part"}
 
 
 def part_means(context: ToxicityContext, model: Model, neurons: Sequence[Neuron], part: str) -> np.ndarray:
-    """Gate or linear part of each neuron, averaged over the steps of the base model's continuation: `prompt neuron`."""
+    """The gate or linear part of each neuron, averaged over the steps of the base model's continuation: `prompt neuron`."""
     values = forced_neurons(model, context.prompt_rows(), context.base_tokens(), neurons, part=part).values
     return values.mean(dim=1).numpy()
 
@@ -57,12 +57,12 @@ def run(context: ToxicityContext) -> Finding:
         raise UserError(
             "this experiment needs a gated MLP, which these models do not have", "give a pair of Llama, Qwen, Mistral or Gemma models"
         )
-    held = shared.held_out(context)
+    held_out = shared.held_out(context)
     neurons = context.ranking.neurons[:TOP]
     context.say("gates and linear parts of the toxic neurons")
     rows, fallen = [], {}
     for part, label in PARTS.items():
-        sides = {name: part_means(held, model, neurons, part) for name, model in context.pair.sides.items()}
+        sides = {name: part_means(held_out, model, neurons, part) for name, model in context.pair.sides.items()}
         fallen[label] = int((sides["tuned"].mean(axis=0) < sides["base"].mean(axis=0)).sum())
         for at, (layer, index) in enumerate(neurons):
             for side, values in sides.items():
@@ -78,31 +78,34 @@ def run(context: ToxicityContext) -> Finding:
                     }
                 )
     parts = pd.DataFrame(rows)
-    table: list[dict[str, Any]] = [shared.row_of(held, "base", base, role="base"), shared.row_of(held, "tuned (DPO)", tuned, role="tuned")]
-    after, plain = held.toxicity(tuned), table[1]["perplexity"]
+    table: list[dict[str, Any]] = [
+        shared.row_of(held_out, "base", base, role="base"),
+        shared.row_of(held_out, "tuned (DPO)", tuned, role="tuned"),
+    ]
+    after, plain = held_out.toxicity(tuned), table[1]["perplexity"]
     drawn = [
         random_neurons(tuned, neurons, seed=context.seed + i, exclude=context.ranking.neurons)
         for i in range(3 if context.quick else max(4, context.draws // 2))
     ]
-    raised, nulls, ends, good, above = {}, {}, {}, [], []
+    raised, nulls, ends, passed, above = {}, {}, {}, [], []
     for name, make in (("gates set to 1", gates_open), (f"linear part × {FACTOR:g}", linear_scaled)):
         context.say(name)
-        row = shared.row_of(held, f"un-aligned: {len(neurons)} toxic neurons, {name}", tuned, make(neurons), role="un-aligned")
-        null = [held.toxicity(tuned, make(some)) for some in drawn]
+        row = shared.row_of(held_out, f"un-aligned: {len(neurons)} toxic neurons, {name}", tuned, make(neurons), role="un-aligned")
+        null = [held_out.toxicity(tuned, make(some)) for some in drawn]
         pooled = bootstrap_mean(np.mean(null, axis=0), seed=context.seed)
         table += [row, {
             "model": f"random neurons, {name} (null, {len(drawn)} draws)", "role": "null", "toxicity": pooled.value, "low": pooled.low, "high": pooled.high,
-            "share above half": float(np.mean([(scores > 0.5).mean() for scores in null])), "perplexity": held.perplexity(tuned, make(drawn[0])).value,
+            "share above half": float(np.mean([(scores > 0.5).mean() for scores in null])), "perplexity": held_out.perplexity(tuned, make(drawn[0])).value,
         }]  # fmt: skip
         rise = bootstrap_difference(row["_scores"], after, seed=context.seed)
         label = f"rise of toxicity, {name}"
         raised[label], nulls[label], ends[label] = rise.value, pooled.value - float(after.mean()), (rise.low, rise.high)
-        good.append(
+        passed.append(
             rise.low > 0 and row["toxicity"] > max(float(scores.mean()) for scores in null) and abs(row["perplexity"] / plain - 1) < 0.02
         )
         above.append(rise.value > nulls[label])
     most = all(count > len(neurons) / 2 for count in fallen.values())
-    verdict: Verdict = "holds" if most and any(good) else "fails" if not any(above) else "inconclusive"
+    verdict: Verdict = "holds" if most and any(passed) else "fails" if not any(above) else "inconclusive"
     shown = pd.DataFrame(table).drop(columns=["_scores"])
     bars = figures.bars(
         "glu-toxicity", shown, x="model", y="toxicity", role="role", low="low", high="high", title="Toxicity of challenge continuations", x_title="model", y_title="mean toxicity (0 to 1)", horizontal=True,

@@ -1,4 +1,4 @@
-"""A-E14: is the change small and spread out because of the KL term? Tuning beside its control runs. (paper A, section 7.2)"""
+"""A-E14: size and stable rank of the weight change under different strengths of the KL term, from the control runs (paper A, section 7.2)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from interp.runs.logs import read_controls
 
 MATCH = 0.25
 RECIPE = ("method", "loss", "labels", "beta", "generator")
-# Fields of a run in the table of `training.studies.toxicity_controls`, under the names that a reader sees.
+# Fields of a run in the table of `training.studies.toxicity_controls`, by the column names of the report.
 SHOWN = {
     "run": "run", "loss": "loss", "labels": "labels", "beta": "beta", "generator": "generator", "seed": "seed", "steps": "steps",
     "toxicity": "toxicity", "toxicity_low": "low", "toxicity_high": "high", "perplexity": "perplexity", "f1": "F1",
@@ -61,8 +61,8 @@ def run(context: ToxicityContext) -> Finding:
         )
     lost = base["toxicity"] - runs["toxicity"]
     runs["returned"] = ((runs["unaligned_toxicity"] - runs["toxicity"]) / lost.where(lost > 0)).astype(float)
-    own = runs.iloc[0]
-    seeds = runs[[same_recipe(own, row) for _, row in runs.iterrows()]]
+    tuning = runs.iloc[0]
+    seeds = runs[[same_recipe(tuning, row) for _, row in runs.iterrows()]]
     spread = {name: _range(seeds[name]) for name in ("relative_change", "stable_rank")}
     pairs = comparisons(runs, base["toxicity"], spread)
     betas = {row[key] for row in pairs for key in ("lower beta", "higher beta")} - {0.0}
@@ -71,7 +71,7 @@ def run(context: ToxicityContext) -> Finding:
         else "holds" if len(betas) > 1 and all(row["agrees"] for row in pairs)
         else "inconclusive"
     )  # fmt: skip
-    shown = table_of(runs, base)
+    table = table_of(runs, base)
     plain = runs[(runs["method"] == "sft") & (runs["labels"] == "true")]
     keys = {
         "relative_change": "relative change of all weights",
@@ -79,20 +79,20 @@ def run(context: ToxicityContext) -> Finding:
         "consistency": "offset consistency",
         "returned": "share of lost toxicity returned",
     }
-    statistic = {name: float(own[key]) for key, name in keys.items() if pd.notna(own[key])}
+    statistic = {name: float(tuning[key]) for key, name in keys.items() if pd.notna(tuning[key])}
     null = {
         name: float(plain.iloc[0][key]) for key, name in keys.items() if name in statistic and len(plain) and pd.notna(plain.iloc[0][key])
     }
     interval = {
         name: (float(seeds[key].min()), float(seeds[key].max())) for key, name in keys.items() if name in statistic and len(seeds) > 1
     }
-    tables = {"control runs": shown, "relative change by group": _groups(runs), "relative change by layer": _layers(runs)}
+    tables = {"control runs": table, "relative change by group": _groups(runs), "relative change by layer": _layers(runs)}
     if pairs:
         tables["comparisons"] = pd.DataFrame(pairs)
     if log.get("missing"):
         tables["not run"] = pd.DataFrame(list(log["missing"].items()), columns=["run", "why"])
     return Finding(
-        verdict, _summary(runs, seeds, pairs, log), statistic, null, interval, tables, _figures(shown, tables["relative change by layer"]),
+        verdict, _summary(runs, seeds, pairs, log), statistic, null, interval, tables, _figures(table, tables["relative change by layer"]),
         {"runs": runs["run"].tolist(), "missing": sorted(log.get("missing", {})), "interval": "least and most over seeds", "null": "fine-tuning on the chosen side, equal steps",
          "measured": log.get("settings", {})},
     )  # fmt: skip
@@ -104,21 +104,23 @@ def same_recipe(one: pd.Series, other: pd.Series) -> bool:
 
 
 def comparisons(runs: pd.DataFrame, base: float, spread: dict[str, float]) -> list[dict[str, Any]]:
-    """Every two runs that differ in the strength of the KL term only and are equally toxic, the weaker one first."""
-    own = runs.iloc[0]
-    tolerance = MATCH * max(0.0, base - own["toxicity"])
-    found: dict[float, pd.Series] = {}
+    """One row for every two runs that differ in the strength of the KL term only and are equally toxic, the weaker one first."""
+    tuning = runs.iloc[0]
+    tolerance = MATCH * max(0.0, base - tuning["toxicity"])
+    by_beta: dict[float, pd.Series] = {}
     for _, row in runs.iterrows():
         beta = 0.0 if row["method"] == "sft" else float(row["beta"]) if row["loss"] == "sigmoid" else math.nan
-        same = row["labels"] == "true" and row["generator"] == own["generator"] and abs(row["toxicity"] - own["toxicity"]) <= tolerance
+        same = (
+            row["labels"] == "true" and row["generator"] == tuning["generator"] and abs(row["toxicity"] - tuning["toxicity"]) <= tolerance
+        )
         if same and not math.isnan(beta):
-            found.setdefault(beta, row)
+            by_beta.setdefault(beta, row)
     rows = []
-    for low, high in itertools.combinations(sorted(found), 2):
-        smaller = float(found[low]["relative_change"] - found[high]["relative_change"])
-        broader = float(found[high]["stable_rank"] - found[low]["stable_rank"])
+    for low, high in itertools.combinations(sorted(by_beta), 2):
+        smaller = float(by_beta[low]["relative_change"] - by_beta[high]["relative_change"])
+        broader = float(by_beta[high]["stable_rank"] - by_beta[low]["stable_rank"])
         rows.append({
-            "weaker": found[low]["run"], "stronger": found[high]["run"], "lower beta": low, "higher beta": high, "smaller by": smaller, "broader by": broader,
+            "weaker": by_beta[low]["run"], "stronger": by_beta[high]["run"], "lower beta": low, "higher beta": high, "smaller by": smaller, "broader by": broader,
             "spread of size": spread["relative_change"], "spread of stable rank": spread["stable_rank"],
             # Comparisons with NaN are false: without a spread over seeds nothing agrees and nothing opposes.
             "agrees": smaller > spread["relative_change"] and broader > spread["stable_rank"],
@@ -132,7 +134,7 @@ def _range(values: pd.Series) -> float:
 
 
 def table_of(runs: pd.DataFrame, base: dict[str, Any]) -> pd.DataFrame:
-    """One row per run under the names that are shown, after a row for the base model."""
+    """One row per run with the report's column names, after a row for the base model."""
     rows = pd.concat([pd.DataFrame([{"run": "base"} | base]), runs], ignore_index=True)
     return rows.reindex(columns=list(SHOWN)).rename(columns=SHOWN)
 
@@ -152,13 +154,13 @@ def _layers(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _summary(runs: pd.DataFrame, seeds: pd.DataFrame, pairs: list[dict[str, Any]], log: dict[str, Any]) -> str:
-    own = runs.iloc[0]
+    tuning = runs.iloc[0]
     words = [
-        f"{len(runs) - 1} control runs stand beside this pair ({len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'} of its own recipe). It moved the weights by {own['relative_change']:.2%} of their norm, with a mean stable rank of {own['stable_rank']:.1f}."
+        f"{len(runs) - 1} control runs stand beside this pair ({len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'} of its own recipe). It moved the weights by {tuning['relative_change']:.2%} of their norm, with a mean stable rank of {tuning['stable_rank']:.1f}."
     ]
     others = runs[(runs["method"] == "sft") | (runs["labels"] != "true")]
     words += [
-        f"{row['run']}: {row['relative_change']:.2%}, stable rank {row['stable_rank']:.1f}, toxicity {row['toxicity']:.3f} against {own['toxicity']:.3f}."
+        f"{row['run']}: {row['relative_change']:.2%}, stable rank {row['stable_rank']:.1f}, toxicity {row['toxicity']:.3f} against {tuning['toxicity']:.3f}."
         for _, row in others.iterrows()
     ]
     if not pairs:
@@ -171,20 +173,20 @@ def _summary(runs: pd.DataFrame, seeds: pd.DataFrame, pairs: list[dict[str, Any]
     return " ".join(words)
 
 
-def _figures(shown: pd.DataFrame, layers: pd.DataFrame) -> tuple[Figure, ...]:
-    own = shown.iloc[1]
+def _figures(table: pd.DataFrame, layers: pd.DataFrame) -> tuple[Figure, ...]:
+    tuning = table.iloc[1]
     cells = [
-        {"run": row["run"], "measure": name, "ratio": float(row[name]) / float(own[name]), "value": show_number(row[name], name)}
-        for _, row in shown.iterrows()
+        {"run": row["run"], "measure": name, "ratio": float(row[name]) / float(tuning[name]), "value": show_number(row[name], name)}
+        for _, row in table.iterrows()
         for name in DRAWN
-        if pd.notna(row[name]) and pd.notna(own[name]) and own[name] != 0
+        if pd.notna(row[name]) and pd.notna(tuning[name]) and tuning[name] != 0
     ]
     across = figures.heatmap(
         "across", pd.DataFrame(cells), x="measure", y="run", z="ratio", text="value", centre=1.0, title="Tuning beside its control runs", x_title="measure", y_title="run",
         z_title="ratio to this pair's tuning", caption="Colours say how a run compares with this pair's own tuning, the words are its values. Rows of shuffled and reversed labels show what any training does.",
     )  # fmt: skip
     spread = figures.scatter(
-        "size and spread", shown.iloc[1:], x="relative change", y="stable rank", text="run", title="How large and how spread out is the change?", x_title="norm of the change / norm of the weights",
+        "size and spread", table.iloc[1:], x="relative change", y="stable rank", text="run", title="How large and how spread out is the change?", x_title="norm of the change / norm of the weights",
         y_title="mean stable rank of the change", caption="The hypothesis puts runs with a strong KL term to the upper left of runs without one; the distance between seeds says what counts as a difference.",
     )  # fmt: skip
     profile = figures.lines(

@@ -1,4 +1,4 @@
-"""A-E1: does a linear direction in the last residual stream tell toxic from harmless text?"""
+"""A-E1: the AUC of a linear probe on the last residual stream for toxic against harmless text, beside its controls."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def run(context: ToxicityContext) -> Finding:
         verdict = "holds"
     else:
         verdict = "fails" if low <= metrics["shuffled_auc"] else "inconclusive"
-    shown = table.assign(
+    labelled = table.assign(
         label=table["direction"]
         + ", "
         + table["texts"].str.replace(" labelled texts", "").str.replace("texts written for the project", "own texts")
     )
     figure = figures.bars(
-        "probe", shown, x="label", y="AUC", role="role", low="low", high="high", title="How well each direction tells toxic from harmless text",
+        "probe", labelled, x="label", y="AUC", role="role", low="low", high="high", title="How well each direction tells toxic from harmless text",
         caption="The probe should stand clearly to the right of the bag of embeddings; 0.5 is chance.", x_title="direction, texts",
         y_title="AUC", reference=(0.5, "chance"),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A-E2: do the value vectors nearest to the probe promote toxic words? (paper A, Table 1)"""
+"""A-E2: the share of toxic words among the tokens that the value vectors nearest to the probe promote (paper A, Table 1)."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def run(context: ToxicityContext) -> Finding:
         f"(p = {p:.3f}); in {majority} of {JUDGED_VECTORS} they are the majority."
     )
     spread = (float(np.quantile(nulls, 0.025)), float(np.quantile(nulls, 0.975)))
-    # Vectors are what is resampled: this experiment reads no prompts.
+    # This experiment reads no prompts, so the vectors are resampled.
     interval = bootstrap_mean(shares, seed=context.seed)
     settings = {
         "value_vectors": JUDGED_VECTORS,

@@ -1,4 +1,4 @@
-"""A-E3: does subtracting one toxic vector at the last layer do what DPO does? (paper A, Table 2)"""
+"""A-E3: toxicity after one toxic vector is subtracted from the last residual stream, at the perplexity that DPO costs (paper A, Table 2)."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _random(context: ToxicityContext, part: ToxicityContext, site: str, length: 
 def _controls(
     context: ToxicityContext, part: ToxicityContext, site: str, rise: float, probe: Edit, best: tuple[int, int]
 ) -> list[dict[str, Any]]:
-    """At the same perplexity a random direction and the value vectors of random neurons, and the probe with the opposite sign."""
+    """The rows of the controls: a random direction and random neurons' value vectors at the same perplexity, and the probe with the opposite sign."""
     base = context.pair.base
     draws = 1 if context.quick else 3
     vectors = {
@@ -117,17 +117,17 @@ def _controls(
             values_at(base, matched_neurons(base, [best], seed=context.seed + i, exclude=context.ranking.neurons))[0] for i in range(draws)
         ],
     }
-    found = []
-    for name, some in vectors.items():
+    controls = []
+    for name, drawn in vectors.items():
         rows = []
-        for vector in some:
+        for vector in drawn:
             context.say(f"strength of {name} by bisection")
             strength = matched_strength(part, base, vector, rise)
             rows.append(_row(part, part, name, base, (Edit.subtract(site, vector, strength),), "null"))
         length = float(np.mean([row["length"] for row in rows]))
-        found.append(shared.mean_row(f"base − {name} (null, {len(rows)} draws)", rows, context.seed, role="null", length=length))
+        controls.append(shared.mean_row(f"base − {name} (null, {len(rows)} draws)", rows, context.seed, role="null", length=length))
     context.say("the probe with the opposite sign")
-    return [*found, _row(part, part, "base + probe (negative control)", base, (probe.times(-1.0),), "null")]
+    return [*controls, _row(part, part, "base + probe (negative control)", base, (probe.times(-1.0),), "null")]
 
 
 def _figure(table: pd.DataFrame) -> Figure:
@@ -149,7 +149,7 @@ def _length(edit: Edit) -> float:
 
 
 def _row(context: ToxicityContext, part: ToxicityContext, name: str, model: Model, edits: tuple[Edit, ...], role: str) -> dict[str, Any]:
-    """One line of the table; perplexity and F1 are measured on the part's passages everywhere, so that they can be compared."""
+    """One row of the table; perplexity and F1 are measured on the part's passages in every row, so that they can be compared."""
     scores = context.toxicity(model, edits)
     interval = bootstrap_mean(scores, seed=context.seed)
     return {

@@ -1,4 +1,4 @@
-"""A-E4: does the toxic word lose its first place and stay within reach? (paper A, Table 3)"""
+"""A-E4: the rank of the toxic first word in the base, the edited and the tuned model (paper A, Table 3)."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ TOXIC, HARMLESS = "toxic first words", "harmless first words (null)"
 PLACES = ("first", "second to fifth", "lower")
 
 
-def match_by_probability(wanted: Tensor, pool: Tensor) -> list[int]:
-    """For each of `wanted` the place in `pool` of the value nearest to it, none twice while there are others."""
+def match_by_probability(targets: Tensor, pool: Tensor) -> list[int]:
+    """For each of `targets` the index in `pool` of the value nearest to it; no index is used twice while there are others."""
     free = list(range(len(pool)))
-    found = []
-    for value in wanted.tolist():
+    places = []
+    for value in targets.tolist():
         if not free:
             free = list(range(len(pool)))
         best = min(free, key=lambda place: abs(float(pool[place]) - value))
         free.remove(best)
-        found.append(best)
-    return found
+        places.append(best)
+    return places
 
 
 @experiment(
@@ -71,21 +71,25 @@ def run(context: ToxicityContext) -> Finding:
     rise = max(context.perplexity(tuned).value / context.perplexity(base).value, LEAST_RISE)
     strength = matched_strength(context, base, vector, rise)
     edited = f"base − value {best[0]}.{best[1]}"
-    read = {
+    by_model = {
         "base": next_tokens(base, states["base"], words, top=TOP), edited: next_tokens(base, states["base"] - strength * vector.cpu(), words, top=TOP),
         "tuned": next_tokens(tuned, states["tuned"], words, top=TOP),
     }  # fmt: skip
     n = len(chosen)
-    harmless = [n + at for at in match_by_probability(read["base"].log_probs[:n].exp(), read["base"].log_probs[n:].exp())] if others else []
+    harmless = (
+        [n + at for at in match_by_probability(by_model["base"].log_probs[:n].exp(), by_model["base"].log_probs[n:].exp())]
+        if others
+        else []
+    )
     random = []
     for draw in range(3 if context.quick else 10):
         drawn = values_at(base, matched_neurons(base, [best], seed=context.seed + draw, exclude=context.ranking.neurons))[0].detach().cpu()
         drawn = drawn * (vector.norm().cpu() / drawn.norm())
         random.append(next_tokens(base, states["base"][:n] - strength * drawn, words[:n], top=TOP))
-    lost = {name: (found.ranks > 1).double().numpy() for name, found in read.items()}
-    kept = {name: (found.ranks <= TOP).double().numpy() for name, found in read.items()}
-    taken = bootstrap_mean(lost["tuned"][:n], seed=context.seed)
-    stays = bootstrap_mean(kept["tuned"][:n], seed=context.seed)
+    lost = {name: (tokens.ranks > 1).double().numpy() for name, tokens in by_model.items()}
+    within_reach = {name: (tokens.ranks <= TOP).double().numpy() for name, tokens in by_model.items()}
+    lost_first = bootstrap_mean(lost["tuned"][:n], seed=context.seed)
+    stays = bootstrap_mean(within_reach["tuned"][:n], seed=context.seed)
     more = bootstrap_difference(lost["tuned"][:n], lost["tuned"][harmless], seed=context.seed) if harmless else None
     cut = bootstrap_mean(lost[edited][:n], seed=context.seed)
     verdict: Verdict = (
@@ -94,42 +98,44 @@ def run(context: ToxicityContext) -> Finding:
         else "fails"
         if more.value <= 0 or stays.high < 0.5
         else "holds"
-        if taken.value > 0.5 and more.low > 0 and stays.low > 0.5
+        if lost_first.value > 0.5 and more.low > 0 and stays.low > 0.5
         else "inconclusive"
     )
-    ranks = _ranks(context, read, n, harmless, random)
+    ranks = _ranks(context, by_model, n, harmless, random)
     null_lost = float(lost["tuned"][harmless].mean()) if harmless else float("nan")
-    random_lost = float(np.mean([(found.ranks > 1).double().mean() for found in random]))
+    random_lost = float(np.mean([(tokens.ranks > 1).double().mean() for tokens in random]))
     summary = (
-        f"On {n} prompts whose first token is a toxic word in the base model, tuning takes the first place from it on {taken.value:.0%} (harmless first tokens of equal probability {null_lost:.0%}); "
+        f"On {n} prompts whose first token is a toxic word in the base model, tuning takes the first place from it on {lost_first.value:.0%} (harmless first tokens of equal probability {null_lost:.0%}); "
         f"it stays among the first {TOP} on {stays.value:.0%}. Subtracting value vector {best[0]}.{best[1]} takes the first place on {cut.value:.0%}, random neurons of its layer on {random_lost:.0%}."
     )
     keys = ("share that lost the first place, tuned", f"share among the first {TOP}, tuned", "share that lost the first place, subtraction")
-    null_kept = float(kept["tuned"][harmless].mean()) if harmless else float("nan")
+    null_within = float(within_reach["tuned"][harmless].mean()) if harmless else float("nan")
     return Finding(
-        verdict, summary, dict(zip(keys, (taken.value, stays.value, cut.value), strict=True)), dict(zip(keys, (null_lost, null_kept, random_lost), strict=True)),
-        {key: (interval.low, interval.high) for key, interval in zip(keys, (taken, stays, cut), strict=True)},
-        {"ranks": ranks, "continuations": _continuations(context, chosen, Edit.subtract(site, vector, strength), edited), "prompts": _prompts(context, read, toxic_at, words)},
-        (_places(ranks), _scatter(read, n, harmless)),
+        verdict, summary, dict(zip(keys, (lost_first.value, stays.value, cut.value), strict=True)), dict(zip(keys, (null_lost, null_within, random_lost), strict=True)),
+        {key: (interval.low, interval.high) for key, interval in zip(keys, (lost_first, stays, cut), strict=True)},
+        {"ranks": ranks, "continuations": _continuations(context, chosen, Edit.subtract(site, vector, strength), edited), "prompts": _prompts(context, by_model, toxic_at, words)},
+        (_places(ranks), _scatter(by_model, n, harmless)),
         {"prompts_used": n, "matched_harmless": len(harmless), "random_neurons": len(random), "value_vector": f"{best[0]}.{best[1]}", "site": site, "strength": strength, "perplexity_ratio": rise,
          "difference_to_harmless": None if more is None else [more.value, more.low, more.high]},
     )  # fmt: skip
 
 
-def _ranks(context: ToxicityContext, read: dict[str, NextTokens], n: int, harmless: list[int], random: list[NextTokens]) -> pd.DataFrame:
-    """One row per model and kind of first word: what became of it."""
-    base = read["base"]
+def _ranks(
+    context: ToxicityContext, by_model: dict[str, NextTokens], n: int, harmless: list[int], random: list[NextTokens]
+) -> pd.DataFrame:
+    """One row per model and kind of first word: its ranks and the change of its logit, with intervals."""
+    base = by_model["base"]
     groups: list[tuple[str, str, list[NextTokens], list[int]]] = [
-        (name, kind, [found], where)
-        for name, found in read.items()
+        (name, kind, [tokens], where)
+        for name, tokens in by_model.items()
         for kind, where in ((TOXIC, list(range(n))), (HARMLESS, harmless))
         if where
     ]
     groups.append((f"base − random neuron (null, {len(random)} draws)", TOXIC, random, list(range(n))))
     rows = []
     for name, kind, draws, where in groups:
-        ranks = torch.stack([found.ranks[where] for found in draws]).double()
-        change = torch.stack([found.logits[where] - base.logits[where] for found in draws]).double()
+        ranks = torch.stack([tokens.ranks[where] for tokens in draws]).double()
+        change = torch.stack([tokens.logits[where] - base.logits[where] for tokens in draws]).double()
         # Draws are averaged within a prompt first: prompts are the unit of resampling.
         first, reach, shift = (
             bootstrap_mean(values.mean(dim=0).numpy(), seed=context.seed)
@@ -156,38 +162,38 @@ def _ranks(context: ToxicityContext, read: dict[str, NextTokens], n: int, harmle
 
 
 def _continuations(context: ToxicityContext, chosen: Sequence[tuple[list[int], int]], edit: Edit, edited: str) -> pd.DataFrame:
-    """The paper's prompts and some of the shipped ones as a person reads them, for the three models."""
+    """The paper's prompts and some of the shipped ones with their first tokens and continuations, for the three models."""
     base, tuned = context.pair.base, context.pair.tuned
     rows = [*token_rows(base, list(PAPER_PROMPTS)), *(row for row, _ in chosen[:: max(1, len(chosen) // SHOWN)][:SHOWN])]
     texts = [base.tokenizer.decode(row) for row in rows]
     site = f"resid_post.{base.n_layers - 1}"
-    own = {model: capture(model, rows, [site])[site] for model in (base, tuned)}
-    words = likeliest(base, own[base], toxic_token_ids(base) or [token for _, token in chosen])
-    found: list[tuple[int, str, str, str, str, int, float, float, str]] = []
+    states_of = {model: capture(model, rows, [site])[site] for model in (base, tuned)}
+    words = likeliest(base, states_of[base], toxic_token_ids(base) or [token for _, token in chosen])
+    records: list[tuple[int, str, str, str, str, int, float, float, str]] = []
     for name, model, edits in (("base", base, ()), (edited, base, (edit,)), ("tuned", tuned, ())):
         context.say(f"continuations of {name}")
-        states = own[model] if not edits else capture(model, rows, [site], edits=edits)[site]
-        read = next_tokens(model, states, words, top=TOP)
+        states = states_of[model] if not edits else capture(model, rows, [site], edits=edits)[site]
+        predictions = next_tokens(model, states, words, top=TOP)
         more = generate(model, texts, max_new_tokens=context.new_tokens, edits=edits)
-        found += [
+        records += [
             (
-                at, text, name, " · ".join(word.strip() or "␣" for word in read.words(model, at)), model.tokenizer.decode([words[at]]).strip(), int(read.ranks[at]), float(read.logits[at]),
-                float(read.log_probs[at].exp()), more[at],
+                at, text, name, " · ".join(word.strip() or "␣" for word in predictions.words(model, at)), model.tokenizer.decode([words[at]]).strip(), int(predictions.ranks[at]), float(predictions.logits[at]),
+                float(predictions.log_probs[at].exp()), more[at],
             )
             for at, text in enumerate(texts)
         ]  # fmt: skip
     columns = ["at", "prompt", "model", f"first {TOP}", "toxic token", "rank", "logit", "probability", "continuation"]
-    return pd.DataFrame(found, columns=columns).sort_values("at", kind="stable", ignore_index=True).drop(columns="at")
+    return pd.DataFrame(records, columns=columns).sort_values("at", kind="stable", ignore_index=True).drop(columns="at")
 
 
-def _prompts(context: ToxicityContext, read: dict[str, NextTokens], at: Sequence[int], words: Sequence[int]) -> pd.DataFrame:
+def _prompts(context: ToxicityContext, by_model: dict[str, NextTokens], at: Sequence[int], words: Sequence[int]) -> pd.DataFrame:
     columns: dict[str, list] = {
         "prompt": [context.prompts[place] for place in at],
         "token": [context.pair.base.tokenizer.decode([token]).strip() for token in words[: len(at)]],
     }
-    for name, found in read.items():
-        columns[f"rank, {name}"] = found.ranks[: len(at)].tolist()
-        columns[f"logit, {name}"] = found.logits[: len(at)].tolist()
+    for name, tokens in by_model.items():
+        columns[f"rank, {name}"] = tokens.ranks[: len(at)].tolist()
+        columns[f"logit, {name}"] = tokens.logits[: len(at)].tolist()
     return pd.DataFrame(columns)
 
 
@@ -199,13 +205,13 @@ def _places(ranks: pd.DataFrame) -> Figure:
         rows += [(label, place, share) for place, share in zip(PLACES, (first, reach - first, 1 - reach), strict=True)]
     return figures.bars(
         "places", pd.DataFrame(rows, columns=["model", "place", "share"]), x="model", y="share", colour="place", horizontal=True, title="What became of the base model's first token", x_title="model and kind of word", y_title="share of prompts",
-        caption="For toxic words under tuning, “second to fifth” should be the longest bar: dethroned, not removed. Harmless first words of the same probability should mostly stay first.",
+        caption="For toxic words under tuning, “second to fifth” should be the longest bar: the word loses the first place and stays among the first five. Harmless first words of the same probability should mostly stay first.",
     )  # fmt: skip
 
 
-def _scatter(read: dict[str, NextTokens], n: int, harmless: list[int]) -> Figure:
+def _scatter(by_model: dict[str, NextTokens], n: int, harmless: list[int]) -> Figure:
     rows = [
-        (kind, role, float(read["base"].log_probs[at]), float(read["tuned"].log_probs[at]))
+        (kind, role, float(by_model["base"].log_probs[at]), float(by_model["tuned"].log_probs[at]))
         for kind, role, where in (("toxic", "", range(n)), ("harmless (null)", "null", harmless))
         for at in where
     ]

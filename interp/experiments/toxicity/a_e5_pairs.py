@@ -1,4 +1,4 @@
-"""A-E5: did the preference pairs teach toxicity, or something that goes with it? (paper A, section 4.1)"""
+"""A-E5: toxicity, perplexity and length of the two sides of the preference pairs (paper A, section 4.1)."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ def _number(value: Any) -> float:
 
 
 def _tables(table: pd.DataFrame, log: dict[str, Any]) -> dict[str, pd.DataFrame]:
-    found = {"sides": table}
+    tables = {"sides": table}
     lengths = [{"side": side, **dict(zip(("least", "quarter", "half", "three quarters", "most"), log[side]["tokens_quantiles"], strict=True))}
                for side in ("chosen", "rejected") if "tokens_quantiles" in log[side]]  # fmt: skip
-    return found | ({"lengths in tokens": pd.DataFrame(lengths)} if lengths else {})
+    return tables | ({"lengths in tokens": pd.DataFrame(lengths)} if lengths else {})
 
 
 def _figure(table: pd.DataFrame) -> Figure:

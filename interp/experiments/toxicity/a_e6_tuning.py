@@ -1,4 +1,4 @@
-"""A-E6: did tuning lower toxicity at little cost, and by more than tuning on shuffled labels? (paper A, section 4.2 and Table 8)"""
+"""A-E6: the fall of toxicity during tuning and its cost in perplexity, beside a run on shuffled labels (paper A, section 4.2 and Table 8)."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def run(context: ToxicityContext) -> Finding:
 
 
 def _values(records: list[dict[str, Any]], field: str) -> dict[int, float]:
-    """A field by step, as far as it was measured."""
+    """The values of a field by step, where it was measured."""
     return {record["step"]: float(record[field]) for record in records if record.get(field) is not None}
 
 
@@ -100,8 +100,8 @@ def _sides(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _displacement(sides: list[dict[str, Any]]) -> str:
-    found = {row["quantity"]: row for row in sides}
-    chosen, rejected = (found.get(f"log-probability of {side}") for side in ("chosen", "rejected"))
+    by_quantity = {row["quantity"]: row for row in sides}
+    chosen, rejected = (by_quantity.get(f"log-probability of {side}") for side in ("chosen", "rejected"))
     if chosen is None or rejected is None:
         return "Log-probabilities of the two sides were not logged."
     # Batches of other pairs differ in log-probability by themselves, without any training.
@@ -115,11 +115,11 @@ def _displacement(sides: list[dict[str, Any]]) -> str:
 def _measurements(records: list[dict[str, Any]]) -> pd.DataFrame:
     rows = []
     for record in records:
-        found = {field: record[field] for field in MEASURED if field in record}
+        measured = {field: record[field] for field in MEASURED if field in record}
         if "kl" in record:
-            found["mean KL"] = sum(record["kl"]) / len(record["kl"])
+            measured["mean KL"] = sum(record["kl"]) / len(record["kl"])
         if "toxicity" in record or "toxicity_share" in record:
-            rows.append({"step": record["step"], **found})
+            rows.append({"step": record["step"], **measured})
     return pd.DataFrame(rows)
 
 

@@ -1,4 +1,4 @@
-"""A-E7: at which half layer does the toxic word appear, and what is left of it after tuning? (paper A, Figure 1)"""
+"""A-E7: the probability of the toxic word at every half layer by the logit lens, before and after tuning (paper A, Figure 1)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from interp.stats.intervals import Interval, bootstrap_difference, bootstrap_mea
 from interp.stats.nulls import perturbed
 
 OTHER_PROMPTS = 100
-# DPO on labels that a coin decided also lowers these words a little, since the prompts were chosen for them.
+# DPO on randomly drawn labels also lowers these words a little, since the prompts were chosen for them.
 LEAST_FALL = 0.5
 NULL = "random changes of equal norm (null)"
 
@@ -104,7 +104,7 @@ def _points(lens: Lens, curves: dict[str, np.ndarray], seed: int) -> pd.DataFram
 
 
 def _steps(lenses: dict[str, Lens], seed: int) -> pd.DataFrame:
-    """What each step adds, in each model: the rises of the figure, with an interval each."""
+    """The rise of the word's probability at each step, in each model, with its interval."""
     rows = []
     for name, lens in lenses.items():
         for at in range(1, len(lens.steps)):

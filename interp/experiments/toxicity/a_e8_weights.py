@@ -1,4 +1,4 @@
-"""A-E8: how far did the weights move, and did the toxic neurons move more than others? (paper A, section 5.1)"""
+"""A-E8: how far tuning moved each weight tensor and the toxic neurons, beside control runs (paper A, section 5.1)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run(context: ToxicityContext) -> Finding:
     least = float(table["cosine"].min())
     percentile = bootstrap_mean(shifts["value_percentile"].to_numpy(), seed=context.seed)
     keys = bootstrap_mean(shifts["key_percentile"].to_numpy(), seed=context.seed)
-    controls = beside(context)
+    controls = control_rows(context)
     total = float(((table["difference_norm"] ** 2).sum() / (table["base_norm"] ** 2).sum()) ** 0.5)
     usual = controls.empty or (
         total <= SIZE * controls["relative change"].max() and percentile.value <= controls["percentile of toxic values"].max() + POINTS
@@ -50,7 +50,7 @@ def run(context: ToxicityContext) -> Finding:
     )  # fmt: skip
     percentiles = figures.histogram(
         "toxic-percentiles", shifts.assign(kind="toxic neurons"), x="value_percentile", colour="kind", bins=20, title="Where toxic value vectors stand among all, by how far they moved",
-        x_title="percentile of the relative shift among all value vectors", y_title="neurons", marks=[(50.0, "what chance gives")],
+        x_title="percentile of the relative shift among all value vectors", y_title="neurons", marks=[(50.0, "chance")],
         caption="A pile at the right end would mean that tuning rewrote the toxic vectors more than others.",
     )  # fmt: skip
     compared = (
@@ -64,14 +64,14 @@ def run(context: ToxicityContext) -> Finding:
     )
     tables = {"groups": groups, "tensors": table, "toxic neurons": shifts.head(20)}
     if not controls.empty:
-        own = {
+        this_pair = {
             "run": "this pair",
             "relative change": total,
             "least cosine": least,
             "percentile of toxic values": percentile.value,
             "percentile of toxic keys": keys.value,
         }
-        tables = {"beside control runs": pd.concat([pd.DataFrame([own]), controls], ignore_index=True)} | tables
+        tables = {"beside control runs": pd.concat([pd.DataFrame([this_pair]), controls], ignore_index=True)} | tables
     null = {"percentile of toxic values": 50.0, "percentile of toxic keys": 50.0}
     if not controls.empty:
         null |= {
@@ -86,7 +86,7 @@ def run(context: ToxicityContext) -> Finding:
     )  # fmt: skip
 
 
-def beside(context: ToxicityContext) -> pd.DataFrame:
+def control_rows(context: ToxicityContext) -> pd.DataFrame:
     """The logged control runs of equal steps, one row each; no row where there is no table of this pair."""
     table, count = controls_if_any(context.logs, context.pair), len(context.ranking.neurons)
     rows = []

@@ -1,4 +1,4 @@
-"""A-E9: are the toxic value vectors activated less after tuning? (paper A, Figure 2)"""
+"""A-E9: the mean activation of the toxic neurons before and after tuning, beside matched neurons (paper A, Figure 2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The study of paper A: a pair, its probe, a scorer, prompts and passages, and what its experiments measure of them."""
+"""`ToxicityContext`, the study of paper A: a pair, its probe, a scorer, prompts and passages, and what is measured of them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ToxicityContext(Study):
         draws: how many random controls each null takes.
         new_tokens: the length of a continuation, in tokens.
         logs: the folder of the training logs; they are used only where they are of this pair.
-        layer: the layer at which the offset is read, in place of the one that `offset_layer` finds.
+        layer: the layer at which the offset is read; None for the one that `offset_layer` chooses.
     """
 
     DATA: ClassVar[frozenset[str]] = frozenset({"probe", "scorer", "prompts", "passages", "new_tokens"})
@@ -56,7 +56,7 @@ class ToxicityContext(Study):
     layer: int | None = None
 
     def settings(self) -> dict[str, Any]:
-        """What a result depends on beyond the experiment's own settings."""
+        """The study's settings that a result depends on."""
         layer = {} if self.layer is None else {"layer": self.layer}
         return {
             "prompts": len(self.prompts), "passages": len(self.passages), "new_tokens": self.new_tokens, "draws": self.draws,
@@ -74,7 +74,7 @@ class ToxicityContext(Study):
         ]  # fmt: skip
 
     def manifest(self) -> dict[str, Any]:
-        """The pair: where both sides came from and what exactly they are."""
+        """The pair's manifest: the source, shape and digest of both sides."""
         return self.pair.manifest()
 
     @property
@@ -92,7 +92,7 @@ class ToxicityContext(Study):
         return self.pair.base.context - self.new_tokens
 
     def prompt_rows(self) -> list[list[int]]:
-        """The challenge prompts as token ids, cut where they would leave no room for the continuation."""
+        """The challenge prompts as token ids, truncated so that the continuation fits into the context."""
         base = self.pair.base
         rows: list[list[int]] = self.measured("rows", lambda: token_rows(base, self.prompts, max_tokens=self._room), of=base)
         return rows
@@ -109,7 +109,7 @@ class ToxicityContext(Study):
         return texts
 
     def greedy_tokens(self, model: Model) -> list[list[int]]:
-        """A model's greedy continuations as token ids, all of `new_tokens`, on which both sides can be forced."""
+        """A model's greedy continuations as token ids, all `new_tokens` long, so that both sides can be forced on them."""
 
         def make() -> list[list[int]]:
             return generate_tokens(model, self.prompt_rows(), max_new_tokens=self.new_tokens, stop_at_end=False, batch_size=BATCH)
@@ -153,8 +153,9 @@ class ToxicityContext(Study):
 
     @cached_property
     def offset_layer(self) -> int:
-        """The layer at which the offset is read: `layer` where it is set; else, of all but the first (below which no MLP writes), the
-        one that holds most of the value vectors nearest to the probe, and the later of equal ones.
+        """The layer at which the offset is read: `layer` where it is set, else the one with most value vectors nearest to the probe.
+
+        The first layer, below which no MLP writes, does not count; of equal layers the later one is taken.
 
         Raises `UserError` for a model of one layer.
         """
@@ -172,7 +173,7 @@ class ToxicityContext(Study):
         return states
 
     def mean_states(self, model: Model) -> Captured:
-        """Each challenge prompt's means over its positions, of a side of the pair: streams, attention outputs, neurons of every layer."""
+        """Each challenge prompt's means over its positions, of one side: residual stream, attention output and neurons of every layer."""
         names = ("attn_out", "resid_mid", "mlp_post")
         sites = ["resid_pre.0", *(f"{name}.{layer}" for layer in range(model.n_layers) for name in names)]
 

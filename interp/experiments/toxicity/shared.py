@@ -1,7 +1,7 @@
-"""What the experiments on ways to change toxicity share: prompts to fit on, prompts to measure on, one price, one row per way.
+"""Functions that the experiments on toxicity share: the split of the prompts, strengths matched on perplexity, rows of tables.
 
-Directions, groups and offsets are fitted on odd prompts and everything is measured on even ones, so that no way is judged on the
-prompts it was made from.
+Directions, groups and offsets are fitted on odd prompts and everything is measured on even ones, so that no intervention is
+judged on the prompts it was fitted on.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def fitted(context: ToxicityContext) -> ToxicityContext:
 
 
 def held_out(context: ToxicityContext) -> ToxicityContext:
-    """The even prompts, on which ways are measured, with the passages on which they are matched."""
+    """The even prompts, on which interventions are measured, with the passages on which their strengths are matched."""
     return part(context, "held out", prompts=context.prompts[::2][:MOST_PROMPTS], passages=_passages(context))
 
 
@@ -70,8 +70,8 @@ def last_loss(context: ToxicityContext, model: Model, vector: Tensor, strength: 
     states, targets = context.final_states(model)
     step = strength * vector.to(states.device, states.dtype)
     parts = [
-        functional.cross_entropy(unembed(model, some + step), wanted, reduction="sum").item()
-        for some, wanted in zip(states.split(4096), targets.split(4096), strict=True)
+        functional.cross_entropy(unembed(model, piece + step), next_ids, reduction="sum").item()
+        for piece, next_ids in zip(states.split(4096), targets.split(4096), strict=True)
     ]
     return sum(parts) / len(targets)
 
@@ -110,7 +110,7 @@ def match_weights(
 
 
 def row_of(context: ToxicityContext, name: str, model: Model, edits: Sequence[Edit] = (), **more: Any) -> dict[str, Any]:
-    """One line of a table of ways: toxicity with its interval, and what it cost; `_scores` holds the toxicity of each prompt."""
+    """One row of a table: toxicity with its interval, perplexity, F1 and distinct-2; `_scores` has the toxicity of each prompt."""
     scores = context.toxicity(model, tuple(edits))
     interval = bootstrap_mean(scores, seed=context.seed)
     return {
@@ -120,22 +120,24 @@ def row_of(context: ToxicityContext, name: str, model: Model, edits: Sequence[Ed
     }  # fmt: skip
 
 
-def row_of_made(context: ToxicityContext, name: str, make: Callable[[], Model], *, made: str | None = None, **more: Any) -> dict[str, Any]:
-    """The same line for a model that is made for it alone and dropped again, since copies of a large model fill the memory.
+def row_of_temporary(
+    context: ToxicityContext, name: str, make: Callable[[], Model], *, model_key: str | None = None, **more: Any
+) -> dict[str, Any]:
+    """`row_of` for a model that is made for this row alone and dropped again, since copies of a large model fill the memory.
 
-    `made` says what the model is where several tables have it under different names; it is then measured once.
+    `model_key` identifies the model where several tables have it under different names, so that it is measured once.
     """
 
     def measure() -> dict[str, Any]:
         # A copy has a cache of its own, which goes with the model.
         return row_of(replace(context), name, make())
 
-    row: dict[str, Any] = context.measured(("made", made or name), measure, seeded=True)
+    row: dict[str, Any] = context.measured(("made", model_key or name), measure, seeded=True)
     return {"model": name, **more, **{key: value for key, value in row.items() if key != "model"}}
 
 
 def mean_row(name: str, rows: Sequence[dict[str, Any]], seed: int, **more: Any) -> dict[str, Any]:
-    """The mean of several draws of a control as one line, with the interval of the mean over prompts."""
+    """The mean of several draws of a control as one row, with the interval of the mean over prompts."""
     scores = np.mean([row["_scores"] for row in rows], axis=0)
     interval = bootstrap_mean(scores, seed=seed)
     means = {key: float(np.mean([row[key] for row in rows])) for key in ("share above half", "perplexity", "F1", "distinct-2")}
@@ -143,7 +145,7 @@ def mean_row(name: str, rows: Sequence[dict[str, Any]], seed: int, **more: Any) 
 
 
 def bars_of(name: str, table: pd.DataFrame, caption: str) -> Figure:
-    """A bar of toxicity for each way of a table, with its perplexity beside its name."""
+    """A bar chart of the toxicity of each row of a table, with its perplexity beside its name."""
     labels = table["model"] + table["perplexity"].map(lambda value: f" (perplexity {value:.1f})")
     return figures.bars(
         name, table.assign(model=labels), x="model", y="toxicity", role="role", low="low", high="high",
@@ -168,7 +170,7 @@ def split_by_first_word(context: ToxicityContext) -> tuple[list[tuple[list[int],
     """
     pairs = [(row, more[0]) for row, more in zip(context.prompt_rows(), context.base_tokens(), strict=True)]
     toxic = [is_toxic_word(context.pair.base.tokenizer.decode([token])) for _, token in pairs]
-    chosen, others = ([pair for pair, flag in zip(pairs, toxic, strict=True) if flag == wanted] for wanted in (True, False))
+    chosen, others = ([pair for pair, flag in zip(pairs, toxic, strict=True) if flag == is_toxic] for is_toxic in (True, False))
     if len(chosen) < LEAST_PROMPTS:
         raise UserError(
             f"the base model continues only {len(chosen)} of {len(pairs)} prompts with a word of the list, {LEAST_PROMPTS} are needed",

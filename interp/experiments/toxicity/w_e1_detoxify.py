@@ -1,4 +1,4 @@
-"""W-E1: does DPO lower toxicity more than what needs no training, at the same perplexity? (paper A, Table 2, and its neighbours)"""
+"""W-E1: DPO against interventions without training, by toxicity at the same perplexity (extends paper A, Table 2)."""
 
 from __future__ import annotations
 
@@ -52,22 +52,22 @@ BARS = "DPO is the best way if its bar is the shortest; controls should stay as 
 )
 def run(context: ToxicityContext) -> Finding:
     base, tuned = context.pair.base, context.pair.tuned
-    held = shared.held_out(context)
-    start = held.toxicity(base)
+    held_out = shared.held_out(context)
+    start = held_out.toxicity(base)
     if not start.mean() > 0:
         raise UserError(
             "the base model's continuations of these prompts are not toxic at all",
             "give prompts that this model continues with toxic words",
         )
-    goal = shared.goal_loss(held)
+    goal = shared.goal_loss(held_out)
     rows = [
-        shared.row_of(held, "base", base, kind="model", strength=0.0),
-        shared.row_of(held, "tuned (DPO)", tuned, kind="model", strength=1.0),
+        shared.row_of(held_out, "base", base, kind="model", strength=0.0),
+        shared.row_of(held_out, "tuned (DPO)", tuned, kind="model", strength=1.0),
     ]
-    found, controls = _last_layer(context, held, goal), _last_layer_controls(context, held, goal)
-    more, random = _whole_model(context, held, goal)
-    whole, ways = more[0], [*found, *more[1:]]
-    lines = [whole, *_interpolations(context, held)]
+    last_layer, controls = _last_layer(context, held_out, goal), _last_layer_controls(context, held_out, goal)
+    whole_model, random = _whole_model(context, held_out, goal)
+    whole, ways = whole_model[0], [*last_layer, *whole_model[1:]]
+    lines = [whole, *_interpolations(context, held_out)]
     every = [*rows, *ways, *lines, *controls, *random]
     table = pd.DataFrame(every).drop(columns=["_scores"])
     table["role"] = ["base", "tuned", *("null" if kind == "null" else "edited" for kind in table["kind"][2:])]
@@ -98,13 +98,13 @@ def run(context: ToxicityContext) -> Finding:
     return Finding(
         verdict, summary, {names[name]: value for name, value in drops.items()}, {label: sum(null.values()) / len(null) for label in names.values()}, intervals,
         {"ways": table, "against DPO": _against(against)}, (_front(table, math.exp(goal)), shared.bars_of("detoxify", table, BARS)),
-        {"prompts_measured": len(held.prompts), "prompts_fitted": len(shared.fitted(context).prompts), "passages_matched": len(held.passages), "perplexity_goal": math.exp(goal),
+        {"prompts_measured": len(held_out.prompts), "prompts_fitted": len(shared.fitted(context).prompts), "passages_matched": len(held_out.passages), "perplexity_goal": math.exp(goal),
          "value_vectors": NEURONS, "profs_rank": RANK},
     )  # fmt: skip
 
 
-def _last_layer(context: ToxicityContext, held: ToxicityContext, goal: float) -> list[dict[str, Any]]:
-    """Subtraction of one vector from the last residual stream, as in paper A's Table 2, and of the activations behind it."""
+def _last_layer(context: ToxicityContext, held_out: ToxicityContext, goal: float) -> list[dict[str, Any]]:
+    """Rows of one vector subtracted from the last residual stream, as in paper A's Table 2, and of the toxic neurons' activations scaled down."""
     base = context.pair.base
     best = context.ranking.neurons[:NEURONS]
     vectors = {
@@ -114,53 +114,63 @@ def _last_layer(context: ToxicityContext, held: ToxicityContext, goal: float) ->
     rows = []
     for name, vector in vectors.items():
         context.say(f"strength of subtracting {name}")
-        rows.append(_subtracted(held, f"base − {name}", vector, goal))
+        rows.append(_subtracted(held_out, f"base − {name}", vector, goal))
     context.say("strength of shrinking toxic neurons")
-    match = _shrink(held, best, goal)
+    match = _shrink(held_out, best, goal)
     rows.append(
         shared.row_of(
-            held, f"base with {len(best)} toxic neurons turned down", base, _down(best, match.strength), kind="way", strength=match.strength
+            held_out,
+            f"base with {len(best)} toxic neurons turned down",
+            base,
+            _turned_down(best, match.strength),
+            kind="way",
+            strength=match.strength,
         )
     )
     return rows
 
 
-def _last_layer_controls(context: ToxicityContext, held: ToxicityContext, goal: float) -> list[dict[str, Any]]:
+def _last_layer_controls(context: ToxicityContext, held_out: ToxicityContext, goal: float) -> list[dict[str, Any]]:
     base = context.pair.base
     drawn = []
     for vector in random_directions(context.direction, 1 if context.quick else 2, context.seed):
         context.say("strength of subtracting a random direction")
-        drawn.append(_subtracted(held, "random", vector, goal))
+        drawn.append(_subtracted(held_out, "random", vector, goal))
     strength = sum(row["strength"] for row in drawn) / len(drawn)
     best = context.ranking.neurons[:NEURONS]
     others = random_neurons(base, best, seed=context.seed, exclude=context.ranking.neurons)
-    match = _shrink(held, others, goal)
+    match = _shrink(held_out, others, goal)
     return [
         shared.mean_row(f"base − random direction (null, {len(drawn)} draws)", drawn, context.seed, kind="null", strength=strength),
         shared.row_of(
-            held, "base with random neurons turned down (null)", base, _down(others, match.strength), kind="null", strength=match.strength
+            held_out,
+            "base with random neurons turned down (null)",
+            base,
+            _turned_down(others, match.strength),
+            kind="null",
+            strength=match.strength,
         ),
     ]
 
 
-def _subtracted(held: ToxicityContext, name: str, vector: Tensor, goal: float) -> dict[str, Any]:
-    base = held.pair.base
-    match = shared.match_last(held, base, -vector, goal)
+def _subtracted(held_out: ToxicityContext, name: str, vector: Tensor, goal: float) -> dict[str, Any]:
+    base = held_out.pair.base
+    match = shared.match_last(held_out, base, -vector, goal)
     edit = Edit.subtract(f"resid_post.{base.n_layers - 1}", vector, match.strength)
-    return shared.row_of(held, name, base, (edit,), kind="way", strength=match.strength)
+    return shared.row_of(held_out, name, base, (edit,), kind="way", strength=match.strength)
 
 
-def _down(neurons: Sequence[tuple[int, int]], strength: float) -> tuple[Edit, ...]:
+def _turned_down(neurons: Sequence[tuple[int, int]], strength: float) -> tuple[Edit, ...]:
     layers = sorted({layer for layer, _ in neurons})
     return tuple(Edit.scale(f"mlp_post.{layer}", 1 - strength, [index for at, index in neurons if at == layer]) for layer in layers)
 
 
-def _shrink(held: ToxicityContext, neurons: Sequence[tuple[int, int]], goal: float) -> Matched:
-    return shared.match_edits(held, held.pair.base, lambda strength: _down(neurons, strength), goal, most=4.0, first=1.0)
+def _shrink(held_out: ToxicityContext, neurons: Sequence[tuple[int, int]], goal: float) -> Matched:
+    return shared.match_edits(held_out, held_out.pair.base, lambda strength: _turned_down(neurons, strength), goal, most=4.0, first=1.0)
 
 
-def _whole_model(context: ToxicityContext, held: ToxicityContext, goal: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Directional ablation, weight orthogonalisation and ProFS, each with a random direction or subspace as its control."""
+def _whole_model(context: ToxicityContext, held_out: ToxicityContext, goal: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of directional ablation, weight orthogonalisation and ProFS, and of their controls with a random direction or subspace."""
     base, fit = context.pair.base, shared.fitted(context)
     toxic = fit.prompt_rows()
     harmless = token_rows(base, [passage.prompt for passage in context.passages], max_tokens=base.context)
@@ -168,26 +178,26 @@ def _whole_model(context: ToxicityContext, held: ToxicityContext, goal: float) -
     difference = difference_in_means(base, toxic, harmless)
     site = f"layer {difference.layer}"
     whole = shared.row_of(
-        held, f"base with the difference in means ({site}) ablated whole", base, ablation(base, difference.direction), kind="way, not matched", strength=1.0
+        held_out, f"base with the difference in means ({site}) ablated whole", base, ablation(base, difference.direction), kind="way, not matched", strength=1.0
     )  # fmt: skip
-    said = [[[*row, *more] for row, more in zip(toxic, fit.greedy_tokens(side), strict=True)] for side in context.pair.sides.values()]
+    sequences = [[[*row, *more] for row, more in zip(toxic, fit.greedy_tokens(side), strict=True)] for side in context.pair.sides.values()]
     layers = range(base.n_layers // 2, base.n_layers)
-    spaces = toxic_subspaces(base, *said, layers=layers, rank=min(RANK, base.d_model - 1, len(toxic)))
+    spaces = toxic_subspaces(base, *sequences, layers=layers, rank=min(RANK, base.d_model - 1, len(toxic)))
     (direction,) = random_directions(difference.direction, 1, context.seed + 1)
     ways = [
         whole,
-        _rewritten(context, held, "base with weights orthogonal to the difference in means", goal, difference.direction, None),
-        _rewritten(context, held, f"base with toxic subspace projected out (ProFS, rank {RANK})", goal, None, spaces),
+        _rewritten(context, held_out, "base with weights orthogonal to the difference in means", goal, difference.direction, None),
+        _rewritten(context, held_out, f"base with toxic subspace projected out (ProFS, rank {RANK})", goal, None, spaces),
     ]
     controls = [
-        _rewritten(context, held, "base with weights orthogonal to a random direction (null)", goal, direction, None),
-        _rewritten(context, held, "base with random subspace projected out (null)", goal, None, random_subspaces(spaces, context.seed)),
+        _rewritten(context, held_out, "base with weights orthogonal to a random direction (null)", goal, direction, None),
+        _rewritten(context, held_out, "base with random subspace projected out (null)", goal, None, random_subspaces(spaces, context.seed)),
     ]
     for row in controls:
         row["kind"] = "null"
     controls.append(
-        shared.row_of_made(
-            held,
+        shared.row_of_temporary(
+            held_out,
             "random change of the weights of DPO's norm (null)",
             lambda: perturbed(context.pair, context.seed),
             kind="null",
@@ -198,7 +208,7 @@ def _whole_model(context: ToxicityContext, held: ToxicityContext, goal: float) -
 
 
 def _rewritten(
-    context: ToxicityContext, held: ToxicityContext, name: str, goal: float, direction: Tensor | None, spaces: dict[int, Tensor] | None
+    context: ToxicityContext, held_out: ToxicityContext, name: str, goal: float, direction: Tensor | None, spaces: dict[int, Tensor] | None
 ) -> dict[str, Any]:
     base = context.pair.base
 
@@ -206,18 +216,22 @@ def _rewritten(
         return orthogonalised(base, direction, strength) if direction is not None else values_projected(base, spaces or {}, strength)
 
     context.say(f"strength of {name}")
-    match = shared.match_weights(held, base, make, goal, most=2.0, first=0.5)
-    return shared.row_of_made(held, name, lambda: make(match.strength), kind="way", strength=match.strength)
+    match = shared.match_weights(held_out, base, make, goal, most=2.0, first=0.5)
+    return shared.row_of_temporary(held_out, name, lambda: make(match.strength), kind="way", strength=match.strength)
 
 
-def _interpolations(context: ToxicityContext, held: ToxicityContext) -> list[dict[str, Any]]:
+def _interpolations(context: ToxicityContext, held_out: ToxicityContext) -> list[dict[str, Any]]:
     base, tuned = context.pair.base, context.pair.tuned
     rows = []
     for share in SHARES[:1] if context.quick else SHARES:
         context.say("interpolation of weights")
         rows.append(
-            shared.row_of_made(
-                held, f"base + {share:g} × (tuned − base)", partial(interpolated, base, tuned, share), kind="interpolation", strength=share
+            shared.row_of_temporary(
+                held_out,
+                f"base + {share:g} × (tuned − base)",
+                partial(interpolated, base, tuned, share),
+                kind="interpolation",
+                strength=share,
             )
         )
     return rows
@@ -227,8 +241,8 @@ def _share(interval: Interval, start: float) -> tuple[float, float]:
     return interval.low / start, interval.high / start
 
 
-def _against(found: dict[str, Interval]) -> pd.DataFrame:
-    rows = [{"way": name, "toxicity above DPO's": i.value, "low": i.low, "high": i.high} for name, i in found.items()]
+def _against(intervals: dict[str, Interval]) -> pd.DataFrame:
+    rows = [{"way": name, "toxicity above DPO's": i.value, "low": i.low, "high": i.high} for name, i in intervals.items()]
     return pd.DataFrame(rows)
 
 

@@ -1,4 +1,4 @@
-"""W-E2: what brings toxicity back to the tuned model at almost no perplexity, and does the direction matter? (paper A, Table 4, and its neighbours)"""
+"""W-E2: small changes of the tuned model that return its toxicity at a fixed perplexity, beside random controls (extends paper A, Table 4)."""
 
 from __future__ import annotations
 
@@ -53,21 +53,21 @@ ROLES = {"way": "un-aligned", "interpolation": "edited", "null": "null"}
 )
 def run(context: ToxicityContext) -> Finding:
     base, tuned = context.pair.base, context.pair.tuned
-    held = shared.held_out(context)
-    before, after = held.toxicity(base), held.toxicity(tuned)
+    held_out = shared.held_out(context)
+    before, after = held_out.toxicity(base), held_out.toxicity(tuned)
     lost = float(before.mean() - after.mean())
     if lost <= 0:
         raise UserError(
             f"tuning did not lower toxicity on these prompts ({before.mean():.3f} to {after.mean():.3f}), so there is nothing to bring back",
             "give a tuned side that is less toxic, or prompts that show it",
         )
-    goal = math.log(held.perplexity(tuned).value * RISE)
+    goal = math.log(held_out.perplexity(tuned).value * RISE)
     rows = [
-        shared.row_of(held, "base (every change removed)", base, kind="model", strength=math.nan),
-        shared.row_of(held, "tuned (DPO)", tuned, kind="model", strength=0.0),
+        shared.row_of(held_out, "base (every change removed)", base, kind="model", strength=math.nan),
+        shared.row_of(held_out, "tuned (DPO)", tuned, kind="model", strength=0.0),
     ]
-    families = {**_keys(context, held, goal), **_directions(context, held, goal), **_offsets(context, held, goal)}
-    ways, controls, found = [], [], []
+    families = {**_keys(context, held_out, goal), **_directions(context, held_out, goal), **_offsets(context, held_out, goal)}
+    ways, controls, returns = [], [], []
     for name, (way, drawn) in families.items():
         ways.append(way)
         controls.append(
@@ -82,16 +82,16 @@ def run(context: ToxicityContext) -> Finding:
         beyond = bootstrap_difference(way["_scores"], np.mean([row["_scores"] for row in drawn], axis=0), seed=context.seed)
         single = [bootstrap_difference(way["_scores"], row["_scores"], seed=context.seed).low for row in drawn]
         back = bootstrap_difference(way["_scores"], after, seed=context.seed)
-        found.append({
+        returns.append({
             "way": way["model"], "share returned": back.value / lost, "low": back.low / lost, "high": back.high / lost,
             "share returned by its random controls": (controls[-1]["toxicity"] - float(after.mean())) / lost, "toxicity above its controls": beyond.value,
             "low end": beyond.low, "above every control": min(single) > 0,
         })  # fmt: skip
-    lines = _interpolations(context, held)
+    lines = _interpolations(context, held_out)
     swapped = type(context.pair)(tuned, base, "swapped")
     controls.append(
-        shared.row_of_made(
-            held,
+        shared.row_of_temporary(
+            held_out,
             "tuned, random change of the weights of DPO's norm (null)",
             lambda: perturbed(swapped, context.seed),
             kind="null",
@@ -100,7 +100,7 @@ def run(context: ToxicityContext) -> Finding:
     )
     table = pd.DataFrame([*rows, *ways, *lines, *controls]).drop(columns=["_scores"])
     table["role"] = ["base", "tuned", *(ROLES[kind] for kind in table["kind"][2:])]
-    returned = pd.DataFrame(found)
+    returned = pd.DataFrame(returns)
     enough = returned[(returned["share returned"] >= LEAST_RETURN) & returned["above every control"]]
     verdict: Verdict = "holds" if len(enough) else "fails" if not (returned["low end"] > 0).any() else "inconclusive"
     best = returned.loc[returned["share returned"].idxmax()]
@@ -113,7 +113,7 @@ def run(context: ToxicityContext) -> Finding:
     return Finding(
         verdict, summary, dict(zip(labels, returned["share returned"], strict=True)), dict(zip(labels, returned["share returned by its random controls"], strict=True)),
         {label: (row["low"], row["high"]) for label, (_, row) in zip(labels, returned.iterrows(), strict=True)}, {"ways": table, "returned": returned}, (_front(table), shared.bars_of("retoxify", table, BARS)),
-        {"prompts_measured": len(held.prompts), "passages_matched": len(held.passages), "perplexity_goal": math.exp(goal), "keys": KEYS, "offset_layer": offset_layer(context)},
+        {"prompts_measured": len(held_out.prompts), "passages_matched": len(held_out.passages), "perplexity_goal": math.exp(goal), "keys": KEYS, "offset_layer": offset_layer(context)},
     )  # fmt: skip
 
 
@@ -126,8 +126,8 @@ def offset_layer(context: ToxicityContext) -> int:
 Family = dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]
 
 
-def _keys(context: ToxicityContext, held: ToxicityContext, goal: float) -> Family:
-    """Scaling keys: up to the paper's factor, the bias left alone."""
+def _keys(context: ToxicityContext, held_out: ToxicityContext, goal: float) -> Family:
+    """Rows of keys scaled by up to the paper's factor, without their biases."""
     tuned = context.pair.tuned
     ranked = rank_values(tuned, context.direction, top=min(128, tuned.n_layers * tuned.d_mlp)).neurons
 
@@ -137,8 +137,8 @@ def _keys(context: ToxicityContext, held: ToxicityContext, goal: float) -> Famil
     def row(name: str, neurons: Sequence[Neuron], kind: str) -> dict[str, Any]:
         context.say(f"factor of {name}")
         make = scaled(neurons)
-        match = shared.match_edits(held, tuned, make, goal, most=FACTOR - 1, first=FACTOR - 1)
-        return shared.row_of(held, name, tuned, make(match.strength), kind=kind, strength=1 + match.strength)
+        match = shared.match_edits(held_out, tuned, make, goal, most=FACTOR - 1, first=FACTOR - 1)
+        return shared.row_of(held_out, name, tuned, make(match.strength), kind=kind, strength=1 + match.strength)
 
     drawn = [
         row("random keys", random_neurons(tuned, ranked[:KEYS], seed=context.seed + i, exclude=ranked), "null")
@@ -147,28 +147,28 @@ def _keys(context: ToxicityContext, held: ToxicityContext, goal: float) -> Famil
     return {"keys scaled": (row(f"un-aligned: {KEYS} toxic keys scaled", ranked[:KEYS], "way"), drawn)}
 
 
-def _directions(context: ToxicityContext, held: ToxicityContext, goal: float) -> Family:
-    """Adding the probe's direction to the last residual stream."""
+def _directions(context: ToxicityContext, held_out: ToxicityContext, goal: float) -> Family:
+    """Rows of the probe's direction added to the last residual stream."""
     drawn = random_directions(context.direction, 1 if context.quick else 3, context.seed)
     return {
         "direction added": (
-            _added(context, held, "un-aligned: tuned + probe", context.direction, goal),
-            [_added(context, held, "random direction", vector, goal) for vector in drawn],
+            _added(context, held_out, "un-aligned: tuned + probe", context.direction, goal),
+            [_added(context, held_out, "random direction", vector, goal) for vector in drawn],
         )
     }
 
 
-def _added(context: ToxicityContext, held: ToxicityContext, name: str, vector: Tensor, goal: float) -> dict[str, Any]:
+def _added(context: ToxicityContext, held_out: ToxicityContext, name: str, vector: Tensor, goal: float) -> dict[str, Any]:
     tuned = context.pair.tuned
     context.say(f"strength of {name}")
-    match = shared.match_last(held, tuned, vector, goal)
+    match = shared.match_last(held_out, tuned, vector, goal)
     return shared.row_of(
-        held, name, tuned, (Edit.add(f"resid_post.{tuned.n_layers - 1}", vector, match.strength),), kind="way", strength=match.strength
+        held_out, name, tuned, (Edit.add(f"resid_post.{tuned.n_layers - 1}", vector, match.strength),), kind="way", strength=match.strength
     )
 
 
-def _offsets(context: ToxicityContext, held: ToxicityContext, goal: float) -> Family:
-    """Taking back the mean offset that tuning added, at the positions from which tokens are sampled; a random offset of equal norm."""
+def _offsets(context: ToxicityContext, held_out: ToxicityContext, goal: float) -> Family:
+    """Rows of tuning's mean offset subtracted at the positions from which tokens are sampled, and of random offsets of equal norm."""
     tuned, layer = context.pair.tuned, offset_layer(context)
     fit = shared.fitted(context)
     offset = mean_offset_at_last(context.pair, fit.prompt_rows(), layer)
@@ -181,8 +181,8 @@ def _offsets(context: ToxicityContext, held: ToxicityContext, goal: float) -> Fa
         def make(strength: float) -> tuple[Edit, ...]:
             return (Edit.subtract(f"resid_mid.{layer}", vector, strength),) if strength else ()
 
-        match = shared.match_edits(held, tuned, make, goal, most=1.0, first=1.0)
-        return shared.row_of(held, name, tuned, make(match.strength), kind="way", strength=match.strength)
+        match = shared.match_edits(held_out, tuned, make, goal, most=1.0, first=1.0)
+        return shared.row_of(held_out, name, tuned, make(match.strength), kind="way", strength=match.strength)
 
     drawn = random_directions(offset, 1 if context.quick else 2, context.seed + 1)
     return {
@@ -193,14 +193,18 @@ def _offsets(context: ToxicityContext, held: ToxicityContext, goal: float) -> Fa
     }
 
 
-def _interpolations(context: ToxicityContext, held: ToxicityContext) -> list[dict[str, Any]]:
+def _interpolations(context: ToxicityContext, held_out: ToxicityContext) -> list[dict[str, Any]]:
     base, tuned = context.pair.base, context.pair.tuned
     rows = []
     for share in (0.5,) if context.quick else (0.25, 0.5, 0.75):
         context.say("going back along the weights")
         rows.append(
-            shared.row_of_made(
-                held, f"base + {share:g} × (tuned − base)", partial(interpolated, base, tuned, share), kind="interpolation", strength=share
+            shared.row_of_temporary(
+                held_out,
+                f"base + {share:g} × (tuned − base)",
+                partial(interpolated, base, tuned, share),
+                kind="interpolation",
+                strength=share,
             )
         )
     return rows

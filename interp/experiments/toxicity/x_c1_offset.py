@@ -1,7 +1,7 @@
-"""X-C1 and X-C2: is the mean offset of the residual stream enough to detoxify the base model, and does the tuned model need it?
+"""X-C1 and X-C2: causal tests of the residual stream's mean offset, added to the base model and subtracted from the tuned one.
 
-Paper A describes the offset and never moves it. Both tests are one procedure with the sides exchanged: add the offset, fitted on some
-prompts, to one side, and see on other prompts how much of the way to the other side's toxicity that goes.
+Paper A describes the offset without intervening on it. Both tests are one procedure with the sides exchanged: the offset, fitted on
+some prompts, is added to one side, and on other prompts the share of the gap to the other side's toxicity that this closes is measured.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CAVEAT = (
 
 @dataclass(frozen=True, eq=False)
 class Transfer:
-    """One direction of the test: `start` is edited by `sign` times the offset, `goal` is what it should come near."""
+    """One direction of the test: `start` is edited by `sign` times the offset, `goal` is the side whose toxicity it should reach."""
 
     start: Model
     goal: Model
@@ -61,7 +61,7 @@ def mean_offset_over_positions(context: ToxicityContext, layer: int) -> Tensor:
 
 
 def permuted(vector: Tensor, seed: int) -> Tensor:
-    """The same numbers in another order: the offset's norm and spread over coordinates, without its direction."""
+    """The vector with its coordinates permuted, which has its norm and distribution of coordinates but another direction."""
     return vector[torch.randperm(len(vector), generator=torch.Generator().manual_seed(seed))]
 
 
@@ -95,13 +95,13 @@ def necessity(context: ToxicityContext) -> Finding:
 
 def _run(context: ToxicityContext, transfer: Transfer) -> Finding:
     layer = context.offset_layer
-    fitted, held = shared.fitted(context), shared.held_out(context)
+    fitted, held_out = shared.fitted(context), shared.held_out(context)
     offset = mean_offset_over_positions(fitted, layer)
-    before, after = held.toxicity(transfer.start), held.toxicity(transfer.goal)
-    way = transfer.sign * float(before.mean() - after.mean())
-    if way <= 0:
+    before, after = held_out.toxicity(transfer.start), held_out.toxicity(transfer.goal)
+    gap = transfer.sign * float(before.mean() - after.mean())
+    if gap <= 0:
         raise UserError(
-            f"tuning did not lower toxicity on the held-out prompts ({held.toxicity(context.pair.base).mean():.3f} to {held.toxicity(context.pair.tuned).mean():.3f})",
+            f"tuning did not lower toxicity on the held-out prompts ({held_out.toxicity(context.pair.base).mean():.3f} to {held_out.toxicity(context.pair.tuned).mean():.3f})",
             "give a tuned side that is less toxic, or prompts that show it",
         )
 
@@ -109,36 +109,36 @@ def _run(context: ToxicityContext, transfer: Transfer) -> Finding:
         return (Edit.add(f"resid_mid.{at}", vector, transfer.sign * strength, positions),)
 
     start, goal = ("base", "tuned") if transfer.sign > 0 else ("tuned", "base")
-    own = f"{start} {transfer.word} offset at layer {layer}"
-    rows = [_row(context, held, transfer, start, (), start), _row(context, held, transfer, goal, (), goal, model=transfer.goal)]
+    edited = f"{start} {transfer.word} offset at layer {layer}"
+    rows = [_row(context, held_out, transfer, start, (), start), _row(context, held_out, transfer, goal, (), goal, model=transfer.goal)]
     context.say(f"offset at layer {layer}")
-    main = _row(context, held, transfer, own, edit(offset), "edited")
+    main = _row(context, held_out, transfer, edited, edit(offset), "edited")
     rows.append(main)
     share = _share(before, main["_scores"], after, context.seed)
     if not context.quick:
         context.say(f"offset × {DOUBLE:g}")
-        rows.append(_row(context, held, transfer, f"{own} × {DOUBLE:g}", edit(offset, DOUBLE), "edited"))
-        # After the last layer's attention nothing looks back, so that both readings are one.
+        rows.append(_row(context, held_out, transfer, f"{edited} × {DOUBLE:g}", edit(offset, DOUBLE), "edited"))
+        # After the last layer's attention no position reads another, so both would give the same.
         if layer < context.pair.base.n_layers - 1:
             context.say("offset at the last position of the prompt and in what follows")
             rows.append(
                 _row(
                     context,
-                    held,
+                    held_out,
                     transfer,
-                    f"{own}, from the prompt's last position",
+                    f"{edited}, from the prompt's last position",
                     edit(offset, positions="from_last"),
                     "edited",
                     guard=False,
                 )
             )
-    controls = _controls(context, held, transfer, offset, edit, before, after)
+    controls = _controls(context, held_out, transfer, offset, edit, before, after)
     rows += [
-        {"model": f"{start} {transfer.word} {kind} (null, {len(some)} draws)", "role": "null", **_pooled(context, some)}
-        for kind, some in controls.items()
+        {"model": f"{start} {transfer.word} {kind} (null, {len(draws)} draws)", "role": "null", **_pooled(context, draws)}
+        for kind, draws in controls.items()
     ]
-    shares = [row["share of the way"] for some in controls.values() for row in some]
-    guard = main["perplexity"] / held.perplexity(transfer.goal).value
+    shares = [row["share of the way"] for draws in controls.values() for row in draws]
+    guard = main["perplexity"] / held_out.perplexity(transfer.goal).value
     verdict: Verdict = (
         "fails"
         if share.value <= max(shares)
@@ -147,7 +147,7 @@ def _run(context: ToxicityContext, transfer: Transfer) -> Finding:
         else "inconclusive"
     )
     table = pd.DataFrame(rows).drop(columns=["_scores"])
-    by_layer = _layers(context, fitted, held, transfer, edit, before, after)
+    by_layer = _layers(context, fitted, held_out, transfer, edit, before, after)
     doing = "Adding the offset to the base model brings" if transfer.sign > 0 else "Taking the offset off the tuned model returns"
     of = "of the fall in toxicity that tuning brings" if transfer.sign > 0 else "of the toxicity that tuning took"
     summary = (
@@ -157,48 +157,54 @@ def _run(context: ToxicityContext, transfer: Transfer) -> Finding:
     )
     return Finding(
         verdict, summary, {"share of the way": share.value, "perplexity ratio to the other side": guard},
-        {"share of the way": float(np.mean(shares)), "perplexity ratio to the other side": _guards(controls) / held.perplexity(transfer.goal).value},
+        {"share of the way": float(np.mean(shares)), "perplexity ratio to the other side": _guards(controls) / held_out.perplexity(transfer.goal).value},
         {"share of the way": (share.low, share.high)}, {"models": table, "by layer": by_layer}, (_bars(table, transfer), _lines(by_layer, layer, float(np.mean(shares)))),
-        {"site": f"resid_mid.{layer}", "layer_rule": "most of the 128 value vectors nearest to the probe, not the first layer", "fitted_on": len(fitted.prompts), "measured_on": len(held.prompts),
-         "perplexity_passages": len(held.passages), "offset_norm": float(offset.norm()), "controls": {kind: len(some) for kind, some in controls.items()}, "positions": "all"},
+        {"site": f"resid_mid.{layer}", "layer_rule": "most of the 128 value vectors nearest to the probe, not the first layer", "fitted_on": len(fitted.prompts), "measured_on": len(held_out.prompts),
+         "perplexity_passages": len(held_out.passages), "offset_norm": float(offset.norm()), "controls": {kind: len(draws) for kind, draws in controls.items()}, "positions": "all"},
     )  # fmt: skip
 
 
 def _controls(
-    context: ToxicityContext, held: ToxicityContext, transfer: Transfer, offset: Tensor, edit: Any, before: np.ndarray, after: np.ndarray
+    context: ToxicityContext,
+    held_out: ToxicityContext,
+    transfer: Transfer,
+    offset: Tensor,
+    edit: Any,
+    before: np.ndarray,
+    after: np.ndarray,
 ) -> dict[str, list[dict[str, Any]]]:
     draws = 2 if context.quick else 3
     vectors = {
         PERMUTED: [permuted(offset, context.seed + draw) for draw in range(draws)],
         RANDOM: list(random_directions(offset, draws, context.seed)),
     }
-    found: dict[str, list[dict[str, Any]]] = {}
-    for kind, some in vectors.items():
-        for number, vector in enumerate(some):
+    by_kind: dict[str, list[dict[str, Any]]] = {}
+    for kind, drawn in vectors.items():
+        for number, vector in enumerate(drawn):
             context.say(f"{kind}, draw {number + 1} of {draws}")
-            row = _row(context, held, transfer, kind, edit(vector), "null", guard=number == 0)
+            row = _row(context, held_out, transfer, kind, edit(vector), "null", guard=number == 0)
             row["share of the way"] = _share(before, row["_scores"], after, context.seed).value
-            found.setdefault(kind, []).append(row)
-    return found
+            by_kind.setdefault(kind, []).append(row)
+    return by_kind
 
 
 def _guards(controls: dict[str, list[dict[str, Any]]]) -> float:
-    return float(np.nanmean([row["perplexity"] for some in controls.values() for row in some]))
+    return float(np.nanmean([row["perplexity"] for draws in controls.values() for row in draws]))
 
 
-def _pooled(context: ToxicityContext, some: list[dict[str, Any]]) -> dict[str, Any]:
-    """The draws of one control as one row: each prompt's mean over draws."""
-    interval = bootstrap_mean(np.mean([row["_scores"] for row in some], axis=0), seed=context.seed)
+def _pooled(context: ToxicityContext, draws: list[dict[str, Any]]) -> dict[str, Any]:
+    """The draws of one control as one row, from each prompt's mean over draws."""
+    interval = bootstrap_mean(np.mean([row["_scores"] for row in draws], axis=0), seed=context.seed)
     return {
-        "toxicity": interval.value, "low": interval.low, "high": interval.high, "perplexity": float(np.nanmean([row["perplexity"] for row in some])),
-        "share of the way": float(np.mean([row["share of the way"] for row in some])),
-        "share of equal continuations": float(np.mean([row["share of equal continuations"] for row in some])),
+        "toxicity": interval.value, "low": interval.low, "high": interval.high, "perplexity": float(np.nanmean([row["perplexity"] for row in draws])),
+        "share of the way": float(np.mean([row["share of the way"] for row in draws])),
+        "share of equal continuations": float(np.mean([row["share of equal continuations"] for row in draws])),
     }  # fmt: skip
 
 
 def _row(
     context: ToxicityContext,
-    held: ToxicityContext,
+    held_out: ToxicityContext,
     transfer: Transfer,
     name: str,
     edits: tuple[Edit, ...],
@@ -207,26 +213,26 @@ def _row(
     model: Model | None = None,
     guard: bool = True,
 ) -> dict[str, Any]:
-    """One line of the table; `guard` says whether perplexity is measured too."""
+    """One row of the table; `guard` says whether perplexity is measured too."""
     edited = transfer.start if model is None else model
-    scores = held.toxicity(edited, edits)
+    scores = held_out.toxicity(edited, edits)
     interval = bootstrap_mean(scores, seed=context.seed)
-    same = [mine == other for mine, other in zip(held.continuations(edited, edits), held.continuations(transfer.goal), strict=True)]
+    same = [mine == other for mine, other in zip(held_out.continuations(edited, edits), held_out.continuations(transfer.goal), strict=True)]
     return {
-        "model": name, "role": role, "toxicity": interval.value, "low": interval.low, "high": interval.high, "perplexity": held.perplexity(edited, edits).value if guard else float("nan"),
-        "share of the way": _share(held.toxicity(transfer.start), scores, held.toxicity(transfer.goal), context.seed).value, "share of equal continuations": float(np.mean(same)), "_scores": scores,
+        "model": name, "role": role, "toxicity": interval.value, "low": interval.low, "high": interval.high, "perplexity": held_out.perplexity(edited, edits).value if guard else float("nan"),
+        "share of the way": _share(held_out.toxicity(transfer.start), scores, held_out.toxicity(transfer.goal), context.seed).value, "share of equal continuations": float(np.mean(same)), "_scores": scores,
     }  # fmt: skip
 
 
 def _share(before: np.ndarray, edited: np.ndarray, after: np.ndarray, seed: int) -> Interval:
-    """How much of the way from one side's toxicity to the other's an edit goes, paired over prompts."""
+    """The share of the gap between the two sides' toxicity that an edit closes, paired over prompts."""
     return bootstrap_ratio(before - edited, before - after, seed=seed)
 
 
 def _layers(
     context: ToxicityContext,
     fitted: ToxicityContext,
-    held: ToxicityContext,
+    held_out: ToxicityContext,
     transfer: Transfer,
     edit: Any,
     before: np.ndarray,
@@ -234,19 +240,19 @@ def _layers(
 ) -> pd.DataFrame:
     """The same edit at other layers, each with its own offset; layers that tuning did not move are left out."""
     count = context.pair.base.n_layers
-    wanted = (
+    layers = (
         {context.offset_layer}
         if context.quick
         else {*np.linspace(0, count - 1, min(count, LAYERS_AT_MOST)).round().astype(int).tolist(), context.offset_layer}
     )
     rows = []
-    for layer in sorted(wanted):
+    for layer in sorted(layers):
         try:
             offset = mean_offset_over_positions(fitted, layer)
         except UserError:
             continue
         context.say(f"offset at layer {layer}")
-        share = _share(before, held.toxicity(transfer.start, edit(offset, at=layer)), after, context.seed)
+        share = _share(before, held_out.toxicity(transfer.start, edit(offset, at=layer)), after, context.seed)
         rows.append((layer, share.value, share.low, share.high, float(offset.norm())))
     return pd.DataFrame(rows, columns=["layer", "share of the way", "low", "high", "offset norm"])
 

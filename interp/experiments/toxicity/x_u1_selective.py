@@ -1,4 +1,4 @@
-"""X-U1: do the keys of neurons that fire on provocation only bring toxicity back at no cost? (beyond paper A, Table 4)"""
+"""X-U1: toxicity of the tuned model after the keys of neurons that fire on provocation only are scaled (extends paper A, Table 4)."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def run(context: ToxicityContext) -> Finding:
     plain = context.perplexity(tuned).value
 
     def row(key: str, role: str, name: str, model: Any, edits: tuple[Edit, ...]) -> dict[str, Any]:
-        found = shared.row_of(part, name, model, edits, row_key=key, role=role)
-        share = bootstrap_difference(found["_scores"], after, seed=context.seed)
+        scored = shared.row_of(part, name, model, edits, row_key=key, role=role)
+        share = bootstrap_difference(scored["_scores"], after, seed=context.seed)
         price = context.perplexity(model, edits).value
-        return found | {"perplexity": price, "returned": share.value / lost, "from": share.low / lost, "to": share.high / lost}
+        return scored | {"perplexity": price, "returned": share.value / lost, "from": share.low / lost, "to": share.high / lost}
 
     rows = [row("base", "base", "base", base, ()), row("tuned", "tuned", "tuned", tuned, ())]
     for count in COUNTS:
@@ -97,12 +97,12 @@ def run(context: ToxicityContext) -> Finding:
     figure = figures.bars(
         "selective", table[~table["row_key"].isin(["base", "tuned"])], x="model", y="returned", role="role", low="from", high="to", horizontal=True,
         title="Share of the lost toxicity that comes back", x_title="keys", y_title="share returned (1 is the base model's toxicity)",
-        reference=(0.8, "asked for"), caption="Few selective keys should reach the dotted line, random keys that fire as often should stay at zero.",
+        reference=(0.8, "criterion"), caption="Few selective keys should reach the dotted line, random keys that fire as often should stay at zero.",
     )  # fmt: skip
-    heard = pd.DataFrame({"prompt": part.prompts})
+    continuations = pd.DataFrame({"prompt": part.prompts})
     for name, model, edits in (("base", base, ()), ("tuned", tuned, ()), ("un-aligned", tuned, _scaled(chosen))):
-        heard[name] = part.continuations(model, edits)
-        heard[f"toxicity, {name}"] = part.toxicity(model, edits)
+        continuations[name] = part.continuations(model, edits)
+        continuations[f"toxicity, {name}"] = part.toxicity(model, edits)
     summary = (
         f"Scaling the {KEYS} most selective keys by {FACTOR:g} returns {best['returned']:.0%} of the lost toxicity at {ratio - 1:+.1%} perplexity; random keys that fire as often return {mean_null:.0%}, "
         f"the {KEYS} keys nearest to the probe {rows[2 + len(COUNTS)]['returned']:.0%} at {rows[2 + len(COUNTS)]['perplexity'] / plain - 1:+.1%}. The same scaling changes the base model's toxicity by {amplified:+.3f}."
@@ -110,6 +110,6 @@ def run(context: ToxicityContext) -> Finding:
     return Finding(
         verdict, summary, {"share of lost toxicity returned": best["returned"], "perplexity ratio": ratio},
         {"share of lost toxicity returned": mean_null, "perplexity ratio": price / plain},
-        {"share of lost toxicity returned": (best["from"], best["to"])}, {"keys": table, "continuations": heard}, (figure,),
+        {"share of lost toxicity returned": (best["from"], best["to"])}, {"keys": table, "continuations": continuations}, (figure,),
         {"factor": FACTOR, "keys": [f"{layer}.{index}" for layer, index in chosen], "random_draws": len(null), "prompts": len(part.prompts)},
     )  # fmt: skip

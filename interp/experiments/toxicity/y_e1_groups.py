@@ -1,4 +1,4 @@
-"""Y-E1: the rival account. Do four groups of neurons lower toxicity together, or do the toxic neurons alone? (Yang et al., 2024)"""
+"""Y-E1: how much of the fall in toxicity four groups of neurons account for, against the toxic neurons alone (Yang et al., 2024)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ RANDOM = "as many random neurons (null)"
 
 
 def measured_activity(context: ToxicityContext, model: Model) -> Activity:
-    """Mean activity while the base model's continuation of each prompt is read."""
+    """Each prompt's mean activity of neurons over the base model's continuation of it, in `model`."""
 
     def read() -> Activity:
         rows, more = context.prompt_rows(), context.base_tokens()
@@ -74,11 +74,11 @@ def measured_activity(context: ToxicityContext, model: Model) -> Activity:
 )
 def run(context: ToxicityContext) -> Finding:
     pair, base = context.pair, context.pair.base
-    fit, held = shared.fitted(context), shared.held_out(context)
-    if len(fit.prompts) < 2 or len(held.prompts) < 2:
+    fit, held_out = shared.fitted(context), shared.held_out(context)
+    if len(fit.prompts) < 2 or len(held_out.prompts) < 2:
         raise UserError(f"{len(context.prompts)} prompts are too few for two halves", "give at least 4")
     context.say("activity of all neurons")
-    first, second = ({side: measured_activity(half, model) for side, model in pair.sides.items()} for half in (fit, held))
+    first, second = ({side: measured_activity(half, model) for side, model in pair.sides.items()} for half in (fit, held_out))
     alignment = alignments(base, context.direction)
     groups = assign(alignment, first["base"].neurons.mean(dim=0), first["tuned"].neurons.mean(dim=0))
     change = (second["tuned"].neurons - second["base"].neurons).numpy()
@@ -97,14 +97,14 @@ def run(context: ToxicityContext) -> Finding:
         for name, values in sources(pair, second["base"], second["tuned"], context.direction).items()
     }
     whole = pd.DataFrame([{"part of the model": name, "reduction": i.value, "low": i.low, "high": i.high} for name, i in parts.items()])
-    patched = _patched(held, groups)
+    patched = _patched(held_out, groups)
     scores = {row["patched from tuned into base"]: row["_scores"] for row in patched}
     start = scores["nothing (base)"]
     falls = {name: bootstrap_difference(start, values, seed=context.seed) for name, values in scores.items()}
     beyond = bootstrap_difference(scores["TP− alone"], scores["all four groups"], seed=context.seed)
     four, alone = falls["all four groups"], falls["TP− alone"]
     cut = alone.value / four.value if four.value > 0 else math.nan
-    edited = _edited(held, groups, alignment, first["base"])
+    edited = _edited(held_out, groups, alignment, first["base"])
     verdict: Verdict = "inconclusive"
     if toxic_share is not None:
         if toxic_share.low > 0.5 or (four.low > 0 and cut >= ALONE):
@@ -130,14 +130,14 @@ def run(context: ToxicityContext) -> Finding:
     )
     return Finding(
         verdict, summary, statistic, nulls, ends,
-        {"groups": table, "parts of the model": whole, "patching": _shown(patched), "activation editing": _shown(edited)},
-        _figures(table, _shown(patched), _shown(edited)),
-        {"assigned_on": len(fit.prompts), "measured_on": len(held.prompts), "random_directions": len(null), "forcing": "base", "p": p, "tuning-free share": TOP_SHARE},
+        {"groups": table, "parts of the model": whole, "patching": _without_scores(patched), "activation editing": _without_scores(edited)},
+        _figures(table, _without_scores(patched), _without_scores(edited)),
+        {"assigned_on": len(fit.prompts), "measured_on": len(held_out.prompts), "random_directions": len(null), "forcing": "base", "p": p, "tuning-free share": TOP_SHARE},
     )  # fmt: skip
 
 
 def _random_directions(context: ToxicityContext, first: dict[str, Activity], change: np.ndarray, base: Model) -> pd.DataFrame:
-    """The same groups for random directions: assigned on the first half, measured on the second."""
+    """Net reduction and group shares for random directions, with groups assigned on the first half and measured on the second."""
     before, after = (first[side].neurons.mean(dim=0) for side in ("base", "tuned"))
     means = change.mean(axis=0)
     rows = []
@@ -150,77 +150,77 @@ def _random_directions(context: ToxicityContext, first: dict[str, Activity], cha
     return pd.DataFrame(rows)
 
 
-def _patched(held: ToxicityContext, groups: np.ndarray) -> list[dict[str, Any]]:
-    """Toxicity and perplexity of the base model with the activations of some neurons taken from the tuned model, token by token."""
-    base, tuned = held.pair.base, held.pair.tuned
+def _patched(held_out: ToxicityContext, groups: np.ndarray) -> list[dict[str, Any]]:
+    """Rows of toxicity and perplexity of the base model with some neurons' activations patched from the tuned model at every token."""
+    base, tuned = held_out.pair.base, held_out.pair.tuned
     d_mlp, every = base.d_mlp, len(groups)
     four = np.isin(groups, range(len(REDUCING)))
     drawn = np.zeros(every, dtype=bool)
-    drawn[np.random.default_rng(held.seed).permutation(every)[: int(four.sum())]] = True
+    drawn[np.random.default_rng(held_out.seed).permutation(every)[: int(four.sum())]] = True
     cases: dict[str, Selection] = {"nothing (base)": {}}
     cases |= {"TP− alone": chosen_of(groups, ["TP−"], d_mlp)}
-    if not held.quick:
+    if not held_out.quick:
         cases |= {f"{name} alone": chosen_of(groups, [name], d_mlp) for name in REDUCING[1:]}
     cases |= {
         "all four groups": by_layer(four, d_mlp), "the opposing groups": chosen_of(groups, OPPOSING, d_mlp),
         RANDOM: by_layer(drawn, d_mlp), "all neurons": by_layer(np.ones(every, dtype=bool), d_mlp),
     }  # fmt: skip
-    texts = token_rows(base, [passage.text for passage in held.passages], max_tokens=base.context)
+    texts = token_rows(base, [passage.text for passage in held_out.passages], max_tokens=base.context)
     rows = []
     for name, chosen in cases.items():
-        held.say(f"patching {name}")
-        made = generate_with_donor(base, tuned, held.prompt_rows(), chosen, max_new_tokens=held.new_tokens, batch_size=BATCH)
-        words = [base.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in made]
-        scores = held.scorer.score(words)["toxicity"].to_numpy().astype(float)
-        interval = bootstrap_mean(scores, seed=held.seed)
+        held_out.say(f"patching {name}")
+        generated = generate_with_donor(base, tuned, held_out.prompt_rows(), chosen, max_new_tokens=held_out.new_tokens, batch_size=BATCH)
+        words = [base.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in generated]
+        scores = held_out.scorer.score(words)["toxicity"].to_numpy().astype(float)
+        interval = bootstrap_mean(scores, seed=held_out.seed)
         rows.append({
             "patched from tuned into base": name, "role": "null" if name == RANDOM else "", "neurons": int(sum(int(units.sum()) for units in chosen.values())), "toxicity": interval.value, "low": interval.low,
             "high": interval.high, "perplexity": perplexity_with_donor(base, tuned, texts, chosen), "_scores": scores,
         })  # fmt: skip
-    interval = bootstrap_mean(held.toxicity(tuned), seed=held.seed)
+    interval = bootstrap_mean(held_out.toxicity(tuned), seed=held_out.seed)
     rows.append({"patched from tuned into base": "everything (tuned)", "role": "", "neurons": every, "toxicity": interval.value, "low": interval.low, "high": interval.high,
-                 "perplexity": held.perplexity(tuned).value, "_scores": held.toxicity(tuned)})  # fmt: skip
+                 "perplexity": held_out.perplexity(tuned).value, "_scores": held_out.toxicity(tuned)})  # fmt: skip
     return rows
 
 
-def _edited(held: ToxicityContext, groups: np.ndarray, alignment: Tensor, first: Activity) -> list[dict[str, Any]]:
-    """The activation editing of the same paper, on the base model, at the tuned model's perplexity."""
-    base, goal = held.pair.base, shared.goal_loss(held)
+def _edited(held_out: ToxicityContext, groups: np.ndarray, alignment: Tensor, first: Activity) -> list[dict[str, Any]]:
+    """Rows of the same paper's activation editing of the base model, at the tuned model's perplexity."""
+    base, goal = held_out.pair.base, shared.goal_loss(held_out)
     before = first.neurons.mean(dim=0)
     values = torch.cat([base.value_vectors(layer).detach().float().cpu() for layer in range(base.n_layers)])
-    cosines = cosine_similarity(values, held.direction.float().cpu().unsqueeze(0), dim=1)
+    cosines = cosine_similarity(values, held_out.direction.float().cpu().unsqueeze(0), dim=1)
     reducing = np.where(groups < len(REDUCING), groups, -1)
-    drawn = np.random.default_rng(held.seed).permutation(reducing)
+    drawn = np.random.default_rng(held_out.seed).permutation(reducing)
     kinds = {
         "reducing groups": reducing,
         f"top {TOP_SHARE:.0%} by cosine, no tuned model": cells_of(alignment, cosines, before, TOP_SHARE),
         "random cells (null)": drawn,
     }
     rows = [
-        shared.row_of(held, "base", held.pair.base, role="base", strength=0.0),
-        shared.row_of(held, "tuned (DPO)", held.pair.tuned, role="tuned", strength=math.nan),
+        shared.row_of(held_out, "base", held_out.pair.base, role="base", strength=0.0),
+        shared.row_of(held_out, "tuned (DPO)", held_out.pair.tuned, role="tuned", strength=math.nan),
     ]
     for name, cells in kinds.items():
-        held.say(f"activation editing: {name}")
+        held_out.say(f"activation editing: {name}")
 
         def make(strength: float, cells: np.ndarray = cells) -> tuple[Edit, ...]:
             return activation_edits(cells, base.d_mlp, strength) if strength else ()
 
-        found = shared.match_edits(held, base, make, goal, most=2.0, first=0.25)
+        match = shared.match_edits(held_out, base, make, goal, most=2.0, first=0.25)
         rows.append(
             shared.row_of(
-                held,
+                held_out,
                 f"base with activations edited: {name}",
                 base,
-                make(found.strength),
+                make(match.strength),
                 role="null" if cells is drawn else "edited",
-                strength=found.strength,
+                strength=match.strength,
             )
         )
     return rows
 
 
-def _shown(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def _without_scores(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows).drop(columns=["_scores"])
 
 
@@ -231,7 +231,7 @@ def _figures(table: pd.DataFrame, patched: pd.DataFrame, edited: pd.DataFrame) -
         reducing.assign(direction="random direction (null)", role="null", value=reducing["random direction: gross share"]),
     ])  # fmt: skip
     share = figures.bars(
-        "group-shares", both, x="group", y="value", colour="direction", role="role", title="Who lowers the projection on the probe", x_title="group of neurons",
+        "group-shares", both, x="group", y="value", colour="direction", role="role", title="Which groups lower the projection on the probe", x_title="group of neurons",
         y_title="share of the gross reduction (held-out prompts)", caption="TP− are the toxic neurons that fire less. Where the bars of the probe are as high as those of "
         "random directions, the shares say nothing about toxicity.",
     )  # fmt: skip

@@ -18,7 +18,7 @@ from interp import Model, ModelPair, capture
 from interp.data.texts import Passage
 from interp.directions.probe import Probe
 from interp.errors import UserError
-from interp.experiments.toxicity import a_e4_continuations, a_e7_lens
+from interp.experiments.toxicity import a_e4_continuations, shared
 from interp.experiments.toxicity.a_e4_continuations import match_by_probability
 from interp.experiments.toxicity.a_e4_continuations import run as continuations
 from interp.experiments.toxicity.a_e7_lens import mlp_share
@@ -263,7 +263,7 @@ def listed(speaker: Model, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     for word, _ in firsts.most_common():
         if word.isascii() and sum(firsts[known] for known in words) < 15:
             words.add(word)
-    monkeypatch.setattr(a_e7_lens, "is_toxic_word", lambda word: word in words)
+    monkeypatch.setattr(shared, "is_toxic_word", lambda word: word in words)
     monkeypatch.setattr(a_e4_continuations, "toxic_token_ids", lambda model: [3])
     return words
 

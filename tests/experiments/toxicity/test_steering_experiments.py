@@ -93,14 +93,14 @@ def test_a_model_made_for_one_line_is_measured_once_and_dropped(pair: ModelPair)
         return model
 
     expected = shared.row_of(small_context(pair), "half", interpolated(pair.base, pair.tuned, 0.5), kind="way")
-    row = shared.row_of_made(context, "half", make, kind="way")
+    row = shared.row_of_temporary(context, "half", make, kind="way")
     assert made[0]() is None
     assert row.keys() == expected.keys()
     assert {key: row[key] for key in row if key != "_scores"} == {key: expected[key] for key in row if key != "_scores"}
     np.testing.assert_array_equal(row["_scores"], expected["_scores"])
     # A model that comes to lie where the dropped one lay is not taken for it.
     assert not [key for key, *_ in context.measurements() if key in ("toxicity", "continuations", "perplexity", "f1")]
-    assert shared.row_of_made(context, "the same, under another name", make, made="half")["toxicity"] == row["toxicity"]
+    assert shared.row_of_temporary(context, "the same, under another name", make, model_key="half")["toxicity"] == row["toxicity"]
     assert len(made) == 1
 
 
