@@ -104,14 +104,14 @@ def chosen_device(name: str | None = None) -> str:
         return device
     kind, _, index = device.partition(":")
     if kind != "cuda" or (":" in device and not (index.isascii() and index.isdecimal())):
-        raise UserError(f"{told}, which is no device", "use cpu, cuda or cuda:1")
+        raise UserError(f"{stated}, which is no device", "use cpu, cuda or cuda:1")
     if torch.version.cuda is None and torch.version.hip is None:
-        raise UserError(f"{told}, but the torch that is installed computes on the processor alone", "use cpu, or install torch with CUDA")
+        raise UserError(f"{stated}, but the torch that is installed computes on the processor alone", "use cpu, or install torch with CUDA")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
-        raise UserError(f"{told}, but torch finds no GPU", "use cpu, or see with nvidia-smi whether the driver works")
+        raise UserError(f"{stated}, but torch finds no GPU", "use cpu, or see with nvidia-smi whether the driver works")
     if index and int(index) >= count:
-        raise UserError(f"{told}, but the last of the {count} GPUs here is cuda:{count - 1}", f"use one of cuda:0 to cuda:{count - 1}")
+        raise UserError(f"{stated}, but the last of the {count} GPUs here is cuda:{count - 1}", f"use one of cuda:0 to cuda:{count - 1}")
     return device
 
 

@@ -230,7 +230,7 @@ def _prompt(file: Path, number: int, row: dict[str, Any]) -> str:
 def _string(file: Path, number: int, row: dict[str, Any], field: str, expected: str = "a string", of: str = "the object") -> str:
     if field not in row:
         fields = ", ".join(f"`{name}`" for name in row) or "no field"
-        raise UserError(f"{file}, line {number}: {of} has no field `{field}`; it has {there}", f"add `{field}` to the line")
+        raise UserError(f"{file}, line {number}: {of} has no field `{field}`; it has {fields}", f"add `{field}` to the line")
     value = row[field]
     if not isinstance(value, str):
         raise UserError(f"{file}, line {number}: `{field}` is {_name(value)}", f"make it {expected}")
