@@ -1,4 +1,4 @@
-"""What the command line and the app share: the models that a name stands for, their device, and the cache folder."""
+"""`Sides` (the models that names on the command line stand for), their device, and the cache folder; the app uses them too."""
 
 from __future__ import annotations
 

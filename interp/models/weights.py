@@ -27,7 +27,7 @@ def frozen_norm(model: Model, layer: int, name: str, raw: Float[Tensor, "*pos d_
 
 
 def output_projection(model: Model, layer: int) -> tuple[Float[Tensor, "head d_head d_model"], Float[Tensor, " d_model"]]:
-    """What each head of a layer writes per unit of its output before the projection, and the bias; in double precision."""
+    """The output projection of a layer's attention, split by head, and its bias; in double precision."""
     weight = model.projection(layer, model.architecture.output).double()
     bias = model.projection_bias(layer, model.architecture.output)
     constant = bias.double() if bias is not None else torch.zeros(model.d_model, dtype=torch.float64, device=weight.device)

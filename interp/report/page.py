@@ -37,7 +37,7 @@ SEEDS_FILE = "seeds.csv"
 VERDICTS = {"holds": ("✓", "Holds"), "fails": ("✗", "Fails"), "inconclusive": ("?", "Inconclusive")}
 # The origin of a claim, by the first letter of its experiment's id.
 TITLES = {
-    "A": "Paper A", "B": "Paper B", "C": "Paper C", "X": "Beyond the papers", "W": "Ways to the same end", "Y": "A rival account",
+    "A": "Paper A", "B": "Paper B", "C": "Paper C", "X": "Beyond the papers", "W": "Other methods for the same effect", "Y": "An alternative explanation",
 }  # fmt: skip
 
 

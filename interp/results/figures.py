@@ -324,11 +324,11 @@ def _reference(figure: go.Figure, reference: tuple[Real, str] | None, *, vertica
         figure.add_hline(y=value, annotation_position="top right", **note)
 
 
-def page(title: str, made: Sequence[Figure]) -> str:
+def page(title: str, sequence: Sequence[Figure]) -> str:
     """A self-contained HTML page with each figure above its caption; it includes plotly's script."""
     style = "font-family: system-ui; max-width: 70em; margin: 2em auto"
     parts = [f'<!doctype html><meta charset="utf-8"><title>{text_of(title)}</title><body style="{style}">']
-    for number, figure in enumerate(made):
+    for number, figure in enumerate(sequence):
         parts.append(go.Figure(figure.spec).to_html(full_html=False, include_plotlyjs=number == 0))
         parts.append(f"<p>{text_of(figure.caption)}</p>")
     return "\n".join([*parts, "</body>"])

@@ -80,7 +80,7 @@ MEASURES: dict[str, Measure] = {
         "Next tokens at fixed prompts, against the reference, at the last measurement.",
     ),
     "gradient_norm": Measure(
-        "Gradient by parameter group", {"gradient_norm": "gradient"}, "2-norm", "Before clipping; a jump announces divergence.", log=True
+        "Gradient by parameter group", {"gradient_norm": "gradient"}, "2-norm", "Before clipping; a jump is a sign of divergence.", log=True
     ),
     "update_norm": Measure(
         "Distance from the start by parameter group", {"update_norm": "update"}, "2-norm", "Where training has moved weights.",

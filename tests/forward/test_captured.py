@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from interp import Captured, Model, Site, UserError, capture, load_captured, patch
+from interp.models.architectures import ARCHITECTURES
 from interp.models.hooks import install
-from interp.models.sites import ARCHITECTURES, expand_sites
+from interp.models.sites import expand_sites
 from tests.conftest import TEXTS, gpt2_config, make_hf
 
 ALL = list(TEXTS)
@@ -103,4 +104,4 @@ def test_a_model_whose_blocks_share_modules_is_refused(tokenizer) -> None:
     hf = make_hf(gpt2_config(), tokenizer)
     hf.transformer.h[2].mlp = hf.transformer.h[0].mlp
     with pytest.raises(UserError, match=r"mlp_\w+\.0 and mlp_\w+\.2 are one and the same module"):
-        install(hf, ARCHITECTURES["gpt2"], 4)
+        install(hf, ARCHITECTURES["gpt2"], {})
