@@ -1,9 +1,10 @@
 """Attention patterns, read from the call in which attention is computed, since no module returns them.
 
 The kernel that is used by default (`scaled_dot_product_attention`) returns the heads' outputs and not the attention weights.
-While a pattern is read or edited, a torch function mode intercepts that call, computes the weights from the same queries, keys
-and mask that the kernel gets, and then calls the kernel unchanged: no other number changes, not even in the last bit. Where a
-model's attention is written out (`eager`), the mode reads its softmax. A mode belongs to its thread, as the hooks do.
+While a pattern is read, a torch function mode intercepts that call, computes the weights from the same queries, keys and mask
+that the kernel gets, and then calls the kernel unchanged: no other number changes, not even in the last bit. A pattern that was
+changed is multiplied with the values in place of the kernel. Where a model's attention is written out (`eager`), the mode reads
+and changes its softmax. A mode belongs to its thread, as the hooks do.
 """
 
 from __future__ import annotations

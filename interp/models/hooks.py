@@ -1,6 +1,6 @@
-"""The hooks at the sites of a model, on which `editing` and `capture` are built; no other module uses torch hooks.
+"""The hooks at the sites of a model, on which `editing` and `capture` are built.
 
-One hook per site is installed when a model is loaded and stays there. It does nothing unless the current context
+No code but this and `interp.models.attention` uses torch hooks. One hook per site is installed when a model is loaded and stays. It does nothing unless the current context
 (`contextvars`) has transforms or collectors for its model, so that threads sharing one model never see each other's edits, and
 leaving a `with` block removes edits exactly, also after an exception. Positions are absolute: a frame recorded at each forward
 tells the hooks which tokens of which rows are passing, with any padding and with or without a KV cache.
