@@ -1,9 +1,10 @@
 """The hooks at the sites of a model, on which `editing` and `capture` are built.
 
-No code but this and `interp.models.attention` uses torch hooks. One hook per site is installed when a model is loaded and stays. It does nothing unless the current context
-(`contextvars`) has transforms or collectors for its model, so that threads sharing one model never see each other's edits, and
-leaving a `with` block removes edits exactly, also after an exception. Positions are absolute: a frame recorded at each forward
-tells the hooks which tokens of which rows are passing, with any padding and with or without a KV cache.
+One hook per site is installed when a model is loaded and stays; attention patterns have theirs in `interp.models.attention`.
+A hook does nothing unless the current context (`contextvars`) has transforms or collectors for its model, so that threads
+sharing one model never see each other's edits, and leaving a `with` block removes edits exactly, also after an exception.
+Positions are absolute: a frame recorded at each forward tells the hooks which tokens of which rows are passing, with any padding
+and with or without a KV cache.
 """
 
 from __future__ import annotations

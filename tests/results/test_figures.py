@@ -234,7 +234,7 @@ def test_places_of_labels_are_sought_only_where_labels_are_written(monkeypatch: 
     def sought(*given: object) -> list[str]:
         raise AssertionError("quadratic in the points")
 
-    monkeypatch.setattr(figures, "spread", sought)
+    monkeypatch.setattr(figures, "text_positions", sought)
     many = pd.DataFrame({"a": range(31), "b": range(31), "t": [str(i) for i in range(31)]})
     figures.scatter("n", many, x="a", y="b", text="t", **SAY)
     figures.scatter("n", many[:5], x="a", y="b", **SAY)
