@@ -67,13 +67,13 @@ def _read_model(folder: Path, architecture: str | None) -> tuple[Any, Any]:
     import transformers
     from safetensors import SafetensorError
 
-    from interp.models.checkpoints import quiet
+    from interp.models.checkpoints import BUILDING, quiet
 
     fix = "copy the folder again, or convert the model again"
     if architecture not in ARCHITECTURES:
         raise UserError(f"the scorer in {folder} has the architecture {architecture}", f"use one of {', '.join(ARCHITECTURES)}")
     try:
-        with quiet():
+        with BUILDING, quiet():
             model, report = getattr(transformers, architecture).from_pretrained(
                 folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True, local_files_only=True
             )

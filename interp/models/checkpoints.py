@@ -7,6 +7,7 @@ empty or foreign vocabulary.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -154,6 +155,12 @@ def quiet() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
+# While transformers builds a model to load weights into, it replaces torch's initialisation functions for the whole process. Where
+# two threads overlap, the second takes the replacements for the originals and leaves them in place, and whatever this process
+# initialises afterwards is uninitialised memory. So models are built by one thread at a time.
+BUILDING = threading.RLock()
+
+
 def read_weights(checkpoint: Checkpoint, dtype: torch.dtype, placement: Placement | None = None) -> PreTrainedModel:
     """The Hugging Face model, loaded strictly in the given dtype.
 
@@ -170,7 +177,7 @@ def read_weights(checkpoint: Checkpoint, dtype: torch.dtype, placement: Placemen
             return apply_difference(read_weights(base, torch.float32), checkpoint.folder, checkpoint.adapter_base).to(dtype)
         return merge_adapter(read_weights(base, dtype), checkpoint.folder, checkpoint.adapter_base)
     try:
-        with quiet():
+        with BUILDING, quiet():
             config = AutoConfig.from_pretrained(checkpoint.source, local_files_only=checkpoint.folder is not None)
             hf, report = AutoModelForCausalLM.from_pretrained(
                 checkpoint.source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True,

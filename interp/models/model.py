@@ -21,7 +21,7 @@ from transformers.initialization import no_init_weights
 from interp.data.lexicon import mask
 from interp.errors import UserError
 from interp.models.architectures import ARCHITECTURES, Architecture
-from interp.models.checkpoints import Checkpoint
+from interp.models.checkpoints import BUILDING, Checkpoint
 from interp.models.hooks import install
 from interp.models.offloading import parameter_values, weights_digest
 from interp.models.sites import KINDS, Family, Site, site_kind
@@ -252,7 +252,7 @@ class Model:
                 f"some weights of {self.name} are offloaded, so it cannot be copied", "load it on one device, without device_map"
             )
         # The configuration is copied too, because a user of the copy may switch its attention to another implementation.
-        with no_init_weights():
+        with BUILDING, no_init_weights():
             copy = type(self.hf)(deepcopy(self.hf.config))
         # The initialisation that was skipped would have tied them.
         copy.tie_weights()

@@ -102,9 +102,7 @@ def test_a_hostile_word_is_shown_masked_and_without_control_over_the_terminal(in
         (("--token", "river", "--top", "0"), "top 0", "at least 1"),
     ],
 )
-def test_what_makes_no_sense_is_one_line_with_a_fix_and_exit_code_2(
-    invoke: Invoke, words: tuple[str, ...], problem: str, fix: str
-) -> None:
+def test_what_makes_no_sense_is_one_line_with_a_fix_and_exit_code_2(invoke: Invoke, words: tuple[str, ...], problem: str, fix: str) -> None:
     result = invoke("both", PROMPT, *words, code=2)
     assert problem in result.stderr
     assert fix in result.stderr.partition("Fix:")[2]

@@ -53,7 +53,7 @@ BAD: list[Bad] = [
     ("temperature below zero", "generate {base} hello --temperature -1", "temperature -1"),
     ("top-p above one", "generate {base} hello --top-p 1.5", "top_p 1.5"),
     ("empty prompt for the lens", "lens @empty --model {base}", "is empty"),
-    ("a lens word of many tokens", "lens hello --model {base} --token antidisestablishmentarianism", "follows one"),
+    ("a lens word of many tokens", "lens hello --model {base} --token antidisestablishmentarianism", "one is needed"),
     ("an empty lens word", "lens hello --model {base} --token @empty", "is empty"),
     ("more lens tokens than there are", "lens hello --model {base} --top 100000", "top 100000"),
     ("model folder missing", "generate {gone} hello", "there is no folder"),

@@ -38,15 +38,15 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The devices that models were asked for on; they are loaded on the processor."""
-    from interp.models import model, pair
+    from interp.models import loading, pair
 
-    plain, devices = model.load_model, []
+    plain, devices = loading.load_model, []
 
     def load(*arguments: Any, device: Any = "unsaid", **options: Any) -> Any:
         devices.append(str(device))
         return plain(*arguments, **options)
 
-    for module in (model, pair):
+    for module in (loading, pair):
         monkeypatch.setattr(module, "load_model", load)
     return devices
 

@@ -132,5 +132,5 @@ def test_an_unknown_site_is_refused_and_a_function_written_in_c_is_not(gpt2: Mod
 def test_nnsight_says_that_it_cannot_run_a_function_of_ones_own(gpt2: Model) -> None:
     from interp.adapters import run
 
-    with hooked(gpt2, {"resid_post.1": torch.relu}), pytest.raises(UserError, match=r"a function of yours is active at resid_post\.1"):
+    with hooked(gpt2, {"resid_post.1": torch.relu}), pytest.raises(UserError, match=r"a function of your own is active at resid_post\.1"):
         run(gpt2, ["the river"], sites=["logits"], engine="nnsight")

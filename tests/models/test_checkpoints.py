@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel, PreTrainedTokenizerFast
 
 from interp import Model, ModelPair, UserError, capture, load_model
+from interp.models import checkpoints
 from tests.conftest import D_MODEL, N_LAYERS, TEXTS, gpt2_config, make_hf, save
 
 
@@ -419,3 +422,24 @@ def test_a_model_in_memory_with_the_tokenizer_of_another_is_refused(gpt2: Model)
     config.vocab_size = 300
     with pytest.raises(UserError, match=r"the tokenizer has .* but the model only 300"):
         load_model(AutoModelForCausalLM.from_config(config), tokenizer=gpt2.tokenizer)
+
+
+def test_models_are_built_by_one_thread_at_a_time(gpt2_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers replaces torch's initialisation for the whole process while it builds one; two at once leave it replaced."""
+    building, most = [], []
+    plain = AutoModelForCausalLM.from_pretrained
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        building.append(1)
+        most.append(len(building))
+        time.sleep(0.1)
+        try:
+            return plain(*arguments, **options)
+        finally:
+            building.pop()
+
+    monkeypatch.setattr(checkpoints.AutoModelForCausalLM, "from_pretrained", slow)
+    with ThreadPoolExecutor(3) as pool:
+        models = list(pool.map(lambda _: load_model(gpt2_folder).plain_copy(), range(3)))
+    assert (len(models), max(most)) == (3, 1)
+    assert bool((torch.nn.LayerNorm(4).weight == 1).all())
