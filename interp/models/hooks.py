@@ -232,10 +232,7 @@ def _prompt_lengths(work: Work, past: Any, seen: int, mask: Tensor) -> Int[Tenso
 
 
 def _apply(value: Tensor, site: str, work: Work, count: int | None = None) -> Tensor:
-    """The activation at a site after its transforms, which its collectors are then called with.
-
-    It has `count` positions, by default the size of its second axis.
-    """
+    """The activation after a site's transforms, with which its collectors are called; `count` positions, by default its second axis."""
     frame = _FRAME.get()
     if frame is None:
         raise RuntimeError(f"{site} was reached outside a forward of its model")

@@ -1,7 +1,4 @@
-"""`Model`: a language model with hooks at every site, and its weights by meaning.
-
-Weights are read raw (no folding, no centring) and by meaning: `value_vectors(layer)`, never a module path.
-"""
+"""`Model`: a language model with hooks at every site, and its raw weights (no folding, no centring) by meaning."""
 
 from __future__ import annotations
 
@@ -156,10 +153,8 @@ class Model:
             raise UserError("no neurons were given", "name at least one (layer, index) pair")
         for layer, index in neurons:
             if not (0 <= layer < self.n_layers and 0 <= index < self.d_mlp):
-                raise UserError(
-                    f"neuron {layer}.{index} does not exist: the model has {self.n_layers} layers of {self.d_mlp} neurons",
-                    "count layers and neurons from 0",
-                )
+                problem = f"neuron {layer}.{index} does not exist: the model has {self.n_layers} layers of {self.d_mlp} neurons"
+                raise UserError(problem, "count layers and neurons from 0")
 
     def key_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """The key vectors of a layer, one row per neuron: `activation_i = f(x . k_i + b_i)`; for GLU those of the gate."""
@@ -202,10 +197,7 @@ class Model:
         return gain + self.architecture.norm_offset
 
     def token(self, word: str) -> int:
-        """The id of a word that is one token: with a space before it, or else without.
-
-        Raises `UserError` for a word that is several tokens, or empty.
-        """
+        """The token of a word that is one token with a space before it, or without; raises `UserError` if it is several or empty."""
         if not word.strip():
             raise UserError("the word to follow is empty", "give a word, such as river")
         spellings = [word] if word[0].isspace() else [f" {word}", word]
@@ -248,9 +240,8 @@ class Model:
         Raises `UserError` where some weights are not in memory (`device_map` with offloading).
         """
         if any(parameter.is_meta for parameter in self.hf.parameters()):
-            raise UserError(
-                f"some weights of {self.name} are offloaded, so it cannot be copied", "load it on one device, without device_map"
-            )
+            problem = f"some weights of {self.name} are offloaded, so it cannot be copied"
+            raise UserError(problem, "load it on one device, without device_map")
         # The configuration is copied too, because a user of the copy may switch its attention to another implementation.
         with BUILDING, no_init_weights():
             copy = type(self.hf)(deepcopy(self.hf.config))
