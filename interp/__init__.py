@@ -1,9 +1,9 @@
-"""Bypass: what does preference tuning change inside a language model, and what does it leave behind?
+"""Bypass, a workbench for what preference tuning changes inside a language model: the public names of the package.
 
-The public surface: all that the README, the notebook and docs/ use is imported from here. The app, the command line and the
-experiments are built on the same functions, which they import from the rooms where they live (`interp.forward`,
-`interp.patching` and so on); what is not listed here may change. Names are read when they are first used, because reading
-torch takes seconds that `bypass --help` should not.
+Everything that the README, the notebook and docs/ use is imported from here. The app, the command line and the experiments
+use the same functions and import them from their own modules (`interp.forward`, `interp.patching` and so on); a name that is
+not listed here may change. A name is imported when it is first used, because importing torch takes seconds, which
+`bypass --help` should not wait for.
 """
 
 from importlib import import_module
@@ -53,13 +53,13 @@ if TYPE_CHECKING:
 __all__ = [  # noqa: RUF022  (grouped by purpose)
     # Models: one, or a pair before and after tuning.
     "Model", "ModelPair", "Site", "load_model", "token_rows",
-    # Run a model: read activations, change them, and have text.
+    # Run a model: capture activations and generate text.
     "Captured", "Sampling", "capture", "generate", "load_captured", "stream",
-    # Change what it computes.
+    # Change activations during a forward.
     "Edit", "editing", "hooked", "load_edits", "save_edits",
-    # What it would say: the logit lens and direct logit attribution.
+    # The logit lens and direct logit attribution.
     "Attribution", "Lens", "attribute", "attribute_pair", "logit_lens",
-    # Patching: which activations carry a difference, and what it is measured by.
+    # Activation patching and its metrics.
     "ContinuationToxicity", "LogProbability", "LogitDifference", "PatchMap", "ProbeProjection", "agreement", "attribution_patch",
     "gradients", "patch", "path_patch", "symmetric_pairs",
     # Neurons: their value vectors, what they promote, and when they fire.
@@ -67,17 +67,17 @@ __all__ = [  # noqa: RUF022  (grouped by purpose)
     "top_tokens", "values_at", "watch_neurons",
     # Directions.
     "Probe", "bundled_probe", "fit_probe", "load_probe", "probe_for", "save_probe",
-    # The two sides of a pair against one another.
+    # Model diffing: the two sides of a pair.
     "mean_offset_at_last", "neuron_shift", "shifts", "weight_shift",
-    # How toxic, and at what price in language.
+    # Evaluation: toxicity, perplexity and F1.
     "Evaluation", "Scorer", "evaluate", "load_scorer", "perplexity",
     # Intervals and nulls.
     "Interval", "bootstrap_difference", "bootstrap_mean", "matched_neurons", "random_directions", "random_neurons",
     # Texts that ship; `mask` hides profanity.
     "challenge_prompts", "mask", "neutral_prompts", "passages",
-    # An experiment of one's own.
+    # Writing an experiment.
     "Finding", "ToxicityContext", "experiment", "figures",
-    # What is raised for bad input.
+    # The error for bad input.
     "UserError",
 ]  # fmt: skip
 

@@ -1,8 +1,8 @@
-"""The one command line. It reads a command's libraries only when that command is called, so that help comes at once.
+"""The command line `bypass`. A command's libraries are imported only when that command is called, so that help is fast.
 
-Commands live in `interp/commands`, one file per concern; those of `training` and `app`, which this package must not
-import, are mounted here by name. Every way in which a command can fail ends here too: bad input is one line on stderr
-and exit code 2, a fault of ours one line and exit code 1, or a traceback where BYPASS_DEBUG is set.
+Commands live in `interp/commands`, one file per command; those of `training` and `app`, which this package must not
+import at its top, are registered here. Every failure of a command is reported here: bad input as one line on stderr with exit
+code 2, a fault of bypass as one line with exit code 1, or as a traceback where BYPASS_DEBUG is set.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COMMANDS = {
     "report": "report", "evaluate": "evaluate", "generate": "generate", "sweep": "sweep", "vectors": "vectors", "lens": "lens",
     "attribute": "attribute", "patch": "patch", "score": "score", "convert": "convert", "doctor": "doctor",
 }  # fmt: skip
-# What a path of the user's can be guilty of; a full disk is not among them.
+# Errors of the operating system that a wrong path causes; a full disk is not one of them.
 BAD_PATHS = (
     errno.EACCES,
     errno.EPERM,
@@ -44,21 +44,22 @@ LONGEST = 600
 
 
 class Commands(TyperGroup):
-    """The commands with one way out for everything that goes wrong."""
+    """The group of commands, whose errors all become one line on stderr and an exit code."""
 
     def main(self, args: Any = None, prog_name: str | None = None, *, standalone_mode: bool = True, **named: Any) -> Any:  # type: ignore[override]
-        given = list(sys.argv[1:] if args is None else args) or ["--help"]
+        """Run the command that the arguments name; without arguments, show the help."""
+        arguments = list(sys.argv[1:] if args is None else args) or ["--help"]
         if not standalone_mode:
-            return super().main(given, prog_name, standalone_mode=False, **named)
-        sys.exit(guarded(lambda: super(Commands, self).main(given, prog_name, standalone_mode=False, **named)))
+            return super().main(arguments, prog_name, standalone_mode=False, **named)
+        sys.exit(guarded(lambda: super(Commands, self).main(arguments, prog_name, standalone_mode=False, **named)))
 
 
 def guarded(call: Callable[[], Any]) -> int:
-    """Run a command and turn how it ends into an exit code and at most one line on stderr."""
+    """The exit code of a command after running it; an error is written as one line to stderr."""
     try:
-        found = call()
+        code = call()
         sys.stdout.flush()
-        return found if isinstance(found, int) else 0
+        return code if isinstance(code, int) else 0
     except BrokenPipeError:
         # The reader of stdout has gone (`bypass lens ... | head`); what is left in the buffer must not fail again at exit.
         with contextlib.suppress(OSError, ValueError):
@@ -117,8 +118,8 @@ def train(
 
 def _launchable() -> bool:
     """Whether the app is installed; looking for `app.launch` itself would import `app`."""
-    found = find_spec("app")
-    return found is not None and any(Path(place, "launch.py").is_file() for place in found.submodule_search_locations or ())
+    spec = find_spec("app")
+    return spec is not None and any(Path(folder, "launch.py").is_file() for folder in spec.submodule_search_locations or ())
 
 
 if _launchable():
@@ -137,7 +138,7 @@ if _launchable():
 
 
 def quiet() -> None:
-    """Keep libraries from writing to stderr, which belongs to the one line and the progress bar."""
+    """Keep libraries from writing to stderr, which is for error lines and the progress bar."""
     if os.environ.get(DEBUG, "0") in ("", "0"):
         warnings.filterwarnings("ignore")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -149,7 +150,7 @@ def main() -> None:
     """The entry point of the command `bypass`."""
     quiet()
     for stream in (sys.stdout, sys.stderr):
-        # Some terminals cannot show every letter: an escape is better than no answer.
+        # Some terminals cannot show every letter; an escape is better than a crash.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     app()

@@ -1,4 +1,4 @@
-"""Which versions and which machine a result was made with."""
+"""The versions of the libraries and the machine that a result was computed with."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ LIBRARIES = (
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that are installed, by distribution name."""
-    found = {"python": platform.python_version()}
+    by_name = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
-            found[name] = metadata.version(name)
+            by_name[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return by_name
 
 
 def machine() -> dict[str, Any]:

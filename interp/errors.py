@@ -1,4 +1,4 @@
-"""`UserError`: the one exception for bad input. It says what was given, what was expected and how to fix it.
+"""`UserError`: the exception for bad input, which says what was given, what was expected and how to fix it.
 
 The command line turns it into exit code 2 and one line, the app into a message, and a notebook shows the text.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Something that the user gave cannot be used: `problem` says what and why, `fix` says what to do about it."""
+    """Bad input: `problem` says what cannot be used and why, `fix` says what to do about it."""
 
     def __init__(self, problem: str, fix: str = "") -> None:
         self.problem = problem

@@ -1,4 +1,4 @@
-"""Reading JSON, and writing files and folders so that they are whole or not there."""
+"""Reading JSON, and writing files and folders atomically: complete or not at all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read_json(path: Path, fix: str = "restore the file") -> dict[str, Any]:
         fix: what to do about a file that cannot be used.
 
     Raises:
-        UserError: the file is missing, closed to this user, no JSON, or holds something else than an object.
+        UserError: the file is missing, may not be read by this user, is no JSON, or holds something else than an object.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -47,11 +47,11 @@ def not_allowed(path: object) -> UserError:
 def replacing(target: Path, *, shared: bool = False) -> Iterator[Path]:
     """A path beside `target` to write a file or a folder to; it becomes `target` when the block ends without an error.
 
-    Until then, and for good after an error, a full disk or a kill, what stood at `target` stays as it was. Folders above
-    `target` are made. What a killed writer left beside it is removed by the next one.
+    Until then `target` stays as it was, and it stays so after an error, a full disk or a kill. Folders above `target` are
+    created. What a killed writer left beside it is removed by the next one.
 
     Args:
-        shared: several processes may write this target at the same time; each then has a name of its own to write to.
+        shared: several processes may write this target at the same time; each then writes to a name of its own.
     """
     mark = f".{os.getpid()}" if shared else ""
     temporary, old = (target.with_name(f".{target.name}{mark}.{end}") for end in ("tmp", "old"))

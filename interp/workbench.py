@@ -1,4 +1,4 @@
-"""What the command line and the app share: which models a name means, on which device, and where indexes are kept."""
+"""`Sides` (the models that names on the command line stand for), their device, and the cache folder; the app uses them too."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ DEVICE = "BYPASS_DEVICE"
 
 @dataclass(frozen=True)
 class Sides:
-    """Which models the words `base` and `tuned` mean, and which probe `probe`: those of the options, or those that ship.
+    """The models that `base` and `tuned` stand for, and the probe that `probe` stands for: those of the options, or those that ship.
 
-    `device` is where they compute, None for what `BYPASS_DEVICE` names, which the app follows too.
+    `device` is where they compute; None takes the device that `BYPASS_DEVICE` names, as the app does.
     """
 
     pair: tuple[str, str] | None = None
@@ -43,7 +43,7 @@ class Sides:
         return str(BUNDLED / name)
 
     def load(self, name: str) -> Model:
-        """One model; raises `UserError` where it cannot be loaded rightly."""
+        """One loaded model; raises `UserError` as `load_model` does."""
         from interp.models.loading import load_model
 
         hush()
@@ -61,7 +61,7 @@ class Sides:
         return ModelPair.load(self.source("base"), self.source("tuned"), device=device, name=name)
 
     def named(self, name: str) -> dict[str, Model]:
-        """`both` gives both sides, any other name one model under that name."""
+        """Models by name: both sides for `both`, else one model under its own name."""
         if name == "both":
             return self.both().sides
         model = self.load(name)
@@ -83,40 +83,40 @@ class Sides:
         base = self.load("base") if name == "tuned" else model
         if self.probe is None:
             return probe_for(base)
-        found = load_probe(self.probe)
-        if not found.matches(base):
+        probe = load_probe(self.probe)
+        if not probe.matches(base):
             raise UserError(f"the probe in {self.probe} was fitted on another model than {base.name}", "name the probe of the base model")
-        return found
+        return probe
 
 
 def chosen_device(name: str | None = None) -> str:
-    """Where models compute: `name`, or what `BYPASS_DEVICE` names, or the processor.
+    """The device on which models compute: `name`, or the one that `BYPASS_DEVICE` names, or the processor.
 
-    Raises `UserError` for a device that this machine or this torch does not have. Only those are taken whose arithmetic is
-    complete: the analyses need float64, which Apple's `mps` lacks.
+    Raises `UserError` for a device that this machine or this torch does not have, and for Apple's `mps`: the analyses need
+    float64, which it lacks.
     """
     import torch
 
     text = name if name is not None else os.environ.get(DEVICE, "")
     device = text.strip().lower() or "cpu"
-    told = f"{'--device' if name is not None else DEVICE} is {text!r}"
+    stated = f"{'--device' if name is not None else DEVICE} is {text!r}"
     if device == "cpu":
         return device
     kind, _, index = device.partition(":")
     if kind != "cuda" or (":" in device and not (index.isascii() and index.isdecimal())):
-        raise UserError(f"{told}, which is no device", "use cpu, cuda or cuda:1")
+        raise UserError(f"{stated}, which is no device", "use cpu, cuda or cuda:1")
     if torch.version.cuda is None and torch.version.hip is None:
-        raise UserError(f"{told}, but the torch that is installed computes on the processor alone", "use cpu, or install torch with CUDA")
+        raise UserError(f"{stated}, but the torch that is installed computes on the processor alone", "use cpu, or install torch with CUDA")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
-        raise UserError(f"{told}, but torch finds no GPU", "use cpu, or see with nvidia-smi whether the driver works")
+        raise UserError(f"{stated}, but torch finds no GPU", "use cpu, or see with nvidia-smi whether the driver works")
     if index and int(index) >= count:
-        raise UserError(f"{told}, but the last of the {count} GPUs here is cuda:{count - 1}", f"use one of cuda:0 to cuda:{count - 1}")
+        raise UserError(f"{stated}, but the last of the {count} GPUs here is cuda:{count - 1}", f"use one of cuda:0 to cuda:{count - 1}")
     return device
 
 
 def hush() -> None:
-    """Silence libraries that were imported before the environment could tell them."""
+    """Silence transformers, which may have been imported before the environment variables for this were set."""
     if os.environ.get("BYPASS_DEBUG", "0") in ("", "0"):
         from transformers.utils import logging
 
@@ -125,7 +125,7 @@ def hush() -> None:
 
 
 def cache_folder() -> Path | None:
-    """Where indexes are kept between calls, or None where nothing can be kept."""
+    """The folder in which indexes are cached between calls, or None where no folder can be written."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bypass"
     try:
         folder.mkdir(parents=True, exist_ok=True)

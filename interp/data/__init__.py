@@ -1,1 +1,1 @@
-"""What ships to read: prompts, passages and the word list."""
+"""Texts that ship with the project: prompts, passages and the word list."""

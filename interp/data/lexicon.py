@@ -1,7 +1,7 @@
 """The word list that ships: which words are profanity, insults, slurs, threats or sexual, and how they are masked.
 
-One list serves three uses (masking what a person sees, counting toxic tokens among a vector's top tokens, a transparent
-second scorer), so that a word that is counted is also a word that is masked.
+One list serves three uses (masking what is shown, counting toxic tokens among a vector's top tokens, and a second scorer
+whose rule is plain), so that every word that is counted is also masked.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MASKED_KINDS = ("profanity", "slur", "sexual")
 
 @lru_cache(maxsize=1)
 def lexicon() -> dict[str, tuple[str, ...]]:
-    """Stems by kind; a stem that ends in `+` also matches every word that starts with it."""
+    """The stems of each kind; a stem that ends in `+` also matches every word that starts with it."""
     return {kind: tuple(stems) for kind, stems in tomllib.loads(LEXICON_FILE.read_text(encoding="utf-8")).items()}
 
 
@@ -38,7 +38,7 @@ def word_pattern(kinds: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def profanity_pattern() -> re.Pattern[str]:
-    """Strong profanity and slurs: what the pretraining corpus is enriched with."""
+    """A regular expression for strong profanity and slurs, by which the pretraining corpus is enriched."""
     return word_pattern(STRONG_KINDS)
 
 

@@ -1,7 +1,7 @@
 """The prompts and texts that ship with the project, and the readers for the files that users bring.
 
-What ships was written for this project, so that everything can be tried without a corpus. A user's file is read strictly:
-a line that is skipped in silence would shift every score after it, so each fault is named with its line and its fix.
+The texts that ship were written for this project, so that everything can be tried without a corpus. A user's file is read
+strictly, because a line that is skipped in silence would shift every score after it: each fault is an error with its line and fix.
 """
 
 from __future__ import annotations
@@ -89,10 +89,10 @@ def read_prompts(path: str | Path) -> list[str]:
     file = Path(path)
     content = _content(file, "prompts")
     if file.suffix.lower() in JSONL_SUFFIXES:
-        found = [_prompt(file, number, row) for number, row in _objects(file, content)]
+        prompts = [_prompt(file, number, row) for number, row in _objects(file, content)]
     else:
-        found = [line for _, line in _lines(content)]
-    return _some(file, found, "prompt")
+        prompts = [line for _, line in _lines(content)]
+    return _not_empty(file, prompts, "prompt")
 
 
 def read_passages(path: str | Path) -> list[Passage]:
@@ -101,7 +101,7 @@ def read_passages(path: str | Path) -> list[Passage]:
     Raises `UserError` as `read_prompts` does.
     """
     file = Path(path)
-    found = [
+    rows = [
         Passage(
             _string(file, number, row, "prompt"),
             _string(file, number, row, "continuation"),
@@ -109,7 +109,7 @@ def read_passages(path: str | Path) -> list[Passage]:
         )
         for number, row in _objects(file, _content(file, "passages"))
     ]
-    return _some(file, found, "passage")
+    return _not_empty(file, rows, "passage")
 
 
 def read_texts(path: str | Path) -> list[str]:
@@ -122,12 +122,12 @@ def read_texts(path: str | Path) -> list[str]:
     content = _content(file, "texts")
     suffix = file.suffix.lower()
     if suffix in JSONL_SUFFIXES:
-        found = [_string(file, number, row, "text") for number, row in _objects(file, content)]
+        texts = [_string(file, number, row, "text") for number, row in _objects(file, content)]
     elif suffix in (".csv", ".tsv"):
-        found = _column(file, content, "\t" if suffix == ".tsv" else ",")
+        texts = _column(file, content, "\t" if suffix == ".tsv" else ",")
     else:
-        found = [line for _, line in _lines(content)]
-    return _some(file, found, "text")
+        texts = [line for _, line in _lines(content)]
+    return _not_empty(file, texts, "text")
 
 
 def stream_texts(path: str | Path) -> Iterator[str]:
@@ -141,7 +141,7 @@ def stream_texts(path: str | Path) -> Iterator[str]:
         return
     _check_there(file, "texts")
     objects = file.suffix.lower() in JSONL_SUFFIXES
-    found = False
+    any_text = False
     try:
         with file.open("rb") as stream:
             for number, raw in enumerate(stream, 1):
@@ -150,12 +150,12 @@ def stream_texts(path: str | Path) -> Iterator[str]:
                     texts = [_string(file, at, row, "text") for at, row in _objects(file, content, number)]
                 else:
                     texts = [line for _, line in _lines(content)]
-                found = found or bool(texts)
+                any_text = any_text or bool(texts)
                 yield from texts
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}", "check its permissions") from error
-    if not found:
-        _some(file, [], "text")
+    if not any_text:
+        _not_empty(file, [], "text")
 
 
 def _of_kind(name: str, kind: str | None) -> list[dict[str, Any]]:
@@ -224,16 +224,16 @@ def _prompt(file: Path, number: int, row: dict[str, Any]) -> str:
     prompt = row.get("prompt")
     if isinstance(prompt, dict):
         return _string(file, number, prompt, "text", of="`prompt`")
-    return _string(file, number, row, "prompt", wanted="a string or an object with `text`")
+    return _string(file, number, row, "prompt", expected="a string or an object with `text`")
 
 
-def _string(file: Path, number: int, row: dict[str, Any], field: str, wanted: str = "a string", of: str = "the object") -> str:
+def _string(file: Path, number: int, row: dict[str, Any], field: str, expected: str = "a string", of: str = "the object") -> str:
     if field not in row:
-        there = ", ".join(f"`{name}`" for name in row) or "no field"
-        raise UserError(f"{file}, line {number}: {of} has no field `{field}`; it has {there}", f"add `{field}` to the line")
+        fields = ", ".join(f"`{name}`" for name in row) or "no field"
+        raise UserError(f"{file}, line {number}: {of} has no field `{field}`; it has {fields}", f"add `{field}` to the line")
     value = row[field]
     if not isinstance(value, str):
-        raise UserError(f"{file}, line {number}: `{field}` is {_name(value)}", f"make it {wanted}")
+        raise UserError(f"{file}, line {number}: `{field}` is {_name(value)}", f"make it {expected}")
     if not value.strip():
         raise UserError(f"{file}, line {number}: `{field}` is empty", "fill it in or remove the line")
     # JSON can spell half of a surrogate pair, which is no character and cannot be tokenized or written out again.
@@ -245,7 +245,7 @@ def _string(file: Path, number: int, row: dict[str, Any], field: str, wanted: st
 def _column(file: Path, content: str, delimiter: str) -> list[str]:
     reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
     header: list[str] | None = None
-    found: list[str] = []
+    texts: list[str] = []
     line = 1
     limit = csv.field_size_limit(max(len(content), 1))
     try:
@@ -264,18 +264,19 @@ def _column(file: Path, content: str, delimiter: str) -> list[str]:
                     f"{file}, line {start} has {len(row)} fields, and the header has {len(header)}",
                     "put a text that holds the separator in quotes",
                 )
-            found.append(_string(file, start, dict(zip(header, row, strict=True)), "text"))
+            texts.append(_string(file, start, dict(zip(header, row, strict=True)), "text"))
     except csv.Error as error:
         raise UserError(f"{file}, line {line} is not valid csv: {error}", "close the quotes and double those inside a text") from error
     finally:
         csv.field_size_limit(limit)
-    return found
+    return texts
 
 
-def _some(file: Path, found: list[Kind], what: str) -> list[Kind]:
-    if not found:
+def _not_empty(file: Path, items: list[Kind], what: str) -> list[Kind]:
+    """The items of a file; raises `UserError` where there are none."""
+    if not items:
         raise UserError(f"{file} is empty: it holds no {what}", f"write at least one {what} into it")
-    return found
+    return items
 
 
 def _name(value: object) -> str:

@@ -1,1 +1,1 @@
-"""Edits: what to change in a model while it runs, compiled to hooks or written into the weights."""
+"""Edits: changes of a model while it runs, compiled to hooks, and changes of its weights."""

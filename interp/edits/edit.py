@@ -1,6 +1,6 @@
-"""Edits are data: what to change, where, by how much and at which positions. They can be saved, shared and repeated.
+"""`Edit`: one change of a forward as data (operation, site, strength, positions), which can be saved as JSON.
 
-An `Edit` knows nothing of hooks. `transforms_of` turns a list of edits into functions on tensors for one model, after
+An `Edit` does not use hooks. `transforms_of` turns a list of edits into functions on tensors for one model, after
 checking that every edit fits that model. Positions are absolute, so an edit does the same with and without a KV cache.
 """
 
@@ -28,18 +28,18 @@ Op = Literal["add", "scale", "scale_keys", "set", "project_out", "patch"]
 OPS: tuple[Op, ...] = ("add", "scale", "scale_keys", "set", "project_out", "patch")
 EditPositions = Literal["all", "prompt", "generated", "from_last"] | tuple[int, ...]
 EDIT_WORDS = ("all", "prompt", "generated", "from_last")
-# So many numbers are written out by `repr`.
+# The most numbers that `repr` writes out.
 SHOWN = 8
 STRENGTH: tuple[Op, ...] = ("add", "scale", "scale_keys", "set")
 
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """One change to a model's forward. Make it with the class methods, which check what they are given.
+    """One change of a model's forward. Use the class methods to make one: they check their arguments.
 
     Attributes:
-        op: what is done.
-        site: where (`resid_post.5`); None for `scale_keys`, which names its layers itself.
+        op: the operation.
+        site: the site (`resid_post.5`); None for `scale_keys`, whose neurons name their layers.
         values: the vector added or projected out, or the tensor patched in (`d`, `pos d` or `batch pos d`).
         strength: the factor of `values`, or the factor of `scale` and `scale_keys`, or the value of `set`.
         neurons: (layer, index) pairs for `scale_keys`; for the others, indices on the site's last axis, or None for all.
@@ -85,7 +85,7 @@ class Edit:
 
     @classmethod
     def project_out(cls, site: str, direction: Any, positions: Any = "all") -> Edit:
-        """`x <- x - (x . d) d` with `d` the unit direction: nothing is left along it."""
+        """`x <- x - (x . d) d` with `d` the unit direction, so that nothing is left along it."""
         return cls("project_out", parse_site(site), _vector(direction), 1.0, None, _positions(positions))
 
     @classmethod
@@ -112,7 +112,7 @@ class Edit:
 
     @property
     def digest(self) -> str:
-        """A hash of everything that the edit does, by which what was measured under it is found again."""
+        """A hash of everything that the edit does, by which measurements under it are cached."""
         digest = hashlib.blake2b(repr((self.op, self.site, self.strength, self.neurons, self.positions)).encode(), digest_size=16)
         if self.values is not None:
             values = self.values.detach().cpu().contiguous()
@@ -132,7 +132,7 @@ class Edit:
 
     @classmethod
     def from_json(cls, record: Any) -> Edit:
-        """Read what `to_json` wrote; raises `UserError` naming the field at fault."""
+        """The edit that `to_json` wrote; raises `UserError` naming the field at fault."""
         if not isinstance(record, dict):
             raise UserError(f"an edit must be a JSON object, not {type(record).__name__}", "write it as Edit.to_json does")
         unknown = set(record) - {"op", "site", "values", "strength", "neurons", "positions"}
@@ -164,7 +164,7 @@ class Edit:
         return cls.scale(site, strength, neurons, where) if op == "scale" else cls.set(site, strength, neurons, where)
 
     def __repr__(self) -> str:
-        """The call that makes this edit; values beyond a few are shown as their shape."""
+        """The call that makes this edit; more than a few values are shown as their shape."""
         where = "" if self.positions == "all" else f", positions={_shown_positions(self.positions)}"
         site, values = f'"{self.site}"', "" if self.values is None else _shown_values(self.values)
         if self.op == "scale_keys":
@@ -191,10 +191,10 @@ class Edit:
 
 
 def _shown_values(values: Tensor) -> str:
-    """A list that reads back to the same single-precision numbers, or the shape of what is larger."""
+    """The values as a list that reads back to the same single-precision numbers, or their shape where they are many."""
     if values.numel() > SHOWN:
         return f"<{' x '.join(map(str, values.shape))} numbers>"
-    # numpy writes a single-precision number in as few digits as tell it apart.
+    # numpy writes a single-precision number in the fewest digits that identify it.
     return str(values.numpy().astype(str).astype(object).tolist()).replace("'", "")
 
 
@@ -213,7 +213,7 @@ def save_edits(edits: Sequence[Edit], path: str | Path) -> None:
 
 
 def load_edits(path: str | Path) -> list[Edit]:
-    """Read a JSON file that holds one edit or a list of them."""
+    """The edits in a JSON file that holds one edit or a list of them; raises `UserError` where it cannot be read."""
     path = Path(path)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

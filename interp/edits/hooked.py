@@ -1,4 +1,4 @@
-"""`hooked`: one's own functions at sites, for the length of a `with` block."""
+"""`hooked`: the caller's own functions at sites, inside a `with` block."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from interp.models.sites import expand_sites
 
 @contextlib.contextmanager
 def hooked(model: Model, functions: Mapping[str, Callable[..., Tensor | None]]) -> Iterator[None]:
-    """Call one's own functions at sites in every forward and generate call of this model in this context, and in no other thread.
+    """Call the caller's own functions at sites in every forward and generate call of this model in this context and thread.
 
     A function is called with the activation, `batch pos ...` (heads at `z`: `batch pos head d_head`), and returns the new one, of
-    the same shape, dtype and device, or None where it only looks. If it has a parameter named `frame`, it is also given the
+    the same shape, dtype and device, or None to change nothing. If it has a parameter named `frame`, it is also given the
     `Frame`, which says which tokens of which rows are passing: with a KV cache `pos` counts the new tokens alone,
     `frame.positions` (`batch pos`) are absolute, and `frame.real` tells padding. Functions and edits of nested blocks act in
-    the order in which the blocks were entered. A function that looks in `generate` is called once per new token.
+    the order in which the blocks were entered. In `generate` a function is called once per new token.
 
     Args:
         functions: by site; `resid_post.*` and `resid_post.2-5` name several layers, as in `capture`.
@@ -48,7 +48,7 @@ def _wants_frame(function: Any, site: str) -> bool:
         raise UserError(f"{function!r} at {site} is not a function", "give one that takes the activation and returns the new one, or None")
     try:
         signature = inspect.signature(function)
-    except ValueError:  # functions written in C do not tell their parameters
+    except ValueError:  # functions written in C may have no signature
         return False
     wants_frame = "frame" in signature.parameters
     try:

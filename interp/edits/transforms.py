@@ -1,4 +1,4 @@
-"""Edits compiled to what hooks do, and `editing`, which applies them in a `with` block."""
+"""Edits compiled to functions on activations, and `editing`, which applies them in a `with` block."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from interp.models.sites import parse_site
 
 @dataclass(frozen=True, eq=False)
 class EditTransform:
-    """What one edit does at one site: a function on its tensor, and the edit itself for engines that cannot run functions."""
+    """One edit at one site: a function on the site's tensor, and the edit itself for engines that cannot run functions."""
 
     edit: Edit
     change: Transform
@@ -32,7 +32,7 @@ class EditTransform:
 
 
 def transforms_of(edits: Sequence[Edit], model: Model) -> dict[str, tuple[EditTransform, ...]]:
-    """The functions that apply these edits at this model's sites; raises `UserError` where an edit does not fit."""
+    """The functions that apply these edits, by site; raises `UserError` where an edit does not fit."""
     by_site: dict[str, list[EditTransform]] = {}
     for edit in edits:
         if not isinstance(edit, Edit):
@@ -95,7 +95,7 @@ def _compile_keys(edit: Edit, model: Model) -> list[tuple[str, Transform]]:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """Heads side by side, so that a direction over `head d_head` meets one flat axis."""
+    """The activation with heads flattened to one axis, which a direction over `head d_head` is applied to."""
     return rearrange(x, "batch pos head d_head -> batch pos (head d_head)") if x.dim() == 4 else x
 
 
@@ -117,9 +117,9 @@ def _on(x: Tensor, index: Tensor | None, change: Any) -> Tensor:
 
 
 def _everywhere(edit: Edit, change: Any) -> Transform:
-    """Apply `change` at the edit's positions; padding is never touched.
+    """A transform that applies `change` at the edit's positions, never at padding.
 
-    Layers may lie on several devices, so whatever meets `x` is moved to where it is.
+    Layers may be on several devices, so tensors are moved to that of `x`.
     """
 
     def transform(x: Tensor, frame: Frame) -> Tensor:
@@ -165,12 +165,12 @@ def _where(where: Bool[Tensor, "batch pos"], new: Tensor, x: Tensor) -> Tensor:
 
 
 def selected(positions: EditPositions, frame: Frame) -> Bool[Tensor, "batch pos"]:
-    """Which of the passing tokens an edit applies to."""
+    """A mask of the tokens of this forward that an edit applies to."""
     if positions == "all":
         return frame.real
     if isinstance(positions, tuple):
-        wanted = torch.tensor(positions, device=frame.positions.device)
-        return frame.real & torch.isin(frame.positions, wanted)
+        numbers = torch.tensor(positions, device=frame.positions.device)
+        return frame.real & torch.isin(frame.positions, numbers)
     limit = frame.prompt_lengths.to(frame.positions.device).unsqueeze(1)
     if positions == "prompt":
         return frame.real & (frame.positions < limit)
@@ -179,7 +179,7 @@ def selected(positions: EditPositions, frame: Frame) -> Bool[Tensor, "batch pos"
 
 @contextlib.contextmanager
 def editing(model: Model, edits: Sequence[Edit], *, prompt_lengths: Sequence[int] | None = None) -> Iterator[None]:
-    """Apply edits to every forward and generate call of this model in this context, and in no other thread.
+    """Apply edits in every forward and generate call of this model in this context and thread.
 
     Args:
         edits: applied in order; nested blocks add to the outer block's edits.

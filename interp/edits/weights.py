@@ -1,7 +1,7 @@
-"""Changes of weights, each as a new model: interpolation, orthogonalisation, projection of value matrices.
+"""Changes of weights, each returned as a new model: interpolation, orthogonalisation, projection of value matrices.
 
-An edit acts at a site while a forward runs; these change what the model is. They never touch the model they are given: each
-works on a copy of the plain weights, so that the pair stays bit for bit what it was, whatever becomes of the copy.
+Unlike an edit, which acts at a site during a forward, these change the weights. Each works on a copy, so the weights of the
+models passed in stay bit for bit as they were.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def orthogonalised(model: Model, direction: Float[Tensor, " d_model"], strength:
 
     With unit direction d, each written row w becomes `w - strength * (w . d) d`: embeddings, positions, attention and MLP outputs.
     At strength 1 this equals removing d from everything that is written while the model runs. Where the unembedding shares its
-    tensor with the embedding, it is given one of its own first and stays as it was. Source: Arditi et al. (2024), weight
+    tensor with the embedding, it first gets a copy of its own and stays unchanged. Source: Arditi et al. (2024), weight
     orthogonalisation. Raises `UserError` for a direction of another width, or an architecture that writes through a norm.
     """
     unit = _unit(model, direction)

@@ -1,1 +1,1 @@
-"""The ways of running a model: capture, generate, and resuming from a block."""
+"""Forwards: capturing activations, generating text, and resuming from a block."""

@@ -1,8 +1,8 @@
-"""`capture`: the activations at the sites asked for, and nothing else.
+"""`capture`: the activations of texts at named sites.
 
-A full cache of a GPT2-medium forward is hundreds of megabytes; most questions need a few sites at the last position.
-So sites are named, positions are reduced on the way, texts run in batches of similar length, the forward stops after
-the last site that is wanted, and what does not fit into memory is spilled to memory-mapped files.
+A full cache of a GPT2-medium forward is hundreds of megabytes, and most analyses need a few sites at the last position.
+Therefore sites are named, positions are reduced during the forward, texts run in batches of similar length, the forward stops
+after the last named site, and what does not fit into memory is written to memory-mapped files.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from interp.models.tokens import Tokens, batches, pad, token_rows
 
 MEMORY_LIMIT = 4 * 2**30
 CAPTURE_WORDS = ("last", "all", MEAN)
-# One forward of a batch with the work done on the way: `(model, tokens, names, work, last_only=...)` gives the named sites, each
-# `batch pos ...`, or its last position alone.
+# A function that runs one batch: `(model, tokens, names, work, last_only=...)` returns the activations by site, each `batch pos ...`,
+# or those of the last position alone. `work` has the transforms to apply.
 Forward = Callable[..., dict[str, Tensor]]
 
 
 class _Done(Exception):
-    """Raised by the last wanted site of a forward, so that the rest of the model is not computed."""
+    """Raised by the collector of the last named site, so that the rest of the model is not computed."""
 
 
 def capture(
@@ -45,7 +45,7 @@ def capture(
     batch_size: int = 64, batch_tokens: int = 4096, spill: str | Path | None = None, memory_limit: int = MEMORY_LIMIT,
     forward: Forward | None = None,
 ) -> Captured:  # fmt: skip
-    """The activations at these sites for these texts, by default at each text's LAST position alone.
+    """The activations of these texts at these sites, by default at each text's LAST position only.
 
     Args:
         texts: strings, or rows of token ids.
@@ -54,9 +54,9 @@ def capture(
             `mean`, which reads all positions and keeps their mean over each text.
         units: for a site, the indices of its last axis to keep (for example a few neurons of `mlp_post.3`).
         edits: applied during the forward; what is captured is what the rest of the model reads.
-        spill: a folder for results larger than memory; tensors are then memory-mapped.
+        spill: a folder to write results to that are larger than memory; tensors are then memory-mapped.
         memory_limit: bytes; a larger result that is not spilled is refused before anything is computed.
-        forward: what runs a batch, in place of this project's own hooks (see `interp.adapters.run`).
+        forward: the function that runs a batch, in place of this project's own hooks (see `interp.adapters.run`).
 
     Raises:
         UserError: no sites, an unknown site, positions beyond a text, or a result beyond the memory limit.
@@ -66,10 +66,10 @@ def capture(
         raise UserError("capture was given no sites", "name at least one, for example resid_post.0")
     rows = token_rows(model, texts, add_bos=add_bos, max_tokens=max_tokens)
     parsed = parse_positions_per_text(positions, CAPTURE_WORDS, [len(row) for row in rows])
-    positions, wanted = (parsed, None) if isinstance(parsed, str) else ("indices", parsed)
-    kept = _units(model, names, units or {})
+    positions, per_text = (parsed, None) if isinstance(parsed, str) else ("indices", parsed)
+    unit_indices = _units(model, names, units or {})
     transforms = transforms_of(edits, model)
-    shapes = {name: _shape(model, name, rows, positions, wanted, kept) for name in names}
+    shapes = {name: _shape(model, name, rows, positions, per_text, unit_indices) for name in names}
     size = 4 * sum(int(np.prod(shape)) for shape in shapes.values())
     if spill is None and size > memory_limit:
         raise UserError(
@@ -86,13 +86,13 @@ def capture(
                 model.device
             )
             work = Work(transforms, rows=tuple(group))
-            found = (forward or _forward)(model, tokens, names, work, last_only=positions == "last")
-            places = [wanted[i] for i in group] if wanted else None
-            for name, value in found.items():
-                held = store[name]
+            activations = (forward or _forward)(model, tokens, names, work, last_only=positions == "last")
+            positions_of_group = [per_text[i] for i in group] if per_text else None
+            for name, value in activations.items():
+                array = store[name]
                 if is_pattern(name):
-                    value, held = by_key_position(value, tokens, held.shape[-1]), by_position(held, positions)
-                _keep(held, group, value.flatten(2), tokens, positions, places, kept.get(name))
+                    value, array = by_key_position(value, tokens, array.shape[-1]), by_position(array, positions)
+                _store(array, group, value.flatten(2), tokens, positions, positions_of_group, unit_indices.get(name))
 
     if spill is None:
         store = {name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()}
@@ -112,7 +112,8 @@ def capture(
 
 
 def _units(model: Model, names: Sequence[str], units: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-    kept: dict[str, Tensor] = {}
+    """The indices of the units to capture, by site; raises `UserError` for a site that is not captured, or units that do not exist."""
+    by_site: dict[str, Tensor] = {}
     for site, indices in units.items():
         place = parse_site(site, n_layers=model.n_layers, family=model.family)
         name = str(place)
@@ -121,36 +122,38 @@ def _units(model: Model, names: Sequence[str], units: Mapping[str, Sequence[int]
                 f"units are given for {name}, which is not among the sites", f"capture it too, or name one of {', '.join(names)}"
             )
         if is_pattern(name):
-            kept[name] = torch.tensor([])
+            # `pattern_shape` raises an error for units of a pattern.
+            by_site[name] = torch.tensor([])
             continue
-        found, width = [int(index) for index in indices], model.width(place.name)
-        if not found or min(found) < 0 or max(found) >= width:
-            raise UserError(f"units {found[:8]} of {name} do not exist", f"use at least one index from 0 to {width - 1}")
-        kept[name] = torch.tensor(found, device=model.device)
-    return kept
+        numbers, width = [int(index) for index in indices], model.width(place.name)
+        if not numbers or min(numbers) < 0 or max(numbers) >= width:
+            raise UserError(f"units {numbers[:8]} of {name} do not exist", f"use at least one index from 0 to {width - 1}")
+        by_site[name] = torch.tensor(numbers, device=model.device)
+    return by_site
 
 
-def _shape(model: Model, name: str, rows: list, positions: Any, wanted: Any, kept: Mapping[str, Tensor]) -> tuple[int, ...]:
+def _shape(model: Model, name: str, rows: list, positions: Any, per_text: Any, unit_indices: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """The shape of the captured activations at a site."""
     longest = max((len(row) for row in rows), default=0)
-    count = len(wanted[0]) if wanted else longest
+    count = len(per_text[0]) if per_text else longest
     if is_pattern(name):
-        return pattern_shape(name, len(rows), model.n_heads, longest, positions, count, name in kept)
-    tail = (len(kept[name]),) if name in kept else model.shape(parse_site(name).name)
+        return pattern_shape(name, len(rows), model.n_heads, longest, positions, count, name in unit_indices)
+    tail = (len(unit_indices[name]),) if name in unit_indices else model.shape(parse_site(name).name)
     return (len(rows), *tail) if positions in {"last", MEAN} else (len(rows), count, *tail)
 
 
 @torch.no_grad()
 def _forward(model: Model, tokens: Tokens, names: Sequence[str], work: Work, *, last_only: bool) -> dict[str, Tensor]:
     check_no_dropout(model)
-    found: dict[str, Tensor] = {}
+    activations: dict[str, Tensor] = {}
     stop_early = "logits" not in names
 
     def collector(name: str) -> Any:
         def collect(value: Tensor, frame: Frame) -> None:
-            check_first(found, name)
+            check_first(activations, name)
             value = by_query(value) if is_pattern(name) else value
-            found[name] = (value[:, -1:] if last_only else value).detach().clone()
-            if stop_early and len(found) == len(names):
+            activations[name] = (value[:, -1:] if last_only else value).detach().clone()
+            if stop_early and len(activations) == len(names):
                 raise _Done
 
         return collect
@@ -158,16 +161,19 @@ def _forward(model: Model, tokens: Tokens, names: Sequence[str], work: Work, *, 
     work = work.plus(Work(collectors={name: (collector(name),) for name in names}))
     with working(model.hf, work, tokens.lengths), contextlib.suppress(_Done):
         model.hf(**tokens.inputs(), use_cache=False, logits_to_keep=1 if last_only else 0)
-    return found
+    return activations
 
 
-def _keep(store: np.ndarray, group: list[int], value: Tensor, tokens: Tokens, positions: Any, wanted: Any, kept: Tensor | None) -> None:
-    if kept is not None:
-        value = value[..., kept.to(value.device)]
-    # Layers may lie on several devices; the mask is where the texts entered.
+def _store(
+    array: np.ndarray, group: list[int], value: Tensor, tokens: Tokens, positions: Any, per_text: Any, units: Tensor | None
+) -> None:  # fmt: skip
+    """Write the activations of a batch at one site to their rows of the array: at the positions and units to capture."""
+    if units is not None:
+        value = value[..., units.to(value.device)]
+    # Layers may be on several devices; the mask is on that of the embedding.
     value = value.to(tokens.mask.device, torch.float32)
-    if wanted is not None:
-        index = torch.tensor(wanted, device=value.device)
+    if per_text is not None:
+        index = torch.tensor(per_text, device=value.device)
         part = value.gather(1, index.unsqueeze(-1).expand(*index.shape, value.shape[-1]))
     elif positions == "last":
         part = value[:, -1]
@@ -176,9 +182,9 @@ def _keep(store: np.ndarray, group: list[int], value: Tensor, tokens: Tokens, po
         part = reduce(real, "batch pos d -> batch d", "sum") / rearrange(tokens.lengths, "batch -> batch 1")
     else:
         part = torch.where(tokens.mask.unsqueeze(-1), value, 0)
-    # Heads have an axis of their own in the store; a selection of units, and every other site, has not.
-    rows = part.cpu().numpy().reshape(*part.shape[:-1], *store.shape[part.dim() - 1 :])
+    # The array has an axis for heads; a selection of units, and every other site, is flat.
+    rows = part.cpu().numpy().reshape(*part.shape[:-1], *array.shape[part.dim() - 1 :])
     if part.dim() == 2:
-        store[group] = rows
+        array[group] = rows
     else:
-        store[group, : part.shape[1]] = rows
+        array[group, : part.shape[1]] = rows

@@ -1,4 +1,4 @@
-"""`Captured`: activations by site, in memory or memory-mapped, and the folder that it is saved in."""
+"""`Captured`: activations by site, in memory or memory-mapped, and reading and writing them as a folder."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from interp.models.sites import KINDS, Site, parse_site
 
 
 class NotCaptured(UserError, KeyError):
-    """Also a `KeyError`, so that `in` and `get` answer as those of any mapping."""
+    """A site was not captured. Also a `KeyError`, so that `in` and `get` work as for any mapping."""
 
     __str__ = ValueError.__str__
 
 
 @dataclass(frozen=True, eq=False)
 class Captured(Mapping[str, Tensor]):
-    """Activations by site: `batch d` (last, mean), or `batch pos d` with `mask` telling which positions are real.
+    """Activations by site: `batch d` (last, mean), or `batch pos d` with `mask` for the positions that are not padding.
 
     A site is read as `acts["resid_post.5"]`, `acts["resid_post", 5]` or `acts[Site("resid_post", 5)]`.
     """
@@ -73,7 +73,7 @@ class Captured(Mapping[str, Tensor]):
         """The activations of one site at every layer, in the order of the layers (`resid_post`, without a layer).
 
         Args:
-            layers: these alone, in this order.
+            layers: only these, in this order.
 
         Raises:
             UserError: a layer of the model, or one that was named, was not captured; or the site has no layers.
@@ -106,7 +106,7 @@ class Captured(Mapping[str, Tensor]):
 
 
 def load_captured(folder: str | Path) -> Captured:
-    """Open a saved or spilled capture; its tensors are memory-mapped."""
+    """The capture saved in a folder, with memory-mapped tensors; raises `UserError` where there is none."""
     target = Path(folder)
     if not (target / "index.json").is_file():
         raise UserError(f"{target} holds no capture", "give a folder that capture(spill=...) or Captured.save wrote")
@@ -118,7 +118,7 @@ def load_captured(folder: str | Path) -> Captured:
 
 @contextlib.contextmanager
 def replacing_capture(target: Path) -> Iterator[Path]:
-    """A new folder that becomes the target when it is complete; refuses a target that is not a capture."""
+    """A new folder that becomes the target when the block ends; raises `UserError` for a target that is not a capture."""
     if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / "index.json").is_file()):
         raise UserError(f"{target} exists and is not a capture", "give a new folder")
     with replacing(target) as temporary:

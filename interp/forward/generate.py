@@ -1,7 +1,7 @@
 """`generate` and `stream`: continuations under edits, the same with and without a KV cache, in any batch.
 
-The decoding loop is ours so that three things are certain: positions are absolute whatever the padding, each row's
-random numbers depend on the seed and its place in the list (not on the batch), and edits see which tokens are prompt.
+The decoding loop is this project's own for three reasons: positions are absolute under any padding, each row's random numbers
+depend on the seed and its place in the list (not on the batch), and edits know which tokens are prompt.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from interp.models.tokens import Tokens, batches, check_rows, pad, positions_of,
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen: greedily at temperature 0, otherwise sampled from the top k and top p."""
+    """Sampling settings: greedy decoding at temperature 0, otherwise sampling from the top k and top p."""
 
     temperature: float = 0.0
     top_k: int | None = None
@@ -47,13 +47,13 @@ def generate(
     model: Model, prompts: Sequence[str], *, max_new_tokens: int = 20, edits: Sequence[Edit] = (), sampling: Sampling = GREEDY,
     add_bos: bool = False, max_prompt_tokens: int | None = None, batch_size: int = 64, cache: bool = True, stop_at_end: bool = True,
 ) -> list[str]:  # fmt: skip
-    """How does the model continue each prompt? Returns the continuations, without the prompts, in order.
+    """The model's continuations of the prompts, without the prompts, in order.
 
     Raises:
         UserError: an empty prompt, one that leaves no room in the context, or an edit that does not fit.
     """
     rows = token_rows(model, prompts, add_bos=add_bos, max_tokens=max_prompt_tokens)
-    found = generate_tokens(
+    continuations = generate_tokens(
         model,
         rows,
         max_new_tokens=max_new_tokens,
@@ -63,14 +63,14 @@ def generate(
         cache=cache,
         stop_at_end=stop_at_end,
     )
-    return [model.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in found]
+    return [model.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in continuations]
 
 
 def generate_tokens(
     model: Model, rows: Sequence[Sequence[int]], *, max_new_tokens: int = 20, edits: Sequence[Edit] = (), sampling: Sampling = GREEDY,
     batch_size: int = 64, cache: bool = True, stop_at_end: bool = True,
 ) -> list[list[int]]:  # fmt: skip
-    """As `generate`, from and to token ids; a row ends before the end-of-text token when `stop_at_end`."""
+    """The continuations of rows of token ids, as token ids; a row ends before the end-of-text token when `stop_at_end`."""
     check_rows(model, rows)
     _check_room(model, rows, max_new_tokens)
     transforms = transforms_of(edits, model)
@@ -87,24 +87,24 @@ def generate_tokens(
 def stream(
     model: Model, prompt: str, *, max_new_tokens: int = 20, edits: Sequence[Edit] = (), sampling: Sampling = GREEDY, add_bos: bool = False
 ) -> Iterator[str]:
-    """The continuation of one prompt, piece by piece as it is made; together the pieces equal `generate`'s text."""
+    """The continuation of one prompt, piece by piece while it is generated; joined, the pieces equal `generate`'s text."""
     rows = token_rows(model, [prompt], add_bos=add_bos)
     _check_room(model, rows, max_new_tokens)
     transforms = transforms_of(edits, model)
     steps = _decode(model, pad(rows, 0).to(model.device), transforms, max_new_tokens, sampling, [0], True, True)
     ids: list[int] = []
-    shown = ""
+    yielded = ""
     for step in steps:
         if int(step[0]) == model.tokenizer.eos_token_id:
             break
         ids.append(int(step[0]))
         text = model.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         if not text.endswith("\ufffd"):
-            yield text[len(shown) :]
-            shown = text
-    rest = model.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)[len(shown) :]
-    if rest:
-        yield rest
+            yield text[len(yielded) :]
+            yielded = text
+    remaining = model.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)[len(yielded) :]
+    if remaining:
+        yield remaining
 
 
 def _check_room(model: Model, rows: Sequence[Sequence[int]], new: int) -> None:
@@ -121,7 +121,10 @@ def _check_room(model: Model, rows: Sequence[Sequence[int]], new: int) -> None:
 def _decode(
     model: Model, tokens: Tokens, transforms: dict, new: int, sampling: Sampling, rows: Sequence[int], cache: bool, stop_at_end: bool
 ) -> Iterator[Int[Tensor, " batch"]]:  # fmt: skip
-    """The next token of every row, step by step; the work is active only while a forward runs, so a paused stream leaks nothing."""
+    """The next token of every row, step by step.
+
+    Edits are active only while a forward runs, so that a paused stream does not change other forwards.
+    """
     check_no_dropout(model)
     past = DynamicCache() if cache else None
     generators = [torch.Generator().manual_seed(sampling.seed * 1_000_003 + row) for row in rows]
@@ -145,10 +148,10 @@ def decode(
 
     Args:
         tokens: the prompts, padded on the left.
-        forward: the logits at the last position, `batch vocab`, for the inputs of one step.
-        pick: the tokens that those logits choose, `batch`.
+        forward: returns the logits at the last position, `batch vocab`, for the inputs of one step.
+        pick: returns the tokens chosen by those logits, `batch`.
         end: a row repeats this token once it has chosen it, and decoding stops when all rows have.
-        cache: `forward` keeps a KV cache, so that after the first step it is given the newest token only.
+        cache: whether `forward` has a KV cache, so that after the first step it is called with the newest token only.
     """
     ids, mask = tokens.ids, tokens.mask
     ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)

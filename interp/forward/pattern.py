@@ -1,4 +1,4 @@
-"""Attention patterns on their way into a capture: their axes are others than those of every other site."""
+"""Attention patterns in a capture, whose axes differ from those of every other site."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from interp.models.tokens import Tokens
 
 
 def is_pattern(site: str) -> bool:
-    """Whether a site holds attention patterns."""
+    """Whether a site is an attention pattern."""
     return parse_site(site).kind.axis == "pattern"
 
 
@@ -30,14 +30,14 @@ def pattern_shape(name: str, texts: int, heads: int, longest: int, positions: st
 
 
 def by_query(pattern: Float[Tensor, "batch head pos key_pos"]) -> Float[Tensor, "batch pos head key_pos"]:
-    """A pattern with its positions on the second axis, as every other site has them."""
+    """A pattern with positions on its second axis, as at every other site."""
     return rearrange(pattern, "batch head pos key_pos -> batch pos head key_pos")
 
 
 def by_key_position(
     pattern: Float[Tensor, "batch pos head key_pos"], tokens: Tokens, longest: int
 ) -> Float[Tensor, "batch pos head position"]:
-    """Keys at their absolute positions, whatever the padding, and zeros beyond each text."""
+    """A pattern with keys at their absolute positions under any padding, and zeros beyond each text."""
     aligned = pattern.new_zeros(*pattern.shape[:-1], longest)
     for row, (length, mask) in enumerate(zip(tokens.lengths.tolist(), tokens.mask, strict=True)):
         aligned[row, ..., :length] = pattern[row][..., mask.to(pattern.device)]
@@ -45,5 +45,5 @@ def by_key_position(
 
 
 def by_position(store: np.ndarray, positions: str) -> np.ndarray:
-    """A store of patterns with positions on its second axis: a view, so that writing to it fills the store."""
+    """The array of captured patterns with positions on its second axis: a view, so that writing to it fills the array."""
     return store if positions == "last" else np.swapaxes(store, 1, 2)

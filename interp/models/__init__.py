@@ -1,1 +1,1 @@
-"""Loading models and pairs strictly, and the table of the sites where they can be read or edited."""
+"""Models and pairs: strict loading, weights by meaning, hooks, and the table of sites."""

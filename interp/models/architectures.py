@@ -1,4 +1,4 @@
-"""The table of architectures: where the sites and weights of each family of Hugging Face models live."""
+"""The table of architectures: the modules in which each family of Hugging Face models has its sites and weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Norm = Literal["layer", "rms"]
 
 @dataclass(frozen=True)
 class Tap:
-    """Where a site lives: a module path (below the block, or below the model) and which side of it.
+    """The module that carries a site: its path (below the block, or below the model), and whether the site is its input or output.
 
     `shared` marks an input that the block keeps a second reference to (the skip connection reads the same tensor), so
     that an edit has to happen in place to reach both readers. `fused` marks an output in which queries, keys and values lie
@@ -33,9 +33,9 @@ class Tap:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Where sites and weights live in one family of Hugging Face models, and how they are stored.
+    """The modules of one family of Hugging Face models that hold its sites and weights, and how these are stored.
 
-    Whether a projection has a bias is not said here, since it depends on the configuration: it is read off the module.
+    Whether a projection has a bias is not stated here, since it depends on the configuration: it is read from the module.
 
     Attributes:
         family: the kind of MLP, and nothing else.
@@ -67,7 +67,7 @@ class Architecture:
 
     @property
     def writes_through_norm(self) -> bool:
-        """Whether a norm stands between what attention and MLP compute and the residual stream."""
+        """Whether the outputs of attention and MLP pass a norm before they are added to the residual stream."""
         return self.taps["attn_out"].path != self.attention
 
 
@@ -148,7 +148,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def check_unshared(hf: nn.Module, architecture: Architecture) -> None:
-    """Raise `UserError` where two blocks share a module: its sites would be read at the wrong layer without a sign."""
+    """Raise `UserError` where two blocks share a module: its sites would silently be read at the wrong layer."""
     blocks = list(hf.get_submodule(architecture.blocks).children())
     for name, tap in architecture.taps.items():
         owners: dict[int, int] = {}

@@ -1,9 +1,10 @@
-"""Attention patterns, which no module returns: they are read off the call in which attention is computed.
+"""Attention patterns, read from the call in which attention is computed, since no module returns them.
 
-The kernel that is used by default (`scaled_dot_product_attention`) gives what heads read and not the weights that they read with.
-While a pattern is asked for, a function mode of torch sees that call, computes the weights from the very queries, keys and mask
-that the kernel was given, and lets the kernel do its own work: no other number changes, not even in the last bit. Where a
-model's attention is written out (`eager`), the mode sees its softmax. A mode belongs to its thread, as the hooks do.
+The kernel that is used by default (`scaled_dot_product_attention`) returns the heads' outputs and not the attention weights.
+While a pattern is read, a torch function mode intercepts that call, computes the weights from the same queries, keys and mask
+that the kernel gets, and then calls the kernel unchanged: no other number changes, not even in the last bit. A pattern that was
+changed is multiplied with the values in place of the kernel. Where a model's attention is written out (`eager`), the mode reads
+and changes its softmax. A mode belongs to its thread, as the hooks do.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ _WATCHED: ContextVar[tuple[WatchedAttention, ...]] = ContextVar("bypass_watched"
 
 
 class WatchedAttention(TorchFunctionMode):
-    """Shows the pattern of one attention module to a function, and goes on with what that gives back.
+    """A torch function mode that passes the attention pattern of one module to a function and goes on with what that returns.
 
     Attributes:
-        owner: the module.
-        seen: whether any weights came by.
+        owner: the attention module.
+        seen: whether a pattern has been read since the mode was entered.
     """
 
     def __init__(self, owner: nn.Module, n_heads: int, change: Callable[[Tensor], Tensor]) -> None:
@@ -47,8 +48,8 @@ class WatchedAttention(TorchFunctionMode):
 
     def _kernel(self, func: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         names = ("attn_mask", "dropout_p", "is_causal")
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        weights = attention_weights(query, key, given.get("attn_mask"), given.get("is_causal", False), given.get("scale"))
+        options = {**dict(zip(names, args, strict=False)), **kwargs}
+        weights = attention_weights(query, key, options.get("attn_mask"), options.get("is_causal", False), options.get("scale"))
         # With one query, the heads of a group may come as queries of one head.
         pattern = weights.reshape(len(weights), self.n_heads, -1, weights.shape[-1])
         changed = self.change(pattern)
@@ -61,9 +62,9 @@ class WatchedAttention(TorchFunctionMode):
 def watch_attention(
     attention: nn.Module, site: str, n_heads: int, watcher: Callable[[nn.Module], Callable[[Tensor], Tensor] | None]
 ) -> None:
-    """Install the permanent hooks of an attention module's pattern; `watcher` gives what is to be done with it, or None.
+    """Install the permanent hooks of an attention module's pattern; `watcher` returns the function to apply to it, or None.
 
-    The module raises `UserError` where a pattern is to be read, but its kernel does not show one.
+    The forward raises `UserError` where a pattern is to be read, but the kernel does not show one.
     """
 
     def begin(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -86,12 +87,12 @@ def watch_attention(
             )
 
     attention.register_forward_pre_hook(begin)
-    # Also where the forward is left by an exception; there is no output then.
+    # Called also where the forward ends in an exception; there is no output then.
     attention.register_forward_hook(end, always_call=True)
 
 
 def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
-    """The weights (`batch head pos key_pos`) with which `scaled_dot_product_attention` reads values, given its arguments."""
+    """The attention weights (`batch head pos key_pos`) that `scaled_dot_product_attention` computes from these arguments."""
     wide = torch.promote_types(query.dtype, torch.float32)
     scores = query.to(wide) @ _repeated(key, query).to(wide).transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
     if causal:
@@ -103,5 +104,5 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, causal: b
 
 
 def _repeated(part: Tensor, query: Tensor) -> Tensor:
-    """Keys or values, those of a group once for each of its heads."""
+    """Keys or values, repeated for each head of a group."""
     return part if part.shape[1] == query.shape[1] else part.repeat_interleave(query.shape[1] // part.shape[1], dim=1)

@@ -1,7 +1,7 @@
-"""Reading checkpoints from disk or hub, with every silent way of getting wrong weights turned into an error.
+"""Reading checkpoints from disk or hub, with an error wherever a library would silently load wrong weights.
 
-`open_checkpoint` looks at the files before any library does; `read_weights` loads strictly; `read_tokenizer` refuses an
-empty or foreign vocabulary; `compare_checkpoints` says whether two models are comparable.
+`open_checkpoint` checks the files before any library reads them; `read_weights` loads strictly; `read_tokenizer` refuses an
+empty or foreign vocabulary.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from transformers.utils import logging as hf_logging
 
 from interp.errors import UserError
 from interp.files import not_allowed, read_json
-from interp.models.offloading import Spread, parameters_of
+from interp.models.offloading import Placement, parameters_of
 from interp.models.overlays import apply_difference, is_difference, merge_adapter, overlay_in
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "vocab.txt")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-# What transformers is seen to raise for a config.json that is wrong, besides the errors of reading a file.
+# Errors that transformers raises for a wrong config.json, and those of reading a file.
 LOADING_FAULTS = (
     OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ArithmeticError, SafetensorError, StrictDataclassError,
 )  # fmt: skip
@@ -36,7 +36,7 @@ IGNORED_TENSORS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where weights come from: a local folder, a hub id, or a folder over a base that holds a LoRA adapter or a difference."""
+    """The origin of weights: a local folder, a hub id, or a folder with a LoRA adapter or a difference over a base."""
 
     source: str
     folder: Path | None
@@ -44,20 +44,23 @@ class Checkpoint:
 
     @property
     def label(self) -> str:
+        """The folder's name, or the hub id."""
         return self.folder.name if self.folder else self.source
 
     def weight_files(self) -> list[Path]:
+        """The safetensors files of the folder, sorted; none for a hub id."""
         return sorted(self.folder.glob("*.safetensors")) if self.folder else []
 
     def stored_dtypes(self) -> set[str]:
         """The dtypes of the floating-point tensors on disk."""
-        found: set[str] = set()
+        dtypes: set[str] = set()
         for file in self.weight_files():
             with safe_open(file, framework="pt") as tensors:
-                found |= {tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
-        return {name for name in found if name.startswith(("F", "BF"))}
+                dtypes |= {tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
+        return {name for name in dtypes if name.startswith(("F", "BF"))}
 
     def describe(self) -> dict[str, Any]:
+        """Path, stored dtypes, base of an adapter, and the SHA-256 of every weight file."""
         hashes: dict[str, str] = {}
         for file in self.weight_files():
             with file.open("rb") as stream:
@@ -66,11 +69,14 @@ class Checkpoint:
 
 
 def open_checkpoint(source: str | Path, base: str | Path | None = None) -> Checkpoint:
-    """Find out what `source` is, and check its files before any library reads them."""
+    """The checkpoint at `source`, after checking its files.
+
+    Raises `UserError` where there is none, or where files are missing, truncated, pickled or may not be read.
+    """
     try:
         return _open(source, base)
     except PermissionError as error:
-        # Of a folder that may not be entered; a file that may not be read is caught where it is opened.
+        # This is a folder that may not be entered; a file that may not be read is caught where it is opened.
         raise not_allowed(error.filename or source) from error
 
 
@@ -110,8 +116,8 @@ def _check_folder(folder: Path) -> None:
         raise UserError(f"{folder} holds no weights", "add model.safetensors, as save_pretrained writes it")
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        wanted = set(read_json(index).get("weight_map", {}).values())
-        missing = sorted(wanted - {file.name for file in files})
+        indexed = set(read_json(index).get("weight_map", {}).values())
+        missing = sorted(indexed - {file.name for file in files})
         if missing:
             raise UserError(f"{folder} lacks weight files that its index names: {', '.join(missing)}", "download them again")
     for file in files:
@@ -119,7 +125,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def check_safetensors(file: Path) -> None:
-    """Raise `UserError` where a safetensors file is closed to this user, a pointer, truncated or corrupt."""
+    """Raise `UserError` where a safetensors file may not be read, is a Git LFS pointer, truncated or corrupt."""
     try:
         with file.open("rb") as stream:
             start = stream.read(40)
@@ -137,7 +143,7 @@ def check_safetensors(file: Path) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the progress bars and warnings of transformers, whose long work shows progress of its own here."""
+    """Silence the progress bars and warnings of transformers inside the block; progress is shown by this project itself."""
     verbosity, bar = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
@@ -155,11 +161,14 @@ def quiet() -> Iterator[None]:
 BUILDING = threading.RLock()
 
 
-def read_weights(checkpoint: Checkpoint, dtype: torch.dtype, spread: Spread | None = None) -> PreTrainedModel:
-    """Load strictly in the given dtype; raises `UserError` for missing, foreign, mismatched or non-finite tensors."""
-    placed = {} if spread is None else spread.arguments()
+def read_weights(checkpoint: Checkpoint, dtype: torch.dtype, placement: Placement | None = None) -> PreTrainedModel:
+    """The Hugging Face model, loaded strictly in the given dtype.
+
+    Raises `UserError` for missing, foreign, mismatched or non-finite tensors.
+    """
+    device_options = {} if placement is None else placement.arguments()
     if checkpoint.adapter_base is not None:
-        if spread is not None:
+        if placement is not None:
             problem = f"{checkpoint.source} holds what changes a base, and that cannot be spread over devices"
             raise UserError(problem, "save the whole tuned model and load that")
         assert checkpoint.folder is not None
@@ -172,7 +181,7 @@ def read_weights(checkpoint: Checkpoint, dtype: torch.dtype, spread: Spread | No
             config = AutoConfig.from_pretrained(checkpoint.source, local_files_only=checkpoint.folder is not None)
             hf, report = AutoModelForCausalLM.from_pretrained(
                 checkpoint.source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True,
-                local_files_only=checkpoint.folder is not None, **placed,
+                local_files_only=checkpoint.folder is not None, **device_options,
             )  # fmt: skip
     except LOADING_FAULTS as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -183,7 +192,7 @@ def read_weights(checkpoint: Checkpoint, dtype: torch.dtype, spread: Spread | No
             ) from error
         raise UserError(f"{checkpoint.source} could not be loaded ({first})", "check config.json against the weights") from error
     _check_report(checkpoint, report)
-    tensors = hf.state_dict().items() if spread is None else parameters_of(hf)
+    tensors = hf.state_dict().items() if placement is None else parameters_of(hf)
     broken = [name for name, tensor in tensors if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]
     if broken:
         raise UserError(

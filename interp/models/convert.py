@@ -1,7 +1,7 @@
-"""`convert_policy`: the `policy.pt` of a DPO trainer as a folder that loads strictly and without a pickle.
+"""`convert_policy`: writes the `policy.pt` of a DPO trainer as a folder of safetensors that loads strictly.
 
-Such a file holds weights alone, so the model it was tuned from says what they must be: every name and every shape has to
-agree, because one tensor that is dropped or left at its start would be a different model. The precision of the file is
+Such a file holds weights alone, so they are checked against the model that was tuned: every name and every shape has to
+agree, because a tensor that is dropped or left at its initial value would give a different model. The precision of the file is
 kept: widening it would hide from the comparison of two sides that one of them was rounded.
 """
 
@@ -54,21 +54,22 @@ def _read_state(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise UserError(f"there is no file {file}", "give the path of a policy.pt")
     try:
-        held = torch.load(file, map_location="cpu", weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{file} {_why_not_plain(error)}", _mend(error)) from error
+        raise UserError(f"{file} {_why_not_plain(error)}", _fix_of(error)) from error
     except (RuntimeError, EOFError, ValueError, OSError, KeyError, AttributeError, UnicodeDecodeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{file} is not a checkpoint of torch, or is damaged: {reason}", "copy or download it again") from error
-    state = held
+    state = content
     for key in ("state", "state_dict", "model"):
-        if isinstance(held, Mapping) and isinstance(held.get(key), Mapping):
-            state = held[key]
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            state = content[key]
             break
     if not isinstance(state, Mapping) or not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        there = f"the keys {', '.join(map(str, list(held)[:5]))}" if isinstance(held, Mapping) else f"a {type(held).__name__}"
+        is_mapping = isinstance(content, Mapping)
+        keys = f"the keys {', '.join(map(str, list(content)[:5]))}" if is_mapping else f"a {type(content).__name__}"
         raise UserError(
-            f"{file} holds {there}, and no weights by name under `state`", "save it as torch.save({'state': model.state_dict()}, FILE)"
+            f"{file} holds {keys}, and no weights by name under `state`", "save it as torch.save({'state': model.state_dict()}, FILE)"
         )
     return dict(state)
 
@@ -82,7 +83,7 @@ def _why_not_plain(error: Exception) -> str:
     return f"is not a checkpoint of torch, or is damaged: {text.strip().splitlines()[0] if text.strip() else type(error).__name__}"
 
 
-def _mend(error: Exception) -> str:
+def _fix_of(error: Exception) -> str:
     if "not a checkpoint" in _why_not_plain(error):
         return "copy or download it again"
     return (
@@ -92,42 +93,42 @@ def _mend(error: Exception) -> str:
 
 
 def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names without what wrappers (DDP, FSDP, compile) put before all of them."""
+    """The state with the prefixes of wrappers (DDP, FSDP, compile) removed from every name."""
     while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in state)), None):
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state
 
 
 def _precision(file: Path, state: Mapping[str, Tensor]) -> torch.dtype:
-    kept = {name: tensor for name, tensor in state.items() if not name.endswith(IGNORED_TENSORS) or tensor.is_floating_point()}
+    weights = {name: tensor for name, tensor in state.items() if not name.endswith(IGNORED_TENSORS) or tensor.is_floating_point()}
     masks = (".attn.bias", ".attn.masked_bias")
-    found = {tensor.dtype for name, tensor in kept.items() if tensor.is_floating_point() and not name.endswith(masks)}
-    if len(found) != 1:
-        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found)) or "no floating-point numbers"
+    dtypes = {tensor.dtype for name, tensor in weights.items() if tensor.is_floating_point() and not name.endswith(masks)}
+    if len(dtypes) != 1:
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)) or "no floating-point numbers"
         raise UserError(f"the weights in {file} are of mixed precision: {names}", "save all of them in one dtype")
-    return next(iter(found))
+    return next(iter(dtypes))
 
 
-def _fitted(file: Path, like: str, state: dict[str, Tensor], wanted: Mapping[str, Tensor], *, tied: bool) -> dict[str, Any]:
+def _fitted(file: Path, like: str, state: dict[str, Tensor], expected: Mapping[str, Tensor], *, tied: bool) -> dict[str, Any]:
     """The state with exactly the names and shapes of the model; raises `UserError` where it differs."""
     # Old versions stored the causal mask as a buffer; a name that the model knows is never dropped.
-    state = {name: tensor for name, tensor in state.items() if name in wanted or not name.endswith(IGNORED_TENSORS)}
-    embedding = next((name for name in wanted if name.endswith(("wte.weight", "embed_tokens.weight"))), None)
+    state = {name: tensor for name, tensor in state.items() if name in expected or not name.endswith(IGNORED_TENSORS)}
+    embedding = next((name for name in expected if name.endswith(("wte.weight", "embed_tokens.weight"))), None)
     if tied and embedding in state:
         if HEAD in state and not torch.equal(state[HEAD], state[embedding]):
             raise UserError(
                 f"{file} has an output matrix of its own, but {like} ties it to the embedding", "name the model it was tuned from"
             )
         state[HEAD] = state[embedding]
-    for names, what in ((wanted.keys() - state.keys(), "lacks"), (state.keys() - wanted.keys(), "has a surplus of")):
+    for names, what in ((expected.keys() - state.keys(), "lacks"), (state.keys() - expected.keys(), "has a surplus of")):
         if names:
             raise UserError(
                 f"{file} {what} {len(names)} tensors against {like}, first {min(names)}", "name the model it was tuned from with --like"
             )
     for name, tensor in state.items():
-        if tensor.shape != wanted[name].shape:
+        if tensor.shape != expected[name].shape:
             raise UserError(
-                f"{name} has shape {tuple(tensor.shape)} in {file}, but {tuple(wanted[name].shape)} in {like}",
+                f"{name} has shape {tuple(tensor.shape)} in {file}, but {tuple(expected[name].shape)} in {like}",
                 "name the model it was tuned from with --like",
             )
         if not bool(torch.isfinite(tensor).all()):

@@ -1,9 +1,10 @@
-"""The hooks at the sites of a model: what `editing` and `capture` stand on, and the only code that touches torch hooks.
+"""The hooks at the sites of a model, on which `editing` and `capture` are built.
 
-One hook per site is installed when a model is loaded and stays there. It does nothing unless the current context
-(`contextvars`) holds work for its model, so that threads sharing one model never see each other's edits, and leaving a
-`with` block removes edits exactly, exception or not. Positions are absolute: a frame recorded at each forward tells the
-hooks which tokens of which rows are passing, whatever the padding and whether or not there is a KV cache.
+One hook per site is installed when a model is loaded and stays; attention patterns have theirs in `interp.models.attention`.
+A hook does nothing unless the current context (`contextvars`) has transforms or collectors for its model, so that threads
+sharing one model never see each other's edits, and leaving a `with` block removes edits exactly, also after an exception.
+Positions are absolute: a frame recorded at each forward tells the hooks which tokens of which rows are passing, with any padding
+and with or without a KV cache.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from interp.models.views import View
 
 @dataclass(frozen=True)
 class Frame:
-    """Which tokens the running forward holds.
+    """The tokens of the running forward: their positions, which are padding, and the rows that they belong to.
 
     Attributes:
         positions: absolute, counted from the first real token of each row.
@@ -50,13 +51,13 @@ class Frame:
 
 Transform = Callable[[Tensor, Frame], Tensor]
 Collector = Callable[[Tensor, Frame], None]
-# What a block is given beside the residual stream: masks, rotary embeddings and the like.
-Call = tuple[tuple[Any, ...], dict[str, Any]]
+# The arguments of a block beside the residual stream: masks, rotary embeddings and the like.
+BlockCall = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Work:
-    """What the current context wants done at the sites of one model, in order, and what it knows of the rows."""
+    """The transforms and collectors at the sites of one model in the current context, and the prompt lengths and places of its rows."""
 
     transforms: Mapping[str, tuple[Transform, ...]] = field(default_factory=dict)
     collectors: Mapping[str, tuple[Collector, ...]] = field(default_factory=dict)
@@ -64,7 +65,7 @@ class Work:
     rows: tuple[int, ...] | None = None
 
     def plus(self, other: Work) -> Work:
-        """Both works, the other's after this one's; what the other knows of the rows takes precedence."""
+        """Both together: this one's transforms and collectors first; prompt lengths and rows of the other take precedence."""
         return Work(
             _join(self.transforms, other.transforms),
             _join(self.collectors, other.collectors),
@@ -75,10 +76,10 @@ class Work:
 
 _WORK: ContextVar[Mapping[int, Work]] = ContextVar("bypass_work", default={})  # noqa: B039  (never mutated)
 _FRAME: ContextVar[Frame | None] = ContextVar("bypass_frame", default=None)
-# The models that have their hooks, and the prompts' lengths of the sequences that a KV cache holds; both as long as these live.
+# The models with hooks, and the prompt lengths of the sequences in each KV cache; entries go when the model or the cache does.
 _INSTALLED: WeakSet[nn.Module] = WeakSet()
 _PROMPTS: WeakKeyDictionary[Any, Int[Tensor, " batch"]] = WeakKeyDictionary()
-_CALLS: ContextVar[tuple[int, list[Call]] | None] = ContextVar("bypass_calls", default=None)
+_CALLS: ContextVar[tuple[int, list[BlockCall]] | None] = ContextVar("bypass_calls", default=None)
 
 
 def _join(first: Mapping[str, tuple], second: Mapping[str, tuple]) -> dict[str, tuple]:
@@ -87,7 +88,7 @@ def _join(first: Mapping[str, tuple], second: Mapping[str, tuple]) -> dict[str, 
 
 @contextlib.contextmanager
 def working(hf: nn.Module, work: Work, prompt_lengths: Int[Tensor, " batch"] | None = None) -> Iterator[None]:
-    """Have `work` done at the sites of this Hugging Face model by every forward in this context."""
+    """Apply the transforms and collectors of `work` in every forward of this Hugging Face model inside the block."""
     if prompt_lengths is not None:
         work = replace(work, prompt_lengths=prompt_lengths)
     key = id(hf)
@@ -100,14 +101,14 @@ def working(hf: nn.Module, work: Work, prompt_lengths: Int[Tensor, " batch"] | N
 
 
 def active(hf: nn.Module) -> Work:
-    """The work that the current context wants done at this model's sites, for engines that do it by other means."""
+    """The transforms and collectors that are active for this model, for engines that apply them by other means."""
     return _WORK.get().get(id(hf), Work())
 
 
 @contextlib.contextmanager
-def recording_calls(hf: nn.Module) -> Iterator[list[Call]]:
-    """Record how each block is called in this context, so that it can be called again just as the model calls it."""
-    calls: list[Call] = []
+def recording_calls(hf: nn.Module) -> Iterator[list[BlockCall]]:
+    """Record the arguments of each block's calls inside the block, so that it can be called again with the same ones."""
+    calls: list[BlockCall] = []
     token = _CALLS.set((id(hf), calls))
     try:
         yield calls
@@ -117,7 +118,7 @@ def recording_calls(hf: nn.Module) -> Iterator[list[Call]]:
 
 @contextlib.contextmanager
 def framed(frame: Frame) -> Iterator[None]:
-    """Tell the hooks which tokens pass where blocks are called one by one, without a forward of the whole model."""
+    """Set the frame that hooks see where blocks are called one by one, without a forward of the whole model."""
     token = _FRAME.set(frame)
     try:
         yield
@@ -126,9 +127,9 @@ def framed(frame: Frame) -> Iterator[None]:
 
 
 def install(hf: nn.Module, architecture: Architecture, views: Mapping[str, View]) -> None:
-    """Install the permanent hooks of every site, once for a model however often it is wrapped.
+    """Install the permanent hooks of every site, once per model, also where it is wrapped several times.
 
-    A deep copy of a model carries these hooks along; each therefore acts only on the very module it was installed on.
+    A deep copy of a model has these hooks too; each therefore acts only on the module that it was installed on.
     """
     key = id(hf)
     if hf in _INSTALLED:
@@ -150,7 +151,7 @@ def install(hf: nn.Module, architecture: Architecture, views: Mapping[str, View]
 
 
 def check_first(collected: Mapping[str, Tensor], site: str) -> None:
-    """Raise `UserError` where a site fires a second time in one forward: only one of its activations could be kept."""
+    """Raise `UserError` where a site fires a second time in one forward: only one of its activations could be stored."""
     if site in collected:
         raise UserError(
             f"{site} fires twice in one forward: its module is called more than once, so that which activation is meant is open",
@@ -166,10 +167,10 @@ def _install_tap(module: nn.Module, tap: Tap, key: int, site: str, view: View) -
 
 
 def _watcher(key: int, owner: int, site: str) -> Callable[[nn.Module], Callable[[Tensor], Tensor] | None]:
-    """What is to be done with the pattern of a module now, or None where nothing is."""
+    """A function that returns the change of a module's pattern in the current context, or None where there is none."""
 
     def watcher(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
-        work = _wanted(key, site)
+        work = _work_at(key, site)
         return None if work is None or id(module) != owner else lambda pattern: _apply(pattern, site, work, pattern.shape[2])
 
     return watcher
@@ -185,7 +186,7 @@ def _call_hook(key: int, owner: int) -> Callable[..., Any]:
 
 
 def _frame_hook(key: int, owner: int) -> Callable[..., Any]:
-    """Records the frame of a forward, and gives left-padded rows their positions where the caller gave none."""
+    """A hook that records the frame of a forward, and sets the positions of left-padded rows where the caller sets none."""
 
     def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         work = _WORK.get().get(key)
@@ -201,9 +202,9 @@ def _frame_hook(key: int, owner: int) -> Callable[..., Any]:
         if mask is None or mask.dim() != 2:
             mask = torch.ones((batch, seen + count), dtype=torch.bool, device=tokens.device)
         absolute = positions_of(mask.bool())[:, -count:]
-        given = kwargs.get("position_ids")
-        if given is not None:
-            absolute = given.expand(batch, count)
+        position_ids = kwargs.get("position_ids")
+        if position_ids is not None:
+            absolute = position_ids.expand(batch, count)
         elif not bool(mask.all()):
             kwargs = {**kwargs, "position_ids": absolute}
         real = mask.bool()[:, -count:]
@@ -214,9 +215,9 @@ def _frame_hook(key: int, owner: int) -> Callable[..., Any]:
 
 
 def _prompt_lengths(work: Work, past: Any, seen: int, mask: Tensor) -> Int[Tensor, " batch"]:
-    """Tokens of each row's prompt: as given, else all that the first forward of a sequence held.
+    """The number of tokens of each row's prompt: as set in `work`, or else those of the first forward of the sequence.
 
-    They are kept by the KV cache that goes from forward to forward, since sequences of several models may be continued in turn.
+    They are stored by KV cache, since sequences of several models may be continued in turn.
     """
     if work.prompt_lengths is not None:
         if len(work.prompt_lengths) != len(mask):
@@ -231,7 +232,7 @@ def _prompt_lengths(work: Work, past: Any, seen: int, mask: Tensor) -> Int[Tenso
 
 
 def _apply(value: Tensor, site: str, work: Work, count: int | None = None) -> Tensor:
-    """What is left of a site's value after all that is to be done there; it holds `count` positions, on its second axis unless given."""
+    """The activation after a site's transforms, with which its collectors are called; `count` positions, by default its second axis."""
     frame = _FRAME.get()
     if frame is None:
         raise RuntimeError(f"{site} was reached outside a forward of its model")
@@ -243,14 +244,14 @@ def _apply(value: Tensor, site: str, work: Work, count: int | None = None) -> Te
     return value
 
 
-def _wanted(key: int, site: str) -> Work | None:
+def _work_at(key: int, site: str) -> Work | None:
     work = _WORK.get().get(key)
     return work if work is not None and (site in work.transforms or site in work.collectors) else None
 
 
 def _input_hook(key: int, owner: int, site: str, view: View, shared: bool) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-        work = _wanted(key, site)
+        work = _work_at(key, site)
         if work is None or id(module) != owner:
             return None
         name = None if args else next(iter(kwargs))
@@ -270,7 +271,7 @@ def _input_hook(key: int, owner: int, site: str, view: View, shared: bool) -> Ca
 
 def _output_hook(key: int, owner: int, site: str, view: View) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple, output: Any) -> Any:
-        work = _wanted(key, site)
+        work = _work_at(key, site)
         if work is None or id(module) != owner:
             return None
         value = output[0] if isinstance(output, tuple) else output
@@ -286,7 +287,7 @@ def _output_hook(key: int, owner: int, site: str, view: View) -> Callable[..., A
 
 def _logits_hook(key: int) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple, output: Any) -> Any:
-        work = _wanted(key, "logits")
+        work = _work_at(key, "logits")
         if work is None or id(module) != key:
             return None
         new = _apply(output.logits, "logits", work)

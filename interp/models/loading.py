@@ -1,7 +1,7 @@
 """`load_model`: a model from a folder, a hub id or memory, with the right weights or an error that says why not.
 
-Libraries forgive much when they load: a missing tensor becomes random numbers, a folder without a tokenizer an empty one, a bf16
-checkpoint a bf16 model. Each of these changes conclusions without a sign, so each is an error here.
+Libraries load a missing tensor as random numbers, a folder without a tokenizer as an empty one, and a bf16 checkpoint as a bf16
+model. Each of these would silently change conclusions, so each is an error here or is set explicitly.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from interp.errors import UserError
 from interp.models.checkpoints import check_tokenizer, open_checkpoint, read_tokenizer, read_weights
 from interp.models.model import Model, freeze
-from interp.models.offloading import Spread
+from interp.models.offloading import Placement
 
 
 def load_model(
@@ -41,29 +41,29 @@ def load_model(
         UserError: anything missing, mismatched, foreign, truncated or not finite, with its fix.
     """
     if isinstance(source, PreTrainedModel):
-        unread = {"base": base, "device_map": device_map, "offload_folder": offload_folder}
-        return _wrapped(source, dtype, device, tokenizer, name, [key for key, value in unread.items() if value is not None])
+        unused = {"base": base, "device_map": device_map, "offload_folder": offload_folder}
+        return _wrapped(source, dtype, device, tokenizer, name, [key for key, value in unused.items() if value is not None])
     checkpoint = open_checkpoint(source, base)
     if device_map is not None and torch.device(device).type != "cpu":
         raise UserError(f"both device ({device}) and device_map are given", "give one of them")
-    spread = None if device_map is None else Spread(device_map, None if offload_folder is None else Path(offload_folder))
-    hf = read_weights(checkpoint, dtype, spread)
+    placement = None if device_map is None else Placement(device_map, None if offload_folder is None else Path(offload_folder))
+    hf = read_weights(checkpoint, dtype, placement)
     words = tokenizer if tokenizer is not None else read_tokenizer(checkpoint, hf)
-    return Model(freeze(hf.to(device) if spread is None else hf), words, name or checkpoint.label, checkpoint)
+    return Model(freeze(hf.to(device) if placement is None else hf), words, name or checkpoint.label, checkpoint)
 
 
 def _wrapped(
     hf: PreTrainedModel, dtype: torch.dtype, device: str | torch.device, tokenizer: PreTrainedTokenizerBase | None, name: str | None,
-    unread: Sequence[str],
+    unused: Sequence[str],
 ) -> Model:  # fmt: skip
-    """A model that the caller holds already; raises `UserError` for arguments that ask for another one."""
+    """The `Model` around a Hugging Face model in memory; raises `UserError` for arguments that ask for another one."""
     if tokenizer is None:
         raise UserError("a model in memory was given without its tokenizer", "give it as tokenizer=")
-    own = next(hf.parameters())
-    # The defaults ask for nothing.
-    if dtype not in (torch.float32, own.dtype) or torch.device(device).type not in ("cpu", own.device.type):
-        unread = ["dtype" if dtype not in (torch.float32, own.dtype) else "device", *unread]
-    if unread:
-        raise UserError(f"{', '.join(unread)} cannot be given for a model in memory", "it is used as it is; change it first, with model.to")
+    first = next(hf.parameters())
+    # The default dtype and device do not count as a request.
+    if dtype not in (torch.float32, first.dtype) or torch.device(device).type not in ("cpu", first.device.type):
+        unused = ["dtype" if dtype not in (torch.float32, first.dtype) else "device", *unused]
+    if unused:
+        raise UserError(f"{', '.join(unused)} cannot be given for a model in memory", "it is used as it is; change it first, with model.to")
     check_tokenizer(tokenizer, hf)
     return Model(hf, tokenizer, name or str(hf.config.name_or_path or type(hf).__name__))

@@ -1,7 +1,4 @@
-"""`Model`: a language model with hooks at every site, and its weights by meaning.
-
-Weights are read raw (no folding, no centring) and by meaning: `value_vectors(layer)`, never a module path.
-"""
+"""`Model`: a language model with hooks at every site, and its raw weights (no folding, no centring) by meaning."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ from interp.errors import UserError
 from interp.models.architectures import ARCHITECTURES, Architecture
 from interp.models.checkpoints import BUILDING, Checkpoint
 from interp.models.hooks import install
-from interp.models.offloading import held, weights_digest
+from interp.models.offloading import parameter_values, weights_digest
 from interp.models.sites import KINDS, Family, Site, site_kind
 from interp.models.views import View, view_of
 
@@ -55,40 +52,47 @@ class Model:
 
     @property
     def family(self) -> Family:
+        """The kind of MLP: `gelu`, or `glu` for a gated one."""
         return self.architecture.family
 
     @property
     def n_layers(self) -> int:
+        """The number of layers."""
         return int(self.hf.config.num_hidden_layers)
 
     @property
     def n_heads(self) -> int:
+        """The number of attention heads of a layer."""
         return int(self.hf.config.num_attention_heads)
 
     @property
     def n_kv_heads(self) -> int:
-        """How many heads of keys and values there are: fewer than heads where queries are grouped."""
+        """The number of heads of keys and values of a layer: fewer than `n_heads` where queries are grouped."""
         return int(getattr(self.hf.config, "num_key_value_heads", None) or self.n_heads)
 
     @property
     def d_head(self) -> int:
+        """The width of one attention head."""
         return self.d_attention // self.n_heads
 
     @property
     def d_model(self) -> int:
+        """The width of the residual stream."""
         return int(self.hf.config.hidden_size)
 
     @property
     def d_vocab(self) -> int:
+        """The number of rows of the unembedding: the vocabulary as the model has it."""
         return int(self.hf.get_output_embeddings().weight.shape[0])
 
     @cached_property
     def d_mlp(self) -> int:
+        """The number of neurons of a layer."""
         return int(self.part(0, self.architecture.value).weight.shape[0 if self.architecture.transposed else 1])
 
     @cached_property
     def d_attention(self) -> int:
-        """Heads times the width of a head: what enters the output projection."""
+        """Heads times the width of a head: the width of the input of the output projection."""
         return int(self.part(0, self.architecture.output).weight.shape[0 if self.architecture.transposed else 1])
 
     @property
@@ -98,7 +102,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the texts enter: with `device_map` the first device, whatever others hold the layers."""
+        """The device of the embedding, to which token ids have to be moved; with `device_map`, layers may be on others."""
         device = next(self.hf.parameters()).device
         if device.type != "meta":
             return device
@@ -108,10 +112,11 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
         return next(self.hf.parameters()).dtype
 
     def width(self, site: str) -> int:
-        """How many numbers a site, named without its layer, holds per position."""
+        """The number of values of a site, named without its layer, per position."""
         return math.prod(self.shape(site))
 
     def shape(self, site: str) -> tuple[int, ...]:
@@ -124,7 +129,7 @@ class Model:
         return ({"d_model": self.d_model, "d_mlp": self.d_mlp, "vocab": self.d_vocab}[axis],)
 
     def view(self, site: str) -> View:
-        """How a site, named without its layer, lies in the tensor that passes its module."""
+        """The view of a site, named without its layer, in the tensor that passes its module."""
         return view_of(site, self.architecture, self.n_heads, self.n_kv_heads, self.d_head)
 
     def part(self, layer: int, path: str) -> Any:
@@ -135,12 +140,12 @@ class Model:
 
     def projection(self, layer: int, path: str) -> Float[Tensor, "d_in d_out"]:
         """The matrix of a projection of one layer, one row per input: a view of the weight, however it is stored."""
-        weight: Tensor = held(self.part(layer, path), "weight")
+        weight: Tensor = parameter_values(self.part(layer, path), "weight")
         return weight if self.architecture.transposed else weight.T
 
     def projection_bias(self, layer: int, path: str) -> Float[Tensor, " d_out"] | None:
-        """What a projection of one layer adds, or None where it has no bias."""
-        return held(self.part(layer, path), "bias")
+        """The bias of a projection of one layer, or None where it has none."""
+        return parameter_values(self.part(layer, path), "bias")
 
     def check_neurons(self, neurons: Sequence[tuple[int, int]]) -> None:
         """Raise `UserError` unless there is at least one neuron, and each (layer, index) exists."""
@@ -148,13 +153,11 @@ class Model:
             raise UserError("no neurons were given", "name at least one (layer, index) pair")
         for layer, index in neurons:
             if not (0 <= layer < self.n_layers and 0 <= index < self.d_mlp):
-                raise UserError(
-                    f"neuron {layer}.{index} does not exist: the model has {self.n_layers} layers of {self.d_mlp} neurons",
-                    "count layers and neurons from 0",
-                )
+                problem = f"neuron {layer}.{index} does not exist: the model has {self.n_layers} layers of {self.d_mlp} neurons"
+                raise UserError(problem, "count layers and neurons from 0")
 
     def key_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-        """What each neuron of a layer reads: `activation_i = f(x . k_i + b_i)`; for GLU the gate's key."""
+        """The key vectors of a layer, one row per neuron: `activation_i = f(x . k_i + b_i)`; for GLU those of the gate."""
         return self.projection(layer, self.architecture.key).T
 
     def up_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
@@ -169,33 +172,32 @@ class Model:
         return bias if bias is not None else torch.zeros(self.d_mlp, device=self.device, dtype=self.dtype)
 
     def value_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-        """What each neuron of a layer writes to the residual stream, per unit of activation."""
+        """The value vectors of a layer, one row per neuron: what it writes to the residual stream per unit of activation."""
         return self.projection(layer, self.architecture.value)
 
     def value_bias(self, layer: int) -> Float[Tensor, " d_model"]:
-        """What the MLP writes whatever it reads; zeros where the architecture has none."""
+        """The bias of the MLP's output; zeros where the architecture has none."""
         bias = self.projection_bias(layer, self.architecture.value)
         return bias if bias is not None else torch.zeros(self.d_model, device=self.device, dtype=self.dtype)
 
     @property
     def unembedding(self) -> Float[Tensor, "vocab d_model"]:
-        return held(self.hf.get_output_embeddings(), "weight")
+        """The unembedding matrix, one row per token."""
+        return parameter_values(self.hf.get_output_embeddings(), "weight")
 
     @property
     def final_norm(self) -> nn.Module:
+        """The norm before the unembedding."""
         return self.hf.get_submodule(self.architecture.final_norm)
 
     @property
     def final_gain(self) -> Float[Tensor, " d_model"]:
-        """The factor per coordinate that the final norm applies."""
-        gain: Tensor = held(self.final_norm, "weight")
+        """The gain of the final norm, per coordinate."""
+        gain: Tensor = parameter_values(self.final_norm, "weight")
         return gain + self.architecture.norm_offset
 
     def token(self, word: str) -> int:
-        """The id of the one token that a word is, with a space before it unless only the bare word is one token.
-
-        Raises `UserError` for a word that is several tokens, or empty.
-        """
+        """The token of a word that is one token with a space before it, or without; raises `UserError` if it is several or empty."""
         if not word.strip():
             raise UserError("the word to follow is empty", "give a word, such as river")
         spellings = [word] if word[0].isspace() else [f" {word}", word]
@@ -211,7 +213,7 @@ class Model:
         return [self.tokenizer.decode([token]) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
 
     def sites(self) -> list[str]:
-        """Every site of this model, in the order in which a forward meets them."""
+        """Every site of this model, in the order in which a forward computes them."""
         each = [kind.name for kind in KINDS.values() if kind.per_layer and kind.name in self.architecture.taps]
         return [
             *(str(Site(name, layer)) for layer in range(self.n_layers) for name in each),
@@ -222,7 +224,7 @@ class Model:
     def digest(self) -> str:
         """A hash of every weight as it is now, by which results and indexes of this model are cached.
 
-        It is computed again once a weight has changed, and each time while any of them is being trained.
+        It is computed again after a weight has changed, and at every call while any of them requires gradients.
         """
         versions = tuple((parameter.data_ptr(), parameter._version) for parameter in self.hf.parameters())
         trained = any(parameter.requires_grad for parameter in self.hf.parameters())
@@ -238,13 +240,12 @@ class Model:
         Raises `UserError` where some weights are not in memory (`device_map` with offloading).
         """
         if any(parameter.is_meta for parameter in self.hf.parameters()):
-            raise UserError(
-                f"some weights of {self.name} are offloaded, so it cannot be copied", "load it on one device, without device_map"
-            )
-        # With a configuration of its own: who is given the copy may switch its attention to another implementation.
+            problem = f"some weights of {self.name} are offloaded, so it cannot be copied"
+            raise UserError(problem, "load it on one device, without device_map")
+        # The configuration is copied too, because a user of the copy may switch its attention to another implementation.
         with BUILDING, no_init_weights():
             copy = type(self.hf)(deepcopy(self.hf.config))
-        # Which the random start would have done.
+        # The initialisation that was skipped would have tied them.
         copy.tie_weights()
         copy.load_state_dict(self.hf.state_dict())
         return copy.to(self.device, self.dtype).eval()
@@ -256,13 +257,13 @@ class Model:
         return to_transformer_lens(self)
 
     def to_nnsight(self) -> Any:
-        """An nnsight `TransformersModel` on a copy of the weights; see `interp.adapters` for where the sites are in it."""
+        """An nnsight `TransformersModel` on a copy of the weights; see `interp.adapters` for its names of sites."""
         from interp.adapters.nnsight import to_nnsight
 
         return to_nnsight(self)
 
     def manifest(self) -> dict[str, Any]:
-        """Where the model came from and what exactly it is."""
+        """The model's origin, sizes, dtype and digest, as JSON."""
         origin = self.checkpoint.describe() if self.checkpoint else {"path": None}
         return {
             "name": self.name, **origin, "model_type": self.hf.config.model_type, "layers": self.n_layers,
@@ -273,13 +274,13 @@ class Model:
 
 
 def freeze(hf: PreTrainedModel) -> PreTrainedModel:
-    """The same model, set to evaluation without dropout, whose weights no longer ask for gradients."""
+    """The same model in evaluation mode (no dropout) with weights that do not require gradients."""
     frozen: PreTrainedModel = hf.eval().requires_grad_(False)
     return frozen
 
 
 def check_no_dropout(model: Model) -> None:
-    """Raise `UserError` where dropout is active, because whatever is read of such a model is another at each forward."""
+    """Raise `UserError` where dropout is active, because its activations then differ from forward to forward."""
     for part in model.hf.modules():
         rate = part.p if isinstance(part, nn.Dropout) else getattr(part, "attention_dropout", 0.0)
         if part.training and isinstance(rate, float) and rate > 0:
@@ -291,7 +292,7 @@ Neuron = tuple[int, int]
 
 
 def by_layer(neurons: Iterable[Neuron]) -> dict[int, list[int]]:
-    """The indices of neurons by layer: layers in the order in which they first come, and the indices of each in their order."""
+    """The indices of neurons by layer: layers in the order in which they first appear, and the indices of each in theirs."""
     grouped: dict[int, list[int]] = {}
     for layer, index in neurons:
         grouped.setdefault(layer, []).append(index)

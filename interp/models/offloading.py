@@ -1,4 +1,4 @@
-"""Models spread over devices: where layers go, how offloaded parameters are read, and the digest of all weights."""
+"""Models over several devices: the placement of layers, reading offloaded parameters, and the digest of all weights."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Where the layers of a model too large for one device go: accelerate's `device_map`, and a folder for what goes to disk."""
+class Placement:
+    """The placement of a model over several devices: accelerate's `device_map`, and a folder for layers that go to disk."""
 
     device_map: str | Mapping[str, Any]
     folder: Path | None = None
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `from_pretrained`; raises `UserError` where accelerate is missing or the map is none."""
+        """Keyword arguments for `from_pretrained`; raises `UserError` where accelerate is missing or the map is not one."""
         if find_spec("accelerate") is None:
             raise UserError("device_map needs the library accelerate", "pip install 'bypass-workbench[train]', or leave device_map out")
         if not isinstance(self.device_map, Mapping) and self.device_map not in DEVICE_MAPS:
             raise UserError(f"device_map is {self.device_map!r}", f"use {', '.join(DEVICE_MAPS)}, or a mapping from module to device")
         if isinstance(self.device_map, Mapping) and "disk" in self.device_map.values() and self.folder is None:
             raise UserError("device_map puts layers on disk, but no folder is given for them", "give offload_folder")
-        given = dict(self.device_map) if isinstance(self.device_map, Mapping) else self.device_map
-        return {"device_map": given, "offload_folder": None if self.folder is None else str(self.folder)}
+        device_map = dict(self.device_map) if isinstance(self.device_map, Mapping) else self.device_map
+        return {"device_map": device_map, "offload_folder": None if self.folder is None else str(self.folder)}
 
 
-def held(module: nn.Module, name: str) -> Any:
-    """The values of a module's parameter, or None where it has none; read back from where accelerate keeps it if it is offloaded.
+def parameter_values(module: nn.Module, name: str) -> Any:
+    """The values of a module's parameter without gradient, or None where it has none; an offloaded one is read from accelerate's store.
 
-    They share memory with the parameter and ask for no gradient, also where it is being trained.
+    They share memory with the parameter, unless it is offloaded.
     """
     parameter = getattr(module, name)
     if parameter is None:
@@ -56,10 +56,10 @@ def held(module: nn.Module, name: str) -> Any:
 
 
 def parameters_of(hf: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter with its name, in the order of the names, those that are offloaded too, one at a time."""
+    """Every parameter with its name, sorted by name; offloaded ones are read one at a time."""
     for name, parameter in sorted(hf.named_parameters(), key=lambda item: item[0]):
         path, _, leaf = name.rpartition(".")
-        yield name, held(hf.get_submodule(path), leaf) if parameter.is_meta else parameter
+        yield name, parameter_values(hf.get_submodule(path), leaf) if parameter.is_meta else parameter
 
 
 def weights_digest(hf: PreTrainedModel) -> str:

@@ -1,7 +1,7 @@
-"""What is laid over a base model to make the tuned one: a LoRA adapter, or a difference of weights.
+"""Folders that turn a base model into the tuned one: a LoRA adapter, or a difference of weights.
 
-Such a folder holds no model of its own. `overlay_in` finds it and the base that it belongs to; `merge_adapter` and
-`apply_difference` turn the loaded base into the tuned model, and refuse what does not fit it.
+Such a folder holds no whole model. `overlay_in` finds it and the base that it belongs to; `merge_adapter` and
+`apply_difference` turn the loaded base into the tuned model, and raise an error where they do not fit it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ADAPTER_NOTE, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensor
 
 @dataclass(frozen=True)
 class Overlay:
-    """The weights that a folder lays over a base, and the base: a folder or a hub id."""
+    """The weights file of an adapter or a difference, and its base: a folder or a hub id."""
 
     weights: Path
     base: str
@@ -74,7 +74,7 @@ def merge_adapter(hf: PreTrainedModel, folder: Path, base: str) -> PreTrainedMod
         raise UserError("a LoRA folder needs the library peft", "pip install 'bypass-workbench[train]'") from error
     try:
         wrapped = PeftModel.from_pretrained(hf, str(folder))
-        # peft only warns of adapter tensors that find no place, and leaves those without a tensor at their start: no change.
+        # peft only warns of adapter tensors without a parameter, and leaves parameters without a tensor at zero: no change.
         expected = set(get_peft_model_state_dict(wrapped))
         stored = {name for file in folder.glob("*.safetensors") for name in _tensor_names(file)}
         if expected != stored:

@@ -13,7 +13,7 @@ from interp.errors import UserError
 from interp.models.loading import load_model
 from interp.models.model import Model
 
-# What a configuration says about the forward without leaving a trace in the shapes of the weights.
+# Settings of a configuration that change the forward, but not the shapes of the weights.
 FORWARD_SETTINGS = (
     "num_attention_heads", "num_key_value_heads", "head_dim", "layer_norm_epsilon", "rms_norm_eps", "activation_function", "hidden_act",
     "hidden_activation", "rope_parameters", "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "sliding_window", "use_sliding_window",
@@ -60,7 +60,7 @@ def compare_checkpoints(base: Model, tuned: Model) -> None:
 
 @dataclass(frozen=True, eq=False)
 class ModelPair:
-    """A model before and after preference tuning, checked to be comparable: the unit of every analysis."""
+    """A model before and after preference tuning, checked to be comparable."""
 
     base: Model
     tuned: Model
@@ -71,7 +71,7 @@ class ModelPair:
         cls, base: str | Path, tuned: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
         name: str | None = None,
     ) -> ModelPair:  # fmt: skip
-        """Load both sides and check that they can be compared.
+        """The pair of two models, loaded and checked to be comparable.
 
         Raises:
             UserError: as `load_model`, or where architecture, shape, tokenizer or stored precision differ.
@@ -88,6 +88,7 @@ class ModelPair:
 
     @property
     def sides(self) -> dict[str, Model]:
+        """Both models, by `base` and `tuned`."""
         return {"base": self.base, "tuned": self.tuned}
 
     def manifest(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The one table of groups of parameters, by their names in GPT-2, in Llama-like models and in BERT."""
+"""The table of kinds and groups of parameters, by their names in GPT-2, in Llama-like models and in BERT."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ParameterKind:
-    """A kind of weight: its name, the coarser group that it belongs to, and the modules that it stands in."""
+    """A kind of parameter: its name, the group that it belongs to, and the modules that have it."""
 
     name: str
     group: str
@@ -46,11 +46,11 @@ def parameter_layer(name: str) -> int:
 
 
 def _kind(name: str) -> ParameterKind:
-    # Within the path rather than at its end, since a LoRA layer has modules of its own below the one that it adapts.
+    # Anywhere in the path and not only at its end, since a LoRA layer has modules below the one that it adapts.
     module = f".{_parts(name)[0]}"
-    found = next((kind for kind in PARAMETERS if any(f".{part}." in f"{module}." for part in kind.modules)), None)
-    if found is not None:
-        return found
+    kind_of_module = next((kind for kind in PARAMETERS if any(f".{part}." in f"{module}." for part in kind.modules)), None)
+    if kind_of_module is not None:
+        return kind_of_module
     leaf = _parts(module)[1].lower()
     return ParameterKind("norm", "norm", ()) if "norm" in leaf or leaf in {"ln_1", "ln_2", "ln_f"} else OTHER
 

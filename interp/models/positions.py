@@ -1,8 +1,7 @@
-"""Which tokens of a text are meant: one vocabulary of positions, and one parser for what reads, changes or patches them.
+"""Positions of tokens in texts: the words for them, and the parser that capture, edits and patching share.
 
-A word means the same wherever it may be used; who takes positions says which of the words it takes. Numbers are absolute,
-counted from 0 at the start of each text, so that a KV cache changes nothing. `mean` is no position but what a capture does
-with all of them.
+A word means the same everywhere; each caller says which of the words it accepts. Numbers are absolute, counted from 0 at the
+start of each text, so that a KV cache changes nothing. `mean` is not a position: it asks a capture for the mean over all of them.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ MEAN = "mean"
 
 
 def parse_positions(positions: Any, words: Sequence[str]) -> str | tuple[int, ...]:
-    """One of the words, or absolute positions: a whole number from 0 or several of them.
+    """The positions as one of the words, or as a tuple of absolute positions (whole numbers from 0).
 
-    Raises `UserError` for any other word, for what is no such number, and for none at all.
+    Raises `UserError` for any other word, for anything that is not such a number, and for an empty list.
     """
     if isinstance(positions, str):
         if positions not in words:
@@ -42,7 +41,9 @@ def parse_positions(positions: Any, words: Sequence[str]) -> str | tuple[int, ..
 
 
 def parse_positions_per_text(positions: Any, words: Sequence[str], lengths: Sequence[int]) -> str | list[tuple[int, ...]]:
-    """One of the words, or absolute positions for every text: a list for all of them, or one list of equal length per text.
+    """The positions as one of the words, or as a tuple of absolute positions for every text.
+
+    `positions` is a word, a list for all texts, or one list of equal length per text.
 
     Args:
         lengths: the number of tokens of each text.
@@ -59,13 +60,13 @@ def parse_positions_per_text(positions: Any, words: Sequence[str], lengths: Sequ
         if not all(map(_is_list, positions)) or len(positions) != len(lengths) or len(set(map(len, positions))) > 1:
             raise UserError("positions per text must be one list of equal length for each text", f"give {len(lengths)} lists")
         per_text = [_numbers(numbers, words) for numbers in positions]
-    for number, (wanted, length) in enumerate(zip(per_text, lengths, strict=True)):
-        check_positions(wanted, length, f"text {number}")
+    for number, (numbers_of_text, length) in enumerate(zip(per_text, lengths, strict=True)):
+        check_positions(numbers_of_text, length, f"text {number}")
     return per_text
 
 
 def check_positions(positions: Iterable[int], length: int, text: str) -> None:
-    """Raise `UserError` for a position that a text of so many tokens does not have."""
+    """Raise `UserError` for a position beyond a text of `length` tokens."""
     for position in positions:
         if position >= length:
             raise UserError(

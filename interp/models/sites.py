@@ -1,7 +1,7 @@
-"""The one table of sites: every place where a model can be read or edited, by one name across architectures.
+"""The table of sites: every tensor of a forward that can be captured or edited, by one name across architectures.
 
-Hooks, capture, edits, patching, adapters, the page `docs/sites.md` and the tests derive from this table, so that a tensor has
-one name everywhere. A site is written `name.layer` (`resid_mid.3`), or `name` alone where there is one per model; `parse_site`
+Hooks, capture, edits, patching, adapters, the page `docs/sites.md` and the tests all use this table, so that a tensor has one
+name everywhere. A site is written `name.layer` (`resid_mid.3`), or `name` alone where there is one per model; `parse_site`
 is the only reader of that form. `python -m interp.models.sites` prints the page.
 """
 
@@ -27,7 +27,7 @@ UNITS: dict[Axis, str] = {"head": "head", "kv_head": "head", "d_mlp": "neuron"}
 
 @dataclass(frozen=True)
 class SiteKind:
-    """A row of the table.
+    """A row of the table of sites.
 
     Attributes:
         axis: what the numbers of one position are.
@@ -63,7 +63,7 @@ class SiteKind:
         return UNITS.get(self.axis)
 
 
-# A norm of queries and keys, or a rotary embedding, is not linear in what is read; hence these sites stand before it.
+# These sites come before a norm of queries and keys and before rotary embedding, which are not linear in the projection's input.
 PROJECTED = "as it leaves its projection (before a norm of queries and keys, and before rotary embedding)"
 # In the order in which a forward computes them.
 KINDS: dict[str, SiteKind] = {
@@ -93,7 +93,7 @@ PATCHED = tuple(kind.name for kind in KINDS.values() if kind.patched)
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """One place in one model: a kind and, unless there is one per model, a layer."""
+    """A site of a model: its name and, unless a model has it once, a layer."""
 
     name: str
     layer: int | None = None
@@ -103,6 +103,7 @@ class Site:
 
     @property
     def kind(self) -> SiteKind:
+        """Its row of the table."""
         return KINDS[self.name]
 
 
@@ -141,7 +142,7 @@ def parse_site(text: str | Site, *, n_layers: int | None = None, family: Family 
 
 
 def expand_sites(texts: Sequence[str | Site], *, n_layers: int, family: Family | None = None) -> list[str]:
-    """Every site that these name, once each: `name.layer`, `name.*` for all layers, `name.2-5` for layers 2 to 5.
+    """The sites that these texts name, without duplicates: `name.layer`, `name.*` for all layers, `name.2-5` for layers 2 to 5.
 
     Raises `UserError` as `parse_site`, and for a range that runs backwards.
     """
@@ -156,7 +157,7 @@ def expand_sites(texts: Sequence[str | Site], *, n_layers: int, family: Family |
             continue
         if int(first) > int(last):
             raise UserError(f"the layers of {str(text)!r} run backwards", f"write {name}.{last}-{first}")
-        # The ends first: a range beyond the model is refused without being spelled out.
+        # The ends are checked first, so that a range beyond the model raises before it is expanded.
         for end in (first, last):
             parse_site(f"{name}.{end}", n_layers=n_layers, family=family)
         for layer in range(int(first), int(last) + 1):

@@ -1,8 +1,8 @@
-"""Texts as padded token ids whose positions are right under any padding.
+"""Token ids of texts in padded batches, with positions that are right under any padding.
 
 Hugging Face models shift the positions of left-padded rows unless position ids are passed, and tokenizers differ in
-whether they add a BOS token. Everything in `interp` therefore goes through `encode`: no special tokens unless asked
-for, position ids counted from the first real token of each row.
+whether they add a BOS token. Everything in `interp` therefore uses `token_rows` and `pad`: no special tokens unless they are
+asked for, and position ids counted from the first real token of each row.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ class Tokens:
 
     @property
     def lengths(self) -> Int[Tensor, " batch"]:
+        """The number of real tokens of each row."""
         return self.mask.sum(dim=1)
 
     def to(self, device: torch.device | str) -> Tokens:
+        """The same batch on another device."""
         return Tokens(self.ids.to(device), self.mask.to(device), self.positions.to(device))
 
     def inputs(self) -> dict[str, Tensor]:
@@ -43,12 +45,12 @@ class Tokens:
 
 
 def positions_of(mask: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
-    """Absolute position of each real token, counted from the first real one; padding gets 0."""
+    """The absolute position of each real token, counted from the first real one of its row; padding gets 0."""
     return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
 def pad(rows: Sequence[Sequence[int]], filler: int, side: PaddingSide = "left") -> Tokens:
-    """Pad rows of token ids to one length."""
+    """A batch of rows of token ids, padded to one length."""
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), filler, dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.bool)
@@ -62,7 +64,7 @@ def pad(rows: Sequence[Sequence[int]], filler: int, side: PaddingSide = "left") 
 def token_rows(
     model: Any, texts: Sequence[str] | Sequence[Sequence[int]], *, add_bos: bool = False, max_tokens: int | None = None
 ) -> list[list[int]]:
-    """Token ids of each text, without special tokens; with `max_tokens`, only the first ones are kept.
+    """The token ids of each text, without special tokens; with `max_tokens`, only the first ones are kept.
 
     Rows of token ids may be given in place of texts. Raises `UserError` for something that is neither a list of strings
     nor of rows, a text without tokens, ids outside the vocabulary, or a text beyond the context.
@@ -131,12 +133,12 @@ def batches(lengths: Sequence[int], *, batch_size: int, batch_tokens: int) -> li
 
 def next_token_losses(logits: Float[Tensor, "batch pos vocab"], ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos-1"]:
     """Negative log-likelihood, in nats, of every token but the first, given the tokens before it; always in single precision."""
-    # The vocabulary is the last, contiguous axis: cross_entropy over a middle axis adds up less exactly.
+    # The vocabulary is kept as the last, contiguous axis: cross_entropy over a middle axis sums less exactly.
     flat = functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     return flat.view(len(ids), -1)
 
 
 def predicted(tokens: Tokens, context: Sequence[int]) -> Bool[Tensor, "batch step"]:
-    """Which of `next_token_losses` are of tokens that follow each row's first `context` tokens; rows are padded on the right."""
+    """A mask on `next_token_losses`: the tokens after each row's first `context` tokens. Rows are padded on the right."""
     first = torch.tensor(list(context), device=tokens.mask.device).unsqueeze(1) - 1
     return tokens.mask[:, 1:] & (torch.arange(tokens.mask.shape[1] - 1, device=tokens.mask.device) >= first)

@@ -10,8 +10,8 @@ from interp.models.model import Model
 
 
 def unembed(model: Model, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
-    """The logits that the model would give if its last residual stream were this one."""
-    # `forward` rather than a call: hooks at ln_final belong to forwards of the whole model, not to this reading.
+    """The logits of a residual stream that leaves the last block: final norm, unembedding, and soft cap where the model has one."""
+    # `forward` and not a call, because hooks at ln_final must act in forwards of the whole model only.
     normed = model.final_norm.forward(residual.to(model.device, model.dtype))
     logits = model.hf.get_output_embeddings().forward(normed)
     # At least single precision; a model in double stays in double.

@@ -1,4 +1,4 @@
-"""How the tensor of a site lies in the tensor that passes its module."""
+"""The view of a site: the columns and heads that it takes of the tensor that passes its module."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from interp.models.sites import KINDS
 
 @dataclass(frozen=True)
 class View:
-    """A site as some columns of the tensor that passes its module, or all of them; `heads` share them evenly."""
+    """The columns of the tensor that passes a module which make up a site (None for all), and the number of heads they are split into."""
 
     heads: int | None = None
     columns: slice | None = None
 
     def read(self, whole: Tensor) -> Tensor:
-        """The site's own tensor."""
+        """The site's tensor, read from the tensor that passes the module."""
         part = whole if self.columns is None else whole[..., self.columns]
         return part if self.heads is None else rearrange(part, "batch pos (head d_head) -> batch pos head d_head", head=self.heads)
 
     def write(self, whole: Tensor, part: Tensor) -> Tensor:
-        """What passes the module with the site's tensor replaced by this one."""
+        """The tensor that passes the module, with the site's tensor replaced by `part`."""
         flat = part if self.heads is None else rearrange(part, "batch pos head d_head -> batch pos (head d_head)")
         if self.columns is None:
             return flat

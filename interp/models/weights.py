@@ -1,4 +1,4 @@
-"""Weights beyond neurons, by their meaning: output projections, norms, position embeddings, biases."""
+"""Weights other than those of neurons, by meaning: output projections, norms, position embeddings, biases."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from interp.models.model import Model
 
 
 def frozen_norm(model: Model, layer: int, name: str, raw: Float[Tensor, "*pos d_model"]) -> Float[Tensor, "*pos d_model"]:
-    """What a norm between a component and the stream multiplies each coordinate by, frozen; ones where there is none.
+    """The factor per coordinate of the norm between a component and the residual stream, with its scale frozen; ones where there is none.
 
     Args:
         name: `attn_out` or `mlp_out`.
-        raw: what the component gives before such a norm.
+        raw: the component's output before that norm.
     """
     if not model.architecture.writes_through_norm:
         return torch.ones_like(raw)
@@ -27,7 +27,7 @@ def frozen_norm(model: Model, layer: int, name: str, raw: Float[Tensor, "*pos d_
 
 
 def output_projection(model: Model, layer: int) -> tuple[Float[Tensor, "head d_head d_model"], Float[Tensor, " d_model"]]:
-    """What each head of a layer writes per unit of its output before the projection, and the bias; in double precision."""
+    """The output projection of a layer's attention, split by head, and its bias; in double precision."""
     weight = model.projection(layer, model.architecture.output).double()
     bias = model.projection_bias(layer, model.architecture.output)
     constant = bias.double() if bias is not None else torch.zeros(model.d_model, dtype=torch.float64, device=weight.device)
@@ -37,14 +37,14 @@ def output_projection(model: Model, layer: int) -> tuple[Float[Tensor, "head d_h
 def writers(model: Model, layer: int) -> list[tuple[Float[Tensor, "d_in d_model"], Float[Tensor, " d_model"] | None]]:
     """The matrices of a layer that write to the residual stream, one row per input, each with its bias: attention's, then the MLP's.
 
-    They are views: what is done to them in place is done to the model.
+    They are views: a change of them in place changes the model.
     """
     paths = (model.architecture.output, model.architecture.value)
     return [(model.projection(layer, path), model.projection_bias(layer, path)) for path in paths]
 
 
 def mlp_norm(model: Model, layer: int) -> nn.Module:
-    """The norm through which the MLP of a layer reads the residual stream."""
+    """The norm before the MLP of a layer."""
     norm: nn.Module = model.part(layer, model.architecture.taps["resid_mid"].path)
     return norm
 
@@ -57,14 +57,14 @@ def folded_keys(model: Model, layer: int, neurons: Sequence[int]) -> Float[Tenso
 
 
 def position_embedding(model: Model, position: int) -> Float[Tensor, " d_model"]:
-    """What a position adds to the residual stream; zeros where positions are rotary. In double precision."""
+    """The embedding of a position, in double precision; zeros where positions are rotary."""
     if model.architecture.positions is None:
         return torch.zeros(model.d_model, dtype=torch.float64, device=model.device)
     return model.hf.get_submodule(model.architecture.positions).get_parameter("weight")[position].double()
 
 
 def unembedding_bias(model: Model, token: int, against: int | None) -> Float[Tensor, ""]:
-    """What the unembedding's bias adds to a token's logit, or to its difference from another's; in double precision."""
+    """The unembedding's bias for a token, or its difference from that of `against`; in double precision."""
     bias = dict(model.hf.get_output_embeddings().named_parameters()).get("bias")
     if bias is None:
         return torch.zeros((), dtype=torch.float64, device=model.device)
@@ -72,5 +72,5 @@ def unembedding_bias(model: Model, token: int, against: int | None) -> Float[Ten
 
 
 def norm_epsilon(norm: nn.Module) -> float:
-    """What a norm adds to the variance before the root."""
+    """The epsilon of a norm, which is added to the variance before the root."""
     return float(getattr(norm, "variance_epsilon", None) or norm.eps)  # type: ignore[arg-type]

@@ -1,1 +1,1 @@
-"""The page that a report writes, and its table in the terminal."""
+"""The report as a page and as a table in the terminal."""

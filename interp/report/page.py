@@ -1,8 +1,8 @@
-"""The report: `report.json` for machines, one self-contained page for people, one CSV file per table.
+"""The report: `report.json` for programs, one self-contained HTML page for readers, one CSV file per table.
 
-The page is laid out by a template (`templates/report.html`) that knows no result by name; what it shows is prepared here, in one
-place, because every text that a person sees has to be masked first and escaped second, and neither may be forgotten. Nothing is
-fetched when the page is opened: style, script and plotly are inside it.
+The page is laid out by a template (`templates/report.html`) that refers to no result by name. Its values are prepared here, in
+one place, because every text that is shown has to be masked first and escaped second. Nothing is fetched when the page is
+opened: style, script and plotly are inside it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from interp.errors import UserError
-from interp.results.figure_layout import untitled
 from interp.data.lexicon import mask, mask_texts
+from interp.errors import UserError
 from interp.files import read_json, write_together
-from interp.results.result import Real, Result, csv_files, file_names, is_number, plain, show_number, shown
 from interp.report.seeds import Seeds
+from interp.results.figure_layout import untitled
+from interp.results.result import Real, Result, csv_files, file_names, is_number, plain, show_number, shown
 
 TEMPLATES = Path(__file__).parent / "templates"
 ROWS_AT_FIRST = 8
@@ -35,15 +35,15 @@ CELL_AT_MOST = 400
 LONG_CELL = 24
 SEEDS_FILE = "seeds.csv"
 VERDICTS = {"holds": ("✓", "Holds"), "fails": ("✗", "Fails"), "inconclusive": ("?", "Inconclusive")}
-# What the first letter of an experiment's id says of where its claim comes from.
+# The origin of a claim, by the first letter of its experiment's id.
 TITLES = {
-    "A": "Paper A", "B": "Paper B", "C": "Paper C", "X": "Beyond the papers", "W": "Ways to the same end", "Y": "A rival account",
+    "A": "Paper A", "B": "Paper B", "C": "Paper C", "X": "Beyond the papers", "W": "Other methods for the same effect", "Y": "An alternative explanation",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `report.json` holds."""
+    """The content of `report.json`: results, the pair's manifest, and the environment."""
 
     results: tuple[Result, ...]
     pair: dict[str, Any]
@@ -54,11 +54,11 @@ def write_report(
     results: Sequence[Result], manifest: Mapping[str, Any], environment: Mapping[str, Any], folder: str | Path, *,
     show_words: bool = False, command: str = "bypass report", seeds: Seeds | None = None,
 ) -> Path:  # fmt: skip
-    """Write `report.json`, `index.html` and one CSV per table to `folder`; gives the path of the page.
+    """Write `report.json`, `index.html` and one CSV per table to `folder`; returns the path of the page.
 
     Nothing in the folder changes until every file is complete. `report.json` and the CSV files keep raw words; the page masks
-    them unless `show_words`. `command` is what a reader types to repeat it, to which `--only ID` is added per section. `seeds`
-    is what other seeds say of the same experiments: a table after the summary, and `seeds` in `report.json`.
+    them unless `show_words`. `command` is the command line that repeats it, to which `--only ID` is added per section. `seeds`
+    has the verdicts under other seeds: a table after the summary, and `seeds` in `report.json`.
     """
     doubled = sorted({result.id for result in results if sum(other.id == result.id for other in results) > 1})
     if doubled:
@@ -76,7 +76,7 @@ def write_report(
 
 
 def read_report(folder: str | Path) -> Report:
-    """Read `report.json` from a folder that `write_report` wrote. Raises `UserError` when it is absent or damaged."""
+    """The report in a folder that `write_report` wrote. Raises `UserError` when it is absent or damaged."""
     path = Path(folder) / "report.json"
     record = read_json(path, "run `bypass report` first, or name the folder it wrote")
     if not record.keys() >= {"pair", "environment", "experiments"}:
@@ -88,7 +88,7 @@ def render(
     results: Sequence[Result], manifest: Mapping[str, Any], environment: Mapping[str, Any], *, show_words: bool = False,
     command: str = "bypass report", seeds: Seeds | None = None,
 ) -> str:  # fmt: skip
-    """The whole page as text."""
+    """The page as HTML."""
     page = _jinja(show_words).from_string((TEMPLATES / "report.html").read_text(encoding="utf-8"))
     counts = {verdict: sum(result.verdict == verdict for result in results) for verdict in VERDICTS}
     return page.render(
@@ -100,7 +100,7 @@ def render(
 
 
 def _jinja(show_words: bool) -> Environment:
-    """An environment in which every value that reaches the page is masked, then escaped."""
+    """A jinja environment that masks every value that is written to the page, then escapes it."""
 
     def finalize(value: Any) -> Any:
         return value if show_words or isinstance(value, Markup) or not isinstance(value, str) else mask(value)
@@ -116,7 +116,7 @@ def _plotly() -> Markup:
 
 
 def _embed(value: Any) -> Markup:
-    """JSON inside a script element: no text in it can close the element."""
+    """The value as JSON for a script element, escaped so that no text can close the element."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
 
@@ -124,7 +124,7 @@ def _embed(value: Any) -> Markup:
 def _figures(results: Sequence[Result], show_words: bool) -> dict[str, Any]:
     specs = {f"{result.id}-{place}": plain(figure.spec) for result in results for place, figure in enumerate(result.figures)}
     for spec in specs.values():
-        # The page sets the title itself: as text it wraps on a phone, is searchable and is read aloud.
+        # The page shows the title itself: as text it wraps on a phone, is searchable and can be read by screen readers.
         if spec.setdefault("layout", {}).get("title"):
             spec["layout"] = untitled(spec["layout"])
     return specs if show_words else mask_texts(specs)
@@ -149,13 +149,13 @@ def _section(result: Result, command: str) -> dict[str, Any]:
 
 
 def _title(spec: Mapping[str, Any]) -> str:
-    """The figure's title as plain text: plotly's is escaped already and may hold line breaks."""
+    """The figure's title as plain text; plotly's is escaped and may have line breaks."""
     title = spec.get("layout", {}).get("title", "")
     return html.unescape((title.get("text") or "") if isinstance(title, dict) else title).replace("<br>", " ")
 
 
 def _effect(result: Result, key: str) -> dict[str, Any]:
-    """One statistic with its null and interval, as text and as places (0 to 100) on a small drawing."""
+    """One statistic with its null and interval, as text and as positions (0 to 100) on a small drawing."""
     value = result.statistic[key]
     null = result.null.get(key, math.nan)
     low, high = result.interval.get(key, (math.nan, math.nan))
@@ -176,8 +176,8 @@ def _effect(result: Result, key: str) -> dict[str, Any]:
 def _seeds_table(seeds: Seeds | None) -> dict[str, Any] | None:
     if seeds is None:
         return None
-    alike, named = sum(row.same for row in seeds.rows), ", ".join(map(str, seeds.seeds))
-    words = f"Controls and intervals were drawn under the seeds {named}: {alike} of {len(seeds.rows)} verdicts are the same under all."
+    n_same, numbers = sum(row.same for row in seeds.rows), ", ".join(map(str, seeds.seeds))
+    words = f"Controls and intervals were drawn under the seeds {numbers}: {n_same} of {len(seeds.rows)} verdicts are the same under all."
     return {**_table("seeds", seeds.to_frame(), SEEDS_FILE), "words": words}
 
 
@@ -188,10 +188,10 @@ def _table(name: str, frame: pd.DataFrame, file: str) -> dict[str, Any]:
     units: list[str] = []
     for column in columns:
         units.append(units[-1] if units and column.lower() in {"low", "high"} else column)
-    found = frame.head(ROWS_AT_MOST).itertuples(index=False, name=None)
-    rows = [[_cell(value, unit) for value, unit in zip(row, units, strict=True)] for row in found]
+    records = frame.head(ROWS_AT_MOST).itertuples(index=False, name=None)
+    rows = [[_cell(value, unit) for value, unit in zip(row, units, strict=True)] for row in records]
     kinds = ["n" if right else "t wide" if any(len(row[i]) > LONG_CELL for row in rows) else "t" for i, right in enumerate(numeric)]
-    # Two rows more are not worth a click.
+    # Up to two rows more are shown at once, without a click.
     seen = ROWS_AT_FIRST if len(rows) > ROWS_AT_FIRST + 2 else len(rows)
     return {
         "title": _heading(name), "columns": [(column.replace("_", " "), right) for column, right in zip(columns, numeric, strict=True)],
@@ -216,7 +216,7 @@ def _cell(value: Any, column: str) -> str:
 
 
 def _groups(results: Sequence[Result]) -> list[tuple[str, list[Result]]]:
-    """Results by the paper whose claim they test, in the order in which they come."""
+    """The results by the paper whose claim they test, in order."""
     groups: dict[str, list[Result]] = {}
     for result in results:
         groups.setdefault(result.id.split("-")[0], []).append(result)
@@ -233,7 +233,7 @@ def _date(environment: Mapping[str, Any]) -> str:
 
 
 def _sides(manifest: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Base and tuned in a few words each."""
+    """A short description of base and of tuned."""
     sides = []
     for side in ("base", "tuned"):
         about = manifest.get(side)
@@ -246,17 +246,17 @@ def _sides(manifest: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _shorten(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """A nested record as lines: paths as their last name, hashes by their first twelve digits."""
-    found: list[tuple[str, str]] = []
+    """A nested record as lines of name and value: paths as their last name, hashes as their first twelve digits."""
+    lines: list[tuple[str, str]] = []
     for key, value in record.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            found += _shorten(value, f"{name} · ")
+            lines += _shorten(value, f"{name} · ")
         elif isinstance(value, (list, tuple)):
-            found.append((name, ", ".join(_short(item) for item in value)))
+            lines.append((name, ", ".join(_short(item) for item in value)))
         else:
-            found.append((name, _short(value)))
-    return found
+            lines.append((name, _short(value)))
+    return lines
 
 
 def _short(value: Any) -> str:

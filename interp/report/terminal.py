@@ -1,4 +1,4 @@
-"""What the terminal shows of results, in a hundred columns: the page holds the rest."""
+"""Tables of results for a terminal of a hundred columns; the page has the details."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from interp.data.lexicon import mask
-from interp.results.result import Result, show_number
 from interp.report.seeds import Seeds
+from interp.results.result import Result, show_number
 
 WIDTH = 100
 STYLES = {"holds": ("✓ holds", "green"), "fails": ("✗ fails", "red"), "inconclusive": ("? inconclusive", "yellow")}
@@ -37,11 +37,11 @@ def print_summary(results: Sequence[Result], console: Console | None = None, *, 
 
 
 def print_seeds(seeds: Seeds, console: Console | None = None) -> None:
-    """Print how many verdicts are the same under all seeds, and those that are not seed by seed."""
+    """Print the number of verdicts that are the same under all seeds, and the others seed by seed."""
     console = console or Console()
     changing = [row for row in seeds.rows if not row.same]
-    named = ", ".join(map(str, seeds.seeds))
-    console.print(Text(f"seeds {named}: {len(seeds.rows) - len(changing)} of {len(seeds.rows)} verdicts are the same under all"))
+    numbers = ", ".join(map(str, seeds.seeds))
+    console.print(Text(f"seeds {numbers}: {len(seeds.rows) - len(changing)} of {len(seeds.rows)} verdicts are the same under all"))
     for row in changing:
-        found = ", ".join(f"{seed}: {verdict}" for seed, verdict in zip(seeds.seeds, row.verdicts, strict=True))
-        console.print(Text(f"  {row.id} changes with the seed ({found})"))
+        verdicts = ", ".join(f"{seed}: {verdict}" for seed, verdict in zip(seeds.seeds, row.verdicts, strict=True))
+        console.print(Text(f"  {row.id} changes with the seed ({verdicts})"))

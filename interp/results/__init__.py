@@ -1,1 +1,1 @@
-"""What an experiment returns: numbers, tables and figures, saved as JSON and CSV."""
+"""Results of experiments: numbers, tables and figures, saved as JSON and CSV."""

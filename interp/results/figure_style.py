@@ -1,7 +1,7 @@
-"""The house style of the figures, apart from the library that draws them: colours by role, labels, gaps and intervals.
+"""The style of the figures, without plotly: colours by role, labels, gaps and intervals.
 
-One colour means one thing in every figure: base, tuned, edited, un-aligned and null have fixed hues of similar lightness
-(contrast at least 3 on white and on near-black), with markers and dashes that tell them apart without any colour.
+A colour has the same meaning in every figure: base, tuned, edited, un-aligned and null have fixed hues of similar lightness
+(contrast at least 3 on white and on near-black), with markers and dashes that distinguish them without colour.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LONG_LABEL = 14
 
 
 def role_of(part: pd.DataFrame, role: str | None, label: Any) -> str | None:
-    """Which of the five fixed roles some rows of a frame have: that in their column `role`, else their label where it is such a word."""
+    """The role of some rows of a frame: that in their column `role`, else their label where it is one of the five roles, else None."""
     word = str(part[role].iloc[0]) if role is not None and len(part) else ""
     return next((name for name in (word, str(label).lower()) if name in COLOURS), None)
 
@@ -39,58 +39,66 @@ def role_of(part: pd.DataFrame, role: str | None, label: Any) -> str | None:
 def series(
     frame: pd.DataFrame, colour: str | None, fallback: str, role: str | None = None
 ) -> Iterable[tuple[str, pd.DataFrame, str, str | None]]:
-    """Each part of the frame with its label, hue and role; two parts never share a hue while there are hues left."""
+    """Each part of the frame with its label, hue and role; no two parts share a hue while unused ones are left."""
     if colour is None:
         yield "", frame, fallback, None
         return
     parts = {str(label): part for label, part in frame.groupby(colour, sort=False)}
     roles = {label: role_of(part, role, label) for label, part in parts.items()}
     spare = iter([*FURTHER, *COLOURS.values(), *FURTHER * 10])
-    # A label that names its role exactly ("base") has the first call on the role's hue, before "base, long prompts".
+    # A label that is a role ("base") gets the role's hue before a label that only has it ("base, long prompts").
     hues: dict[str, str] = {label: COLOURS[label.lower()] for label in parts if label.lower() in COLOURS}
-    taken = set(hues.values())
+    used = set(hues.values())
     for label, name in roles.items():
         if label not in hues:
-            own = COLOURS[name] if name else None
-            hues[label] = own if own and own not in taken else next((hue for hue in spare if hue not in taken), COLOURS["null"])
-            taken.add(hues[label])
+            role_hue = COLOURS[name] if name else None
+            hues[label] = (
+                role_hue if role_hue and role_hue not in used else next((hue for hue in spare if hue not in used), COLOURS["null"])
+            )
+            used.add(hues[label])
     for label, part in parts.items():
         yield label, part, hues[label], roles[label]
 
 
 def faint(hue: str) -> str:
+    """The hue, almost transparent, for bands."""
     red, green, blue = (int(hue[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},0.16)"
 
 
 def categories_of(column: pd.Series, order: Sequence[str] | None) -> list[str]:
-    found = list(dict.fromkeys(str(item) for item in column))
-    return [*(item for item in order if item in found), *(item for item in found if item not in order)] if order else found
+    """The distinct values of a column as texts: those in `order` first, the others as they come."""
+    categories = list(dict.fromkeys(str(item) for item in column))
+    return [*(item for item in order if item in categories), *(item for item in categories if item not in order)] if order else categories
 
 
 def text_of(value: Any) -> str:
-    """Plotly reads tags in texts: a token such as `<b>` must show as itself, and `%{` must not be read as a template."""
+    """The text, escaped for plotly, which would read `<b>` as a tag and `%{` as a template."""
     return html.escape(str(value), quote=False).replace("%{", "%\u200b{")
 
 
 def wrap(label: str) -> list[str]:
+    """The lines of a label, each of at most 26 characters where words allow."""
     return textwrap.wrap(label, 26, break_long_words=False) or [label]
 
 
 def label_of(value: Any) -> str:
+    """A value as an escaped label in lines."""
     return "<br>".join(text_of(line) for line in wrap(str(value)))
 
 
 def numbers(values: Iterable[Any]) -> list[float | None]:
-    """Numbers as JSON can hold them: what is not finite is a gap."""
+    """The numbers as JSON; one that is not finite is None, which plotly draws as a gap."""
     return [float(value) if value is not None and math.isfinite(float(value)) else None for value in values]
 
 
 def axis_values(column: pd.Series) -> list[Any]:
+    """The values of a column along an axis: numbers, or labels."""
     return numbers(column) if pd.api.types.is_numeric_dtype(column) else [label_of(item) for item in column]
 
 
 def errors(frame: pd.DataFrame, value: str, low: str | None, high: str | None) -> dict[str, Any] | None:
+    """Plotly's error bars from the columns `low` to `high`, or None without them."""
     if low is None or high is None:
         return None
     above, below = numbers(frame[high] - frame[value]), numbers(frame[value] - frame[low])
@@ -98,15 +106,16 @@ def errors(frame: pd.DataFrame, value: str, low: str | None, high: str | None) -
 
 
 def intervals(frame: pd.DataFrame, value: str, low: str | None, high: str | None) -> list[str]:
-    shown = [show_number(number, value) for number in frame[value]]
+    """The values of a column as texts, with their intervals where there are columns `low` and `high`."""
+    values = [show_number(number, value) for number in frame[value]]
     if low is None or high is None:
-        return shown
-    ends = zip(shown, frame[low], frame[high], strict=True)
+        return values
+    ends = zip(values, frame[low], frame[high], strict=True)
     return [f"{middle}  ({show_number(bottom, value)} to {show_number(top, value)})" for middle, bottom, top in ends]
 
 
-def spread(xs: pd.Series, ys: pd.Series, frame: pd.DataFrame, x: str, y: str) -> list[str]:
-    """Where each point's label goes: to the left of points on the right, else to the right; below where a higher neighbour is near."""
+def text_positions(xs: pd.Series, ys: pd.Series, frame: pd.DataFrame, x: str, y: str) -> list[str]:
+    """The position of each point's label: left of points on the right, else right; below where a higher neighbour is near."""
     width, height = (float(np.nanmax(frame[axis]) - np.nanmin(frame[axis])) or 1.0 for axis in (x, y))
     middle = float(np.nanmin(frame[x])) + 0.6 * width
     places = []
@@ -117,8 +126,10 @@ def spread(xs: pd.Series, ys: pd.Series, frame: pd.DataFrame, x: str, y: str) ->
 
 
 def pareto(frame: pd.DataFrame, x: str, y: str, front: Sequence[str]) -> pd.DataFrame:
-    """The rows that no other row beats in both columns; `front` says whether "min" or "max" is better in each."""
-    signs = [1.0 if way == "min" else -1.0 for way in front]
+    """The rows on the Pareto front of two columns; `front` says whether "min" or "max" is better in each."""
+    signs = [1.0 if better == "min" else -1.0 for better in front]
     points = frame[[x, y]].to_numpy(dtype=float) * signs
-    kept = [not ((points <= point).all(axis=1) & (points < point).any(axis=1)).any() and bool(np.isfinite(point).all()) for point in points]
-    return frame[np.array(kept, dtype=bool)].sort_values(x)
+    on_front = [
+        not ((points <= point).all(axis=1) & (points < point).any(axis=1)).any() and bool(np.isfinite(point).all()) for point in points
+    ]
+    return frame[np.array(on_front, dtype=bool)].sort_values(x)

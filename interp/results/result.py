@@ -1,7 +1,7 @@
-"""What an experiment gives back: one value that carries its question, criterion, verdict, null, interval, tables and figures.
+"""`Result`: what an experiment returns, with its question, criterion, verdict, null, interval, tables and figures.
 
-The criterion and what would have refuted the claim are fields beside the verdict, so that a result cannot be shown without
-them. A result is data only: it is saved and read back here, drawn in `figures`, laid out in `report` and `terminal`.
+The criterion and what would have refuted the claim are fields beside the verdict, so that a verdict is never shown without
+them. A result is data only: it is saved and loaded here, drawn in `figures`, laid out in `report` and `terminal`.
 """
 
 from __future__ import annotations
@@ -22,45 +22,47 @@ from interp.errors import UserError
 from interp.files import read_json, write_together
 
 Verdict = Literal["holds", "fails", "inconclusive"]
-# Columns that say what a row is, in words that never change: `role` (`base`, `tuned`, `edited`, `un-aligned`, `null`, or what kind
-# of row it is), and `row_key`, by which one row is found. They are saved with a table and never shown; labels are shown.
+# Columns with the keys of a row, which never change: `role` (`base`, `tuned`, `edited`, `un-aligned`, `null`, or what kind
+# of row it is), and `row_key`, which identifies one row. They are saved with a table and never shown; labels are shown.
 ROLE, ROW_KEY = "role", "row_key"
-# A whole number is as good as a float wherever a figure or a result asks for a number.
+# Figures and results accept whole numbers where they take a float.
 Real = float | int
 INFINITIES = {"Infinity": math.inf, "-Infinity": -math.inf}
 EARLIER = "run `bypass report` again with this version"
 SHARE_WORDS = frozenset({"share", "shares", "probability", "fraction", "proportion"})
-# A share beyond this is a number of another kind under an unlucky name.
+# A number beyond this is not a share, although its column is named like one.
 SHARE_AT_MOST = 10
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A plotly figure as plain JSON, and the sentence that says what to see in it."""
+    """A plotly figure as plain JSON, and its caption."""
 
     name: str
     caption: str
     spec: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
+        """The figure as a JSON object, from which `from_json` makes it again."""
         return {"name": self.name, "caption": self.caption, "spec": plain(self.spec)}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Figure:
+        """The figure that `to_json` wrote."""
         return cls(record["name"], record["caption"], record["spec"])
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        """What a notebook shows: the figure where it can draw plotly, the sentence that says what to see everywhere else."""
+        """The figure for notebooks that can draw plotly, and its caption for all others."""
         return {"application/vnd.plotly.v1+json": plain(self.spec), "text/plain": self.caption}
 
 
 @dataclass(frozen=True)
 class Result:
-    """One experiment's answer to one claim.
+    """The result of one experiment on one claim.
 
-    Keys of `statistic`, `null` and `interval` correspond, the first is the headline. They are found by programs, and so are
-    the names of tables and figures, the words in `role` and `row_key` columns, and settings: none of them changes with its
-    wording elsewhere. All other words are for show.
+    Keys of `statistic`, `null` and `interval` correspond; the first is the headline. Programs look results up by these keys, by
+    the names of tables and figures, by the words in `role` and `row_key` columns, and by settings, so none of these is reworded.
+    All other texts are for readers.
     """
 
     id: str
@@ -98,23 +100,23 @@ class Result:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Result:
-        """Read what `to_json` wrote. Raises `UserError` naming the field that is missing."""
+        """The result that `to_json` wrote. Raises `UserError` naming the field that is missing."""
         missing = [item.name for item in fields(cls) if item.name not in record and item.name != "seconds"]
         if missing:
             raise UserError(f"a result without {', '.join(missing)}", "run the experiment again with this version of bypass")
         if record["verdict"] not in get_args(Verdict):
             raise UserError(f"a result with the verdict {record['verdict']!r}", f"it must be one of {', '.join(get_args(Verdict))}")
-        given = {item.name: record[item.name] for item in fields(cls) if item.name in record}
-        given["statistic"] = {key: number(value) for key, value in record["statistic"].items()}
-        given["null"] = {key: number(value) for key, value in record["null"].items()}
-        given["interval"] = {key: (number(low), number(high)) for key, (low, high) in record["interval"].items()}
-        given["tables"] = {name: frame_from_json(frame) for name, frame in record["tables"].items()}
-        given["figures"] = tuple(Figure.from_json(figure) for figure in record["figures"])
-        return cls(**given)
+        values = {item.name: record[item.name] for item in fields(cls) if item.name in record}
+        values["statistic"] = {key: number(value) for key, value in record["statistic"].items()}
+        values["null"] = {key: number(value) for key, value in record["null"].items()}
+        values["interval"] = {key: (number(low), number(high)) for key, (low, high) in record["interval"].items()}
+        values["tables"] = {name: frame_from_json(frame) for name, frame in record["tables"].items()}
+        values["figures"] = tuple(Figure.from_json(figure) for figure in record["figures"])
+        return cls(**values)
 
 
 def plain(value: Any) -> Any:
-    """Any setting, number or cell as JSON can hold it: NaN as None, infinities as text, arrays and tuples as lists."""
+    """A setting, number or cell as JSON: NaN as None, infinities as text, arrays and tuples as lists."""
     if value is None or value is pd.NaT or value is pd.NA:
         return None
     if isinstance(value, (str, bool)):
@@ -139,14 +141,14 @@ def plain(value: Any) -> Any:
 
 
 def number(value: Any) -> float:
-    """The float that `plain` wrote."""
+    """The float that `plain` wrote as JSON."""
     if value is None:
         return math.nan
     return INFINITIES[value] if isinstance(value, str) else float(value)
 
 
 def frame_to_json(frame: pd.DataFrame) -> dict[str, Any]:
-    """Columns and rows; an index of names becomes the first columns, a bare counter is dropped."""
+    """A frame as an object of columns and rows; an index of names becomes the first columns, a bare counter is dropped."""
     flat = flatten(frame)
     columns = [plain(flat.iloc[:, position].tolist()) for position in range(flat.shape[1])]
     return {"columns": [str(name) for name in flat.columns], "rows": [list(row) for row in zip(*columns, strict=True)]}
@@ -164,13 +166,13 @@ def frame_from_json(record: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def flatten(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame as it is shown and saved: an index of names is data, a bare counter is not."""
+    """The frame with an index of names as columns; an index that only counts is dropped."""
     is_counter = frame.index.name is None and frame.index.nlevels == 1 and pd.api.types.is_integer_dtype(frame.index)
     return frame if is_counter else frame.reset_index()
 
 
 def shown(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame as a person sees it: without the columns that name rows for programs."""
+    """The frame as it is shown: without the columns `role` and `row_key`."""
     flat = flatten(frame)
     return flat.drop(columns=[name for name in (ROLE, ROW_KEY) if name in flat.columns])
 
@@ -206,11 +208,12 @@ def effect_of(result: Result, key: str) -> tuple[float, float]:
 
 
 def is_number(value: Any) -> bool:
+    """Whether a value is a number of Python or numpy, and not a truth value."""
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 def show_number(value: Any, column: str = "") -> str:
-    """A number as a person reads it: three significant digits, a per cent where the column is a share, no `-0` or `nan`."""
+    """A number as text for readers: three significant digits, a per cent where the column is a share, no `-0` or `nan`."""
     if value is None or (isinstance(value, (float, np.floating)) and math.isnan(value)):
         return "–"
     if isinstance(value, (bool, np.bool_)):
@@ -243,7 +246,7 @@ def _signed(text: str) -> str:
 
 
 def file_names(result: Result) -> dict[str, str]:
-    """The CSV file of each table, by table name: `<id>-<table>.csv`. Names of files are seen, so words in them are masked."""
+    """The CSV file of each table, by table name: `<id>-<table>.csv`. Profane words in file names are masked."""
     names: dict[str, str] = {}
     for table in result.tables:
         name = f"{result.id}-{re.sub(r'[^A-Za-z0-9._-]+', '-', mask(table)).strip('-') or 'table'}.csv"
@@ -259,12 +262,12 @@ def csv_files(result: Result) -> dict[str, str]:
 
 
 def save_result(result: Result, folder: str | Path) -> Path:
-    """Write `<id>.json` and one CSV per table, all or nothing; gives the path of the JSON file."""
+    """Write `<id>.json` and one CSV per table, all of them or none; returns the path of the JSON file."""
     files = csv_files(result) | {f"{result.id}.json": json.dumps(result.to_json(), indent=1, ensure_ascii=False, allow_nan=False)}
     write_together(files, Path(folder))
     return Path(folder) / f"{result.id}.json"
 
 
 def load_result(path: str | Path) -> Result:
-    """Read one file that `save_result` wrote. Raises `UserError` when it is absent or damaged."""
+    """The result in a file that `save_result` wrote. Raises `UserError` where it is absent or damaged."""
     return Result.from_json(read_json(Path(path), "run `bypass report` again"))

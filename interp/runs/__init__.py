@@ -1,1 +1,1 @@
-"""What a training run leaves behind: its log's schema, and what reads and draws it."""
+"""Training runs: the schema of their logs, and reading and drawing them."""

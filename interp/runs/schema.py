@@ -1,4 +1,4 @@
-"""The schema of training logs: the fields that a line may hold, and the measures that are drawn from them."""
+"""The schema of training logs: the fields that a line may have, and the measures that are drawn from them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 LOG = "log.jsonl"
 
 
-# Every field that a line may hold: a number, unless its meaning says otherwise.
+# Every field that a line may have: a number, unless its meaning says otherwise.
 FIELDS: dict[str, str] = {
     "step": "optimiser steps done when the line was written; 0 is the model before the first",
     "seconds": "time spent training so far, over all sittings",
@@ -42,7 +42,7 @@ OBJECTS = frozenset({"gradient_norm", "update_norm", "bits_per_byte"})
 TEXTS = frozenset({"event", "reason"})
 
 
-# Names of before this schema: TRL's own, and the first pretraining loop's.
+# Former names, which are still read: those of TRL, and those of the first pretraining loop.
 FORMER = {
     "num_tokens": "tokens", "grad_norm": "gradient_norm", "logps/chosen": "logp_chosen", "logps/rejected": "logp_rejected",
     "rewards/margins": "margin", "rewards/accuracies": "accuracy", "development_toxicity": "toxicity_share",
@@ -51,7 +51,7 @@ FORMER = {
 
 @dataclass(frozen=True)
 class Measure:
-    """A quantity that can be drawn over steps: which fields it shows under which labels, and how it reads."""
+    """A quantity that can be drawn over steps: its fields with their labels, its unit and its caption."""
 
     title: str
     fields: dict[str, str]
@@ -80,7 +80,7 @@ MEASURES: dict[str, Measure] = {
         "Next tokens at fixed prompts, against the reference, at the last measurement.",
     ),
     "gradient_norm": Measure(
-        "Gradient by parameter group", {"gradient_norm": "gradient"}, "2-norm", "Before clipping; a jump announces divergence.", log=True
+        "Gradient by parameter group", {"gradient_norm": "gradient"}, "2-norm", "Before clipping; a jump is a sign of divergence.", log=True
     ),
     "update_norm": Measure(
         "Distance from the start by parameter group", {"update_norm": "update"}, "2-norm", "Where training has moved weights.",

@@ -1,22 +1,15 @@
-"""The one schema of training logs, and what reads and draws them.
+"""`Telemetry`: training logs, read and drawn.
 
-Every stage that trains writes the same fields under the same names into `log.jsonl`, one JSON object a line, so that a page,
-a notebook or a comparison of ten control runs needs to know one format. A line holds `step` and whichever other fields of
-`FIELDS` were measured there; nothing is repeated to fill a line up. `training.telemetry` writes, this module reads: it must
-work where nothing of the training chain is installed.
+Every stage that trains writes the same fields under the same names into `log.jsonl`, one JSON object a line, so that pages,
+notebooks and comparisons of runs need to know one format only. A line has `step` and those other fields of `FIELDS` that were
+measured there; no value is repeated to fill a line. `training.telemetry` writes the logs; this module reads them and must work
+without the libraries of the training chain.
 
-A run that is still going (or was killed) may end in half a line, which is left out. Logs of before this schema are read too.
+The log of a run that is in progress or was killed may end in half a line, which is left out. Logs with the former names of
+fields are read too.
 """
 
 from __future__ import annotations
-
-from interp.runs.schema import FIELDS
-from interp.runs.schema import FORMER
-from interp.runs.schema import LOG
-from interp.runs.schema import MEASURES
-from interp.runs.schema import Measure
-from interp.runs.schema import OBJECTS
-from interp.runs.schema import TEXTS
 
 import json
 import math
@@ -29,39 +22,36 @@ import numpy as np
 import pandas as pd
 
 from interp.errors import UserError
-from interp.results.result import Figure, INFINITIES
-
-
-
-
-
+from interp.results.result import INFINITIES, Figure
+from interp.runs.schema import FIELDS, FORMER, LOG, MEASURES, OBJECTS, TEXTS, Measure
 
 
 @dataclass(frozen=True)
 class Telemetry:
-    """The lines of one or several logs; each record has its `stage` (the folder or file that it came from)."""
+    """The records of one or several logs; each has its `stage` (the folder or file that it was read from)."""
 
     records: tuple[dict[str, Any], ...]
     source: Path
 
     @property
     def stages(self) -> list[str]:
+        """The stages that have records, in order."""
         return list(dict.fromkeys(record["stage"] for record in self.records))
 
     def of_stage(self, stage: str) -> Telemetry:
-        """The lines of one stage. Raises `UserError` for a stage without a log."""
+        """The records of one stage. Raises `UserError` for a stage without a log."""
         if stage not in self.stages:
             raise UserError(f"{self.source} has no log of the stage {stage!r}", f"it has: {', '.join(self.stages)}")
         return Telemetry(tuple(record for record in self.records if record["stage"] == stage), self.source)
 
     @property
     def events(self) -> pd.DataFrame:
-        """What happened: one row per event, with stage, step, seconds, event and reason."""
+        """The events of training, one row each, with stage, step, seconds, event and reason."""
         rows = [record for record in self.records if "event" in record]
         return pd.DataFrame(rows, columns=["stage", "step", "seconds", "event", "reason"])
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per line; objects become columns `field.key`, lists stay as they are."""
+        """The records as a frame, one row each; objects become columns `field.key`, lists stay as they are."""
         rows = []
         for record in self.records:
             row: dict[str, Any] = {}
@@ -88,18 +78,18 @@ class Telemetry:
         return pd.DataFrame(rows, columns=columns)
 
     def latest(self, measure: str) -> pd.DataFrame:
-        """The rows of `series` of the last step at which the measure was taken."""
-        found = self.series(measure)
-        return found[found["step"] == found["step"].max()] if len(found) else found
+        """The rows of `series` at the last step at which the measure was logged."""
+        rows = self.series(measure)
+        return rows[rows["step"] == rows["step"].max()] if len(rows) else rows
 
     @property
     def measures(self) -> list[str]:
-        """The measures that this log holds anything of, in the order of `MEASURES`."""
+        """The measures with any value in this log, in the order of `MEASURES`."""
         present = {field for record in self.records for field in record}
         return [name for name, measure in MEASURES.items() if present & measure.fields.keys()]
 
     def figure(self, measure: str) -> Figure:
-        """A measure over steps: lines, a map of position against step for `kl`, bars for `top_gaining`."""
+        """The figure of a measure over steps: lines, a heat map of position against step for `kl`, bars for `top_gaining`."""
         return draw(measure, {"": self})
 
     def figures(self) -> list[Figure]:
@@ -123,9 +113,9 @@ def _number(value: Any) -> float:
 
 
 def draw(measure: str, runs: Mapping[str, Telemetry]) -> Figure:
-    """A measure of several runs (`{"dpo": ..., "shuffled labels": ...}`) side by side, one line per run and series.
+    """The figure of a measure in several runs (`{"dpo": ..., "shuffled labels": ...}`), one line per run and series.
 
-    Raises `UserError` for an unknown measure, and for one that no run has taken.
+    Raises `UserError` for an unknown measure, and for one that no run has logged.
     """
     from interp.results import figures
 
@@ -133,55 +123,55 @@ def draw(measure: str, runs: Mapping[str, Telemetry]) -> Figure:
     frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
     if not len(frame):
         raise UserError(f"nothing was logged of {measure!r}", "choose another measure; `measures` lists those of a log")
-    shape = MEASURES[measure]
-    words = [frame["run"]] if frame["run"].nunique() > 1 else []
-    words += [frame["stage"]] if frame["stage"].nunique() > 1 else []
+    about = MEASURES[measure]
+    parts_of_label = [frame["run"]] if frame["run"].nunique() > 1 else []
+    parts_of_label += [frame["stage"]] if frame["stage"].nunique() > 1 else []
     if measure == "top_gaining":
-        return _gaining(frame, words, shape)
-    if measure == "kl" and not words:
+        return _gaining(frame, parts_of_label, about)
+    if measure == "kl" and not parts_of_label:
         return figures.heatmap(
             measure,
             frame,
             x="step",
             y="series",
             z="value",
-            title=shape.title,
-            caption=shape.caption,
+            title=about.title,
+            caption=about.caption,
             y_title="position",
-            z_title=shape.unit,
+            z_title=about.unit,
         )
     if measure == "kl":
         keys = ["run", "stage", "step"]
         frame = frame.groupby(keys, as_index=False, sort=False)["value"].mean().assign(series="mean")
-        words = [frame[column] for column in ("run", "stage") if frame[column].nunique() > 1]
-    words += [frame["series"].astype(str)] if frame["series"].nunique() > 1 else []
-    several = len(words) > 0
+        parts_of_label = [frame[column] for column in ("run", "stage") if frame[column].nunique() > 1]
+    parts_of_label += [frame["series"].astype(str)] if frame["series"].nunique() > 1 else []
+    several = len(parts_of_label) > 0
     if several:
-        frame["label"] = words[0].astype(str).str.cat([word.astype(str) for word in words[1:]], sep=", ")
-    if shape.log:
+        frame["label"] = parts_of_label[0].astype(str).str.cat([part.astype(str) for part in parts_of_label[1:]], sep=", ")
+    if about.log:
         frame["value"] = frame["value"].where(frame["value"] > 0, np.nan)
     return figures.lines(
-        measure, frame, x="step", y="value", title=shape.title, caption=shape.caption, colour="label" if several else None,
-        y_title=shape.unit, log_y=shape.log,
+        measure, frame, x="step", y="value", title=about.title, caption=about.caption, colour="label" if several else None,
+        y_title=about.unit, log_y=about.log,
     )  # fmt: skip
 
 
-def _gaining(frame: pd.DataFrame, words: Sequence[pd.Series], shape: Measure) -> Figure:
+def _gaining(frame: pd.DataFrame, parts_of_label: Sequence[pd.Series], about: Measure) -> Figure:
     from interp.results import figures
     from interp.data.lexicon import mask
 
     last = frame[frame["step"] == frame.groupby(["run", "stage"])["step"].transform("max")].copy()
     last["token"] = [mask(repr(str(token))) for token in last["series"]]
-    if words:
-        last["label"] = words[0].astype(str).str.cat([word.astype(str) for word in words[1:]], sep=", ")[last.index]
+    if parts_of_label:
+        last["label"] = parts_of_label[0].astype(str).str.cat([part.astype(str) for part in parts_of_label[1:]], sep=", ")[last.index]
     return figures.bars(
-        "top_gaining", last, x="token", y="value", title=shape.title, caption=shape.caption, colour="label" if words else None,
-        y_title=shape.unit, horizontal=True,
+        "top_gaining", last, x="token", y="value", title=about.title, caption=about.caption, colour="label" if parts_of_label else None,
+        y_title=about.unit, horizontal=True,
     )  # fmt: skip
 
 
 def read_telemetry(path: str | Path) -> Telemetry:
-    """The log at `path`: a file, the folder of a stage, or the folder of a run, whose stages are then told apart.
+    """The telemetry at `path`: a log file, the folder of a stage, or the folder of a run with the logs of all its stages.
 
     Raises `UserError` where there is no log, and for a damaged line that is not the last.
     """
@@ -201,7 +191,7 @@ def read_telemetry(path: str | Path) -> Telemetry:
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The records of one log under today's names; a last line that is not whole is left out.
+    """The records of one log, with the current names of fields; an incomplete last line is left out.
 
     Raises `UserError` for a file that cannot be read, and for any other line that is not a record of a step.
     """
@@ -216,27 +206,27 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
         try:
             record = json.loads(line)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            # Only what no line break follows can be a line that is still being written.
+            # Only the last line, without a line break after it, can be one that is still being written.
             if number == len(lines):
                 break
             raise UserError(f"line {number} of the log {file} is damaged ({error})", "remove that line") from error
         if not isinstance(record, dict) or not isinstance(record.get("step"), int):
             raise UserError(f"line {number} of {file} is no record of a step", "name a log that `bypass train` wrote")
-        records.append(_present(record))
+        records.append(_current(record))
     return records
 
 
-def _present(record: dict[str, Any]) -> dict[str, Any]:
-    """A record under today's names, without what the schema does not know; texts of infinities are numbers again."""
+def _current(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with the current names of fields, without unknown ones, and with infinities as numbers."""
     renamed = {FORMER.get(name, name): value for name, value in record.items()}
-    found = {}
+    fields = {}
     for name, value in renamed.items():
         if name not in FIELDS:
             continue
         if name in OBJECTS and not isinstance(value, Mapping):
             value = {"all": value}
-        found[name] = value if name in TEXTS else _finite_again(value)
-    return found
+        fields[name] = value if name in TEXTS else _finite_again(value)
+    return fields
 
 
 def _finite_again(value: Any) -> Any:

@@ -1,8 +1,8 @@
-"""The runs of a grid as one table of trajectories, with what is missing said and the command that makes it.
+"""The runs of a grid as one table of trajectories, with the reason for each missing run and the command that makes it.
 
-`bypass train grid RECIPE` leaves a folder of runs and an index of them. Experiments read them here and judge; none of them
-trains. A run that is not done, that failed, whose folder is no longer what the index says, or that began from other weights than
-it should is named, never silently left out.
+`bypass train grid RECIPE` writes a folder of runs and an index of them. Experiments read runs here and never train. A run that
+is not done, that failed, whose folder differs from the index, or that started from other weights than expected is listed as
+missing, never silently left out.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ RUNS_SETTING = "BYPASS_RUNS"
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The log of one run, and the point of the grid that it stands for.
+    """The log of one run, and its point in the grid.
 
-    `base` is the digest of the weights that it began from, where its summary says so.
+    `base` is the digest of the weights that it started from, or None where its summary has none.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Trajectories:
-    """The runs that can be read, and why each of the others cannot (`missing`, by the name of the run)."""
+    """The runs that can be read, and for each of the others the reason why not (`missing`, by the name of the run)."""
 
     runs: tuple[Trajectory, ...]
     missing: dict[str, str]
@@ -66,17 +66,17 @@ class Trajectories:
 
     @property
     def text(self) -> str:
-        """What is here and what is missing, and the command that makes it."""
+        """A text that lists the missing runs, and the command that makes them."""
         lines = [f"{len(self.runs)} of {len(self.runs) + len(self.missing)} runs in {self.source} can be read"]
         lines += [f"  {name}: {reason}" for name, reason in self.missing.items()]
         return "\n".join([*lines, f"`{self.command}` makes what is missing"] if self.missing else lines)
 
 
 def read_trajectories(source: str | Path | Iterable[str | Path], *, base: str | None = None) -> Trajectories:
-    """Read a grid's folder (or that of the run it belongs to), or a list of folders of stages with a log each.
+    """The trajectories of a grid's folder (or of the run that has it), or of a list of folders of stages with a log each.
 
     Args:
-        base: the digest of the model that every run must have begun from. Where it is not given, runs may differ in it.
+        base: the digest of the model that every run must have started from; None allows different ones.
 
     Raises `UserError` where there is no index, and for one that cannot be read.
     """
@@ -99,7 +99,7 @@ def read_trajectories(source: str | Path | Iterable[str | Path], *, base: str | 
 
 
 def runs_of(source: str | Path, *, base: str | None = None) -> Trajectories:
-    """Every run of a grid, by its folder or by the name of its recipe below `BYPASS_RUNS`: what an experiment asks for.
+    """Every run of a grid, by its folder or by the name of its recipe below `BYPASS_RUNS`; experiments use this.
 
     Raises `UserError` that names the runs that are missing, with the command that makes them.
     """
@@ -141,7 +141,7 @@ def _read_grid(place: Path, base: str | None) -> Trajectories:
 
 
 def _unfinished(row: dict[str, Any], folder: Path) -> str | None:
-    """Why a run cannot be read by what the index says of it, or None where it is as the index says."""
+    """The reason why a run cannot be read, by its entry in the index, or None where it is complete."""
     if row.get("state") == "failed":
         return f"it failed: {row.get('error')}"
     if row.get("state") != "done":
@@ -154,7 +154,7 @@ def _unfinished(row: dict[str, Any], folder: Path) -> str | None:
 
 
 def _read_run(name: str, point: dict[str, str], folder: Path, base: str | None) -> tuple[Trajectory | None, str]:
-    """One run, or None and why it cannot be read."""
+    """The trajectory of one run, or None and the reason why it cannot be read."""
     file = folder / LOG
     if not file.is_file():
         return None, f"there is no log at {file}"
@@ -162,7 +162,7 @@ def _read_run(name: str, point: dict[str, str], folder: Path, base: str | None) 
     if not records or records[-1].get("event") not in ("finished", "stopped") or not (folder / "stamp.json").is_file():
         return None, "it has not run to its end"
     summary = folder / "summary.json"
-    began = json.loads(summary.read_text(encoding="utf-8")).get("base") if summary.is_file() else None
-    if base is not None and began != base:
-        return None, f"it began from other weights ({began or 'not recorded'}, where {base} belong)"
-    return Trajectory(name, point, folder, Telemetry(records, file), began), ""
+    starting_weights = json.loads(summary.read_text(encoding="utf-8")).get("base") if summary.is_file() else None
+    if base is not None and starting_weights != base:
+        return None, f"it began from other weights ({starting_weights or 'not recorded'}, where {base} belong)"
+    return Trajectory(name, point, folder, Telemetry(records, file), starting_weights), ""

@@ -1,1 +1,1 @@
-"""Intervals over the right unit, and matched controls."""
+"""Bootstrap intervals over prompts, and matched controls."""

@@ -1,4 +1,4 @@
-"""Intervals and p-values: every number that a verdict rests on gets one of these.
+"""Bootstrap intervals and permutation p-values for the numbers that a verdict rests on.
 
 Prompts are the unit of resampling everywhere, because tokens, steps and neurons of one prompt are not independent.
 All resampling goes through one function that turns draws into counts and multiplies, so that curves (one column per
@@ -22,7 +22,7 @@ CHUNK = 2**22
 
 @dataclass(frozen=True)
 class Interval:
-    """A statistic, the interval that bootstrap gives for it, and how many prompts it rests on."""
+    """A statistic, its bootstrap interval, and the number of prompts that it is computed from."""
 
     value: float
     low: float
@@ -34,9 +34,11 @@ class Interval:
         return not self.low <= number <= self.high
 
     def to_json(self) -> dict[str, float]:
+        """Value, both ends and the number of prompts as a JSON object."""
         return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
 
     def to_frame(self) -> pd.DataFrame:
+        """The same as a frame of one row."""
         return pd.DataFrame([self.to_json()])
 
     def __str__(self) -> str:
@@ -44,7 +46,7 @@ class Interval:
 
 
 def bootstrap_mean(values: Any, *, draws: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:
-    """What is the mean over prompts, and how far would it move with other prompts? (percentile bootstrap)
+    """The mean over prompts with its percentile bootstrap interval.
 
     Raises `UserError` where `values` (one number per prompt) is empty, not one axis, or not finite.
     """
@@ -52,20 +54,20 @@ def bootstrap_mean(values: Any, *, draws: int = 2000, seed: int = 0, level: floa
 
 
 def bootstrap_means(values: Any, *, draws: int = 2000, seed: int = 0, level: float = 0.95) -> list[Interval]:
-    """`bootstrap_mean` for every column of `prompt column`, with the same prompts drawn for all columns."""
+    """The means, with intervals as of `bootstrap_mean`, of every column of `prompt column`, with the same prompts drawn for all columns."""
     table = _table(values, "values")
     low, high = np.quantile(_resampled_means(table, draws, seed), _tails(level), axis=0)
     return [Interval(float(m), float(a), float(b), len(table)) for m, a, b in zip(table.mean(axis=0), low, high, strict=True)]
 
 
 def bootstrap_difference(first: Any, second: Any, *, draws: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:
-    """How much larger is `first` than `second` on the same prompts? The paired mean of `first - second`."""
+    """The mean of `first - second`, paired by prompt, with its bootstrap interval."""
     a, b = _paired(first, second)
     return bootstrap_mean(a - b, draws=draws, seed=seed, level=level)
 
 
 def bootstrap_ratio(numerator: Any, denominator: Any, *, draws: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:
-    """Ratio of two means over the same prompts, resampled in pairs.
+    """The ratio of two means over the same prompts, with its interval; prompts are resampled in pairs.
 
     Where some draws have a denominator of another sign or zero the ratio is unbounded, and so is the interval.
     Raises `UserError` where the mean of the denominator is zero.
@@ -82,7 +84,7 @@ def bootstrap_ratio(numerator: Any, denominator: Any, *, draws: int = 2000, seed
 
 
 def permutation_p(observed: float | int, null_values: Any, alternative: Alternative = "greater") -> float:
-    """How often does the null do as well? `(1 + count) / (1 + n)`, so that it is never zero.
+    """The permutation p-value of an observed value, `(1 + count) / (1 + n)`: the share of null values that are as extreme, never zero.
 
     Args:
         alternative: `greater` counts null values >= observed, `less` those <=; `two-sided` doubles the smaller of the two.
@@ -100,13 +102,13 @@ def permutation_p(observed: float | int, null_values: Any, alternative: Alternat
 
 
 def auc(labels: Any, scores: Any) -> float:
-    """Probability that a random positive scores above a random negative, ties counting half."""
+    """The area under the ROC curve: the probability that a random positive scores above a random negative, ties counting half."""
     positive, negative = _classes(labels, scores)
     return float(_weighted_auc(positive, negative, np.ones((1, len(positive))), np.ones((1, len(negative))))[0])
 
 
 def bootstrap_auc(labels: Any, scores: Any, *, draws: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:
-    """`auc` with an interval; positives and negatives are resampled separately, so no draw lacks a class."""
+    """The `auc` with its bootstrap interval; positives and negatives are resampled separately, so no draw lacks a class."""
     positive, negative = _classes(labels, scores)
     rng = np.random.default_rng(seed)
     resampled: list[np.ndarray] = []
@@ -121,7 +123,7 @@ def bootstrap_auc(labels: Any, scores: Any, *, draws: int = 2000, seed: int = 0,
 def _weighted_auc(
     positive: np.ndarray, negative: np.ndarray, on_positive: np.ndarray, on_negative: np.ndarray
 ) -> Float[np.ndarray, " draws"]:
-    """AUC with a weight per text, for many sets of weights at once; one sort serves them all."""
+    """The AUC under weights per text, for many sets of weights at once with a single sort."""
     order = np.argsort(negative, kind="stable")
     ordered = negative[order]
     below = np.concatenate([np.zeros((len(on_negative), 1)), np.cumsum(on_negative[:, order], axis=1)], axis=1)

@@ -1,6 +1,6 @@
-"""Matched controls: what a finding about chosen directions or neurons is compared with.
+"""Matched controls, with which a result about chosen directions or neurons is compared.
 
-A control differs from what it controls in nothing but the choice: random directions have the same norm, random neurons
+A control differs from the chosen ones in nothing but the choice: random directions have the same norm, random neurons
 come from the same layers, matched neurons also write with about the same strength.
 """
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from interp.models.pair import ModelPair
 
 CANDIDATES = 32
-# How many texts one backward pass takes at most, and how many logits: beside its gradients, a large model has no room for more.
+# The most texts and logits of one backward pass: more would not fit into memory beside the gradients of a large model.
 TEXTS, LOGITS = 8, 2**22
 
 
 def random_directions(like: Float[Tensor, " d"], count: int, seed: int) -> Float[Tensor, "count d"]:
-    """Gaussian directions, uniform on the sphere, each with the norm of `like`.
+    """Random directions (Gaussian, hence uniform on the sphere), each with the norm of `like`.
 
     Raises `UserError` where `like` is zero or not finite, or `count` is less than 1.
     """
@@ -40,14 +40,14 @@ def random_directions(like: Float[Tensor, " d"], count: int, seed: int) -> Float
 
 
 def random_neurons(model: Model, neurons: Sequence[Neuron], *, seed: int, exclude: Sequence[Neuron] = ()) -> list[Neuron]:
-    """For each neuron a random other neuron of its layer; never one of `neurons` or `exclude`, none twice."""
+    """A random other neuron of the same layer for each neuron; never one of `neurons` or `exclude`, none twice."""
     return _draw(model, neurons, seed, exclude, candidates=1)
 
 
 def matched_neurons(
     model: Model, neurons: Sequence[Neuron], *, seed: int, exclude: Sequence[Neuron] = (), candidates: int = CANDIDATES
 ) -> list[Neuron]:
-    """For each neuron a random other neuron of its layer that writes about as strongly.
+    """A random other neuron of the same layer, with a value vector of about the same norm, for each neuron.
 
     `candidates` neurons of the layer are drawn at random, and the one whose value vector is nearest in norm is taken:
     more candidates match better, fewer are more random. Never one of `neurons` or `exclude`, none twice, in the order
@@ -74,7 +74,7 @@ def _draw(model: Model, neurons: Sequence[Neuron], seed: int, exclude: Sequence[
             free[layer] = torch.ones(model.d_mlp, dtype=torch.bool)
             free[layer][[i for at, i in (*neurons, *exclude) if at == layer and 0 <= i < model.d_mlp]] = False
             norms[layer] = model.value_vectors(layer).float().norm(dim=1).cpu()
-    found: list[Neuron] = []
+    controls: list[Neuron] = []
     for layer, index in neurons:
         pool = free[layer].nonzero()[:, 0]
         if not len(pool):
@@ -82,16 +82,16 @@ def _draw(model: Model, neurons: Sequence[Neuron], seed: int, exclude: Sequence[
         drawn = pool[torch.randperm(len(pool), generator=generator)[:candidates]]
         best = int(drawn[(norms[layer][drawn] - norms[layer][index]).abs().argmin()])
         free[layer][best] = False
-        found.append((layer, best))
-    return found
+        controls.append((layer, best))
+    return controls
 
 
 @torch.no_grad()
 def perturbed(pair: ModelPair, seed: int) -> Model:
-    """The base model moved as far as tuning moved it, tensor by tensor, but in a random direction.
+    """The base model plus a random change, in each tensor of the norm of the change by tuning.
 
-    What this model loses, any change of this size loses: the control for effects on prompts that were chosen by what the
-    base model says.
+    Any change of this size has the effects of this model: the control for effects on prompts that were chosen by what the base
+    model says.
     """
     hf = pair.base.plain_copy()
     generator = torch.Generator().manual_seed(seed)
@@ -104,12 +104,11 @@ def perturbed(pair: ModelPair, seed: int) -> Model:
 
 
 def gradient_step(pair: ModelPair, rows: Sequence[Sequence[int]], *, signs: Sequence[int] | None = None) -> Model:
-    """The base model after one gradient step on these texts, tensor by tensor as long as what tuning changed.
+    """The base model after one gradient step on these texts, in each tensor of the norm of the change by tuning.
 
-    A changed copy, made to be compared with: no experiment trains a model (`training` does).
-
-    What any objective that pushes one way does to the weights, toxic or not: the control for findings about the direction of
-    updates (paper A's Figure 5 follows from the gradient being nearly of rank one).
+    It shows what any objective that pushes in one direction does to the weights, toxic or not: the control for results about the
+    direction of updates (paper A's Figure 5 follows from the gradient being nearly of rank one). It is a
+    control; no experiment trains a model.
 
     Args:
         rows: token ids of each text.
@@ -118,19 +117,19 @@ def gradient_step(pair: ModelPair, rows: Sequence[Sequence[int]], *, signs: Sequ
 
     Raises `UserError` for no texts, texts of one token, or signs of another number.
     """
-    ways = [1] * len(rows) if signs is None else list(signs)
-    if not len(rows) or len(ways) != len(rows) or any(len(row) < 2 for row in rows):
+    text_signs = [1] * len(rows) if signs is None else list(signs)
+    if not len(rows) or len(text_signs) != len(rows) or any(len(row) < 2 for row in rows):
         raise UserError(
-            f"{len(rows)} texts came with {len(ways)} signs", "give at least one text of two tokens or more, and one sign for each"
+            f"{len(rows)} texts came with {len(text_signs)} signs", "give at least one text of two tokens or more, and one sign for each"
         )
     hf = pair.base.plain_copy().requires_grad_(True)
     filler = pair.base.tokenizer.pad_token_id or 0
     batch_size = max(1, min(TEXTS, LOGITS // (max(map(len, rows)) * pair.base.d_vocab)))
     for start in range(0, len(rows), batch_size):
         tokens = pad(rows[start : start + batch_size], filler, "right").to(pair.base.device)
-        each = next_token_losses(hf(**tokens.inputs(), use_cache=False).logits, tokens.ids)
-        way = torch.tensor(ways[start : start + batch_size], device=each.device).unsqueeze(1)
-        (each * tokens.mask[:, 1:] * way).sum().backward()
+        losses = next_token_losses(hf(**tokens.inputs(), use_cache=False).logits, tokens.ids)
+        sign = torch.tensor(text_signs[start : start + batch_size], device=losses.device).unsqueeze(1)
+        (losses * tokens.mask[:, 1:] * sign).sum().backward()
     tuned = dict(pair.tuned.hf.named_parameters())
     with torch.no_grad():
         for name, parameter in hf.named_parameters():
@@ -150,21 +149,21 @@ def frequency_matched(
     exclude: Sequence[Neuron] = (),
     candidates: int = CANDIDATES,
 ) -> list[Neuron]:
-    """For each neuron a random other neuron of its layer among the `candidates` that fire about as often.
+    """A random other neuron of the same layer for each neuron, among the `candidates` whose firing rate is nearest.
 
     Never one of `neurons` or `exclude`, none twice, in the order of `neurons`. Raises `UserError` where a layer has no others left.
     """
     generator = torch.Generator().manual_seed(seed)
-    taken = {*neurons, *exclude}
-    found: list[Neuron] = []
+    excluded = {*neurons, *exclude}
+    controls: list[Neuron] = []
     for layer, index in neurons:
         others = [
-            other for other in (rates[layer] - rates[layer][index]).abs().argsort(stable=True).tolist() if (layer, other) not in taken
+            other for other in (rates[layer] - rates[layer][index]).abs().argsort(stable=True).tolist() if (layer, other) not in excluded
         ]
         if not others:
             raise UserError(f"layer {layer} has no other neurons left to draw from", "exclude fewer neurons")
         near = others[:candidates]
         chosen = (layer, near[int(torch.randint(len(near), (1,), generator=generator))])
-        taken.add(chosen)
-        found.append(chosen)
-    return found
+        excluded.add(chosen)
+        controls.append(chosen)
+    return controls

@@ -131,7 +131,7 @@ def test_a_spill_that_fails_leaves_nothing_behind(gpt2: Model, tmp_path: Path, m
     def broken(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(import_module("interp.forward.capture"), "_keep", broken)
+    monkeypatch.setattr(import_module("interp.forward.capture"), "_store", broken)
     with pytest.raises(KeyboardInterrupt):
         capture(gpt2, ["a"], ["logits"], spill=tmp_path / "acts")
     assert not list(tmp_path.iterdir())

@@ -104,4 +104,4 @@ def test_a_model_whose_blocks_share_modules_is_refused(tokenizer) -> None:
     hf = make_hf(gpt2_config(), tokenizer)
     hf.transformer.h[2].mlp = hf.transformer.h[0].mlp
     with pytest.raises(UserError, match=r"mlp_\w+\.0 and mlp_\w+\.2 are one and the same module"):
-        install(hf, ARCHITECTURES["gpt2"], 4)
+        install(hf, ARCHITECTURES["gpt2"], {})

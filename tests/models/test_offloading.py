@@ -123,7 +123,7 @@ def test_maps_that_cannot_work_are_refused(gpt2_folder: Path, tmp_path: Path, mo
         with pytest.raises(UserError, match=problem):
             load_model(gpt2_folder, **settings)
     found = importlib.util.find_spec
-    monkeypatch.setattr("interp.models.checkpoints.find_spec", lambda name: None if name == "accelerate" else found(name))
+    monkeypatch.setattr("interp.models.offloading.find_spec", lambda name: None if name == "accelerate" else found(name))
     with pytest.raises(UserError, match=r"needs the library accelerate.*pip install"):
         load_model(gpt2_folder, device_map="auto")
     load_model(gpt2_folder)

@@ -216,8 +216,8 @@ def test_the_rows_of_a_legend_are_counted_as_they_fill_a_narrow_column(names: tu
 
 
 def test_a_text_that_fits_is_left_as_it_is_and_markup_is_escaped_in_every_line() -> None:
-    assert figure_layout.broken(" the", 10) == " the"
-    assert figure_layout.broken("<b> and <i>", 6) == "&lt;b&gt;<br>and<br>&lt;i&gt;"
+    assert figure_layout.break_lines(" the", 10) == " the"
+    assert figure_layout.break_lines("<b> and <i>", 6) == "&lt;b&gt;<br>and<br>&lt;i&gt;"
 
 
 def test_a_figure_without_its_title_moves_up_what_stood_below_it() -> None:
@@ -234,7 +234,7 @@ def test_places_of_labels_are_sought_only_where_labels_are_written(monkeypatch: 
     def sought(*given: object) -> list[str]:
         raise AssertionError("quadratic in the points")
 
-    monkeypatch.setattr(figures, "spread", sought)
+    monkeypatch.setattr(figures, "text_positions", sought)
     many = pd.DataFrame({"a": range(31), "b": range(31), "t": [str(i) for i in range(31)]})
     figures.scatter("n", many, x="a", y="b", text="t", **SAY)
     figures.scatter("n", many[:5], x="a", y="b", **SAY)
