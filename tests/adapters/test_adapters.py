@@ -55,10 +55,10 @@ def test_every_site_of_ragged_prompts_is_the_same_through_every_engine(any_model
 
 
 def forwards(model: Model) -> dict[str, Forward]:
-    from interp.adapters.nnsight import sight_forward
-    from interp.adapters.transformer_lens import lens_forward
+    from interp.adapters.nnsight import nnsight_forward
+    from interp.adapters.transformer_lens import transformer_lens_forward
 
-    return {"transformer_lens": lens_forward(model), "nnsight": sight_forward(model)}
+    return {"transformer_lens": transformer_lens_forward(model), "nnsight": nnsight_forward(model)}
 
 
 def edits_of(model: Model) -> dict[str, list[Edit]]:
@@ -347,9 +347,9 @@ class Server:
                 tracer.execute(tracer.info.code)
         finally:
             dec()
-        found = tracer.info.frame.f_locals
+        saved = tracer.info.frame.f_locals
         stream = io.BytesIO()
-        torch.save({"found": dict(found["found"])}, stream)
+        torch.save({"activations": dict(saved["activations"])}, stream)
         self.answer = zstandard.ZstdCompressor().compress(stream.getvalue())
 
 
