@@ -42,7 +42,13 @@ def to_nnsight(model: Model) -> Any:
     `interp.adapters.module_name` gives the names of our sites in it. It must not be used by several threads at once. Raises
     `UserError` where the library is missing or the weights are not all in memory.
     """
-    return _wrapped(model, model.plain_copy())
+    return _wrapped(model, _plain_copy(model))
+
+
+def _plain_copy(model: Model) -> PreTrainedModel:
+    """A plain copy of the weights, made under the lock: while it is built, torch's initialisers are switched off for all threads."""
+    with LOCK:
+        return model.plain_copy()
 
 
 def _wrapped(model: Model, hf: PreTrainedModel) -> Any:
@@ -56,7 +62,7 @@ def nnsight_forward(model: Model, *, remote: Remote = False, seconds: float | in
 
     With `remote` True it runs on NDIF; `dry` packs the request as for NDIF and runs it here.
     """
-    hf = None if remote is True else model.plain_copy()
+    hf = None if remote is True else _plain_copy(model)
     nnsight_model = _ndif_model(model) if hf is None else _wrapped(model, hf)
 
     def forward(model: Model, tokens: Tokens, names: Sequence[str], work: Work, *, last_only: bool) -> dict[str, Tensor]:

@@ -225,6 +225,9 @@ def test_adapters_in_two_threads_leave_plain_forwards_and_one_another_alone(gpt2
             assert isinstance(result, Captured), result
             close(result, expected)
     assert count > 10
+    # Copies are built with torch's initialisers switched off; two at once could leave them off for the rest of the process.
+    blank = torch.full((3,), torch.nan)
+    assert torch.equal(torch.nn.init.ones_(blank), torch.ones(3))
 
 
 def test_names_of_sites_go_both_ways(any_model: Model) -> None:
