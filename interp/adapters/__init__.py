@@ -1,7 +1,7 @@
-"""The same sites and the same edits through TransformerLens and nnsight, for their users and as referees of our own hooks.
+"""The same sites and edits through TransformerLens and nnsight, for their users and to check our own hooks against.
 
-Both libraries change what they are given (TransformerLens rewrites the module tree, nnsight wraps every module), and
-neither may be shared between threads. So an adapter always works on a copy of the weights, and never on the model itself.
+Both libraries change the model (TransformerLens rewrites the module tree, nnsight wraps every module), and neither may be shared
+between threads. So an adapter always works on a copy of the weights.
 """
 
 from interp.adapters.names import hook_name, module_name, site_of_hook, site_of_module

@@ -1,7 +1,7 @@
-"""Importing the two libraries without what they do to a process on the side.
+"""Imports of the two libraries without their side effects on the process.
 
-TransformerLens silences the warnings of transformers, which tell of weights that are missing, for everything that comes
-after it. nnsight gives every object a `save`, after which anyio, and with it Streamlit, can no longer be imported.
+TransformerLens silences the warnings of transformers, such as those about missing weights, for the rest of the process. nnsight
+gives every object a `save`, after which anyio, and with it Streamlit, can no longer be imported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from interp.errors import UserError
 
 # Building a model patches torch's initialisers for a while, and nnsight is not made for threads: one at a time.
 LOCK = threading.RLock()
-# Where it is installed (Streamlit's server brings it), it has to be read before nnsight is.
+# Where it is installed (Streamlit's server depends on it), it has to be imported before nnsight.
 FIRST = "anyio._backends._asyncio"
 
 

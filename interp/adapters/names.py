@@ -1,6 +1,6 @@
-"""What our sites are called in TransformerLens (hook names) and in nnsight (module and side), and back again.
+"""The names of our sites in TransformerLens (hook names) and in nnsight (module and side), and the reverse.
 
-One table for each direction would drift apart; the way back is therefore derived from the way there.
+The reverse is derived from the same table, so that the two cannot drift apart.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HOOKS: dict[str, str | None] = {
     "mlp_up": "mlp.hook_pre_linear", "mlp_post": "mlp.hook_post", "mlp_out": "hook_mlp_out", "resid_post": "hook_resid_post",
     "ln_final": "ln_final.hook_out", "logits": "unembed.hook_out",
 }  # fmt: skip
-# The bridge's own names of the points that the names above are aliases of.
+# The bridge's own names, of which the names above are aliases.
 ALIASES = {
     "hook_in": "resid_pre", "hook_out": "resid_post", "attn.hook_out": "attn_out", "attn.o.hook_in": "z", "ln2.hook_in": "resid_mid",
     "attn.q.hook_out": "q", "attn.k.hook_out": "k", "attn.v.hook_out": "v",
@@ -41,18 +41,18 @@ def hook_name(site: str | Site) -> str:
 
 
 def site_of_hook(name: str) -> str:
-    """The site that a TransformerLens hook name, or one of its aliases, means; raises `UserError` where it is none of ours."""
+    """The site of a TransformerLens hook name or one of its aliases; raises `UserError` where it is none of ours."""
     known = {hook: site for site, hook in HOOKS.items() if hook is not None}
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
     if match is None:
-        found = known.get(name) if name in (HOOKS["ln_final"], HOOKS["logits"]) else None
+        site_name = known.get(name) if name in (HOOKS["ln_final"], HOOKS["logits"]) else None
         layer = None
     else:
-        found = {**ALIASES, **known}.get(match[2]) if match[2] not in (HOOKS["ln_final"], HOOKS["logits"]) else None
+        site_name = {**ALIASES, **known}.get(match[2]) if match[2] not in (HOOKS["ln_final"], HOOKS["logits"]) else None
         layer = int(match[1])
-    if found is None:
+    if site_name is None:
         raise UserError(f"the TransformerLens hook {name!r} is not one of our sites", f"use one of {', '.join(known)}")
-    return str(Site(found, layer))
+    return str(Site(site_name, layer))
 
 
 def tap_of(model: Model, site: Site) -> Tap:
@@ -67,7 +67,7 @@ def tap_of(model: Model, site: Site) -> Tap:
 
 
 def module_name(model: Model, site: str | Site) -> str:
-    """Where nnsight finds a site of this model: `resid_mid.3` is `transformer.h.3.ln_2.input` in a GPT-2.
+    """The nnsight name of a site of this model: `resid_mid.3` is `transformer.h.3.ln_2.input` in a GPT-2.
 
     The output of an attention module is a tuple whose first entry is `attn_out`; its second is `pattern`, where the model computes
     attention `eager`. `logits` is `output.logits`. Where one module
@@ -80,7 +80,7 @@ def module_name(model: Model, site: str | Site) -> str:
 
 
 def site_of_module(model: Model, name: str) -> str:
-    """The site of this model that nnsight finds under a name such as `transformer.h.3.ln_2.input`."""
+    """The site of this model with an nnsight name such as `transformer.h.3.ln_2.input`."""
     for site in model.sites():
         if module_name(model, site) == name:
             return site
@@ -88,13 +88,13 @@ def site_of_module(model: Model, name: str) -> str:
 
 
 def in_order(model: Model, names: set[str]) -> list[Site]:
-    """Sites in the order in which modules give them; a pattern comes with the output of its attention module."""
+    """Sites in the order in which modules compute them; a pattern comes with the output of its attention module."""
     sites = [parse_site(name, n_layers=model.n_layers, family=model.family) for name in names]
     order = list(KINDS)
 
     def place(site: Site) -> tuple[int, int, int]:
-        own = order.index(site.name)
-        given = order.index("attn_out") if site.kind.axis == "pattern" else own
-        return (model.n_layers if site.layer is None else site.layer), given, own
+        rank = order.index(site.name)
+        source = order.index("attn_out") if site.kind.axis == "pattern" else rank
+        return (model.n_layers if site.layer is None else site.layer), source, rank
 
     return sorted(sites, key=place)

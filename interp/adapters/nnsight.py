@@ -1,9 +1,9 @@
 """A model as an nnsight model, and our capture and edits inside one of its traces, here or on NDIF's servers.
 
-Modules are visited in the order in which they run, as nnsight demands. The body of the trace holds nothing but tensors and
-torch: what an edit does to a batch of known positions is worked out before, so that the same body runs on a server that has
-never heard of us. Such a server holds hub models only and may be slow or gone: everything is checked before it is asked, and
-the wait has an end.
+Modules are visited in the order in which they run, as nnsight requires. The body of the trace uses nothing but tensors and torch:
+the effect of an edit on a batch of known positions is computed before, so that the same body runs on a server where this project is
+not installed. NDIF runs hub models only and may be slow or unreachable: all is checked before the request is sent, and the wait has
+a limit.
 """
 
 from __future__ import annotations
@@ -39,10 +39,16 @@ POLL_SECONDS = 1.0
 def to_nnsight(model: Model) -> Any:
     """An nnsight `TransformersModel` on a copy of this model's weights.
 
-    Where our sites are in it is told by `interp.adapters.module_name`. It must not be used by several threads at once.
-    Raises `UserError` where the library is missing or the weights are not all in memory.
+    `interp.adapters.module_name` gives the names of our sites in it. It must not be used by several threads at once. Raises
+    `UserError` where the library is missing or the weights are not all in memory.
     """
-    return _wrapped(model, model.plain_copy())
+    return _wrapped(model, _plain_copy(model))
+
+
+def _plain_copy(model: Model) -> PreTrainedModel:
+    """A plain copy of the weights, made under the lock: while it is built, torch's initialisers are switched off for all threads."""
+    with LOCK:
+        return model.plain_copy()
 
 
 def _wrapped(model: Model, hf: PreTrainedModel) -> Any:
@@ -51,41 +57,44 @@ def _wrapped(model: Model, hf: PreTrainedModel) -> Any:
         return nnsight.TransformersModel(hf, tokenizer=copy.deepcopy(model.tokenizer), task="text-generation")
 
 
-def sight_forward(model: Model, *, remote: Remote = False, seconds: float | int = 600) -> Forward:
-    """The forward of an nnsight model made from this one, for `capture`; `remote` runs it on NDIF, or `dry` as if it did."""
-    hf = None if remote is True else model.plain_copy()
-    lens = _on_ndif(model) if hf is None else _wrapped(model, hf)
+def nnsight_forward(model: Model, *, remote: Remote = False, seconds: float | int = 600) -> Forward:
+    """The forward of an nnsight model made from this one, for `capture`.
+
+    With `remote` True it runs on NDIF; `dry` packs the request as for NDIF and runs it here.
+    """
+    hf = None if remote is True else _plain_copy(model)
+    nnsight_model = _ndif_model(model) if hf is None else _wrapped(model, hf)
 
     def forward(model: Model, tokens: Tokens, names: Sequence[str], work: Work, *, last_only: bool) -> dict[str, Tensor]:
         work = active(model.hf).plus(work)
         if any(is_pattern(name) for name in names):
             if hf is None:
                 raise UserError("NDIF's models do not return attention patterns", "leave remote out to run it here")
-            # No other kernel returns its weights.
+            # No other attention kernel returns its weights.
             hf.set_attn_implementation("eager")
         frame = Frame(tokens.positions, tokens.mask, tokens.lengths, work.rows)
         steps = []
         for site in in_order(model, {*names, *work.transforms}):
             tap = tap_of(model, site)
-            seen = frame.last(1) if last_only and site.name == "logits" else frame
-            changes = [_change(transform, seen, model, site) for transform in work.transforms.get(str(site), ())]
+            read_frame = frame.last(1) if last_only and site.name == "logits" else frame
+            changes = [_change(transform, read_frame, model, site) for transform in work.transforms.get(str(site), ())]
             columns = model.view(site.name).columns
             part = None if columns is None else (columns.start, columns.stop)
             steps.append((str(site), tap.path, tap.side, tap.shared, tap.item, part, str(site) in names, changes))
         inputs = {**tokens.inputs(), "use_cache": False, "logits_to_keep": 1 if last_only else 0}
         with LOCK, torch.no_grad():
             if remote is True:
-                return _ask(lens, inputs, steps, last_only, seconds)
-            return _trace(lens, inputs, steps, last_only, {"remote": "local"} if remote else {})[0]
+                return _trace_on_ndif(nnsight_model, inputs, steps, last_only, seconds)
+            return _trace(nnsight_model, inputs, steps, last_only, {"remote": "local"} if remote else {})[0]
 
     return forward
 
 
 def _change(transform: Transform, frame: Frame, model: Model, site: Site) -> tuple[str, Tensor, Tensor]:
-    """What an edit does at one site to a batch whose positions are known, as two tensors and one of three words.
+    """The effect of an edit at one site on a batch whose positions are known, as a kind and two tensors.
 
-    `affine`: factor and offset; `replace`: which and by what; `project`: where (0 or 1) and the unit direction. The numbers
-    are read off the edit's own function, so that which rows and positions it means is decided in one place.
+    `affine`: factor and offset; `replace`: mask and new values; `project`: mask (0 or 1) and the unit direction. The numbers are
+    computed with the edit's own function, so that its rows and positions are decided in one place.
     """
     if not isinstance(transform, EditTransform):
         raise UserError(f"a function of your own is active at {site}, and nnsight runs edits only", "use the engine 'hooks'")
@@ -107,21 +116,23 @@ def _change(transform: Transform, frame: Frame, model: Model, site: Site) -> tup
     return "project", where.to(model.dtype), unit.to(where.device, model.dtype)
 
 
-def _trace(lens: Any, inputs: dict[str, Any], steps: list[tuple], last_only: bool, where: dict[str, Any]) -> tuple[dict[str, Tensor], Any]:
-    """One trace that visits every step; the values found, unless they stay on a server, and the tracer."""
+def _trace(
+    nnsight_model: Any, inputs: dict[str, Any], steps: list[tuple], last_only: bool, where: dict[str, Any]
+) -> tuple[dict[str, Tensor], Any]:
+    """The activations that one trace over all steps captures (empty where they stay on a server), and the tracer."""
     nnsight = library("nnsight")
-    modules = [lens.get(path) if path else lens for _, path, *_ in steps]
-    found: dict[str, Tensor] = {}
-    with lens.trace(**inputs, **where) as tracer:
-        found = nnsight.save({})
+    modules = [nnsight_model.get(path) if path else nnsight_model for _, path, *_ in steps]
+    activations: dict[str, Tensor] = {}
+    with nnsight_model.trace(**inputs, **where) as tracer:
+        activations = nnsight.save({})
         for module, (site, path, side, shared, item, part, captured, changes) in zip(modules, steps, strict=True):
             whole = module.input if side == "input" else module.output
             value = whole.logits if not path else whole[item] if isinstance(whole, tuple) else whole
             new = value if part is None else value[..., part[0] : part[1]]
-            for word, first, second in changes:
-                if word == "affine":
+            for kind, first, second in changes:
+                if kind == "affine":
                     new = new * first + second
-                elif word == "replace":
+                elif kind == "replace":
                     new = torch.where(first, second, new)
                 else:
                     new = new - first * (new @ second).unsqueeze(-1) * second
@@ -129,7 +140,7 @@ def _trace(lens: Any, inputs: dict[str, Any], steps: list[tuple], last_only: boo
                 # A pattern: its positions are on the third axis.
                 new = new.transpose(1, 2)
             if captured:
-                found[site] = (new[:, -1:] if last_only else new).clone()
+                activations[site] = (new[:, -1:] if last_only else new).clone()
             if changes:
                 if part is not None:
                     new = torch.cat([value[..., : part[0]], new, value[..., part[1] :]], dim=-1)
@@ -140,16 +151,16 @@ def _trace(lens: Any, inputs: dict[str, Any], steps: list[tuple], last_only: boo
                     module.input = new
                 else:
                     module.output = (new, *whole[1:]) if isinstance(whole, tuple) else new
-    return found, tracer
+    return activations, tracer
 
 
-def _ask(
-    lens: Any, inputs: dict[str, Any], steps: list[tuple], last_only: bool, seconds: float | int
+def _trace_on_ndif(
+    nnsight_model: Any, inputs: dict[str, Any], steps: list[tuple], last_only: bool, seconds: float | int
 ) -> dict[str, Tensor]:  # fmt: skip
-    """The same trace on NDIF: sent, then asked for until it is there or the time is over."""
+    """The activations of the same trace on NDIF: sent, then polled until the answer is there or `seconds` are over."""
     end = time.monotonic() + seconds
     try:
-        _, tracer = _trace(lens, inputs, steps, last_only, {"remote": True, "blocking": False})
+        _, tracer = _trace(nnsight_model, inputs, steps, last_only, {"remote": True, "blocking": False})
         while (result := tracer.backend()) is None:
             if time.monotonic() > end:
                 raise UserError(f"NDIF did not answer within {seconds:g} seconds", "try again later, give more seconds, or run it here")
@@ -160,10 +171,10 @@ def _ask(
         raise UserError(
             f"NDIF refused or lost the request ({_first_line(error)})", "check the API key, and nnsight.status() for what runs"
         ) from error
-    return {site: value.to(inputs["input_ids"].device) for site, value in result["found"].items()}
+    return {site: value.to(inputs["input_ids"].device) for site, value in result["activations"].items()}
 
 
-def _on_ndif(model: Model) -> Any:
+def _ndif_model(model: Model) -> Any:
     """The weightless nnsight model that names this hub model to NDIF; raises `UserError` where NDIF cannot run it."""
     source = None if model.checkpoint is None else model.checkpoint.source
     if model.checkpoint is None or model.checkpoint.folder is not None or model.checkpoint.adapter_base is not None:

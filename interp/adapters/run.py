@@ -1,8 +1,7 @@
-"""`run`: one capture under one list of edits, through any of three engines, with one kind of answer.
+"""`run`: activations at sites under edits, captured by any of three engines.
 
-What a position is, how texts are padded and batched, and what an edit does to a tensor is decided once, in `capture` and
-`edits`. An engine only brings tensors from the inside of a forward and puts them back; where two engines disagree, one of
-them does that wrongly.
+Positions, padding, batching and the effect of an edit on a tensor are decided once, in `capture` and `edits`. An engine only reads
+tensors from the inside of a forward and writes them back, so engines that disagree show an error in one of them.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ def run(
     engine: str = "hooks", positions: Any = "last", units: Mapping[str, Sequence[int]] | None = None, add_bos: bool = False,
     max_tokens: int | None = None, batch_size: int = 64, remote: bool | str = False, seconds: float | int = 600,
 ) -> Captured:  # fmt: skip
-    """What does the model hold at these sites, under these edits, as this engine sees it?
+    """The activations at these sites, under these edits, captured by this engine.
 
     Args:
         prompts, sites, edits, positions, units, add_bos, max_tokens, batch_size: as in `capture`.
@@ -49,11 +48,11 @@ def run(
         "positions": positions, "units": units, "edits": edits, "add_bos": add_bos, "max_tokens": max_tokens, "batch_size": batch_size,
     }  # fmt: skip
     if engine == "transformer_lens":
-        from interp.adapters.transformer_lens import lens_forward
+        from interp.adapters.transformer_lens import transformer_lens_forward
 
-        settings["forward"] = lens_forward(model)
+        settings["forward"] = transformer_lens_forward(model)
     elif engine == "nnsight":
-        from interp.adapters.nnsight import sight_forward
+        from interp.adapters.nnsight import nnsight_forward
 
-        settings["forward"] = sight_forward(model, remote=remote, seconds=seconds)  # type: ignore[arg-type]
+        settings["forward"] = nnsight_forward(model, remote=remote, seconds=seconds)  # type: ignore[arg-type]
     return capture(model, prompts, sites, **settings)

@@ -1,8 +1,8 @@
 """A model as a TransformerLens bridge, and our capture and edits through its hooks.
 
-The bridge takes its model apart, so it gets a copy of the weights. They stay raw: compatibility mode, which folds the
-norms and centres the value vectors, is never switched on. One trap of the bridge decides how edits are made here: what a
-hook returns at `hook_resid_mid` reaches the MLP but not the skip connection, so that site is edited in place.
+The bridge takes its model apart, so it gets a copy of the weights. They stay raw: compatibility mode, which folds the norms and
+centres the value vectors, is never switched on. The bridge has one trap for edits: what a hook returns at `hook_resid_mid` reaches
+the MLP but not the skip connection, so that site is edited in place.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def to_transformer_lens(model: Model) -> Any:
 
     Raises `UserError` where the library is missing, does not know the architecture, or the weights are not all in memory.
     """
-    lens = library("transformer_lens")
+    transformer_lens = library("transformer_lens")
     with LOCK, warnings.catch_warnings():
         verbosity = logging.get_verbosity()
         try:
-            bridge = lens.TransformerBridge.boot_transformers(
+            bridge = transformer_lens.TransformerBridge.boot_transformers(
                 model.name, hf_model=model.plain_copy(), tokenizer=copy.deepcopy(model.tokenizer), device=str(model.device),
                 dtype=model.dtype,
             )  # fmt: skip
@@ -52,7 +52,7 @@ def to_transformer_lens(model: Model) -> Any:
     return bridge.eval()
 
 
-def lens_forward(model: Model) -> Forward:
+def transformer_lens_forward(model: Model) -> Forward:
     """The forward of a bridge made from this model, for `capture`."""
     bridge = to_transformer_lens(model)
 
@@ -60,14 +60,14 @@ def lens_forward(model: Model) -> Forward:
     def forward(model: Model, tokens: Tokens, names: Sequence[str], work: Work, *, last_only: bool) -> dict[str, Tensor]:
         work = active(model.hf).plus(work)
         frame = Frame(tokens.positions, tokens.mask, tokens.lengths, work.rows)
-        found: dict[str, Tensor] = {}
+        captured: dict[str, Tensor] = {}
 
         def at(site: str, value: Tensor) -> Tensor:
             for transform in work.transforms.get(site, ()):
                 value = transform(value, frame.last(value.shape[1]))
             if site in names:
                 read = by_query(value) if is_pattern(site) else value
-                found[site] = (read[:, -1:] if last_only else read).clone()
+                captured[site] = (read[:, -1:] if last_only else read).clone()
             return value
 
         sites = in_order(model, {*names, *work.transforms})
@@ -87,7 +87,7 @@ def lens_forward(model: Model) -> Forward:
         # Some models cap the logits after the unembedding, so the site is what the model returns.
         if any(site.name == "logits" for site in sites):
             at("logits", logits[:, -1:] if last_only else logits)
-        return found
+        return captured
 
     return forward
 

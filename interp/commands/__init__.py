@@ -1,1 +1,1 @@
-"""The commands, one file per concern. Nothing heavy is imported before a command runs; `common` holds what they share."""
+"""The commands, one file each. Nothing heavy is imported before a command runs; `common` has what they share."""

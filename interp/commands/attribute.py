@@ -1,7 +1,7 @@
-"""`bypass attribute`: which component writes a word's logit, straight to the output, and what of it did tuning change?
+"""`bypass attribute`: what each component writes directly to a word's logit, and what tuning changed of it.
 
-Whatever level is asked for, the rows are all terms of the logit: the units of that level, and what is left in a few rows
-beside them. So a table can be added up, and ends with the model's own number.
+At every level the rows are all terms of the logit: the units of that level, and the remaining terms in a few rows more. So the rows
+add up to the model's own number, the last row.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from interp.lens.attribution_results import Attribution
 
 LEVELS = ("layer", "head", "mlp", "neuron")
-# What no layer writes.
+# The terms that no layer writes.
 OUTSIDE = ("embedding", "position", "norm_bias", "unembedding_bias", "cap")
 
 
@@ -54,59 +54,64 @@ def attribute(
         if len(set(ids)) < len(ids):
             raise UserError("--token and --against name the same token", "name two different words")
         bar.update(task, description="reading")
-        found = {name: run(loaded, prompt, *ids) for name, loaded in models.items()}
-    frames = [terms(held, by) for held in found.values()]
-    columns = list(found) if len(found) > 1 else ["contribution"]
+        attributions = {name: run(loaded, prompt, *ids) for name, loaded in models.items()}
+    frames = [terms(attribution, by) for attribution in attributions.values()]
+    columns = list(attributions) if len(attributions) > 1 else ["contribution"]
     frame = frames[0].drop(columns="contribution")
-    logits = {name: float(held.logit.mean()) for name, held in zip(columns, found.values(), strict=True)}
+    logits = {name: float(attribution.logit.mean()) for name, attribution in zip(columns, attributions.values(), strict=True)}
     frame = pd.concat([frame, *(part["contribution"].rename(name) for name, part in zip(columns, frames, strict=True))], axis=1)
-    if len(found) > 1:
+    if len(attributions) > 1:
         frame["difference"] = frame["tuned"] - frame["base"]
         logits["difference"] = logits["tuned"] - logits["base"]
     words = [reader.tokenizer.decode([item]) for item in ids]
-    label = next(iter(found.values())).label
+    label = next(iter(attributions.values())).label
     if as_json:
-        settings = {name: dict(held.settings) for name, held in found.items()}
+        settings = {name: dict(attribution.settings) for name, attribution in attributions.items()}
         rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
         common.print_json({"label": label, "words": words, "by": by, "settings": settings, "logit": logits, "terms": rows})
         return
     _show(frame, logits, top, f"{label} of {' against '.join(map(repr, words))} after {prompt!r}", label, show_words)
 
 
-def terms(found: Attribution, by: str) -> pd.DataFrame:
+def terms(attribution: Attribution, by: str) -> pd.DataFrame:
     """Every term of a logit at one level: term, layer and unit (of a head or neuron; None elsewhere), and contribution, a mean
     over prompts; their sum is the logit."""
     import pandas as pd
 
-    rows = [*_outside(found, OUTSIDE[:2]), *_units(found, by), *_rest(found, by), *_outside(found, OUTSIDE[2:])]
+    rows = [
+        *_outside(attribution, OUTSIDE[:2]),
+        *_units(attribution, by),
+        *_other_terms(attribution, by),
+        *_outside(attribution, OUTSIDE[2:]),
+    ]
     return pd.DataFrame(rows, columns=["term", "layer", "unit", "contribution"]).astype({"layer": "Int64", "unit": "Int64"})
 
 
-def _outside(found: Attribution, names: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
+def _outside(attribution: Attribution, names: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
     for name in names:
-        yield name.replace("_", " "), None, None, float(getattr(found, name).mean())
+        yield name.replace("_", " "), None, None, float(getattr(attribution, name).mean())
 
 
-def _units(found: Attribution, by: str) -> Iterator[tuple[Any, ...]]:
+def _units(attribution: Attribution, by: str) -> Iterator[tuple[Any, ...]]:
     if by in ("layer", "mlp"):
-        whole = found.mlp if by == "mlp" else found.attention + found.mlp
+        whole = attribution.mlp if by == "mlp" else attribution.attention + attribution.mlp
         for layer, value in enumerate(whole.mean(dim=0).tolist()):
             yield f"{'MLP' if by == 'mlp' else 'layer'} {layer}", layer, None, value
         return
-    table: Tensor = (found.heads if by == "head" else found.neurons).mean(dim=0)
+    table: Tensor = (attribution.heads if by == "head" else attribution.neurons).mean(dim=0)
     for layer, values in enumerate(table.tolist()):
         for unit, value in enumerate(values):
             yield f"{by} {layer}.{unit}", layer, unit, value
 
 
-def _rest(found: Attribution, by: str) -> Iterator[tuple[Any, ...]]:
-    """What the layers write that is no unit of the level."""
-    rest = {
-        "layer": {}, "mlp": {"attention of all layers": found.attention},
-        "head": {"attention biases": found.attention_bias, "MLPs of all layers": found.mlp},
-        "neuron": {"attention of all layers": found.attention, "MLP biases": found.mlp_bias},
+def _other_terms(attribution: Attribution, by: str) -> Iterator[tuple[Any, ...]]:
+    """The sums over layers of the terms that are no unit of the level."""
+    tables = {
+        "layer": {}, "mlp": {"attention of all layers": attribution.attention},
+        "head": {"attention biases": attribution.attention_bias, "MLPs of all layers": attribution.mlp},
+        "neuron": {"attention of all layers": attribution.attention, "MLP biases": attribution.mlp_bias},
     }  # fmt: skip
-    for name, table in rest[by].items():
+    for name, table in tables[by].items():
         yield name, None, None, float(table.mean(dim=0).sum())
 
 
@@ -114,11 +119,11 @@ def _show(frame: pd.DataFrame, logits: dict[str, float], top: int, title: str, l
     columns = list(logits)
     many = frame["unit"].notna()
     order = frame.loc[many, columns[-1]].abs().sort_values(ascending=False, kind="stable").index
-    kept, others = frame.loc[order[:top]], frame.loc[order[top:]]
-    rows = [[row["term"], *row[columns]] for _, row in kept.iterrows()]
+    largest, others = frame.loc[order[:top]], frame.loc[order[top:]]
+    rows = [[row["term"], *row[columns]] for _, row in largest.iterrows()]
     if len(others):
         rows.append([f"the other {len(others):,}", *others[columns].sum()])
-    # Terms that a model does not have are zero, and left out.
-    rest = frame.loc[~many & (frame[columns] != 0).any(axis=1)]
-    rows += [[row["term"], *row[columns]] for _, row in rest.iterrows()]
+    # Terms that a model does not have are zero and are left out.
+    outside = frame.loc[~many & (frame[columns] != 0).any(axis=1)]
+    rows += [[row["term"], *row[columns]] for _, row in outside.iterrows()]
     common.print_table(["term", *columns], [*rows, [f"= {label}", *logits.values()]], title=common.shown(title, show_words))

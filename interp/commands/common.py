@@ -1,7 +1,7 @@
-"""What the commands share: their common options, which model a name means, and how tables and JSON are printed.
+"""What the commands share: common options, input files, and printing of tables and JSON.
 
-JSON for machines holds raw words and full precision; whatever is printed for people is masked, and shows control
-characters as escapes, because a model may generate any of them.
+JSON holds raw words and full precision; all other output is masked and shows control characters as escapes, because a model may
+generate any of them.
 """
 
 from __future__ import annotations
@@ -57,27 +57,28 @@ Seed = Annotated[int, typer.Option(help="of everything that is random")]
 
 
 def sampling(temperature: float, top_k: int | None, top_p: float | None, seed: int) -> Sampling:
+    """The `Sampling` that the options of a command describe."""
     from interp.forward.generate import Sampling
 
     return Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
 
 
 def prompts_from(path: Path | None) -> list[str]:
-    """The prompts of the user's file, or the challenge prompts that ship."""
+    """The prompts of the user's file, or the bundled challenge prompts."""
     from interp.data.texts import challenge_prompts, read_prompts
 
     return challenge_prompts() if path is None else read_prompts(path)
 
 
 def passages_from(path: Path | None) -> list[Passage]:
-    """The passages of the user's file, or those that ship."""
+    """The passages of the user's file, or the bundled ones."""
     from interp.data import texts
 
     return texts.passages() if path is None else texts.read_passages(path)
 
 
 def check_file(path: Path | None) -> None:
-    """Raise `UserError` for a file that could not be written once the work is done."""
+    """Raise `UserError` for a file that cannot be written, before any work is done."""
     if path is None:
         return
     if path.is_dir():
@@ -89,7 +90,7 @@ def check_file(path: Path | None) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Raise `UserError` for a folder that could not be made, or not be written to."""
+    """Raise `UserError` for a folder that cannot be made or written to."""
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not there.is_dir():
         raise UserError(f"{there} is a file", "give a folder that exists or can be made")
@@ -99,7 +100,7 @@ def check_folder(path: Path) -> None:
 
 def numbers(text: str, what: str) -> list[float]:
     """A list such as `0,1,2.5`; raises `UserError` for anything that is not a finite number."""
-    found = []
+    values = []
     for part in text.split(","):
         try:
             value = float(part)
@@ -109,31 +110,32 @@ def numbers(text: str, what: str) -> list[float]:
             raise UserError(
                 f"{part.strip()!r} is not a usable number in {what} {text!r}", "write finite numbers with commas between, such as 0,1,2.5"
             )
-        found.append(value)
-    return found
+        values.append(value)
+    return values
 
 
 def print_json(value: Any) -> None:
-    """JSON that every reader accepts: no NaN, no infinity."""
+    """Print a value as JSON without NaN and infinity, which not every reader accepts."""
     from interp.results.result import plain
 
     sys.stdout.write(json.dumps(plain(value), ensure_ascii=False, indent=1, allow_nan=False) + "\n")
 
 
 def shown(text: str, show_words: bool = False) -> str:
-    """A text as a person may see it: masked, on one line, control characters as escapes."""
+    """A text for output: masked unless `show_words`, on one line, control characters as escapes."""
     from interp.data.lexicon import mask
 
-    found = text if show_words else mask(text)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in found)
+    visible = text if show_words else mask(text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in visible)
 
 
 def print_line(text: str) -> None:
+    """Print one line on stdout."""
     sys.stdout.write(text + "\n")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str = "", show_words: bool = False) -> None:
-    """A table of texts (left) and numbers (right, three digits), on stdout."""
+    """Print a table on stdout: texts to the left, numbers to the right with three digits."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -169,7 +171,7 @@ def _cell(cell: Any, column: str, show_words: bool) -> str:
 
 @contextmanager
 def progress(total: int | None = None, title: str = "") -> Iterator[tuple[Progress, Any]]:
-    """A bar on stderr with the time gone and left; nothing at all where stderr is not a terminal."""
+    """A progress bar on stderr with elapsed and remaining time; nothing where stderr is not a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 

@@ -1,4 +1,4 @@
-"""`bypass convert`: a checkpoint of another tool as a folder that loads without a pickle."""
+"""`bypass convert`: convert a checkpoint of another tool to a folder that loads without a pickle."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def convert(
         if detoxify:
             from interp.evaluation.detoxify import convert_detoxify
 
-            made = convert_detoxify(file, target, like=like)
+            folder = convert_detoxify(file, target, like=like)
         else:
             from interp.models.convert import convert_policy
 
-            made = convert_policy(file, workbench.Sides(pair).source(str(like)), target)
+            folder = convert_policy(file, workbench.Sides(pair).source(str(like)), target)
     if as_json:
-        common.print_json({"folder": str(made)})
+        common.print_json({"folder": str(folder)})
     else:
-        common.print_line(f"written: {made}")
+        common.print_line(f"written: {folder}")

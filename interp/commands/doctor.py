@@ -1,4 +1,4 @@
-"""`bypass doctor`: what works on this machine, line by line, each fault with its fix."""
+"""`bypass doctor`: checks of what works on this machine, each failure with its fix."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CORE = (
 
 @dataclass(frozen=True)
 class Check:
-    """One line: `core` marks what nothing works without."""
+    """The result of one check; without a `core` one, nothing works."""
 
     name: str
     ok: bool
@@ -49,17 +49,17 @@ class Check:
 
 def doctor(as_json: common.AsJson = False) -> None:
     """What works on this machine. The exit code is 1 only where the core is broken."""
-    found = []
+    results = []
     with common.progress(None, "looking") as (bar, task):
         for check in checks():
             bar.update(task, description=check.name)
-            found.append(check)
-    broken = [check for check in found if check.core and not check.ok]
+            results.append(check)
+    broken = [check for check in results if check.core and not check.ok]
     if as_json:
-        common.print_json({"ok": not broken, "checks": [asdict(check) for check in found]})
+        common.print_json({"ok": not broken, "checks": [asdict(check) for check in results]})
     else:
         common.print_table(
-            ("", "what", "found", "fix"), [("ok" if c.ok else "broken" if c.core else "missing", c.name, c.found, c.fix) for c in found]
+            ("", "what", "found", "fix"), [("ok" if c.ok else "broken" if c.core else "missing", c.name, c.found, c.fix) for c in results]
         )
         common.print_line("the core works" if not broken else f"the core is broken: {', '.join(check.name for check in broken)}")
     if broken:
@@ -108,7 +108,7 @@ def checks() -> Iterator[Check]:
 
 
 def _tried(name: str, fix: str, look: Callable[[], str], core: bool = False) -> Check:
-    """A check that fails by raising: whatever is wrong with this machine is an answer here, not a fault."""
+    """A check that passes unless `look` raises; every exception is reported as a failed check."""
     try:
         return Check(name, True, look(), core=core)
     except UserError as error:
@@ -140,7 +140,7 @@ def _probe() -> str:
 
 
 def self_check() -> str:
-    """Capture equals a plain forward bit for bit, and generation is the same with and without a KV cache.
+    """Check that capture equals a plain forward bit for bit, and generation with a KV cache that without.
 
     On the bundled base, or on a tiny random model where no pair ships.
     """
@@ -151,7 +151,7 @@ def self_check() -> str:
 
     model = _subject()
     text = "The river runs under the old stone bridge"
-    # The same mask and positions for both: without a mask torch takes another kernel, which rounds differently.
+    # The same mask and positions for both: without a mask torch uses another kernel, which rounds differently.
     inputs = pad(token_rows(model, [text]), 0).to(model.device).inputs()
     with torch.no_grad():
         plain = model.plain_copy()(**inputs, use_cache=False).logits.float().cpu()

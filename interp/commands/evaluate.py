@@ -1,4 +1,4 @@
-"""`bypass evaluate`: how toxic one model's continuations are, and what perplexity, F1 and distinct-2 say of the price."""
+"""`bypass evaluate`: toxicity of one model's continuations, with perplexity, F1 and distinct-2."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def evaluate(
     from interp.files import write_together
 
     sampling = common.sampling(temperature, top_k, top_p, seed)
-    held, texts = common.prompts_from(prompts), common.passages_from(passages)
+    prompt_texts, texts = common.prompts_from(prompts), common.passages_from(passages)
     with common.progress(None, "loading") as (bar, task):
         sides = workbench.Sides(pair, probe, device)
         loaded = sides.load(model)
         edits = sides.edits(edit, model, loaded)
         judge = load_scorer(scorer)
-        bar.update(task, description=f"{len(held)} prompts")
-        found = metrics.evaluate(
+        bar.update(task, description=f"{len(prompt_texts)} prompts")
+        evaluation = metrics.evaluate(
             loaded,
-            held,
+            prompt_texts,
             judge,
             edits=edits,
             passages=texts,
@@ -54,24 +54,24 @@ def evaluate(
             sampling=sampling,
         )
     if csv is not None:
-        write_together({csv.name: found.to_frame().to_csv(index=False)}, csv.parent)
-    record = found.to_json()
+        write_together({csv.name: evaluation.to_frame().to_csv(index=False)}, csv.parent)
+    record = evaluation.to_json()
     if as_json:
         common.print_json(record)
         return
     common.print_table(
-        ("measure", "value", "95 % interval"), _rows(found, record), title=f"{loaded.name}: {record['n']} prompts, scorer {judge.name}"
+        ("measure", "value", "95 % interval"), _rows(evaluation, record), title=f"{loaded.name}: {record['n']} prompts, scorer {judge.name}"
     )
 
 
-def _rows(found: Any, record: dict[str, Any]) -> list[tuple[str, Any, str]]:
+def _rows(evaluation: Any, record: dict[str, Any]) -> list[tuple[str, Any, str]]:
     from interp.results.result import show_number
     from interp.stats.intervals import bootstrap_mean
 
     def span(low: float, high: float) -> str:
         return f"{show_number(low)} to {show_number(high)}"
 
-    toxicity, f1, loss = record["toxicity"], bootstrap_mean(found.f1), found.perplexity.interval
+    toxicity, f1, loss = record["toxicity"], bootstrap_mean(evaluation.f1), evaluation.perplexity.interval
     return [
         ("mean toxicity (0 to 1)", toxicity["mean"], span(*toxicity["interval"])),
         ("share above 0.5", toxicity["share_above_half"], ""),

@@ -1,4 +1,4 @@
-"""`bypass generate`: the text of both sides, or of one model with and without edits, next to one another."""
+"""`bypass generate`: continuations of both sides, or of one model with and without edits, next to one another."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def generate(
     from interp import generate as continue_
 
     sampling = common.sampling(temperature, top_k, top_p, seed)
-    held = list(prompt) if prompt else common.prompts_from(prompts)
+    texts = list(prompt) if prompt else common.prompts_from(prompts)
     columns: dict[str, list[str]] = {}
     with common.progress(None, "loading") as (bar, task):
         sides = workbench.Sides(pair, device=device)
@@ -46,11 +46,11 @@ def generate(
                 if applied or label == name:
                     bar.update(task, description=label)
                     columns[label] = continue_(
-                        loaded, held, max_new_tokens=new_tokens, edits=applied, sampling=sampling, max_prompt_tokens=max_prompt_tokens
+                        loaded, texts, max_new_tokens=new_tokens, edits=applied, sampling=sampling, max_prompt_tokens=max_prompt_tokens
                     )
     if as_json:
-        common.print_json([{"prompt": text, **{label: column[row] for label, column in columns.items()}} for row, text in enumerate(held)])
+        common.print_json([{"prompt": text, **{label: column[row] for label, column in columns.items()}} for row, text in enumerate(texts)])
         return
-    for row, text in enumerate(held):
+    for row, text in enumerate(texts):
         lines = [(label, column[row]) for label, column in columns.items()]
         common.print_table(("", "continuation"), lines, title=common.shown(text, show_words), show_words=show_words)

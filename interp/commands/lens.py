@@ -1,4 +1,4 @@
-"""`bypass lens`: what a model would say next if it ended after each half layer, on both sides of the pair."""
+"""`bypass lens`: the logit lens after each half layer, on both sides of the pair."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def lens(
         cells = [[label, *(_joined(rows, label, name) for name in names)] for label in points]
         common.print_table(["after", *names], cells, title=title, show_words=show_words)
         return
-    found = {(row["label"], row["side"]): row for row in rows}
-    cells = [[label, *(found[label, name][key] for name in names for key in ("probability", "rank"))] for label in points]
+    by_point = {(row["label"], row["side"]): row for row in rows}
+    cells = [[label, *(by_point[label, name][key] for name in names for key in ("probability", "rank"))] for label in points]
     common.print_table(
         ["after", *(f"{name} {key}" for name in names for key in ("probability", "rank"))], cells, title=title, show_words=show_words
     )
@@ -62,8 +62,8 @@ def _word(model: Model, name: str, prompt: str, word: str, edits: list[Any]) -> 
     from interp.lens.logit_lens import logit_lens
 
     token = model.token(word)
-    found = logit_lens(model, [prompt], [token], edits=edits)
-    points = zip(found.labels, found.steps, found.probabilities[0].tolist(), found.ranks[0].tolist(), strict=True)
+    lens = logit_lens(model, [prompt], [token], edits=edits)
+    points = zip(lens.labels, lens.steps, lens.probabilities[0].tolist(), lens.ranks[0].tolist(), strict=True)
     text = model.tokenizer.decode([token])
     return [{"side": name, "label": label, "step": step, "token": text, "probability": p, "rank": rank} for label, step, p, rank in points]
 

@@ -1,4 +1,4 @@
-"""`bypass patch`: which activation carries the difference between two sides of the pair, or between two prompts?"""
+"""`bypass patch`: activation and path patching between the two sides of the pair, or between two prompts."""
 
 from __future__ import annotations
 
@@ -75,13 +75,13 @@ def patch(
     from interp.patching.paths import path_patch
 
     agreed: Agreement | None = None
-    found: PatchMap | PathMap
+    patch_map: PatchMap | PathMap
     with common.progress(1, "loading") as (bar, task):
         sides = workbench.Sides(pair, probe, device)
         subject: Model | ModelPair = sides.both() if corrupted is None else sides.load(model)
         reader: Model = _reader(subject)
         measure = _metric(reader, model if corrupted is not None else "base", sides, metric, tokens, token, scorer, new_tokens)
-        asked: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "metric": measure, "site": site, "positions": _positions(positions), "layers": _whole(layers, "--layers"),
             "units": _units(units), "directions": directions,
         }  # fmt: skip
@@ -89,19 +89,19 @@ def patch(
         count: dict[str, Any] = {"memory_mb": memory, "progress": lambda done, total: bar.update(task, completed=done, total=total)}
         if paths is not None:
             ends = [[name.strip() for name in text.split(",")] for text in paths]
-            found = path_patch(subject, prompt, corrupted, metric=measure, senders=ends[0], receivers=ends[1], directions=directions)
+            patch_map = path_patch(subject, prompt, corrupted, metric=measure, senders=ends[0], receivers=ends[1], directions=directions)
         elif method == "patching":
-            found = run(subject, prompt, corrupted, null_draws=null, seed=seed, **count, **asked)
+            patch_map = run(subject, prompt, corrupted, null_draws=null, seed=seed, **count, **arguments)
         else:
-            found = attribution_patch(subject, prompt, corrupted, steps=STEPS if method == "integrated" else None, **asked)
-            agreed = agreement(run(subject, prompt, corrupted, **count, **asked), found, top=top) if check else None
+            patch_map = attribution_patch(subject, prompt, corrupted, steps=STEPS if method == "integrated" else None, **arguments)
+            agreed = agreement(run(subject, prompt, corrupted, **count, **arguments), patch_map, top=top) if check else None
         if out is not None:
             bar.update(task, description="writing")
-            _write(found, out)
+            _write(patch_map, out)
     if as_json:
-        common.print_json(_record(found, agreed))
+        common.print_json(_record(patch_map, agreed))
         return
-    _show(found, agreed, top, show_words)
+    _show(patch_map, agreed, top, show_words)
     if out is not None:
         common.print_line(f"written to {out}")
 
@@ -115,11 +115,11 @@ def _reader(subject: Model | ModelPair) -> Model:
 
 def _directions(source: str | None, into: str | None, within: bool) -> list[str] | None:
     ends = ("clean", "corrupted") if within else ("base", "tuned")
-    given = [name for name in (source, into) if name is not None]
-    wrong = next((name for name in given if name not in ends), None)
-    if wrong is not None or (len(given) == 2 and source == into):
-        raise UserError(f"--from and --into name {' and '.join(map(common.shown, given))}", f"use {ends[0]} and {ends[1]}")
-    if not given:
+    named = [name for name in (source, into) if name is not None]
+    wrong = next((name for name in named if name not in ends), None)
+    if wrong is not None or (len(named) == 2 and source == into):
+        raise UserError(f"--from and --into name {' and '.join(map(common.shown, named))}", f"use {ends[0]} and {ends[1]}")
+    if not named:
         return None
     first = source if source is not None else next(name for name in ends if name != into)
     names = ("denoising", "noising") if within else ("base into tuned", "tuned into base")
@@ -158,10 +158,10 @@ def _positions(text: str | None) -> Any:
 def _whole(text: str | None, what: str) -> list[int] | None:
     if text is None:
         return None
-    found = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in found):
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
         raise UserError(f"{what} is {common.shown(text)!r}", "write whole numbers from 0 with commas between, such as 0,3")
-    return [int(part) for part in found]
+    return [int(part) for part in parts]
 
 
 def _units(text: str | None) -> list[Any] | None:
@@ -174,37 +174,42 @@ def _units(text: str | None) -> list[Any] | None:
     return [tuple(pair) for pair in pairs if pair is not None]
 
 
-def _record(found: PatchMap | PathMap, agreed: Agreement | None) -> dict[str, Any]:
+def _record(patch_map: PatchMap | PathMap, agreed: Agreement | None) -> dict[str, Any]:
     ends = [
         {"direction": name, "target": float(target.mean()), "source": float(source.mean())}
-        for name, target, source in zip(found.directions, found.target, found.source, strict=True)
+        for name, target, source in zip(patch_map.directions, patch_map.target, patch_map.source, strict=True)
     ]
-    record = {"metric": found.metric, "settings": dict(found.settings), "directions": ends, "cells": found.to_frame().to_dict("records")}
+    record = {
+        "metric": patch_map.metric,
+        "settings": dict(patch_map.settings),
+        "directions": ends,
+        "cells": patch_map.to_frame().to_dict("records"),
+    }
     return record if agreed is None else {**record, "agreement": agreed.to_frame().to_dict("records")}
 
 
-def _show(found: PatchMap | PathMap, agreed: Agreement | None, top: int, show_words: bool) -> None:
+def _show(patch_map: PatchMap | PathMap, agreed: Agreement | None, top: int, show_words: bool) -> None:
     from interp.patching.maps import PatchMap, position_labels
 
-    for direction in found.directions:
-        frame = found.top(top, direction).drop(columns=["direction"])
-        if isinstance(found, PatchMap):
-            labels = position_labels(found.tokens, not show_words)
+    for direction in patch_map.directions:
+        frame = patch_map.top(top, direction).drop(columns=["direction"])
+        if isinstance(patch_map, PatchMap):
+            labels = position_labels(patch_map.tokens, not show_words)
             frame["token"] = ["all" if at == "all" else labels[at] for at in frame["position"]]
             frame = frame.drop(columns=["position", "value"]).rename(columns={"token": "position and token", "null_most": "null, most"})
-        title = f"{direction}: effect on {found.metric}"
+        title = f"{direction}: effect on {patch_map.metric}"
         common.print_table(list(frame.columns), frame.astype(object).to_numpy().tolist(), title=title, show_words=show_words)
-        figure = found.figure(direction, masked=not show_words) if isinstance(found, PatchMap) else found.figure(direction)
+        figure = patch_map.figure(direction, masked=not show_words) if isinstance(patch_map, PatchMap) else patch_map.figure(direction)
         common.print_line(figure.caption)
     if agreed is not None:
         table = agreed.to_frame()
         common.print_table(list(table.columns), table.to_numpy().tolist(), title="the estimate against the measurement")
 
 
-def _write(found: PatchMap | PathMap, out: Path) -> None:
+def _write(patch_map: PatchMap | PathMap, out: Path) -> None:
     from interp.files import write_together
     from interp.results import figures
 
-    found.save(out)
-    made = [found.figure(direction) for direction in found.directions]
-    write_together({"index.html": figures.page(f"bypass patch: {found.metric}", made)}, out)
+    patch_map.save(out)
+    drawings = [patch_map.figure(direction) for direction in patch_map.directions]
+    write_together({"index.html": figures.page(f"bypass patch: {patch_map.metric}", drawings)}, out)

@@ -87,11 +87,11 @@ def report(
             Studies({ToxicityContext: toxicity}, seed), out, only=only, show_words=show_words, command=command, seeds=seeds, progress=tell
         )
     if as_json:
-        found = [
+        experiments = [
             {"id": r.id, "claim": r.claim, "verdict": r.verdict, "statistic": r.statistic, "null": r.null, "seconds": r.seconds}
             for r in ran.results
         ]
-        record = {"page": str(ran.page), "json": str(out / "report.json"), "experiments": found, "skipped": ran.skipped}
+        record = {"page": str(ran.page), "json": str(out / "report.json"), "experiments": experiments, "skipped": ran.skipped}
         common.print_json(record | ({"seeds": ran.seeds.to_json()} if ran.seeds is not None else {}))
         return
     print_summary(ran.results, show_words=show_words)
@@ -105,7 +105,7 @@ def report(
 def _command(
     pair: tuple[str, str] | None, device: str, quick: bool, seed: int, seeds: int, scorer: str, files: list[tuple[str, Path | None]]
 ) -> str:  # fmt: skip
-    """What a reader types to get the same numbers again."""
+    """The command line that gives the same numbers again."""
     words = ["bypass", "report"]
     words += ["--pair", *pair] if pair else []
     words += ["--device", device] if device != "cpu" else []

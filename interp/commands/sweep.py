@@ -1,4 +1,4 @@
-"""`bypass sweep`: an edit at several strengths, its effect on toxicity beside what it costs."""
+"""`bypass sweep`: toxicity, perplexity, F1, distinct-2 and KL of an edit at several strengths."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def vectors(
     if examples is not None and neuron is None:
         raise UserError("--examples asks where a neuron fires, but no neuron is named", "name one with --neuron L.I")
     masked = not (show_words or as_json)
-    found: Examples | None = None
+    windows: Examples | None = None
     with common.progress(None, "loading") as (bar, task):
         sides = workbench.Sides(pair, probe, device)
         models = sides.named(model or ("both" if model is None else model))
@@ -58,14 +58,14 @@ def vectors(
             frame = _explain(models, neuron, masked)
             if examples is not None:
                 bar.update(task, description="reading texts")
-                found = _examples(models, neuron, examples, top, lambda read: bar.update(task, description=f"{read} texts read"))
+                windows = _examples(models, neuron, examples, top, lambda read: bar.update(task, description=f"{read} texts read"))
         elif search is not None:
             frame = _search(models, search, top, masked)
         else:
             side = "base" if model in (None, "both") else model
             frame = _rank(models, like or "probe", top, masked, lambda: sides.probe_of(side, next(iter(models.values()))))
-    if as_json and found is not None:
-        common.print_json({"neuron": frame.to_dict(orient="records"), **found.to_json()})
+    if as_json and windows is not None:
+        common.print_json({"neuron": frame.to_dict(orient="records"), **windows.to_json()})
     elif as_json:
         common.print_json(frame.to_dict(orient="records"))
     elif frame.empty:
@@ -78,8 +78,8 @@ def vectors(
             title=common.shown(title, show_words),
             show_words=show_words,
         )
-        if found is not None:
-            _print_examples(found, show_words)
+        if windows is not None:
+            _print_examples(windows, show_words)
 
 
 def _rank(models: dict[str, Model], like: str, top: int, masked: bool, probe: Callable[[], Probe]) -> pd.DataFrame:
@@ -141,13 +141,13 @@ def _examples(models: dict[str, Model], neuron: str, source: str, top: int, prog
     return max_activating(subject, [parse_neuron(neuron)], None if source == "bundled" else Path(source), top=top, progress=progress)
 
 
-def _print_examples(found: Examples, show_words: bool) -> None:
-    spread = found.spread.drop(columns=["layer", "neuron"])
-    tokens, texts = found.settings["tokens"], found.settings["texts"]
-    title = f"activations over {tokens:,} tokens of {texts:,} texts (active: the share above {found.settings['above']:g})"
+def _print_examples(examples: Examples, show_words: bool) -> None:
+    spread = examples.spread.drop(columns=["layer", "neuron"])
+    tokens, texts = examples.settings["tokens"], examples.settings["texts"]
+    title = f"activations over {tokens:,} tokens of {texts:,} texts (active: the share above {examples.settings['above']:g})"
     common.print_table([str(c) for c in spread.columns], spread.itertuples(index=False), title=title)
-    frame = found.to_frame(masked=not show_words)
-    for side in found.settings["sides"]:
+    frame = examples.to_frame(masked=not show_words)
+    for side in examples.settings["sides"]:
         part = frame[frame["side"] == side].drop(columns=["side", "layer", "neuron", "peak", "position", "token"])
         if part.empty:
             common.print_line(f"it is never active in {side}")

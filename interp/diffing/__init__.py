@@ -1,1 +1,1 @@
-"""Model diffing: how weights and states of a pair differ."""
+"""Model diffing: the differences of weights and states between the two models of a pair."""

@@ -1,4 +1,4 @@
-"""Antipodal updates: how changes of value vectors point relative to the offset."""
+"""Antipodal updates: cosines of the changes of value vectors with the offset."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from interp.models.pair import ModelPair
 
 @dataclass(frozen=True, eq=False)
 class Antipodes:
-    """One change of the base model, seen from its offset at one layer.
+    """How the value updates of one change of the base model point relative to its offset at one layer.
 
     Attributes:
         cosines: of each neuron's value update with the offset, by layer below.
         predicted: share of neurons whose cosine has the sign of their mean activation; guessed: the share that always guessing
             the commoner sign reaches.
-        alike: mean cosine between two prompts' own offsets.
+        alike: mean cosine between the offsets of two prompts.
     """
 
     cosines: dict[int, Tensor]
@@ -31,6 +31,7 @@ class Antipodes:
 
     @property
     def medians(self) -> list[float]:
+        """The median cosine of each layer below the offset's, in order."""
         return [float(cosines.median()) for cosines in self.cosines.values()]
 
     @property
@@ -40,7 +41,7 @@ class Antipodes:
 
 
 def antipodes(pair: ModelPair, layer: int, shift: Tensor, activations: Sequence[Tensor], weights: Tensor) -> Antipodes:
-    """Which value updates below `layer` point against the offset, and is that more than the sign of the neurons' activation says?
+    """Cosines of the value updates below `layer` with the offset, and the share that the sign of the activation predicts.
 
     Args:
         shift: each prompt's mean shift at `resid_mid.layer`; activations: each layer's mean activations, `d_mlp`.

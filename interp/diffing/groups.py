@@ -1,11 +1,11 @@
-"""The rival account of how tuning lowers toxicity: all MLP neurons in four groups, and what each takes from the probe's direction.
+"""MLP neurons in groups by how they lower the projection on a toxic direction, and how much each group lowers it.
 
-A neuron with activation m and value vector v adds `m (v . d)` to the projection of the residual stream on the direction d. It
-can take from that projection in four ways: write along d and fire less (TP-), write along d with an activation that is below
-zero and falls further (TN+), write against d and fire more (AP+), or write against d with a negative activation that comes
-nearer to zero (AN-). Because neurons are put into these groups by the sign of the outcome, each group lowers the projection
-by construction; so the groups are assigned on some prompts and measured on others, the neurons that oppose are shown
-beside those that help, and the same is done for random directions. Source: Yang et al. (2024).
+A neuron with activation m and value vector v adds `m (v . d)` to the projection of the residual stream on the direction d. Tuning
+can lower that projection in four ways: write along d and fire less (TP-), write along d with an activation that is below zero and
+falls further (TN+), write against d and fire more (AP+), or write against d with a negative activation that comes nearer to zero
+(AN-). Because neurons are put into these groups by the sign of the outcome, each group lowers the projection by construction; so
+the groups are assigned on some prompts and measured on others, the neurons that raise it are shown beside those that lower it, and
+the same is done for random directions. Source: Yang et al. (2024).
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ CHUNK = 16
 
 @dataclass(frozen=True, eq=False)
 class Activity:
-    """Means over some positions of each text: what the neurons did, and what else was written to the residual stream."""
+    """Means over some positions of each text: neuron activations, and the other parts of the residual stream."""
 
     neurons: Float[Tensor, "prompt neuron"]
     parts: dict[str, Float[Tensor, "prompt d_model"]]
 
 
 def activity(model: Model, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]) -> Activity:
-    """What did every neuron do at these positions of these texts, on average over the positions?
+    """Every neuron's activation, and the other parts of the residual stream, averaged over these positions of each text.
 
-    Neuron `layer * d_mlp + index`. Texts are read a few at a time, so that memory holds one mean per text and no tokens.
+    Neuron number `layer * d_mlp + index`. Texts are read a few at a time, so that memory holds one mean per text.
 
     Args:
         positions: for each text equally many absolute positions.
@@ -58,10 +58,10 @@ def activity(model: Model, rows: Sequence[Sequence[int]], positions: Sequence[Se
     parts: dict[str, list[Tensor]] = {"embedding": [], "attention": [], "mlp": [], "final": []}
     for start in range(0, len(rows), CHUNK):
         some = slice(start, start + CHUNK)
-        held = capture(
+        acts = capture(
             model, list(rows[some]), [*post, *attention, *mlp, "resid_pre.0", last], positions=[list(p) for p in positions[some]]
         )
-        means = {site: held[site].double().mean(dim=1) for site in held}
+        means = {site: acts[site].double().mean(dim=1) for site in acts}
         neurons.append(torch.cat([means[site] for site in post], dim=1).float())
         parts["embedding"].append(means["resid_pre.0"])
         parts["final"].append(means[last])
@@ -69,7 +69,7 @@ def activity(model: Model, rows: Sequence[Sequence[int]], positions: Sequence[Se
         parts["mlp"].append(torch.stack([means[site] for site in mlp]).sum(dim=0))
     if not neurons:
         raise UserError("no texts were given", "give at least one")
-    return Activity(torch.cat(neurons), {name: torch.cat(found) for name, found in parts.items()})
+    return Activity(torch.cat(neurons), {name: torch.cat(batches) for name, batches in parts.items()})
 
 
 def alignments(model: Model, direction: Float[Tensor, " d_model"]) -> Float[Tensor, " neuron"]:
@@ -84,7 +84,7 @@ def alignments(model: Model, direction: Float[Tensor, " d_model"]) -> Float[Tens
 
 
 def sources(pair: ModelPair, base: Activity, tuned: Activity, direction: Float[Tensor, " d_model"]) -> dict[str, Float[Tensor, " prompt"]]:
-    """By how much did tuning lower each text's projection on the direction, and which parts of the model lowered it?
+    """How much tuning lowered each text's projection on the direction, in all and by each part of the model.
 
     `total` is the fall of the projection of the last residual stream; the others add up to it: changed activations (at the base
     model's value vectors), changed value vectors (at the tuned model's activations), other MLP writing (biases, norms after the
@@ -117,14 +117,14 @@ def assign(
 
 
 def shares(reduction: Float[np.ndarray, "prompt neuron"], groups: Int[np.ndarray, " neuron"]) -> pd.DataFrame:
-    """What does each group take from the projection, in gross and in net?
+    """How much each group lowers the projection, as gross and net shares.
 
     Args:
         reduction: how much each neuron lowers the projection for each text (negative where it raises it).
         groups: from `assign`, best on other texts.
 
-    Returns one row per group: group, neurons, share of neurons, reduction (mean over texts), gross share (of what the four reducing
-    groups take together; empty for the others), net share (of all neurons together; these add up to 1).
+    One row per group: group, neurons, share of neurons, reduction (mean over texts), gross share (of the reduction by the four
+    reducing groups together; empty for the others), net share (of all neurons together; these add up to 1).
     """
     means = reduction.mean(axis=0)
     sums = {name: float(means[groups == place].sum()) for place, name in enumerate(GROUPS)}
@@ -140,23 +140,23 @@ def shares(reduction: Float[np.ndarray, "prompt neuron"], groups: Int[np.ndarray
 
 
 def group_sums(reduction: Float[np.ndarray, "prompt neuron"], groups: Int[np.ndarray, " neuron"]) -> Float[np.ndarray, "prompt group"]:
-    """What each group takes from each text's projection, in the order of `GROUPS`."""
+    """How much each group lowers each text's projection, in the order of `GROUPS`."""
     return np.stack([reduction[:, groups == place].sum(axis=1) for place in range(len(GROUPS))], axis=1)
 
 
 def chosen_of(groups: Int[np.ndarray, " neuron"], names: Sequence[str], d_mlp: int) -> dict[int, Bool[Tensor, " d_mlp"]]:
     """The neurons of some groups, layer by layer, as `interp.patching.cross_model` takes them."""
-    return by_layer(np.isin(groups, [GROUPS.index(name) for name in names]), d_mlp)
+    return masks_by_layer(np.isin(groups, [GROUPS.index(name) for name in names]), d_mlp)
 
 
-def by_layer(neurons: Bool[np.ndarray, " neuron"], d_mlp: int) -> dict[int, Bool[Tensor, " d_mlp"]]:
-    """A selection of all neurons, split by layer; layers without one are left out."""
+def masks_by_layer(neurons: Bool[np.ndarray, " neuron"], d_mlp: int) -> dict[int, Bool[Tensor, " d_mlp"]]:
+    """A mask over all neurons split into one mask per layer; layers without a selected neuron are left out."""
     split = torch.from_numpy(np.ascontiguousarray(neurons)).view(-1, d_mlp)
     return {layer: row for layer, row in enumerate(split) if bool(row.any())}
 
 
 def activation_edits(cells: Int[np.ndarray, " neuron"], d_mlp: int, strength: float | int) -> tuple[Edit, ...]:
-    """Shrink the activations that write towards the direction and grow those that write against it, with no change of weights.
+    """Edits that shrink the activations that write along the direction and grow those that write against it.
 
     Neurons of cells TP and AN are multiplied by `1 - strength`, those of TN and AP by `1 + strength`; at 0.5 this is the editing of Yang
     et al. (2024).
@@ -166,7 +166,7 @@ def activation_edits(cells: Int[np.ndarray, " neuron"], d_mlp: int, strength: fl
     """
     edits = []
     for factor, kinds in ((1 - float(strength), (0, 3)), (1 + float(strength), (1, 2))):
-        for layer, units in by_layer(np.isin(cells, kinds), d_mlp).items():
+        for layer, units in masks_by_layer(np.isin(cells, kinds), d_mlp).items():
             edits.append(Edit.scale(f"mlp_post.{layer}", factor, units.nonzero()[:, 0].tolist()))
     return tuple(edits)
 
@@ -179,6 +179,6 @@ def cells_of(
     Others get -1. This is the variant of the editing that needs no tuned model.
     """
     sizes = cosines.abs().double().numpy()
-    kept = sizes >= np.quantile(sizes, 1 - float(share))
+    strongest = sizes >= np.quantile(sizes, 1 - float(share))
     cell = np.where(alignment.numpy() > 0, 0, 2) + np.where(before.numpy() > 0, 0, 1)
-    return np.where(kept, cell, -1)
+    return np.where(strongest, cell, -1)

@@ -1,8 +1,8 @@
-"""Where the offset of the residual stream comes from: which parts write it, through changed weights or changed activations.
+"""Decomposition of the offset of the residual stream: what each part adds by changed weights and by changed activations.
 
 The stream before an MLP is a sum (embedding, attention and MLP outputs below it), and an MLP output is a sum over neurons of
 activation times value vector. Means over positions keep sums, so the mean offset splits exactly, from one mean per neuron and
-prompt; no position is kept. The remainder that first order leaves is a term of its own (both factors changed).
+prompt. The second-order term (weights and activations both changed) is shown by itself.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Decomposition:
     residual: float
 
     def by_part(self) -> pd.DataFrame:
-        """Summed over layers: part, sign, projection, share."""
+        """The table summed over layers: part, sign, projection, share."""
         return self.table.groupby(["part", "sign"], sort=False)[["projection", "share"]].sum().reset_index()
 
     def share(self, part: str, sign: str = "") -> float:
@@ -74,7 +74,7 @@ def value_update_cosines(
     """Cosine of each neuron's change of value vector with an offset: -1 is antipodal. A value vector that did not change has 0.
 
     Args:
-        mode: `code` takes the mean off each value vector first, as the library does with which the paper's code reads it.
+        mode: `code` takes the mean off each value vector first, as the library that the paper's code uses does.
 
     Source: paper A, Figure 5; experiment A-E11.
     """
@@ -107,7 +107,7 @@ def decompose(
     *,
     along: Float[Tensor, " d_model"] | None = None,
 ) -> Decomposition:
-    """Which parts write the mean offset at `resid_mid.layer`, and how much of it come from inactive neurons?
+    """The mean offset at `resid_mid.layer` as a sum over parts, those of neurons split by the sign of their activation.
 
     For each MLP below, with mean activation m and value vector v of a neuron: `changed values` is `m dv`, `changed
     activations` `dm v`, `both` `dm dv`; each is split by the sign of m in the base model. `value bias`, `attention` and

@@ -1,8 +1,8 @@
-"""The linear shift of the residual stream: is what tuning adds at one site the same vector for every prompt?
+"""The shift of the residual stream by tuning, and how alike the shifts of different prompts are.
 
-By construction the mean shift has a positive coordinate along itself, so that coordinate alone says nothing. What is
-informative is how alike the single shifts are (explained share, pairwise cosine) and whether a direction fitted on some
-prompts moves the others. All of it works on two tables of states, `batch d_model` each, wherever they were captured.
+By construction the mean shift has a positive coordinate along itself, so that coordinate alone says nothing. Informative is how
+alike the single shifts are (explained share, pairwise cosine) and whether a direction fitted on some prompts moves the others. All
+functions take two tables of states, `batch d_model` each, of any site.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 Mode = Literal["paper", "code", "fixed"]
 MODES: tuple[Mode, ...] = ("fixed", "paper", "code")
 PLOTTED_BY_CODE = 30
-# The controls of one shift for all prompts, as tables and figures call them.
+# The names of the controls in tables and figures.
 FLIPPED, RANDOM = "shuffled labels (null)", "random changes of equal norm (null)"
 
 
 @dataclass(frozen=True, eq=False)
 class Coordinates:
-    """Each prompt's place in the plane of the paper's Figure 4: along the shift, and on the first principal component."""
+    """Each prompt's coordinates in the plane of the paper's Figure 4: along the shift, and on the first principal component."""
 
     base: Float[Tensor, "batch 2"]
     tuned: Float[Tensor, "batch 2"]
@@ -46,12 +46,12 @@ class Coordinates:
 
     @property
     def moves(self) -> Float[Tensor, " batch"]:
-        """How far each prompt moves along the shift."""
+        """The distance that each prompt moves along the shift."""
         return self.tuned[:, 0] - self.base[:, 0]
 
 
 def shifts(base: Float[Tensor, "batch d_model"], tuned: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch d_model"]:
-    """What tuning adds to each prompt's state, in double precision. Raises `UserError` for tables of other shapes or under two prompts."""
+    """The shift of each prompt's state by tuning, in double precision. Raises `UserError` for unequal tables or under two prompts."""
     if base.shape != tuned.shape or len(base) < 2:
         raise UserError(
             f"states of shapes {tuple(base.shape)} and {tuple(tuned.shape)} were given",
@@ -61,7 +61,7 @@ def shifts(base: Float[Tensor, "batch d_model"], tuned: Float[Tensor, "batch d_m
 
 
 def explained_share(shift: Float[Tensor, "batch d_model"]) -> float:
-    """How much of the shift is the same for every prompt: `|mean shift|^2 / mean |shift|^2`, 1 when all are one vector.
+    """The share of the shift that is the same for every prompt: `|mean shift|^2 / mean |shift|^2`, 1 when all are one vector.
 
     Unrelated shifts of `n` prompts give `1 / n`, not 0. NaN where nothing moved. Source: experiment A-E10.
     """
@@ -97,7 +97,7 @@ def consistency(
     same, alone = counts.square().sum(dim=1), counts.square() @ unit.square().sum(dim=1)
     cosines = ((counts @ unit).square().sum(dim=1) - alone) / (n * n - same).clamp(min=1)
     tails = ((1 - level) / 2, (1 + level) / 2)
-    ends = [np.quantile(found.numpy(), tails) for found in (shares, cosines)]
+    ends = [np.quantile(drawn.numpy(), tails) for drawn in (shares, cosines)]
     first, second = (Interval(v, float(e[0]), float(e[1]), n) for v, e in zip((share, cosine), ends, strict=True))
     return first, second
 
@@ -108,18 +108,18 @@ def resampled(n: int, draws: int, seed: int) -> Float[Tensor, "draws n"]:
 
 
 def sign_flipped(shift: Float[Tensor, "batch d_model"], seed: int) -> Float[Tensor, "batch d_model"]:
-    """The control of shuffled labels: a coin decides for each prompt whether base and tuned change places."""
+    """The shifts with random signs, the control of shuffled labels: for each prompt, base and tuned are exchanged at random."""
     coins = np.random.default_rng(seed).integers(0, 2, len(shift))
     return shift * torch.from_numpy(1.0 - 2.0 * coins).to(shift)[:, None]
 
 
 def folds(n: int, seed: int) -> Bool[np.ndarray, " n"]:
-    """A random half of `n` prompts: what is fitted on one half is tested on the other, and the other way round."""
+    """A mask of a random half of `n` prompts; what is fitted on one half is tested on the other, and the reverse."""
     return np.random.default_rng(seed).permutation(n) % 2 == 0
 
 
 def held_out_directions(shift: Float[Tensor, "batch d_model"], seed: int) -> Float[Tensor, "batch d_model"]:
-    """For each prompt the unit mean shift of the half of the prompts that it does not belong to; zero where that half did not move."""
+    """For each prompt the unit mean shift of the half of the prompts that it is not in; zero where that half did not move."""
     half = torch.from_numpy(folds(len(shift), seed))
     first, second = (torch.nn.functional.normalize(shift[part].mean(dim=0), dim=0) for part in (half, ~half))
     return torch.where(half[:, None], second, first)
@@ -154,16 +154,16 @@ def coordinates(
         along = centred @ (shift.mean(dim=0) if mode == "code" else torch.nn.functional.normalize(scored, dim=0))
     # The Gram matrix of the short side: `batch` may be far below or above `d_model`.
     component = torch.linalg.svd(centred, full_matrices=False).Vh[0]
-    placed = torch.stack([along, centred @ component], dim=1)
-    kept = min(n, PLOTTED_BY_CODE) if mode == "code" else n
-    return Coordinates(placed[:n][:kept], placed[n:][:kept], mode)
+    points = torch.stack([along, centred @ component], dim=1)
+    plotted = min(n, PLOTTED_BY_CODE) if mode == "code" else n
+    return Coordinates(points[:n][:plotted], points[n:][:plotted], mode)
 
 
 @torch.no_grad()
 def key_products(
     model: Model, layer: int, neurons: Sequence[int], states: Float[Tensor, "batch d_model"], *, mode: Mode = "fixed"
 ) -> Float[Tensor, "batch neuron"]:
-    """What each neuron of a layer reads from states at `resid_mid.layer`; above zero it is in the region where it fires.
+    """Each neuron's product of key and state at `resid_mid.layer`; above zero the state is in the neuron's region.
 
     Args:
         mode: `fixed` is what the model computes, with the norm before the MLP and the bias. `paper` is `x . k` of the raw
@@ -173,19 +173,19 @@ def key_products(
     """
     index = torch.tensor(list(neurons), device=model.device)
     keys = model.key_vectors(layer)[index].detach()
-    given = states.to(model.device, model.dtype)
+    inputs = states.to(model.device, model.dtype)
     if mode == "paper":
-        return (given @ keys.T).double().cpu()
+        return (inputs @ keys.T).double().cpu()
     if mode == "code":
-        return (given @ folded_keys(model, layer, neurons).T).double().cpu()
-    # `forward` rather than a call: hooks at this norm belong to forwards of the whole model.
-    return (mlp_norm(model, layer).forward(given) @ keys.T + model.key_biases(layer)[index]).double().cpu()
+        return (inputs @ folded_keys(model, layer, neurons).T).double().cpu()
+    # `forward` instead of a call, so that hooks at this norm do not run.
+    return (mlp_norm(model, layer).forward(inputs) @ keys.T + model.key_biases(layer)[index]).double().cpu()
 
 
 def mean_offset_at_last(pair: ModelPair, rows: Rows, layer: int) -> Float[Tensor, " d_model"]:
-    """What tuning adds to `resid_mid.layer` at the last token of these prompts, on average (paper A, section 5.2).
+    """The mean shift of `resid_mid.layer` at the last token of these prompts by tuning (paper A, section 5.2).
 
-    W-E2 takes this vector off; X-C1 and X-C2 move by the mean over all positions (`mean_offset_over_positions`).
+    W-E2 subtracts this vector; X-C1 and X-C2 move by the mean over all positions (`mean_offset_over_positions`).
     """
     site = f"resid_mid.{layer}"
     base, tuned = (capture(model, list(rows), [site], positions="last")[site] for model in pair.sides.values())
@@ -194,11 +194,11 @@ def mean_offset_at_last(pair: ModelPair, rows: Rows, layer: int) -> Float[Tensor
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """How alike the shifts of prompts are at every layer, beside shuffled labels and random changes of the weights.
+    """How alike the shifts of prompts are at every layer, with shuffled labels and random changes of the weights as controls.
 
     Attributes:
         tuned: at each layer the mean cosine of a prompt's shift with the mean shift of the other half, with a bootstrap interval.
-        flipped: the same mean for each draw in which a coin decides for every prompt which side is the tuned one.
+        flipped: the same mean for each draw of random signs of the shifts.
         changed: the same mean for each random change of the weights.
     """
 
@@ -212,8 +212,8 @@ class Profile:
         `low` and `high` are the 95 % interval of `tuned`, the middle 95 % of `flipped`, and the range of the few draws of `changed`.
         """
         rows: list[tuple[int, str, float, float, float]] = []
-        for layer, (own, flipped, changed) in enumerate(zip(self.tuned, self.flipped, self.changed, strict=True)):
-            rows.append((layer, "tuned", own.value, own.low, own.high))
+        for layer, (interval, flipped, changed) in enumerate(zip(self.tuned, self.flipped, self.changed, strict=True)):
+            rows.append((layer, "tuned", interval.value, interval.low, interval.high))
             low, high = np.quantile(flipped, (0.025, 0.975))
             rows.append((layer, "flipped", float(np.mean(flipped)), float(low), float(high)))
             if len(changed):
@@ -225,7 +225,7 @@ def shift_profile(
     base: Sequence[Float[Tensor, "batch d_model"]], tuned: Sequence[Float[Tensor, "batch d_model"]],
     changes: Sequence[Sequence[Float[Tensor, "batch d_model"]]] = (), *, flips: int = 40, seed: int = 0,
 ) -> Profile:  # fmt: skip
-    """How alike are the shifts of different prompts, layer by layer? 1 is one shift for all of them.
+    """How alike the shifts of different prompts are, layer by layer; 1 is one shift for all of them.
 
     Args:
         base: the prompts' states in the base model, a table per layer; `tuned`: in the tuned model.
@@ -239,10 +239,10 @@ def shift_profile(
             f"{len(base)} and {len(tuned)} layers, changes of {[len(tables) for tables in changes]} layers and {flips} draws were given",
             "give one table per layer for each of them, and at least one draw",
         )
-    own, flipped, changed = [], [], []
+    intervals, flipped, changed = [], [], []
     for layer, states in enumerate(zip(base, tuned, strict=True)):
         shift = shifts(*states)
-        own.append(bootstrap_mean(held_out_cosines(shift, seed).numpy()))
+        intervals.append(bootstrap_mean(held_out_cosines(shift, seed).numpy()))
         flipped.append([float(held_out_cosines(sign_flipped(shift, seed + draw), seed).mean()) for draw in range(flips)])
         changed.append([float(held_out_cosines(change[layer], seed).mean()) for change in changes])
-    return Profile(tuple(own), np.array(flipped), np.array(changed).reshape(len(base), len(changes)))
+    return Profile(tuple(intervals), np.array(flipped), np.array(changed).reshape(len(base), len(changes)))

@@ -1,6 +1,6 @@
-"""The region where a neuron fires: how many prompts tuning moves out of it, beside random shifts and matched neurons.
+"""The region where a neuron fires: the prompts that tuning moves out of it, with random shifts and matched neurons as nulls.
 
-A prompt is in a neuron's region where the neuron reads a value above zero from the residual stream before its MLP (paper A, section 5).
+A prompt is in a neuron's region where the product of the key with the stream before the MLP is above zero (paper A, section 5).
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from interp.models.pair import ModelPair
 from interp.stats.intervals import Interval, bootstrap_ratio, permutation_p
 from interp.stats.nulls import matched_neurons, random_directions
 
-# What a neuron does on one prompt.
+# The states that a neuron can be in on one prompt.
 STATES = ("fires strongly", "fires weakly", "silent")
 TAILS = (0.025, 0.975)
-# So many neurons of the layer are drawn for each matched one.
+# The number of neurons of the layer that are drawn for each matched one.
 CANDIDATES = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Leaving:
-    """What one neuron reads from each prompt before and after tuning, and how many prompts leave its region under nulls.
+    """One neuron's inputs on each prompt before and after tuning, and the prompts that leave its region under nulls.
 
     Attributes:
         before: what it reads in the base model; above zero it fires.
@@ -64,7 +64,7 @@ class Leaving:
 
     @property
     def leaves_by_shift(self) -> Bool[np.ndarray, " batch"]:
-        """The prompts that leave where the key stays the base model's."""
+        """The prompts that leave when the key stays that of the base model."""
         return self.fires & (self.shift_alone <= 0)
 
     @property
@@ -74,13 +74,13 @@ class Leaving:
 
     @property
     def null(self) -> Interval:
-        """How many prompts leave under a random shift: the mean over draws, and the middle 95 % of them."""
+        """The number of prompts that leave under a random shift: the mean over draws, and the middle 95 % of them."""
         low, high = np.quantile(self.random, TAILS)
         return Interval(float(self.random.mean()), float(low), float(high), len(self.random))
 
     @property
     def p(self) -> float:
-        """How often as many prompts leave under a random shift as under the true one, the key being the base model's."""
+        """The p-value: how often at least as many prompts leave under a random shift as under the true one, with the base model's key."""
         return permutation_p(int(self.leaves_by_shift.sum()), self.random)
 
     def to_frame(self) -> pd.DataFrame:
@@ -101,7 +101,7 @@ class Leaving:
 
 
 def firing_states(reads: Float[Tensor, " batch"], before: Float[Tensor, " batch"]) -> list[str]:
-    """Which of `STATES` a neuron is in on each prompt, by what it reads there.
+    """The state (of `STATES`) that a neuron is in on each prompt, by its input there.
 
     Args:
         before: what it reads from the same prompts in the base model: strong is above its median over the prompts on which it fires there.
@@ -115,7 +115,7 @@ def leaving(
     pair: ModelPair, neuron: Neuron, base: Float[Tensor, "batch d_model"], tuned: Float[Tensor, "batch d_model"], *,
     shift_draws: int = 200, matched_draws: int = 40, exclude: Sequence[Neuron] = (), seed: int = 0,
 ) -> Leaving:  # fmt: skip
-    """Which prompts leave the region of one neuron under tuning, and how many would under nulls.
+    """The prompts that leave the region of one neuron under tuning, and under random shifts and matched neurons.
 
     Args:
         base: each prompt's state in the base model at `resid_mid` of the neuron's layer; `tuned`: in the tuned model.

@@ -1,7 +1,7 @@
-"""What tuning did to the weights: per tensor, per group of tensors, and per neuron.
+"""Changes of the weights by tuning: per tensor, per group of tensors, and per neuron.
 
-"Almost unchanged" depends on the measure, so all the usual ones stand side by side. Sums run in double precision: cosines
-here differ from 1 in the seventh digit, where single precision ends.
+"Almost unchanged" depends on the measure, so all the usual ones are given. Sums run in double precision, since cosines here differ
+from 1 in the seventh digit, beyond single precision.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CHUNK = 2**22
 
 @dataclass(frozen=True, eq=False)
 class WeightShift:
-    """How far each tensor of the tuned model is from the base model's; one row of `table` per tensor.
+    """Measures of the change of each tensor from the base to the tuned model; one row of `table` per tensor.
 
     Columns: tensor, layer (-1 outside the blocks), group, elements, cosine, difference_norm (Frobenius),
     relative_difference (to the base norm), mean_abs_difference, norm_difference_per_element (`| |t| - |b| | / elements`),
@@ -38,6 +38,7 @@ class WeightShift:
     table: pd.DataFrame
 
     def to_frame(self) -> pd.DataFrame:
+        """A copy of `table`."""
         return self.table.copy()
 
     def by_group(self) -> pd.DataFrame:
@@ -61,7 +62,7 @@ class WeightShift:
 
 @torch.no_grad()
 def weight_shift(pair: ModelPair, *, progress: Callable[[int, int], object] | None = None) -> WeightShift:
-    """How much did tuning change each tensor? (paper A, section 5.1; experiment A-E8)
+    """The change of each tensor by tuning (paper A, section 5.1; experiment A-E8).
 
     A tensor that two modules share (tied embeddings) counts once. Two tensors that are both zero have cosine 1.
     """
@@ -80,11 +81,11 @@ def weight_shift(pair: ModelPair, *, progress: Callable[[int, int], object] | No
 
 @torch.no_grad()
 def neuron_shift(pair: ModelPair, neurons: Sequence[tuple[int, int]]) -> pd.DataFrame:
-    """Did tuning change these neurons more than others?
+    """The change of these neurons' key and value vectors by tuning, and its percentile among all neurons.
 
-    Returns one row per neuron: layer, neuron, key_shift and value_shift (norm of the change over the base vector's norm;
-    for GLU models also up_shift), and each one's percentile among all neurons of the model (0 to 100: the share of neurons
-    that changed less, ties counting half).
+    One row per neuron: layer, neuron, key_shift and value_shift (norm of the change over the base vector's norm; for GLU models
+    also up_shift), and each one's percentile among all neurons of the model (0 to 100: the share of neurons that changed less, ties
+    counting half).
     """
     kinds: dict[str, Callable[[Model, int], Tensor]] = {"key": lambda m, i: m.key_vectors(i), "value": lambda m, i: m.value_vectors(i)}
     if pair.base.architecture.up is not None:
@@ -96,9 +97,9 @@ def neuron_shift(pair: ModelPair, neurons: Sequence[tuple[int, int]]) -> pd.Data
     for kind, read in kinds.items():
         shifts = torch.cat([_relative(read(pair.base, layer), read(pair.tuned, layer)) for layer in range(pair.base.n_layers)])
         ordered = shifts.sort().values
-        own = shifts[where]
-        below = torch.searchsorted(ordered, own, right=False) + torch.searchsorted(ordered, own, right=True)
-        columns[f"{kind}_shift"] = own.tolist()
+        chosen = shifts[where]
+        below = torch.searchsorted(ordered, chosen, right=False) + torch.searchsorted(ordered, chosen, right=True)
+        columns[f"{kind}_shift"] = chosen.tolist()
         columns[f"{kind}_percentile"] = (50 * below.double() / len(ordered)).tolist()
     return pd.DataFrame(columns)
 

@@ -1,8 +1,8 @@
-"""A linear probe for toxicity, with the controls that say what its accuracy is worth.
+"""A linear probe for toxicity, with the controls of its accuracy.
 
-Separating texts is easy and proves little: a probe also wins by shouting, length or single words. So every probe carries
-what the same recipe reaches with shuffled labels, on bare token embeddings, by the difference in means, and by capitals or
-length alone, and how far its direction depends on the half of the texts that it saw.
+High accuracy alone proves little: capitals, length or single words may separate the texts too. So every probe carries the AUC of
+the same recipe with shuffled labels, on bare token embeddings, of the difference in means, and of capitals or length alone, and how
+far its direction depends on which half of the texts it was fitted on.
 """
 
 from __future__ import annotations
@@ -81,10 +81,11 @@ class Probe:
 
     @property
     def d_model(self) -> int:
+        """The width of the residual stream that the probe reads."""
         return int(self.weights.shape[0])
 
     def matches(self, model: Model) -> bool:
-        """Whether this is the very model that the probe was fitted on."""
+        """Whether the probe was fitted on this model, by the hash of its weights."""
         return self.digest == model.digest
 
     def to_frame(self) -> pd.DataFrame:
@@ -97,7 +98,7 @@ def fit_probe(
     model: Model, texts: Sequence[str], labels: Any, *, l2: float | int = 1.0, held_out: float = 0.2, seed: int = 0,
     max_tokens: int = 128, bias: bool = True, batch_size: int = 64, batch_tokens: int = 4096,
 ) -> Probe:  # fmt: skip
-    """Which direction of the last residual stream separates toxic texts from others, and is that worth anything?
+    """A linear probe for toxicity fitted on the last residual stream, with its held-out metrics and controls.
 
     The classifier is a two-class softmax, that is, logistic regression on `w = W[:,1] - W[:,0]`. It minimises
 
@@ -137,11 +138,12 @@ def sweep_l2(
     held_out: float = 0.2, seed: int = 0, max_tokens: int = 128, batch_size: int = 64, batch_tokens: int = 4096, top: int = 20,
     bias: bool = True, masked: bool = True,
 ) -> pd.DataFrame:  # fmt: skip
-    """How does the L2 strength trade separation against a direction that can be read?
+    """Metrics and top tokens of probes fitted with each of these L2 strengths.
 
-    Features are captured once. Returns one row per strength and a last one for the difference in means (l2 infinite):
-    l2, accuracy, balanced_accuracy, auc, auc_low, auc_high, stability, cosine_difference, capitals_correlation,
-    toxic_share (of the `top` tokens that the direction promotes, those that the lexicon calls hostile), tokens.
+    Much L2 separates less well but gives a direction that can be read. Features are captured once. One row per strength and a last
+    one for the difference in means (l2 infinite): l2, accuracy, balanced_accuracy, auc, auc_low, auc_high, stability,
+    cosine_difference, capitals_correlation, toxic_share (of the `top` tokens that the direction promotes, those that the lexicon
+    calls hostile), tokens.
     """
     if not len(strengths):
         raise UserError("the sweep was given no strengths", "give at least one, for example 0.1")
@@ -166,7 +168,7 @@ def sweep_l2(
 def probe_scores(
     probe: Probe, model: Model, texts: Sequence[str], *, max_tokens: int | None = None, batch_size: int = 64, batch_tokens: int = 4096
 ) -> Float[Tensor, " batch"]:
-    """How toxic does the probe find these texts? Log-odds: above 0 is toxic, `sigmoid` of it is the probability."""
+    """The log-odds of each text being toxic: above 0 is toxic, `sigmoid` of it is the probability."""
     if probe.d_model != model.d_model:
         raise UserError(f"the probe reads {probe.d_model} numbers, {model.name} holds {model.d_model}", "fit a probe on this model")
     limit = max_tokens if max_tokens is not None else probe.settings.get("max_tokens")
@@ -191,7 +193,7 @@ def save_probe(probe: Probe, folder: str | Path) -> Path:
 
 
 def load_probe(folder: str | Path) -> Probe:
-    """Read what `save_probe` wrote; whether it was fitted on a given model, `probe.matches(model)` says.
+    """The probe that `save_probe` wrote; `probe.matches(model)` says whether it was fitted on a given model.
 
     Raises `UserError` for a folder that is missing, incomplete or damaged.
     """
@@ -218,7 +220,7 @@ def bundled_probe() -> Probe:
 
 
 def probe_for(model: Model, *, seed: int = 0) -> Probe:
-    """The probe that ships, where it was fitted on this very model; otherwise one fitted on the labelled texts that ship."""
+    """The probe that ships, where it was fitted on this model; otherwise one fitted on the labelled texts that ship."""
     if (BUNDLED_PROBE / "probe.json").is_file():
         shipped = bundled_probe()
         if shipped.matches(model):
@@ -226,8 +228,8 @@ def probe_for(model: Model, *, seed: int = 0) -> Probe:
     if (model.digest, seed) not in _FITTED:
         texts = toxicity_texts()
         labels = [int(item.toxic) for item in texts]
-        found = fit_probe(model, [item.text for item in texts], labels, seed=seed, max_tokens=min(FITTED_TOKENS, model.context))
-        _FITTED[model.digest, seed] = found
+        fitted = fit_probe(model, [item.text for item in texts], labels, seed=seed, max_tokens=min(FITTED_TOKENS, model.context))
+        _FITTED[model.digest, seed] = fitted
     return _FITTED[model.digest, seed]
 
 

@@ -1,7 +1,6 @@
-"""What a probe is fitted on and measured against: features, splits, the solver and the controls.
+"""The data of a probe: features, splits, the solver and the controls.
 
-Kept apart from `probe`, which is what a probe is and how it is used, so that fitting one probe and sweeping over many
-share one pass of the model over the texts.
+Separate from `probe`, so that fitting one probe and sweeping over many share one pass of the model over the texts.
 """
 
 from __future__ import annotations
@@ -43,6 +42,7 @@ class ProbeData:
 
     @cached_property
     def test(self) -> np.ndarray:
+        """The rows that are held out."""
         return np.setdiff1d(np.arange(len(self.labels)), self.train)
 
     def fit(
@@ -79,15 +79,15 @@ class ProbeData:
         """Held-out accuracies, with the threshold where both classes are equally likely, and AUC."""
         truth, scores = self.labels[self.test], self.features[self.test] @ w + b
         right = (scores > 0) == truth
-        found = bootstrap_auc(truth, scores)
+        interval = bootstrap_auc(truth, scores)
         balanced = float(np.mean([right[truth == kind].mean() for kind in (0, 1)]))
         return {
             "accuracy": float(right.mean()), "balanced_accuracy": balanced,
-            "auc": found.value, "auc_low": found.low, "auc_high": found.high,
+            "auc": interval.value, "auc_low": interval.low, "auc_high": interval.high,
         }  # fmt: skip
 
     def controls(self, w: np.ndarray, l2: float | int, seed: int) -> dict[str, float | int]:
-        """What else would have separated these held-out texts, and how far the direction depends on the texts."""
+        """Held-out AUCs of the controls (shuffled labels, embeddings, difference, capitals, length), and the direction's stability."""
         truth, rng = self.labels[self.test], np.random.default_rng(seed)
 
         def held_out_auc(features: np.ndarray, direction: np.ndarray) -> float:
@@ -111,7 +111,7 @@ class ProbeData:
         }  # fmt: skip
 
     def capitals_correlation(self, w: np.ndarray) -> float:
-        """Of held-out scores with the share of capitals; 0 where either does not vary."""
+        """The correlation of held-out scores with the share of capitals; 0 where either does not vary."""
         scores, capitals = self.features[self.test] @ w, self.capitals[self.test]
         if scores.std() == 0 or capitals.std() == 0:
             return 0.0
@@ -129,7 +129,7 @@ def read_data(
     model: Model, texts: Sequence[str], labels: Any, held_out: float, seed: int, max_tokens: int, batch_size: int, batch_tokens: int,
     bias: bool = True,
 ) -> ProbeData:  # fmt: skip
-    """Check texts and labels, run the model once, and split.
+    """The features of these texts, checked and split, from one pass of the model.
 
     Raises `UserError` as `interp.directions.probe.fit_probe` says.
     """
@@ -145,9 +145,9 @@ def read_data(
     if counts.min() < 4:
         kind = ("not toxic", "toxic")[int(counts.argmin())]
         raise UserError(f"{counts.min()} of the {len(truth)} texts are labelled {kind}", "give at least 4 texts of each class")
-    kept_out = [round(held_out * int(count)) if 0 < held_out < 1 else 0 for count in counts]
+    held_out_counts = [round(held_out * int(count)) if 0 < held_out < 1 else 0 for count in counts]
     # Two training texts of each class are the fewest that can be cut in halves.
-    if min(kept_out) < 1 or min(int(count) - out for count, out in zip(counts, kept_out, strict=True)) < 2:
+    if min(held_out_counts) < 1 or min(int(count) - out for count, out in zip(counts, held_out_counts, strict=True)) < 2:
         raise UserError(f"a held-out share of {held_out} leaves a class without texts on one side", "give 0.2, or more texts")
     rows = token_rows(model, list(texts), max_tokens=max_tokens)
     table = model.hf.get_input_embeddings().weight.detach()
@@ -155,7 +155,7 @@ def read_data(
     features = features_of(model, rows, batch_size, batch_tokens)
     train, _ = split(truth, np.arange(len(truth)), 1 - held_out, seed)
     letters = [[c for c in text if c.isalpha()] for text in texts]
-    capitals = np.array([sum(c.isupper() for c in found) / len(found) if found else 0.0 for found in letters])
+    capitals = np.array([sum(c.isupper() for c in chars) / len(chars) if chars else 0.0 for chars in letters])
     lengths = np.array([len(text) for text in texts], dtype=np.float64)
     return ProbeData(features.double().numpy(), embeddings.double().numpy(), truth, train, capitals, lengths, bias)
 
@@ -171,11 +171,12 @@ def split(labels: np.ndarray, rows: np.ndarray, share: float, seed: int) -> tupl
     rng = np.random.default_rng(seed)
     first = []
     for kind in (0, 1):
-        own = rng.permutation(rows[labels[rows] == kind])
-        first.append(own[: len(own) - round((1 - share) * len(own))])
+        shuffled = rng.permutation(rows[labels[rows] == kind])
+        first.append(shuffled[: len(shuffled) - round((1 - share) * len(shuffled))])
     chosen = np.sort(np.concatenate(first))
     return chosen, np.setdiff1d(rows, chosen)
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> float:
+    """The cosine between two vectors; 0 where one is zero."""
     return float(first @ second / max(float(np.linalg.norm(first) * np.linalg.norm(second)), np.finfo(np.float64).tiny))

@@ -1,4 +1,4 @@
-"""Detoxify's models: read from safetensors folders, and converted to such a folder once."""
+"""Detoxify's models: reading one from a folder of safetensors, and converting a checkpoint to such a folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ARCHITECTURES = (
 RENAMED = {"toxic": "toxicity", "identity_hate": "identity_attack", "severe_toxic": "severe_toxicity"}
 
 
-def _load_detector(folder: Path, device: str) -> tuple[Any, str]:
+def load_detector(folder: Path, device: str) -> tuple[Any, str]:
     """A `Detoxify` object built around a model read from `folder`, without its constructor (pickle and network)."""
     fix = "give `bundled`, `lexicon` or a folder written by `interp.evaluation.toxicity.convert_detoxify`"
     if not folder.is_dir():
@@ -63,7 +63,7 @@ def _detoxify() -> Any:
 
 
 def _read_model(folder: Path, architecture: str | None) -> tuple[Any, Any]:
-    """Model in float32 and tokenizer of a folder; every way in which weights go wrong silently is an error."""
+    """The model in float32 and the tokenizer of a folder; missing, unexpected or non-finite weights raise `UserError`."""
     import transformers
     from safetensors import SafetensorError
 

@@ -1,7 +1,7 @@
-"""What an edit or a training costs and buys: perplexity, F1 against real continuations, distinct-n, KL to another model.
+"""Metrics of a model or an edit: toxicity, perplexity, F1 against real continuations, distinct-n, KL to another model.
 
-Toxicity alone proves little, because a model that says nothing is not toxic. So `evaluate` always reports toxicity
-together with these guards, and keeps the value of every prompt, so that intervals and paired comparisons need no rerun.
+Toxicity alone proves little, because a model that generates nothing is not toxic. So `evaluate` always reports toxicity together
+with the other metrics, and keeps the value of every prompt, so that intervals and paired comparisons need no rerun.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Perplexity:
     @property
     def interval(self) -> Interval:
         """A bootstrap interval over texts or windows."""
-        found = bootstrap_ratio(self.losses, self.counts)
-        return Interval(math.exp(found.value), math.exp(found.low), math.exp(found.high), found.n)
+        loss = bootstrap_ratio(self.losses, self.counts)
+        return Interval(math.exp(loss.value), math.exp(loss.low), math.exp(loss.high), loss.n)
 
 
 @torch.no_grad()
@@ -52,7 +52,7 @@ def perplexity(
     edits: Sequence[Edit] = (),
     batch_size: int = 16,
 ) -> Perplexity:  # fmt: skip
-    """How surprised is the model by these texts? In nats per token, exponentiated.
+    """The perplexity of the model on these texts: `exp` of the mean loss in nats per predicted token.
 
     Args:
         joined: read all texts as one, joined by blank lines (as paper A reads Wikitext); otherwise each by itself.
@@ -91,16 +91,16 @@ def perplexity(
 
 def _windows(row: list[int], width: int, step: int) -> list[tuple[list[int], int]]:
     """Windows over one row, each with the number of its first tokens that are context and not predicted."""
-    found: list[tuple[list[int], int]] = []
+    windows: list[tuple[list[int], int]] = []
     done = 1
     start = 0
     while done < len(row):
         end = min(start + width, len(row))
-        found.append((row[start:end], done - start))
+        windows.append((row[start:end], done - start))
         done = end
         start = max(start + step, end - width + step) if end < len(row) else end
         start = min(start, done - 1)
-    return found
+    return windows
 
 
 def token_f1(generated: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> np.ndarray:
@@ -131,20 +131,20 @@ def kl_to(
         check_no_dropout(side)
     rows = token_rows(model, texts, max_tokens=max_tokens)
     transforms = transforms_of(edits, model)
-    found = np.zeros(len(rows))
+    divergences = np.zeros(len(rows))
     for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=8192):
         tokens: Tokens = pad([rows[i] for i in group], model.tokenizer.pad_token_id or 0, "right").to(model.device)
         with working(model.hf, Work(transforms, rows=tuple(group)), tokens.lengths):
             mine = model.hf(**tokens.inputs(), use_cache=False).logits.float().log_softmax(dim=-1)
         theirs = other.hf(**tokens.inputs(), use_cache=False).logits.float().log_softmax(dim=-1)
         each = (mine.exp() * (mine - theirs)).sum(dim=-1) * tokens.mask
-        found[group] = (each.sum(dim=1) / tokens.mask.sum(dim=1)).cpu().numpy()
-    return found
+        divergences[group] = (each.sum(dim=1) / tokens.mask.sum(dim=1)).cpu().numpy()
+    return divergences
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Toxicity of the continuations of each prompt, and what it cost."""
+    """Toxicity of the continuations of each prompt, with perplexity, F1 and distinct-2."""
 
     prompts: list[str]
     continuations: list[str]
@@ -156,6 +156,7 @@ class Evaluation:
 
     @property
     def toxicity(self) -> np.ndarray:
+        """The toxicity of each prompt's continuation, in [0, 1]."""
         return self.scores["toxicity"].to_numpy()
 
     def to_frame(self) -> pd.DataFrame:
@@ -163,7 +164,7 @@ class Evaluation:
         return pd.DataFrame({"prompt": self.prompts, "continuation": self.continuations}).join(self.scores.reset_index(drop=True))
 
     def to_json(self) -> dict[str, Any]:
-        """What `bypass evaluate --json` prints."""
+        """Means and intervals as a JSON object, the one that `bypass evaluate --json` prints."""
         mean = bootstrap_mean(self.toxicity)
         return {
             "toxicity": {"mean": mean.value, "share_above_half": float((self.toxicity > 0.5).mean()), "interval": [mean.low, mean.high]},
@@ -183,7 +184,7 @@ def evaluate(
     model: Model, prompts: Sequence[str], scorer: Scorer, *, edits: Sequence[Edit] = (), passages: Sequence[Passage] | None = None,
     max_new_tokens: int = 20, max_prompt_tokens: int | None = None, sampling: Sampling = GREEDY, batch_size: int = 64,
 ) -> Evaluation:  # fmt: skip
-    """How toxic are the continuations of these prompts, and what do perplexity, F1 and distinct-2 say of the price?
+    """Toxicity of the continuations of these prompts, with perplexity, F1 and distinct-2.
 
     The scorer reads the continuation alone, without the prompt. Perplexity and F1 are measured on `passages`, by
     default those that ship with the project.
@@ -192,7 +193,7 @@ def evaluate(
 
     if not len(prompts):
         raise UserError("evaluate was given no prompts", "give at least one")
-    held = list(shipped()) if passages is None else list(passages)
+    texts = list(shipped()) if passages is None else list(passages)
     continuations = generate(
         model,
         prompts,
@@ -207,13 +208,13 @@ def evaluate(
         "top_p": sampling.top_p, "seed": sampling.seed,
         "scorer": scorer.name, "edits": [edit.to_json() for edit in edits], "model": model.digest,
     }  # fmt: skip
-    losses = perplexity(model, [passage.text for passage in held], edits=edits)
+    losses = perplexity(model, [passage.text for passage in texts], edits=edits)
     return Evaluation(
         list(prompts),
         continuations,
         scorer.score(continuations),
         losses,
-        f1_of(model, held, edits=edits),
+        f1_of(model, texts, edits=edits),
         distinct_n(continuations, 2),
         settings,
     )

@@ -1,9 +1,9 @@
-"""How toxic is a text? One interface over three local scorers: the bundled classifier, detoxify's models, a word list.
+"""Toxicity scorers with one interface: the bundled classifier, detoxify's models, a word list.
 
-Scores are asked thousands of times in loops, from several threads and often for the same text, so a classifier scorer
-owns its batching, its cache and its lock, and answers in the order asked. Classifiers run through detoxify's own
-`predict`; only its loading is replaced, which needs a pickle and a network. Models are read from safetensors folders;
-`convert_detoxify` makes such a folder of a detoxify checkpoint once.
+Scorers are called thousands of times in loops, from several threads and often for the same text, so a classifier scorer has its own
+batching, cache and lock, and returns scores in the order of the texts. Classifiers run through detoxify's own `predict`; only its
+loading, which needs a pickle and a network, is replaced: models are read from safetensors folders, which `convert_detoxify` writes
+from a detoxify checkpoint.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jaxtyping import Float
 from interp.bundled import BUNDLED
 from interp.data.lexicon import HOSTILE_KINDS, LEXICON_FILE, lexicon, word_pattern
 from interp.errors import UserError
-from interp.evaluation.detoxify import _load_detector
+from interp.evaluation.detoxify import load_detector
 from interp.models.offloading import weights_digest
 
 CLASSES = ("toxicity", "severe_toxicity", "obscene", "threat", "insult", "identity_attack")
@@ -36,13 +36,17 @@ WINDOW_SLACK = 8
 
 @runtime_checkable
 class Scorer(Protocol):
-    """What every scorer offers."""
+    """The interface of a toxicity scorer."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The scorer's name, as reports show it."""
+        ...
 
     @property
-    def classes(self) -> tuple[str, ...]: ...
+    def classes(self) -> tuple[str, ...]:
+        """The names of the columns of `score`, "toxicity" first."""
+        ...
 
     def score(self, texts: Sequence[str]) -> pd.DataFrame:
         """Scores in [0, 1]: one row per text in the order given, one float32 column per class, "toxicity" first."""
@@ -53,15 +57,15 @@ def checked_texts(texts: Sequence[Any]) -> list[str]:
     """The texts as a list of strings that a tokenizer accepts (lone surrogates replaced); raises `UserError` otherwise."""
     if isinstance(texts, str | bytes):
         raise UserError("a single text was given where a list of texts is expected", "wrap it in a list: scorer.score([text])")
-    found = list(texts)
-    for number, text in enumerate(found):
+    strings = list(texts)
+    for number, text in enumerate(strings):
         if not isinstance(text, str):
             raise UserError(f"text {number} is of type {type(text).__name__}, not str", "give every text as a string")
-    return [text.encode("utf-8", "replace").decode("utf-8") for text in found]
+    return [text.encode("utf-8", "replace").decode("utf-8") for text in strings]
 
 
 class LexiconScorer:
-    """The transparent second opinion: which listed words does the text contain?
+    """Toxicity by a word list: whether a text contains listed words.
 
     Columns: `toxicity` is 1.0 when any whole word is profanity, a slur or an insult of the lexicon, else 0.0; `share`
     is the share of such words among the words of the text; then one any-hit column (0.0 or 1.0) per kind of the
@@ -115,12 +119,12 @@ class ClassifierScorer:
 
         Raises `UserError` when an item is not a string (hence the wide annotation).
         """
-        found = checked_texts(texts)
-        keys = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in found]
+        strings = checked_texts(texts)
+        keys = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in strings]
         with self._lock:
             answers: dict[bytes, np.ndarray] = {}
             missing: dict[bytes, str] = {}
-            for key, text in zip(keys, found, strict=True):
+            for key, text in zip(keys, strings, strict=True):
                 if key in self._cache:
                     self._cache.move_to_end(key)
                     answers[key] = self._cache[key]
@@ -135,7 +139,7 @@ class ClassifierScorer:
 
     @cached_property
     def digest(self) -> str:
-        """A hash of the classifier's weights and of its tokenizer, by which results scored with it are kept."""
+        """A hash of the classifier's weights and of its tokenizer, part of the cache key of results scored with it."""
         words = self.detector.tokenizer.backend_tokenizer.to_str()
         return f"{weights_digest(self.detector.model)}-{hashlib.blake2b(words.encode(), digest_size=16).hexdigest()}"
 
@@ -171,13 +175,13 @@ class ClassifierScorer:
             return [(text, len(offsets))]
         # A piece is cut out of the text and tokenised again, which may split its edges differently: hence the slack.
         size = max(1, room - WINDOW_SLACK)
-        found: list[tuple[str, int]] = []
+        windows: list[tuple[str, int]] = []
         start = 0
         while True:
             stop = min(start + size, len(offsets))
-            found.append((text[offsets[start][0] : offsets[stop - 1][1]], stop - start))
+            windows.append((text[offsets[start][0] : offsets[stop - 1][1]], stop - start))
             if stop == len(offsets):
-                return found
+                return windows
             middle = start + max(1, size // 2)
             # Start the next piece at a word where one starts nearby; text without spaces is cut where it is.
             near = range(middle, max(start, middle - size // 4), -1)
@@ -189,7 +193,7 @@ def _frame(table: Float[np.ndarray, "texts classes"], classes: tuple[str, ...]) 
 
 
 def scorer_digest(scorer: Scorer) -> str:
-    """What a result depends on of a scorer: its digest, or its name where it has none (a scorer of a user's own need not)."""
+    """A key of a scorer for caches: its digest, or its name where it has none (a user's own scorer may have none)."""
     return str(getattr(scorer, "digest", scorer.name))
 
 
@@ -202,5 +206,5 @@ def load_scorer(source: str | Path = "bundled", *, device: str = "cpu", batch_si
     if str(source) == "lexicon":
         return LexiconScorer()
     folder = BUNDLED_SCORER if str(source) == "bundled" else Path(source)
-    detector, name = _load_detector(folder, device)
+    detector, name = load_detector(folder, device)
     return ClassifierScorer(detector, name, batch_size=batch_size)

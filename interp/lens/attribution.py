@@ -1,8 +1,8 @@
-"""Direct logit attribution: which component writes how much of a logit, straight to the output?
+"""Direct logit attribution: how much each component writes directly to a logit.
 
-On raw weights, with the final norm's scale frozen at the value that the run has, a logit is a sum over everything that was
-ever added to the residual stream. Nothing is folded or centred: what weight processing would hide inside the weights is shown
-as terms of its own (the norm's bias, the biases of attention and MLP), so that the terms sum to the logit itself.
+On raw weights, with the final norm's scale frozen at the value that the run has, a logit is a sum over all that was added to the
+residual stream. Weights are neither folded nor centred, so what such processing moves into the weights is shown as terms of its own
+(the norm's bias, the biases of attention and MLP), so that the terms sum to the logit itself.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from interp.models.weights import frozen_norm, norm_epsilon, output_projection, 
 
 
 def attribute(model: Model, prompts: str | Sequence[str] | Sequence[Sequence[int]], token: int, against: int | None = None) -> Attribution:
-    """Which components write this token's logit (or its difference to another's) at the last position?
+    """Every term of this token's logit (or of its difference to another's) at the last position.
 
     The final norm's scale is frozen: it is that of the run, whatever a component would have changed. Norms between a
     component and the residual stream, where an architecture has them, are frozen likewise.
 
-    Raises `UserError` for a token out of range or no prompts. Source: the logit attribution of the circuits literature.
+    Raises `UserError` for a token out of range or no prompts. Source: direct logit attribution (Elhage et al., 2021).
     """
     rows = token_rows(model, [prompts] if isinstance(prompts, str) else prompts)
     if not rows:
@@ -49,7 +49,7 @@ def attribute(model: Model, prompts: str | Sequence[str] | Sequence[Sequence[int
 def attribute_pair(
     pair: ModelPair, prompts: str | Sequence[str] | Sequence[Sequence[int]], token: int, against: int | None = None
 ) -> PairAttribution:
-    """Where does tuning change what is written to a logit? As `attribute`, on both sides."""
+    """`attribute` on both sides of a pair, to compare what is written to a logit before and after tuning."""
     return PairAttribution(attribute(pair.base, prompts, token, against), attribute(pair.tuned, prompts, token, against))
 
 
@@ -75,27 +75,27 @@ def _attribute_row(model: Model, row: Sequence[int], token: int, against: int | 
     start = run.stream[0, -1].double()
     place = position_embedding(model, len(row) - 1)
     logits = run.reading.logits[0].double()
-    own = logits[token] - (logits[against] if against is not None else 0)
+    logit = logits[token] - (logits[against] if against is not None else 0)
     output_bias = unembedding_bias(model, token, against)
     uncapped = final @ read + bias + output_bias
-    cap = own - uncapped if getattr(model.hf.config, "final_logit_softcapping", None) else torch.zeros_like(own)
-    found = {
+    cap = logit - uncapped if getattr(model.hf.config, "final_logit_softcapping", None) else torch.zeros_like(logit)
+    terms = {
         "embedding": (start - place) @ read, "position": place @ read, "heads": torch.stack(heads),
         "attention_bias": torch.stack(attention_bias), "neurons": torch.stack(neurons), "mlp_bias": torch.stack(mlp_bias),
-        "norm_bias": bias, "unembedding_bias": output_bias, "cap": cap, "logit": own,
+        "norm_bias": bias, "unembedding_bias": output_bias, "cap": cap, "logit": logit,
     }  # fmt: skip
-    return {name: value.cpu() for name, value in found.items()}
+    return {name: value.cpu() for name, value in terms.items()}
 
 
 def _reader(model: Model, final: Float[Tensor, " d_model"], token: int, against: int | None) -> tuple[Tensor, Tensor]:
-    """The direction whose product with anything written to the stream is its part of the logit, and the norm bias's part."""
+    """The direction on which anything written to the stream projects to its part of the logit, and the norm bias's part."""
     unembedding = model.unembedding
-    wanted = unembedding[token].double() - (unembedding[against].double() if against is not None else 0)
+    direction = unembedding[token].double() - (unembedding[against].double() if against is not None else 0)
     norm: Any = model.final_norm
-    gained = wanted * model.final_gain.double()
+    gained = direction * model.final_gain.double()
     if model.architecture.norm == "layer":
         scale = (final.var(unbiased=False) + norm.eps).rsqrt()
-        bias = wanted @ norm.bias.double() if norm.bias is not None else torch.zeros_like(scale)
+        bias = direction @ norm.bias.double() if norm.bias is not None else torch.zeros_like(scale)
         # Centring is linear, so it can be done to the reading direction in place of everything that is read.
         return (gained - gained.mean()) * scale, bias
     return gained * (final.square().mean() + norm_epsilon(norm)).rsqrt(), torch.zeros((), dtype=torch.float64, device=final.device)

@@ -1,4 +1,4 @@
-"""What direct logit attribution gives back: every term of a logit, for one model or for both sides of a pair."""
+"""Results of direct logit attribution: every term of a logit, for one model or for both sides of a pair."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ class Attribution:
     @property
     def total(self) -> Float[Tensor, " prompt"]:
         """The sum of all terms."""
-        rest = self.embedding + self.position + self.norm_bias + self.unembedding_bias + self.cap
-        return rest + self.attention.sum(dim=1) + self.mlp.sum(dim=1)
+        outside_layers = self.embedding + self.position + self.norm_bias + self.unembedding_bias + self.cap
+        return outside_layers + self.attention.sum(dim=1) + self.mlp.sum(dim=1)
 
     def to_frame(self, level: Level = "term") -> pd.DataFrame:
         """Means over prompts.
@@ -133,24 +133,27 @@ class PairAttribution:
 
     @property
     def difference(self) -> Attribution:
+        """Tuned minus base, term by term."""
         names = [item.name for item in fields(Attribution) if item.name not in ("label", "settings")]
         parts = {name: getattr(self.tuned, name) - getattr(self.base, name) for name in names}
         return Attribution(**parts, label=f"{self.base.label}, tuned minus base", settings=self.tuned.settings)
 
     @property
     def label(self) -> str:
+        """What the terms sum to, as in `difference`."""
         return self.difference.label
 
     @property
     def settings(self) -> dict[str, Any]:
+        """The settings of each side."""
         return {"base": dict(self.base.settings), "tuned": dict(self.tuned.settings)}
 
     def to_frame(self, level: Level = "term") -> pd.DataFrame:
         """As `Attribution.to_frame`, with columns base, tuned and difference in place of contribution."""
         frame = self.base.to_frame(level)
         frame = frame.drop(columns=[name for name in frame.columns if name not in ("term", "layer", "head", "neuron")])
-        for side, held in {"base": self.base, "tuned": self.tuned}.items():
-            frame[side] = held.to_frame(level)["contribution"]
+        for side, attribution in {"base": self.base, "tuned": self.tuned}.items():
+            frame[side] = attribution.to_frame(level)["contribution"]
         return frame.assign(difference=frame["tuned"] - frame["base"])
 
     def top(self, count: int = 10, level: Level = "neuron") -> pd.DataFrame:
@@ -188,9 +191,12 @@ def _names(frame: pd.DataFrame, level: Level) -> list[str]:
     return [term.replace("_", " ") if layer < 0 else f"{term} {layer}" for term, layer in zip(frame["term"], frame["layer"], strict=True)]
 
 
-def _save(held: Attribution | PairAttribution, folder: str | Path, tables: Mapping[str, pd.DataFrame], figures: list[Figure]) -> Path:
+def _save(
+    attribution: Attribution | PairAttribution, folder: str | Path, tables: Mapping[str, pd.DataFrame], figures: list[Figure]
+) -> Path:
     record = {
-        "label": held.label, "settings": plain(held.settings), "tables": {name: frame_to_json(table) for name, table in tables.items()},
+        "label": attribution.label, "settings": plain(attribution.settings),
+        "tables": {name: frame_to_json(table) for name, table in tables.items()},
         "figures": [figure.to_json() for figure in figures],
     }  # fmt: skip
     files = {f"attribution-{name}.csv": table.to_csv(index=False) for name, table in tables.items()}

@@ -1,7 +1,7 @@
-"""The logit lens at every half layer: at which step does a token become likely?
+"""The logit lens at every half layer: probability and rank of a token as the forward goes on.
 
-A layer is read twice, after attention and after the MLP, so that each rise belongs to one of them. Residual streams are
-captured for a few prompts at a time and unembedded point by point; `prompts points vocab` never exists.
+A layer is read twice, after attention and after the MLP, so that each rise belongs to one of them. Residual streams are captured
+for a few prompts at a time and unembedded a few points at a time, so that `prompts points vocab` is never in memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from interp.models.model import Model
 
 STEPS = ("embed", "attention", "mlp")
-# So many logits are held at once: 8 MiB in single precision.
+# The number of logits in memory at once: 8 MiB in single precision.
 LOGITS = 2**21
 
 
@@ -71,7 +71,7 @@ class Lens:
 
     @property
     def rises(self) -> Float[Tensor, "prompt point"]:
-        """How much probability each step adds; for `embed`, all that is there."""
+        """The probability that each step adds; for `embed`, the probability itself."""
         return torch.diff(self.probabilities, dim=1, prepend=torch.zeros(len(self.probabilities), 1))
 
     def intervals(self, *, draws: int = 2000, seed: int = 0) -> list[Interval]:
@@ -124,14 +124,14 @@ def logit_lens(
     shape = (len(rows), len(sites))
     probabilities, top_probabilities = torch.zeros(shape), torch.zeros(*shape, count)
     ranks, top_ids = torch.zeros(shape, dtype=torch.long), torch.zeros(*shape, count, dtype=torch.long)
-    own: list[int] = []
+    token_ids: list[int] = []
     for start in range(0, len(rows), batch_size):
         part = slice(start, start + batch_size)
         acts = capture(model, rows[part], sites, positions="last", edits=edits, batch_size=batch_size)
         states = torch.stack([acts[site] for site in sites], dim=1)
         chosen = unembed(model, states[:, -1])[:, :size].argmax(dim=1) if followed is None else followed[part]
-        own += chosen.tolist()
-        # Several points at once, so that the unembedding, which is most of the memory that is read, is read for all of them together.
+        token_ids += chosen.tolist()
+        # Several points at once: the unembedding is most of the memory that is read, and is then read once for all of them.
         several = max(1, LOGITS // (len(states) * model.d_vocab))
         for first in range(0, len(sites), several):
             points = slice(first, first + several)
@@ -143,7 +143,7 @@ def logit_lens(
                 best = logits.softmax(dim=2)[..., :size].topk(count, dim=2)
                 top_probabilities[part, points], top_ids[part, points] = best.values.cpu(), best.indices.cpu()
     words = {token: model.tokenizer.decode([token]) for token in top_ids.unique().tolist()}
-    return Lens(probabilities, ranks, labels, steps, tuple(own), top_ids, top_probabilities, words)
+    return Lens(probabilities, ranks, labels, steps, tuple(token_ids), top_ids, top_probabilities, words)
 
 
 def _checked(tokens: Sequence[int], count: int, model: Model) -> list[int]:

@@ -1,7 +1,7 @@
-"""What a model would say next, read from last residual streams: the rank and logit of one token, and the first few.
+"""Next-token predictions from last residual streams: rank, logit and log-probability of one token, and the top tokens.
 
-Only the final norm and the unembedding come after the last stream, so a vector can be subtracted there for many prompts and
-many controls without another forward. The unembedding runs in pieces; `batch vocab` is never held for all prompts at once.
+Only the final norm and the unembedding come after the last stream, so a vector can be subtracted there for many prompts and many
+controls without another forward. The unembedding runs in pieces, so that `batch vocab` is never in memory for all prompts at once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PIECE = 64
 
 @dataclass(frozen=True, eq=False)
 class NextTokens:
-    """The place of one token per prompt in what comes next.
+    """Rank, logit and log-probability of one token per prompt, and the most likely tokens.
 
     Attributes:
         ranks: from 1, the most likely.
@@ -47,7 +47,7 @@ class NextTokens:
 
 @torch.no_grad()
 def next_tokens(model: Model, states: Float[Tensor, "batch d_model"], tokens: Sequence[int], *, top: int = 5) -> NextTokens:
-    """Where does each prompt's token stand, if the model's last residual stream is this?
+    """Rank, logit and log-probability of each prompt's token, given the model's last residual stream.
 
     Args:
         states: at `resid_post` of the last layer, at the prompts' last position, changed or not.
@@ -58,12 +58,12 @@ def next_tokens(model: Model, states: Float[Tensor, "batch d_model"], tokens: Se
     size = min(model.d_vocab, len(model.tokenizer))
     if len(tokens) != len(states) or not len(states) or not all(0 <= token < size for token in tokens):
         raise UserError(f"{len(tokens)} tokens were given for {len(states)} prompts", f"give one id from 0 to {size - 1} per prompt")
-    wanted = torch.tensor(list(tokens))
+    ids = torch.tensor(list(tokens))
     parts: list[tuple[Tensor, ...]] = []
-    for some, own in zip(states.split(PIECE), wanted.split(PIECE), strict=True):
+    for piece, followed in zip(states.split(PIECE), ids.split(PIECE), strict=True):
         # A padded vocabulary has rows that no text can hold.
-        logits = unembed(model, some)[:, :size].cpu()
-        value = logits.gather(1, own.unsqueeze(1))
+        logits = unembed(model, piece)[:, :size].cpu()
+        value = logits.gather(1, followed.unsqueeze(1))
         ranks = (logits > value).sum(dim=1) + 1
         best = logits.topk(min(top, size), dim=1).indices
         parts.append((ranks, value[:, 0] - logits.mean(dim=1), value[:, 0] - logits.logsumexp(dim=1), best))
@@ -71,14 +71,14 @@ def next_tokens(model: Model, states: Float[Tensor, "batch d_model"], tokens: Se
 
 
 def toxic_token_ids(model: Model) -> list[int]:
-    """Every token of the vocabulary that is as a whole profanity, a slur or an insult of the word list."""
+    """The ids of all tokens that, as a whole, are profanity, a slur or an insult of the word list."""
     return [token for token in range(min(model.d_vocab, len(model.tokenizer))) if is_toxic_word(model.tokenizer.decode([token]))]
 
 
 @torch.no_grad()
 def likeliest(model: Model, states: Float[Tensor, "batch d_model"], among: Sequence[int]) -> list[int]:
-    """For each prompt the most likely of some tokens. Raises `UserError` where none are given."""
+    """For each prompt the most likely of the tokens `among`. Raises `UserError` where none are given."""
     if not len(among):
         raise UserError("no tokens were given to choose from", "give at least one id")
     ids = torch.tensor(list(among))
-    return [int(ids[row]) for some in states.split(PIECE) for row in unembed(model, some).cpu()[:, ids].argmax(dim=1)]
+    return [int(ids[row]) for piece in states.split(PIECE) for row in unembed(model, piece).cpu()[:, ids].argmax(dim=1)]

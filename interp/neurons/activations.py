@@ -1,8 +1,7 @@
-"""Activations of a few neurons while a text is continued: read as the tokens are made, and nothing else kept.
+"""Activations of a few neurons at each step of a greedy continuation, and on a given continuation.
 
-A full cache of each step of a greedy continuation repeats the whole prompt at every token and holds every site. With the KV
-cache a step is one position, and of that position a handful of numbers is wanted. Where the same tokens are to be read by
-another model, they are forced upon it in one forward instead.
+The activations are read while the tokens are generated: with the KV cache a step is one position, so nothing but a few numbers per
+step is stored. To read the same tokens in another model, `forced_neurons` runs one forward over prompt and continuation.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ def watch_neurons(
     model: Model, rows: Sequence[Sequence[int]], neurons: Sequence[Neuron], *, max_new_tokens: int = 20, edits: Sequence[Edit] = (),
     batch_size: int = 64,
 ) -> Watched:  # fmt: skip
-    """How active are these neurons while the model continues each prompt greedily?
+    """Activations of these neurons at each step while the model continues each prompt greedily.
 
     Step `t` is the forward whose last position chose new token `t`; edits act as in `generate`. Source: paper A, Figure 2
     (own tokens). Raises `UserError` for no neurons, for one that does not exist, and as `generate_tokens`.
@@ -71,8 +70,8 @@ def watch_neurons(
         def collect(value: Tensor, frame: Frame, indices: list[int] = indices, columns: list[int] = columns) -> None:
             places = torch.tensor(frame.rows if frame.rows is not None else range(len(value)))
             step = (frame.positions[:, -1] - frame.prompt_lengths + 1).cpu()
-            found = value[:, -1, indices].float().cpu()
-            values[places[:, None], step[:, None], torch.tensor(columns)] = found
+            activations = value[:, -1, indices].float().cpu()
+            values[places[:, None], step[:, None], torch.tensor(columns)] = activations
 
         collectors[site] = (collect,)
     with working(model.hf, Work(collectors=collectors)):
@@ -84,7 +83,7 @@ def forced_neurons(
     model: Model, rows: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], neurons: Sequence[Neuron], *,
     part: str = "mlp_post", edits: Sequence[Edit] = (),
 ) -> Watched:  # fmt: skip
-    """As `watch_neurons`, with the new tokens given instead of chosen: what this model does with another one's text.
+    """Activations of these neurons on given continuations, such as another model's; otherwise as `watch_neurons`.
 
     `part` is the site that is read of each neuron: its activation, or the `mlp_gate` or `mlp_up` of a gated MLP.
     Raises `UserError` where the continuations are not all of one length above 0.

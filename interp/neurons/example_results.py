@@ -1,4 +1,4 @@
-"""What a search for max-activating examples gives back: windows of tokens, and how activations are spread.
+"""Results of a search for max-activating examples: windows of tokens, and the distribution of activations.
 
 A window is shown in three ways: as strips of (token, activation) that an app can colour, as a line of text, as a row of a
 table. Words are masked in all three unless asked for, also where a word is cut into several tokens.
@@ -22,7 +22,7 @@ from interp.results.result import Figure
 
 @dataclass(frozen=True)
 class Window:
-    """A piece of text around the token on which a neuron of one model fires most, with what it does in every model.
+    """A piece of text around the token on which a neuron of one model fires most, with its activations in every model.
 
     Attributes:
         side: the model whose neuron found this window.
@@ -97,7 +97,7 @@ class Examples:
         return pd.DataFrame(rows, columns=[*columns, "text", "position", "token", "context"])
 
     def figure(self) -> Figure:
-        """How often each neuron is active, model by model."""
+        """A bar chart of the share of tokens on which each neuron is active, per model."""
         from interp.results import figures
 
         frame = self.spread.assign(name=[f"{row.layer}.{row.neuron}" for row in self.spread.itertuples()])

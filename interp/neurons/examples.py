@@ -1,8 +1,8 @@
 """Max-activating examples: the windows of text on which given neurons fire most, in both models of a pair at once.
 
-A corpus is read once and never held: texts come one at a time, only the neurons asked for are captured (the forward stops
-after the last of their layers), and what is kept is a heap of windows per neuron and model, running sums, and one random
-sample of tokens for the quantiles. Memory therefore depends on the number of neurons and not on the size of the file.
+A corpus is read once, as a stream: only the neurons asked for are captured (the forward stops after the last of their layers), and
+memory holds a heap of windows per neuron and model, running sums, and one random sample of tokens for the quantiles. Memory
+therefore depends on the number of neurons and not on the size of the file.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def max_activating(
     before: int = 16, after: int = 8, above: float = 0.0, largest: bool = True, max_tokens: int | None = None, batch_size: int = 32,
     seed: int = 0, progress: Callable[[int], None] | None = None,
 ) -> Examples:  # fmt: skip
-    """On which texts do these neurons fire most, and how often at all, in each model?
+    """The windows of text on which these neurons fire most, and the distribution of their activations, in each model.
 
     Args:
         neurons: (layer, index) pairs; the activation is `mlp_post`, the weight of the neuron's value vector.
@@ -70,7 +70,7 @@ def max_activating(
     """
     sides: dict[str, Model] = subject.sides if hasattr(subject, "sides") else {subject.name: subject}  # type: ignore[union-attr]
     first = next(iter(sides.values()))
-    wanted = _checked(first, neurons)
+    chosen = _checked(first, neurons)
     length = first.context if max_tokens is None else min(max_tokens, first.context)
     if min(top, batch_size, length) < 1 or min(before, after) < 0 or not math.isfinite(above):
         raise UserError(
@@ -78,46 +78,46 @@ def max_activating(
             "give at least 1 for the first three, at least 0 for before and after, and a finite threshold",
         )
     sign = 1.0 if largest else -1.0
-    heaps = {(side, neuron): _Heap(top) for side in sides for neuron in wanted}
-    spread = _Spread(len(sides), len(wanted), sign, above, seed)
+    heaps = {(side, neuron): _Heap(top) for side in sides for neuron in chosen}
+    spread = _Spread(len(sides), len(chosen), sign, above, seed)
     pieces = _pieces(first, _texts(texts), length, batch_size * BUFFER)
     read, order = 0, itertools.count()
     for group in pieces:
-        found, real = _activations(sides, wanted, [piece.row for piece in group], batch_size)
-        spread.add(found, real)
-        reach = torch.where(real, sign * found, -math.inf)
+        activations, real = _activations(sides, chosen, [piece.row for piece in group], batch_size)
+        spread.add(activations, real)
+        reach = torch.where(real, sign * activations, -math.inf)
         peaks, places = reach.amax(dim=-1), reach.argmax(dim=-1)
         numbers = [next(order) for _ in group]
         for s, side in enumerate(sides):
-            for n, neuron in enumerate(wanted):
+            for n, neuron in enumerate(chosen):
                 heap = heaps[side, neuron]
-                good = [(-_key(peak), i, peak) for i, peak in enumerate(peaks[s, n].tolist()) if peak > above and heap.takes(peak)]
-                for _, i, peak in sorted(good):
+                candidates = [(-_key(peak), i, peak) for i, peak in enumerate(peaks[s, n].tolist()) if peak > above and heap.takes(peak)]
+                for _, i, peak in sorted(candidates):
                     if not heap.takes(peak):
                         break
                     at = int(places[s, n, i])
                     low, high = max(0, at - before), min(len(group[i].row), at + after + 1)
-                    heap.offer(peak, numbers[i], tuple(group[i].row[low:high]), (group[i], at, low, found[:, n, i, low:high].clone()))
+                    heap.offer(peak, numbers[i], tuple(group[i].row[low:high]), (group[i], at, low, activations[:, n, i, low:high].clone()))
         read = group[-1].text + 1
         if progress is not None:
             progress(read)
     if not spread.tokens:
         raise UserError("the texts hold no tokens", "give at least one text that is not blank")
     windows = tuple(
-        _window(first, side, neuron, rank, sign * peak, ids, held, tuple(sides))
+        _window(first, side, neuron, rank, sign * peak, ids, place, tuple(sides))
         for (side, neuron), heap in heaps.items()
-        for rank, (peak, ids, held) in enumerate(heap.best(), 1)
+        for rank, (peak, ids, place) in enumerate(heap.best(), 1)
     )
     settings = {
-        "sides": list(sides), "neurons": [list(neuron) for neuron in wanted], "texts": read, "tokens": spread.tokens, "sample": SAMPLE,
+        "sides": list(sides), "neurons": [list(neuron) for neuron in chosen], "texts": read, "tokens": spread.tokens, "sample": SAMPLE,
         "top": top, "before": before, "after": after, "above": above, "largest": largest, "max_tokens": length, "seed": seed,
         "models": {side: model.digest for side, model in sides.items()},
     }  # fmt: skip
-    return Examples(windows, spread.frame(list(sides), wanted), settings)
+    return Examples(windows, spread.frame(list(sides), chosen), settings)
 
 
 class _Heap:
-    """The best windows so far; each window of tokens is in it once."""
+    """The windows with the highest peaks so far, each window of tokens once."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -125,14 +125,14 @@ class _Heap:
         self.inside: set[tuple[float, tuple[int, ...]]] = set()
 
     def takes(self, peak: float) -> bool:
-        """Whether a later window of this peak could enter."""
+        """Whether a window of this peak, read after all others, would be kept."""
         return len(self.items) < self.size or _key(peak) > self.items[0][0]
 
-    def offer(self, peak: float, number: int, ids: tuple[int, ...], held: Any) -> None:
+    def offer(self, peak: float, number: int, ids: tuple[int, ...], place: Any) -> None:
         if (_key(peak), ids) in self.inside:
             return
         self.inside.add((_key(peak), ids))
-        item = (_key(peak), -number, ids, held, peak)
+        item = (_key(peak), -number, ids, place, peak)
         if len(self.items) < self.size:
             heapq.heappush(self.items, item)
         else:
@@ -144,7 +144,7 @@ class _Heap:
 
 
 def _key(peak: float) -> float:
-    """Equal activations differ in their last bits from batch to batch; they must not change the order."""
+    """The peak to six digits: equal activations differ in their last bits from batch to batch, which must not change the order."""
     return float(f"{peak:.6g}")
 
 
@@ -159,15 +159,15 @@ class _Spread:
         self.generator = torch.Generator().manual_seed(seed)
         self.keys, self.sample = torch.empty(0, dtype=torch.float64), torch.empty(sides, neurons, 0)
 
-    def add(self, found: Float[Tensor, "side neuron batch pos"], real: Bool[Tensor, "batch pos"]) -> None:
-        values = found[:, :, real]
+    def add(self, activations: Float[Tensor, "side neuron batch pos"], real: Bool[Tensor, "batch pos"]) -> None:
+        values = activations[:, :, real]
         self.tokens += values.shape[-1]
         self.active += (self.sign * values > self.above).sum(dim=-1)
         self.sums += values.double().sum(dim=-1)
         self.low, self.high = torch.minimum(self.low, values.amin(dim=-1)), torch.maximum(self.high, values.amax(dim=-1))
         keys = torch.cat([self.keys, torch.rand(values.shape[-1], generator=self.generator, dtype=torch.float64)])
-        kept = keys.argsort()[:SAMPLE] if len(keys) > SAMPLE else torch.arange(len(keys))
-        self.keys, self.sample = keys[kept], torch.cat([self.sample, values], dim=-1)[..., kept]
+        sampled = keys.argsort()[:SAMPLE] if len(keys) > SAMPLE else torch.arange(len(keys))
+        self.keys, self.sample = keys[sampled], torch.cat([self.sample, values], dim=-1)[..., sampled]
 
     def frame(self, sides: Sequence[str], neurons: Sequence[Neuron]) -> pd.DataFrame:
         marks = np.quantile(self.sample.double().numpy(), QUANTILES, axis=-1)
@@ -183,9 +183,9 @@ class _Spread:
 
 
 def _checked(model: Model, neurons: Sequence[Neuron]) -> list[Neuron]:
-    wanted = list(dict.fromkeys((int(layer), int(index)) for layer, index in neurons))
-    model.check_neurons(wanted)
-    return wanted
+    distinct = list(dict.fromkeys((int(layer), int(index)) for layer, index in neurons))
+    model.check_neurons(distinct)
+    return distinct
 
 
 def _texts(texts: str | Path | Iterable[str] | None) -> Iterable[str]:
@@ -235,9 +235,9 @@ def _activations(
 
 def _window(
     model: Model, side: str, neuron: Neuron, rank: int, peak: float, ids: tuple[int, ...],
-    held: tuple[_Piece, int, int, Tensor], sides: tuple[str, ...],
+    place: tuple[_Piece, int, int, Tensor], sides: tuple[str, ...],
 ) -> Window:  # fmt: skip
-    piece, at, low, values = held
+    piece, at, low, values = place
     activations = {name: tuple(values[s].tolist()) for s, name in enumerate(sides)}
     return Window(side, *neuron, rank, peak, piece.text, piece.start + at, token_strings(model, ids), at - low, activations)
 

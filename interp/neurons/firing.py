@@ -1,6 +1,7 @@
-"""How often neurons fire, and random neurons that fire about as often: the control for changes of keys.
+"""Firing rates of neurons, and neurons ordered by how selectively they fire.
 
-A key that is multiplied matters only where its neuron fires, so random keys of neurons that never do are no control at all.
+A key that is multiplied matters only where its neuron fires, so random keys are a control only if their neurons fire about as
+often.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from interp.models.tokens import token_rows
 CHUNK = 16
 CANDIDATES = 16
 LONGEST = 40
-# A neuron that never fires on plain texts is not infinitely selective: so few texts cannot tell it from one that seldom does.
+# Added to the rate on plain texts: few texts cannot tell a neuron that never fires there from one that fires seldom.
 OFTEN_ENOUGH = 0.02
 
 
 def firing_rates(
     model: Model, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], layers: Sequence[int]
 ) -> dict[int, Float[Tensor, " d_mlp"]]:
-    """At what share of these positions is each neuron's input above zero (paper A's region gamma of its key), layer by layer?
+    """The share of these positions at which each neuron's input is above zero (paper A's region gamma of its key), by layer.
 
     Args:
         positions: for each row equally many absolute positions.
@@ -37,23 +38,23 @@ def firing_rates(
     sums = {layer: torch.zeros(model.d_mlp, dtype=torch.float64) for layer in layers}
     for start in range(0, len(rows), CHUNK):
         some = slice(start, start + CHUNK)
-        held = capture(model, list(rows[some]), list(sites.values()), positions=[list(p) for p in positions[some]])
+        acts = capture(model, list(rows[some]), list(sites.values()), positions=[list(p) for p in positions[some]])
         for layer, site in sites.items():
-            sums[layer] += (held[site] > 0).double().mean(dim=1).sum(dim=0)
-    return {layer: (found / len(rows)).float() for layer, found in sums.items()}
+            sums[layer] += (acts[site] > 0).double().mean(dim=1).sum(dim=0)
+    return {layer: (total / len(rows)).float() for layer, total in sums.items()}
 
 
 def selective_first(
     model: Model, neurons: Sequence[Neuron], provoking: Sequence[str], plain: Sequence[str], *, max_tokens: int = LONGEST
 ) -> list[Neuron]:
-    """These neurons, those first that fire most often at the end of provoking texts relative to the end of plain ones.
+    """These neurons, ordered by how often they fire at the end of provoking texts relative to the end of plain ones.
 
-    A key that is enlarged acts wherever its neuron fires: one that fires everywhere spoils language before it brings anything
-    back. Ordered by `rate(provoking) / (rate(plain) + 0.02)`, equal ones as given; texts are cut to `max_tokens`.
+    An enlarged key acts wherever its neuron fires, so a neuron that fires everywhere harms language first. The largest first of
+    `rate(provoking) / (rate(plain) + 0.02)`, equal ones as given; texts are cut to `max_tokens`.
     """
     layers = sorted({layer for layer, _ in neurons})
-    seen, usual = (
+    provoked, unprovoked = (
         firing_rates(model, rows, [[len(row) - 1] for row in rows], layers)
         for rows in (token_rows(model, list(texts), max_tokens=max_tokens) for texts in (provoking, plain))
     )
-    return sorted(neurons, key=lambda n: -float(seen[n[0]][n[1]] / (usual[n[0]][n[1]] + OFTEN_ENOUGH)))
+    return sorted(neurons, key=lambda n: -float(provoked[n[0]][n[1]] / (unprovoked[n[0]][n[1]] + OFTEN_ENOUGH)))

@@ -1,4 +1,4 @@
-"""MLP neurons as key-value memories: which value vectors point a given way, and what one neuron reads and writes.
+"""MLP neurons as key-value memories: value vectors ranked by a direction, and what one neuron reads and writes.
 
 A neuron is a pair (layer, index). Everything is computed from raw weights, and ranked over all layers at once: a cap per
 layer would hide that one layer holds most of what is looked for.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from interp.models.model import Model
     from interp.models.pair import ModelPair
 
-# So many value vectors nearest to the probe count as toxic (MLP.v_toxic of paper A).
+# The number of value vectors nearest to the probe that count as toxic (MLP.v_toxic of paper A).
 TOXIC_COUNT = 128
 
 
@@ -50,7 +50,7 @@ class Ranking:
 
 @torch.no_grad()
 def rank_values(model: Model, direction: Float[Tensor, " d_model"], *, top: int | None = 128, largest: bool = True) -> Ranking:
-    """Which value vectors, over all layers, point most along `direction` (or, with `largest=False`, most against it)?
+    """The value vectors of all layers ranked by cosine with `direction`, largest first (smallest with `largest=False`).
 
     Args:
         top: how many; None for all of them.
@@ -108,10 +108,10 @@ def svd_directions(
 def explain_neuron(
     subject: Model | ModelPair, layer: int, neuron: int, *, top: int = 10, final_norm: bool = False, masked: bool = True
 ) -> pd.DataFrame:
-    """What does this neuron write, and did tuning change it?
+    """The tokens that one neuron writes, and how far tuning changed its vectors.
 
-    Returns one row per side: side, layer, neuron, top_tokens and bottom_tokens (separated by a bar), value_norm, key_norm,
-    key_bias, and the cosines of its value and key with the base model's (1 for the base itself; only for a pair).
+    One row per side: side, layer, neuron, top_tokens and bottom_tokens (separated by a bar), value_norm, key_norm, key_bias, and
+    the cosines of its value and key with the base model's (1 for the base itself; only for a pair).
     """
     sides = subject.sides if hasattr(subject, "sides") else {subject.name: subject}
     first = next(iter(sides.values()))

@@ -1,8 +1,8 @@
-"""Vectors read through the unembedding: which tokens a direction promotes, and which neurons promote a word.
+"""Vectors projected on the vocabulary: the tokens that a direction promotes, and the neurons that promote a word.
 
-A value vector that is added to the last residual stream moves the logit of token w by `e_w . v` (up to the final norm),
-so its top tokens say what it writes. One product per question would be slow for all value vectors of a model, hence an
-index that is computed once per weight hash and searched in milliseconds.
+A value vector that is added to the last residual stream moves the logit of token w by `e_w . v` (up to the final norm), so its top
+tokens say what it writes. Projecting all value vectors of a model for each search would be slow, so an index is computed once per
+weight hash and then searched.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 CHUNK = 2**25
 FORMAT = "bypass-vocabulary-1"
-# So many tokens of each of so many value vectors are judged (paper A, Table 1).
+# The number of tokens of each value vector, and of value vectors, that are judged (paper A, Table 1).
 JUDGED_TOKENS, JUDGED_VECTORS = 10, 10
 
 
@@ -58,7 +58,7 @@ class TopTokens:
 def top_tokens(
     model: Model, vectors: Tensor, *, top: int = 10, final_norm: bool = False, largest: bool = True, labels: Sequence[str] | None = None
 ) -> TopTokens:
-    """Which tokens do these vectors promote (or, with `largest=False`, suppress)?
+    """The tokens that these vectors promote (or, with `largest=False`, suppress) most.
 
     Args:
         vectors: `vector d_model`, or a single vector.
@@ -94,6 +94,7 @@ class VocabularyIndex:
 
     @property
     def top(self) -> int:
+        """How many tokens are listed per value vector."""
         return int(self.ids.shape[1])
 
     @cached_property
@@ -103,7 +104,7 @@ class VocabularyIndex:
 
     @cached_property
     def postings(self) -> tuple[Int[np.ndarray, " entries"], Int[np.ndarray, " starts"]]:
-        """Where each token stands: entries `row * top + place` sorted by token, and where each token's entries start."""
+        """The places of each token: entries `row * top + place` sorted by token, and where each token's entries start."""
         order = np.argsort(self.ids, axis=None, kind="stable")
         return order, np.searchsorted(self.ids.ravel()[order], np.arange(len(self.words) + 1))
 
@@ -144,12 +145,12 @@ def build_index(
             with replacing(file, shared=True) as temporary:
                 save_file({"ids": stored[0], "scores": stored[1]}, temporary, metadata={"format": FORMAT})
     index = VocabularyIndex(stored[0].numpy()[:, :top], stored[1].numpy()[:, :top], words, model.d_mlp, model.digest)
-    _ = index.postings  # made now, so that the first search is as fast as the others
+    _ = index.postings  # Computed here, so that the first search is as fast as the others.
     return index
 
 
 def search(index: VocabularyIndex, word: str, *, limit: int = 20, prefix: bool = False, masked: bool = True) -> pd.DataFrame:
-    """Which neurons write this word?
+    """The neurons that have this word among the top tokens of their value vector.
 
     A token matches when it equals the word, whatever its case and leading space. Tokens that only begin with the word
     count with `prefix=True`, or where no token equals it. One row per neuron, by its best match: whole words first,
@@ -158,14 +159,14 @@ def search(index: VocabularyIndex, word: str, *, limit: int = 20, prefix: bool =
     Returns columns layer, neuron, token, rank, score, match (`whole` or `prefix`); no rows where no value vector has the
     word among its top tokens. Raises `UserError` for an empty word, or one that no token begins with.
     """
-    wanted = word.strip().lower()
-    if not wanted:
+    query = word.strip().lower()
+    if not query:
         raise UserError("the word to search for is empty", "give a word")
-    partial = np.array([token for token, text in enumerate(index.plain) if text.startswith(wanted)], dtype=np.int64)
-    whole = np.array([token for token in partial if index.plain[token] == wanted], dtype=np.int64)
+    partial = np.array([token for token, text in enumerate(index.plain) if text.startswith(query)], dtype=np.int64)
+    whole = np.array([token for token in partial if index.plain[token] == query], dtype=np.int64)
     if not len(partial):
         known = sorted({text for text in index.plain if text})
-        near = dict.fromkeys(mask(text) for text in difflib.get_close_matches(wanted, known, n=5, cutoff=0.5))
+        near = dict.fromkeys(mask(text) for text in difflib.get_close_matches(query, known, n=5, cutoff=0.5))
         hint = f"nearest tokens: {', '.join(near)}" if near else "search for a shorter word or a part of it"
         raise UserError(f"no token begins with {mask(word.strip())!r}, so no single neuron can be said to write it", hint)
     entries, starts = index.postings
@@ -176,15 +177,15 @@ def search(index: VocabularyIndex, word: str, *, limit: int = 20, prefix: bool =
     scores = index.scores[rows, ranks].astype(np.float64)
     order = np.lexsort((rows, -scores, ranks, ~is_whole))
     order = order[np.sort(np.unique(rows[order], return_index=True)[1])][:limit]
-    found = [index.words[i] for i in tokens[order]]
+    words = [index.words[i] for i in tokens[order]]
     return pd.DataFrame({
-        "layer": rows[order] // index.d_mlp, "neuron": rows[order] % index.d_mlp, "token": [mask(w) for w in found] if masked else found,
+        "layer": rows[order] // index.d_mlp, "neuron": rows[order] % index.d_mlp, "token": [mask(w) for w in words] if masked else words,
         "rank": ranks[order] + 1, "score": scores[order], "match": np.where(is_whole[order], "whole", "prefix"),
     })  # fmt: skip
 
 
 def _size(model: Model) -> int:
-    """Tokens that the tokenizer can name: padded rows of the unembedding mean nothing."""
+    """The number of tokens that the tokenizer knows; the unembedding may have padded rows beyond."""
     return min(model.d_vocab, len(model.tokenizer))
 
 
@@ -205,7 +206,7 @@ def _project(model: Model, vectors: Tensor, top: int, final_norm: bool, largest:
 
 
 def _stored(file: Path, top: int, shape: tuple[int, int]) -> tuple[Tensor, Tensor] | None:
-    """The stored index, or None where there is none that can be used: it is then made again."""
+    """The stored index, or None where there is none that can be used."""
     try:
         with safe_open(file, framework="pt") as tensors:
             if (tensors.metadata() or {}).get("format") != FORMAT:

@@ -1,4 +1,4 @@
-"""Which cells a map has, and which numbers of a site each of them replaces."""
+"""The cells of a patching map, and the numbers of a site that each of them replaces."""
 
 from __future__ import annotations
 
@@ -75,18 +75,19 @@ def _units(units: Any, kind: SiteKind, layer: int, count: int, n_layers: int) ->
 
 
 def layers_of(cells: Sequence[Cell]) -> list[int]:
+    """The layers of these cells, in order."""
     return sorted({cell.layer for cell in cells})
 
 
 def chunk_size(target: Trace, memory_mb: float | int) -> int:
-    """How many runs fit into the memory: residual streams, MLP, attention scores and logits of one block, roughly."""
+    """The number of runs that fit into the memory: residual streams, MLP, attention scores and logits of one block, roughly."""
     model, length = target.model, len(target.row)
     numbers = length * (10 * model.d_model + 3 * model.d_mlp + 2 * model.n_heads * length) + 2 * model.d_vocab
     return max(1, int(memory_mb * 2**20 / (numbers * target.stream.element_size())))
 
 
 def selection(target: Trace, site: str, cells: Sequence[Cell]) -> Bool[Tensor, "cell pos ..."]:
-    """Which numbers of a site each cell replaces: `cell pos 1`, for heads `cell pos head 1`, for neurons `cell pos d_mlp`."""
+    """A mask of the numbers of a site that each cell replaces: `cell pos 1`, for heads `cell pos head 1`, for neurons `cell pos d_mlp`."""
     model, length = target.model, len(target.row)
     kind, (units, *width) = KINDS[site], model.shape(site)
     tail = (units if kind.unit else 1, *(1 for _ in width))

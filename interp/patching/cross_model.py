@@ -1,7 +1,7 @@
-"""Neurons of one model fed with another's activations, token by token, while both read the same text.
+"""Cross-model patching: neurons of one model take another model's activations while both read the same text.
 
-A stored patch cannot be used while text is generated, since the tokens depend on the patch. So the two models run side by
-side: the donor reads the tokens first, the chosen neurons of the other model then take over its activations.
+A stored patch cannot be used while text is generated, since the tokens depend on the patch. So both models run at each step: first
+the donor, then the other model with the donor's activations in the chosen neurons.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ Selection = Mapping[int, Bool[Tensor, " d_mlp"]]
 @contextmanager
 def _joined(model: Model, donor: Model, chosen: Selection, lengths: Tensor) -> Iterator[Any]:
     """A function that runs the donor and then the model on one batch, and gives the model's logits."""
-    held: dict[str, Tensor] = {}
+    donor_acts: dict[str, Tensor] = {}
     collectors, transforms = {}, {}
     for layer, units in chosen.items():
         site, mask = f"mlp_post.{layer}", units.to(model.device)
 
         def collect(value: Tensor, frame: Frame, site: str = site) -> None:
-            held[site] = value
+            donor_acts[site] = value
 
         def replace(value: Tensor, frame: Frame, site: str = site, mask: Tensor = mask) -> Tensor:
-            return torch.where(mask, held[site].to(value.device, value.dtype), value)
+            return torch.where(mask, donor_acts[site].to(value.device, value.dtype), value)
 
         collectors[site], transforms[site] = (collect,), (replace,)
 
@@ -52,7 +52,7 @@ def _joined(model: Model, donor: Model, chosen: Selection, lengths: Tensor) -> I
         return logits.float()
 
     yield forward
-    held.clear()
+    donor_acts.clear()
 
 
 def _check(model: Model, donor: Model, chosen: Selection) -> None:
@@ -69,7 +69,7 @@ def _check(model: Model, donor: Model, chosen: Selection) -> None:
 def generate_with_donor(
     model: Model, donor: Model, rows: Sequence[Sequence[int]], chosen: Selection, *, max_new_tokens: int = 20, batch_size: int = 256
 ) -> list[list[int]]:
-    """How does the model continue these rows when the chosen neurons take the donor's activations at every position?
+    """The model's continuations of these rows, the chosen neurons taking the donor's activations at every position.
 
     Greedy decoding; a row ends before the end-of-text token. With no neuron chosen this is the model's own continuation. Source:
     cross-model activation patching (Prakash et al., 2024). Raises `UserError` for models of different shape, or rows that do not fit.

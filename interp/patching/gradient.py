@@ -1,8 +1,7 @@
-"""Attribution patching: what patching would do to first order, for every cell at the price of one backward pass.
+"""Attribution patching: a first-order estimate of patching for every cell, from one backward pass.
 
-It estimates the same map over the same cells as `patch`, hence gives the same value, and `agreement` says how far the
-estimate can be trusted here. Along the straight path from target to source (integrated gradients) the estimates of a layer's
-cells sum to the effect of patching that layer whole.
+It estimates the same map over the same cells as `patch` and returns the same type; `agreement` compares the two. Along the straight
+path from target to source (integrated gradients) the estimates of a layer's cells sum to the effect of patching that layer whole.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def attribution_patch(
     site: str = "resid_post", positions: Any = None, layers: Sequence[int] | None = None,
     units: Sequence[int] | Sequence[tuple[int, int]] | None = None, directions: Sequence[str] | None = None, steps: int | None = None,
 ) -> PatchMap:  # fmt: skip
-    """What would `patch` find, to first order? Arguments as there.
+    """The map of `patch` estimated to first order; arguments as there.
 
     The estimate of a cell is the sum over its numbers of `(source - target) * gradient of the metric`.
 
@@ -56,12 +55,12 @@ def attribution_patch(
     if any(isinstance(item, ContinuationToxicity) for item in runs.metrics):
         raise UserError("the toxicity of a continuation has no gradient", "use patch, or another metric")
     target, source = baselines(runs)
-    found = [
+    estimates = [
         torch.stack([_estimates(ours, theirs, runs, item, steps) for (ours, theirs), item in zip(traces, runs.metrics, strict=True)])
         for traces in runs.traces
     ]
     method = "gradient" if steps is None else "integrated gradients"
-    values = torch.stack(found) + target.unsqueeze(-1)
+    values = torch.stack(estimates) + target.unsqueeze(-1)
     settings = {**runs.settings, "steps": steps}
     return PatchMap(
         runs.site, runs.metrics[0].label, method, runs.directions, runs.cells, runs.tokens, values, target, source, None, settings
@@ -131,25 +130,25 @@ def _sum(product: Float[Tensor, "pos ..."], cell: Cell, site: str) -> Float[Tens
 def _gradients(target: Trace, metric: Metric, names: list[str]) -> dict[str, Tensor]:
     """The metric's gradient at sites of the run as it is, from one forward and one backward pass."""
     model = target.model
-    seen: dict[str, Tensor] = {}
+    acts: dict[str, Tensor] = {}
     start = target.stream[:1].detach().clone().requires_grad_()
     reading = resume(
-        target, 0, start, transforms={name: _tap(seen, name) for name in names if name != "resid_pre.0"}, keep=metric.sites(model)
+        target, 0, start, transforms={name: _tap(acts, name) for name in names if name != "resid_pre.0"}, keep=metric.sites(model)
     )
-    seen |= {"resid_pre.0": start} if "resid_pre.0" in names else {}
+    acts |= {"resid_pre.0": start} if "resid_pre.0" in names else {}
     value = metric.read(reading).sum()
     if not value.requires_grad:
         raise UserError(f"the {metric.label} has no gradient: it does not depend on the activations, or leaves torch", "use another metric")
-    slopes = torch.autograd.grad(value, [seen[name] for name in names], allow_unused=True)
-    return {name: torch.zeros_like(seen[name]) if slope is None else slope for name, slope in zip(names, slopes, strict=True)}
+    slopes = torch.autograd.grad(value, [acts[name] for name in names], allow_unused=True)
+    return {name: torch.zeros_like(acts[name]) if slope is None else slope for name, slope in zip(names, slopes, strict=True)}
 
 
-def _tap(seen: dict[str, Tensor], name: str) -> Transform:
-    """Puts a copy of the activation, to which a gradient can be asked, into the run's path."""
+def _tap(acts: dict[str, Tensor], name: str) -> Transform:
+    """A transform that replaces the activation by a copy, stored under `name`, with respect to which gradients can be taken."""
 
     def tap(x: Tensor, frame: Frame) -> Tensor:
-        seen[name] = x.clone()
-        return seen[name]
+        acts[name] = x.clone()
+        return acts[name]
 
     return tap
 
@@ -174,7 +173,7 @@ def _slope(target: Trace, metric: Metric, site: str, values: Float[Tensor, "step
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far an estimated map agrees with a measured one, per direction.
+    """Correlations and overlap of an estimated map with a measured one, per direction.
 
     Attributes:
         correlation: Pearson's, of the cells' effects.
@@ -199,7 +198,7 @@ class Agreement:
 
 
 def agreement(measured: PatchMap, estimated: PatchMap, *, top: int = 10) -> Agreement:
-    """Can the estimate stand for the measurement? Compares effects (means over prompts) cell by cell.
+    """How far an estimated map agrees with a measured one: effects (means over prompts) compared cell by cell.
 
     Raises `UserError` for maps of other cells, sites, metrics or directions, or fewer than 2 cells.
     """
@@ -210,21 +209,21 @@ def agreement(measured: PatchMap, estimated: PatchMap, *, top: int = 10) -> Agre
     count = len(measured.cells)
     if count < 2 or top < 1:
         raise UserError(f"{count} cells and the top {top} are to be compared", "compare at least 2 cells, and at least the top 1")
-    kept = min(top, count)
+    largest = min(top, count)
     rows = []
     for real, guess in zip(measured.effects.mean(dim=1).double(), estimated.effects.mean(dim=1).double(), strict=True):
-        best = [set(side.abs().topk(kept).indices.tolist()) for side in (real, guess)]
+        best = [set(side.abs().topk(largest).indices.tolist()) for side in (real, guess)]
         pair = pd.DataFrame({"real": real.tolist(), "guess": guess.tolist()})
         rows.append((
             float(pair["real"].corr(pair["guess"])), float(pair["real"].rank().corr(pair["guess"].rank())),
-            float((_sign(real) == _sign(guess)).double().mean()), len(best[0] & best[1]) / kept,
+            float((_sign(real) == _sign(guess)).double().mean()), len(best[0] & best[1]) / largest,
         ))  # fmt: skip
     columns = tuple(zip(*rows, strict=True))
-    return Agreement(measured.directions, columns[0], columns[1], columns[2], columns[3], kept)
+    return Agreement(measured.directions, columns[0], columns[1], columns[2], columns[3], largest)
 
 
 def _sign(effects: Float[Tensor, " cell"]) -> Float[Tensor, " cell"]:
-    """The sign of each effect; what is rounding beside the largest counts as no effect."""
+    """The sign of each effect; 0 where it is within rounding of the largest."""
     return torch.where(effects.abs() > ROUNDING * effects.abs().max(), effects.sign(), 0.0)
 
 

@@ -1,7 +1,6 @@
-"""What patching gives back: one value with every cell's number in each direction, drawn as a heat map with token labels.
+"""Patching maps: the metric of every patched cell in each direction, drawn as heat maps with token labels.
 
-Measured maps and estimated ones (attribution patching) are the same kind of value over the same cells, so that they can be
-compared cell by cell.
+Measured maps and estimated ones (attribution patching) have the same type, so that they can be compared cell by cell.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ BARS = 20
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """What is replaced in one run: a site's layer at one position (None: at all), in one head or neuron (None: whole)."""
+    """What is patched in one run: a site's layer at one position (None: all), in one head or neuron (None: the whole site)."""
 
     layer: int
     position: int | None = None
@@ -42,7 +41,7 @@ class Cell:
 
 @dataclass(frozen=True, eq=False)
 class PatchMap:
-    """How much the metric moves when one activation at a time is replaced by that of another run.
+    """The metric of each run in which one activation is replaced by that of another run, with both unpatched runs.
 
     Attributes:
         site: the name of the site, without layer.
@@ -70,12 +69,12 @@ class PatchMap:
 
     @property
     def unit(self) -> str | None:
-        """What the cells of a layer are, `head` or `neuron`, or None where a layer is patched whole."""
+        """The unit that is patched, `head` or `neuron`, or None where a layer is patched whole."""
         return KINDS[self.site].unit
 
     @property
     def effects(self) -> Float[Tensor, "direction prompt cell"]:
-        """How far each patch moves the metric, in its units."""
+        """The change of the metric by each patch, in its units."""
         return self.values - self.target.unsqueeze(-1)
 
     @property
@@ -224,10 +223,10 @@ class PatchMap:
 def position_labels(tokens: Sequence[str], masked: bool = True) -> list[str]:
     """A distinct label per position: its number and its token; words are masked across the tokens that they consist of."""
     text = "".join(tokens)
-    shown = mask(text) if masked else text
+    printed = mask(text) if masked else text
     labels, start = [], 0
     for at, token in enumerate(tokens):
-        piece = shown[start : start + len(token)] if len(shown) == len(text) else mask(token)
+        piece = printed[start : start + len(token)] if len(printed) == len(text) else mask(token)
         start += len(token)
         clean = piece.strip()
         labels.append(f"{at} {clean if clean and clean.isprintable() else repr(piece)}")
@@ -235,7 +234,7 @@ def position_labels(tokens: Sequence[str], masked: bool = True) -> list[str]:
 
 
 def token_texts(model: Model, rows: Sequence[Sequence[int]]) -> tuple[str, ...]:
-    """The token at each position, two with a stroke between where rows differ, an ellipsis for more; up to the shortest row."""
+    """The token at each position of the shortest row; where rows differ, two tokens with a slash between, or an ellipsis."""
     words = [[model.tokenizer.decode([token], clean_up_tokenization_spaces=False) for token in row] for row in rows]
     columns = [list(dict.fromkeys(column)) for column in zip(*words, strict=False)]
     return tuple("/".join(column) if len(column) <= 2 else "…" for column in columns)

@@ -1,7 +1,7 @@
-"""What a patch is measured by: small values that read a number off each run.
+"""Metrics of patching: one number per run, from its logits, its activations or its continuation.
 
-A metric knows which sites it needs and nothing of patching. Three read the prompt's own forward and can be
-differentiated, as does any function of the logits; the last continues the prompt, and therefore asks for text.
+A metric names the sites that it reads and does not depend on patching. Those of the prompt's own forward can be differentiated,
+including any function of the logits; the toxicity of a continuation generates text and cannot.
 """
 
 from __future__ import annotations
@@ -29,17 +29,21 @@ class Metric(Protocol):
     """A number per run, read from the forward of the prompt."""
 
     @property
-    def label(self) -> str: ...
+    def label(self) -> str:
+        """What is measured, as figures and tables call it."""
+        ...
 
     def check(self, model: Model) -> None:
-        """Raise `UserError` unless it fits the model."""
+        """Raise `UserError` unless the metric fits the model."""
         ...
 
     def sites(self, model: Model) -> tuple[str, ...]:
-        """The sites that it reads; none where the logits are enough."""
+        """The sites that the metric reads; none where the logits are enough."""
         ...
 
-    def read(self, reading: Reading) -> Float[Tensor, " cell"]: ...
+    def read(self, reading: Reading) -> Float[Tensor, " cell"]:
+        """The metric of each run of the batch."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class ProbeProjection:
 
     @classmethod
     def of(cls, probe: Probe) -> ProbeProjection:
-        """What the probe itself reads, along its direction."""
+        """The projection on the probe's direction, of the stream that the probe reads."""
         return cls(probe.direction)
 
     def check(self, model: Model) -> None:
@@ -147,7 +151,7 @@ class LogitFunction:
         return f"LogitFunction({self.label})"
 
     def check(self, model: Model) -> None:
-        """Nothing is known of the function before it is called."""
+        """No check: what the function needs is not known before it is called."""
 
     def sites(self, model: Model) -> tuple[str, ...]:
         return ()
@@ -180,7 +184,7 @@ AnyMetric = Metric | ContinuationToxicity
 
 
 def each_metric(metric: Any, count: int) -> list[AnyMetric]:
-    """One metric per prompt: the one that was given for all, or a list of them; raises `UserError` for anything else."""
+    """One metric per prompt, from one for all prompts or a list; raises `UserError` for anything else."""
     metrics = [as_metric(item) for item in (metric if isinstance(metric, list | tuple) else [metric] * count)]
     if len(metrics) != count:
         raise UserError(f"{len(metrics)} metrics were given for {count} prompts", "give one for all, or one per prompt")
@@ -190,7 +194,7 @@ def each_metric(metric: Any, count: int) -> list[AnyMetric]:
 
 
 def as_metric(metric: Any) -> AnyMetric:
-    """The metric itself, or the one that a function of the logits is; raises `UserError` for anything else."""
+    """The metric itself, or a function of the logits as a metric; raises `UserError` for anything else."""
     is_class = isinstance(metric, type)
     if not is_class and isinstance(metric, Metric | ContinuationToxicity):
         return metric

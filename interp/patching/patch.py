@@ -1,8 +1,8 @@
-"""`patch`: which activation carries the difference between two runs, within one model or between the two sides of a pair?
+"""Activation patching between two runs, within one model or between the two sides of a pair.
 
-One engine serves both: a run is a prompt and a model, and patching puts one run's activation into the other. All cells of a
-layer run together as one batch, from that layer on; the blocks below are never computed again. The runs are exchanged for the
-other direction, so that denoising and noising (or base into tuned and tuned into base) always stand side by side.
+A run is a prompt and a model, and patching puts one run's activation into the other. All cells of a layer run together as one
+batch, from that layer on; the blocks below are not computed again. Both directions are measured: denoising and noising, or base
+into tuned and tuned into base.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Progress = Callable[[int, int], object]
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """The two runs of every prompt, in the order (target, source) of each direction, and what is asked of them."""
+    """The two runs of every prompt, as (target, source) of each direction, with the metrics and cells to measure."""
 
     directions: tuple[str, ...]
     traces: tuple[tuple[tuple[Trace, Trace], ...], ...]
@@ -62,7 +62,7 @@ def patch(
     units: Sequence[int] | Sequence[tuple[int, int]] | None = None, directions: Sequence[str] | None = None, null_draws: int = 0,
     memory_mb: float | int = MEMORY_MB, seed: int = 0, progress: Progress | None = None,
 ) -> PatchMap:  # fmt: skip
-    """Which activations carry the difference between two runs?
+    """A map of how far each patched activation moves the metric from the target run's value to the source run's.
 
     With a model, `prompts` are the clean and `corrupted` the corrupted ones: denoising puts clean activations into the
     corrupted run, noising the reverse. With a pair, both sides read the same prompts, and each side's activations are put
@@ -86,7 +86,7 @@ def patch(
         UserError: prompts whose tokens do not line up, an unknown site, layer, position, unit or direction, or a metric that
             does not fit the model.
 
-    Source: paper-independent; the neighbours of papers A to C in the study of circuits call it activation or causal patching.
+    Source: activation patching; Vig et al. (2020), Meng et al. (2022).
     """
     runs = make_runs(subject, prompts, corrupted, metric, site, positions, layers, units, directions)
     if null_draws < 0 or not memory_mb > 0:
@@ -101,14 +101,14 @@ def patch(
             progress(done, total)
 
     generator = torch.Generator().manual_seed(seed)
-    found: list[list[list[Tensor]]] = []
+    by_direction: list[list[list[Tensor]]] = []
     for traces in runs.traces:
-        found.append([])
+        by_direction.append([])
         for (target, source), measure in zip(traces, runs.metrics, strict=True):
             sources = [{layer: source[f"{runs.site}.{layer}"] for layer in layers_of(runs.cells)}]
             sources += [_noise(target, sources[0], runs.site, generator) for _ in range(null_draws)]
-            found[-1].append([_run_cells(target, given, runs, measure, memory_mb, count) for given in sources])
-    values = torch.stack([torch.stack([torch.stack(draws) for draws in rows]) for rows in found]).movedim(2, 0)
+            by_direction[-1].append([_run_cells(target, acts, runs, measure, memory_mb, count) for acts in sources])
+    values = torch.stack([torch.stack([torch.stack(draws) for draws in rows]) for rows in by_direction]).movedim(2, 0)
     unpatched, full = baselines(runs)
     settings = {**runs.settings, "null_draws": null_draws, "seed": seed}
     return PatchMap(
@@ -121,7 +121,7 @@ def make_runs(
     subject: Model | ModelPair, prompts: Any, corrupted: Any, metric: Any, site: str, positions: Any,
     layers: Sequence[int] | None, units: Any, directions: Sequence[str] | None, *, more_sites: Sequence[str] = (),
 ) -> Runs:  # fmt: skip
-    """Check what was asked for and run both runs of every prompt once."""
+    """Both runs of every prompt, run once, with the cells and metrics; checks the arguments."""
     clean = [prompts] if isinstance(prompts, str) else list(prompts)
     if not clean:
         raise UserError("no prompts were given", "give at least one")
@@ -146,13 +146,13 @@ def make_runs(
     if site == "mlp_out":
         needed |= {f"resid_mid.{layer}" for layer in layers_of(cells)}
     both: list[tuple[Trace, Trace]] = []
-    for (own, others), measure in zip(rows, metrics, strict=True):
+    for (first_row, second_row), measure in zip(rows, metrics, strict=True):
         read: set[str] = set()
         if isinstance(measure, Metric):
             for model in models:
                 measure.check(model)
                 read |= {*measure.sites(model)}
-        both.append((trace(models[0], own, needed | read), trace(models[1], others, needed | read)))
+        both.append((trace(models[0], first_row, needed | read), trace(models[1], second_row, needed | read)))
     # The first direction of either kind puts the first run (clean, base) into the second (corrupted, tuned).
     traces = tuple(tuple((b, a) if name == known[0] else (a, b) for a, b in both) for name in chosen)
     settings = {
@@ -181,24 +181,24 @@ def _run_cells(
     """The metric with each cell patched in turn; cells of one layer share a batch."""
     chunk = chunk_size(target, memory_mb)
     multiplications = len(target.row) * target.model.d_model * (4 * target.model.d_model + 2 * target.model.d_mlp)
-    found = torch.zeros(len(runs.cells))
+    values = torch.zeros(len(runs.cells))
     for layer in layers_of(runs.cells):
         # By position, so that a batch begins as late in the prompt as its earliest cell allows.
-        own = sorted((cell.position or 0, number) for number, cell in enumerate(runs.cells) if cell.layer == layer)
+        ordered = sorted((cell.position or 0, number) for number, cell in enumerate(runs.cells) if cell.layer == layer)
         size = min(chunk, max(1, int(WORTHWHILE / multiplications)))
-        for begin in range(0, len(own), size):
-            numbers = [number for _, number in own[begin : begin + size]]
+        for begin in range(0, len(ordered), size):
+            numbers = [number for _, number in ordered[begin : begin + size]]
             where = selection(target, runs.site, [runs.cells[number] for number in numbers])
-            start = own[begin][0]
-            found[numbers] = measure_patched(target, f"{runs.site}.{layer}", sources[layer], where, metric, start).float().cpu()
+            start = ordered[begin][0]
+            values[numbers] = measure_patched(target, f"{runs.site}.{layer}", sources[layer], where, metric, start).float().cpu()
             count(len(numbers))
-    return found
+    return values
 
 
 def measure_patched(
     target: Trace, site: str, source: Float[Tensor, "pos ..."], where: Bool[Tensor, "cell pos ..."], metric: AnyMetric, start: int = 0
 ) -> Float[Tensor, " cell"]:
-    """The metric of one run per row of `where`, with those numbers of the site replaced by the source's.
+    """The metric of one run per row of `where`, in which those numbers of the site are the source's.
 
     `start` is the first position of which any is replaced.
     """
@@ -216,7 +216,7 @@ def run_patched(
     keep: Sequence[str] = (),
     start: int = 0,
 ) -> Reading:
-    """Run the model from the patched site and the position `start` on."""
+    """The patched runs, one per row of `where`, computed from the patched site and the position `start` on."""
     name, layer, count = parse_site(site).name, layer_of(site), len(where)
     where, source = where[:, start:], source[start:]
     # A metric that reads no site reads the last token's logits.
@@ -224,7 +224,7 @@ def run_patched(
     if name in ("resid_pre", "resid_post"):
         return resume(target, layer + (name == "resid_post"), torch.where(where, source, target[site][start:]), **some)
     if name == "mlp_out" and not {f"mlp_out.{layer}", f"resid_mid.{layer}"} & set(keep):
-        # All that follows in the block is the sum.
+        # Only the addition to the stream follows in this block.
         hidden = target[f"resid_mid.{layer}"][start:] + torch.where(where, source, target[site][start:])
         return resume(target, layer + 1, hidden, **some)
 
@@ -249,7 +249,7 @@ def _toxicity(target: Trace, count: int, edits: list[Edit], metric: Continuation
 
 @torch.no_grad()
 def baselines(runs: Runs) -> tuple[Float[Tensor, "direction prompt"], Float[Tensor, "direction prompt"]]:
-    """The metric of every target and every source as they are."""
+    """The metric of every target run and every source run, unpatched."""
     known: dict[tuple[int, int], Tensor] = {}
 
     def read(run: Trace, prompt: int) -> Tensor:
@@ -266,16 +266,16 @@ def baselines(runs: Runs) -> tuple[Float[Tensor, "direction prompt"], Float[Tens
 
 
 def _noise(target: Trace, sources: dict[int, Tensor], site: str, generator: torch.Generator) -> dict[int, Tensor]:
-    """In place of the source's activations: the target's with random changes of the size that the source's have."""
-    made = {}
+    """The target's activations with random changes as large as the source's differences from them: the null of a map."""
+    noisy = {}
     for layer, source in sources.items():
         name = f"{site}.{layer}"
-        own = target[name]
-        change = (source.to(own) - own).float().cpu()
+        acts = target[name]
+        change = (source.to(acts) - acts).float().cpu()
         if parse_site(name).kind.axis == "d_mlp":
             drawn = change[:, torch.randperm(change.shape[1], generator=generator)]
         else:
             drawn = torch.randn(change.shape, generator=generator)
             drawn = drawn / drawn.norm(dim=-1, keepdim=True) * change.norm(dim=-1, keepdim=True)
-        made[layer] = own + drawn.to(own)
-    return made
+        noisy[layer] = acts + drawn.to(acts)
+    return noisy

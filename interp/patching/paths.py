@@ -1,8 +1,8 @@
-"""Path patching: what one component says directly to another, with everything between and beside them frozen.
+"""Path patching: the effect of one component on another along the direct path, all other components frozen.
 
-The sender's change is added to what the receiver reads, and to nothing else: every other component keeps the target run's
-output. The receiver is computed anew from that input; what lies above it then runs freely. A receiver is a whole MLP or
-attention head, one of a head's three inputs (`q`, `k`, `v`), or the logits.
+The sender's change is added to the receiver's input only: every other component keeps the target run's output. The receiver is
+computed anew from that input, and all that is above it then runs as usual. A receiver is a whole MLP or attention head, one of a
+head's three inputs (`q`, `k`, `v`), or the logits.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Node:
 
     @property
     def depth(self) -> int:
-        """Where the node stands in the order of computation; a path leads from a smaller depth to a larger one."""
+        """The node's place in the order of computation; a path leads from a smaller depth to a larger one."""
         if self.layer is None:
             return -1 if self.kind == "embed" else 10**9
         return 2 * self.layer + (self.kind == "mlp")
@@ -56,7 +56,7 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class PathMap:
-    """How far the metric moves when one sender's activation reaches one receiver on the direct path alone.
+    """The metric of each run in which one sender's activation reaches one receiver on the direct path alone.
 
     `values` is the metric of each patched run, NaN where there is no path from sender to receiver.
     """
@@ -72,7 +72,7 @@ class PathMap:
 
     @property
     def effects(self) -> Float[Tensor, "direction prompt sender receiver"]:
-        """How far each path moves the metric, in its units."""
+        """The change of the metric by each path, in its units."""
         return self.values - self.target[..., None, None]
 
     def to_frame(self) -> pd.DataFrame:
@@ -130,10 +130,10 @@ def path_patch(
     subject: Model | ModelPair, prompts: str | Sequence[str], corrupted: str | Sequence[str] | None = None, *, metric: Any,
     senders: Sequence[str], receivers: Sequence[str], directions: Sequence[str] | None = None,
 ) -> PathMap:  # fmt: skip
-    """Which components speak to which directly, and does it matter?
+    """The change of the metric by each direct path from a sender to a receiver.
 
-    For each path, the sender's output in the source run takes the place of its output in the target run in what the receiver
-    reads, at every position; all other components between them keep the target's outputs. What is above the receiver runs on.
+    For each path, the sender's output in the source run takes the place of its output in the target run in what the receiver reads,
+    at every position; all other components between them keep the target's outputs. All above the receiver runs as usual.
 
     Args:
         senders: `embed`, `mlp.LAYER`, `head.LAYER.HEAD`.
@@ -145,7 +145,7 @@ def path_patch(
 
     Edits of an outer `editing` block act as in any forward. In a pair a head's output is what it writes with its own side's weights.
 
-    Source: path patching after Wang and others (2022), with MLPs frozen as well.
+    Source: path patching (Wang et al., 2022), with MLPs frozen as well.
     """
     model = subject.base if isinstance(subject, ModelPair) else subject
     if not isinstance(model, Model):
@@ -170,16 +170,16 @@ def path_patch(
 
 
 def parse_node(text: str, model: Model, *, sender: bool) -> Node:
-    """Read a node's name; raises `UserError` where the model has no such sender or receiver."""
-    kind, *rest = text.strip().split(".")
+    """The node of this name; raises `UserError` where the model has no such sender or receiver."""
+    kind, *parts = text.strip().split(".")
     known = "embed, mlp.LAYER or head.LAYER.HEAD" if sender else "mlp.LAYER, head.LAYER.HEAD, head.LAYER.HEAD.q (k, v) or logits"
     role = "sender" if sender else "receiver"
-    if kind == ("embed" if sender else "logits") and not rest:
+    if kind == ("embed" if sender else "logits") and not parts:
         return Node(kind)
-    which = rest.pop() if kind == "head" and len(rest) == 3 and not sender and rest[-1] in INPUTS else None
-    if not all(part.isdecimal() for part in rest) or len(rest) != {"mlp": 1, "head": 2}.get(kind, -1):
+    which = parts.pop() if kind == "head" and len(parts) == 3 and not sender and parts[-1] in INPUTS else None
+    if not all(part.isdecimal() for part in parts) or len(parts) != {"mlp": 1, "head": 2}.get(kind, -1):
         raise UserError(f"{text!r} is not a {role}", f"use {known}")
-    layer, head = int(rest[0]), int(rest[1]) if kind == "head" else None
+    layer, head = int(parts[0]), int(parts[1]) if kind == "head" else None
     if layer >= model.n_layers or (head or 0) >= model.n_heads:
         raise UserError(f"{text!r} does not exist: there are {model.n_layers} layers of {model.n_heads} heads", "count from 0")
     return Node(kind, layer, head, which)
@@ -189,15 +189,15 @@ def parse_node(text: str, model: Model, *, sender: bool) -> Node:
 def _paths(
     target: Trace, source: Trace, senders: Sequence[Node], receivers: Sequence[Node], metric: Metric
 ) -> Float[Tensor, "sender receiver"]:
-    """All senders of one receiver run as one batch."""
+    """The metric of every path (all senders of one receiver in one batch), NaN where there is no path."""
     changes = torch.stack([written_change(target, source, node) for node in senders])
-    found = torch.full((len(senders), len(receivers)), torch.nan)
+    values = torch.full((len(senders), len(receivers)), torch.nan)
     for column, receiver in enumerate(receivers):
-        able = [row for row, sender in enumerate(senders) if sender.depth < receiver.depth]
-        if able:
-            reading = receive(target, receiver, changes[able], metric.sites(target.model))
-            found[able, column] = metric.read(reading).float().cpu()
-    return found
+        below = [row for row, sender in enumerate(senders) if sender.depth < receiver.depth]
+        if below:
+            reading = receive(target, receiver, changes[below], metric.sites(target.model))
+            values[below, column] = metric.read(reading).float().cpu()
+    return values
 
 
 def written_change(target: Trace, source: Trace, node: Node) -> Float[Tensor, "pos d_model"]:
@@ -219,7 +219,7 @@ def _head_writes(run: Trace, node: Node) -> Float[Tensor, "pos d_model"]:
 
 
 def receive(target: Trace, receiver: Node, changes: Float[Tensor, "sender pos d_model"], keep: Sequence[str] = ()) -> Reading:
-    """Run the target with these changes in what the receiver reads, one row per sender."""
+    """The target run with these changes added to the receiver's input, one row per sender."""
     if receiver.kind == "logits":
         return Reading(target, target.stream[-1] + changes, {})
     layer, count = int(receiver.layer or 0), len(changes)

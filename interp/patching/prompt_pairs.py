@@ -1,7 +1,7 @@
-"""Prompts that can be patched into one another: equal in number of tokens, and better still in both directions.
+"""Pairs of prompts with equally many tokens, as patching needs them.
 
-Patching reads position by position, so a pair whose tokens do not line up gives numbers that mean nothing. Alignment is
-checked by token ids, and what does not line up is named with the place where it begins.
+Patching reads position by position, so a pair whose tokens do not line up gives meaningless numbers. Alignment is checked by token
+ids; a pair that does not line up is reported with the position where its tokens first differ.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class PromptPair:
 
     @property
     def differs(self) -> tuple[int, ...]:
+        """The positions at which the two prompts have different tokens."""
         return tuple(at for at, (a, b) in enumerate(zip(self.clean_ids, self.corrupted_ids, strict=True)) if a != b)
 
     @property
@@ -42,7 +43,7 @@ class PromptPair:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Two prompts that cannot be aligned: their token counts, and the first position at which they part."""
+    """Two prompts that cannot be aligned: their token counts, and the first position at which they differ."""
 
     clean: str
     corrupted: str
@@ -59,21 +60,23 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class SymmetricPairs:
-    """Pairs in which every prompt is clean once and corrupted once, and the pairs that could not be made."""
+    """Pairs in which every prompt is clean once and corrupted once, and the fillers that do not line up."""
 
     pairs: tuple[PromptPair, ...]
     mismatches: tuple[Mismatch, ...]
 
     @property
     def clean(self) -> list[str]:
+        """The clean prompt of each pair."""
         return [pair.clean for pair in self.pairs]
 
     @property
     def corrupted(self) -> list[str]:
+        """The corrupted prompt of each pair."""
         return [pair.corrupted for pair in self.pairs]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per pair made or not: clean, corrupted, aligned, tokens_clean, tokens_corrupted, position (where they first part)."""
+        """One row per pair made or not: clean, corrupted, aligned, tokens_clean, tokens_corrupted, position (where they first differ)."""
         rows = [
             (p.clean, p.corrupted, True, len(p.clean_ids), len(p.corrupted_ids), p.differs[0] if p.differs else None) for p in self.pairs
         ] + [(m.clean, m.corrupted, False, *m.counts, m.position) for m in self.mismatches]
@@ -81,7 +84,7 @@ class SymmetricPairs:
 
 
 def compare_tokens(model: Model, clean: str, corrupted: str) -> PromptPair | Mismatch:
-    """Do these prompts line up token by token, and if not, where do they part?"""
+    """The pair of these prompts, or the first mismatch where their token counts differ."""
     first, second = (tuple(row) for row in token_rows(model, [clean, corrupted]))
     if len(first) == len(second):
         return PromptPair(clean, corrupted, first, second)
@@ -92,15 +95,15 @@ def compare_tokens(model: Model, clean: str, corrupted: str) -> PromptPair | Mis
 
 
 def align(model: Model, clean: str, corrupted: str) -> PromptPair:
-    """The pair of these prompts; raises `UserError` saying where they part if their token counts differ."""
-    found = compare_tokens(model, clean, corrupted)
-    if isinstance(found, Mismatch):
-        raise UserError(f"the prompts cannot be patched into one another: {found}", "use words of equal length in tokens")
-    return found
+    """The pair of these prompts; raises `UserError` where their token counts differ."""
+    compared = compare_tokens(model, clean, corrupted)
+    if isinstance(compared, Mismatch):
+        raise UserError(f"the prompts cannot be patched into one another: {compared}", "use words of equal length in tokens")
+    return compared
 
 
 def symmetric_pairs(model: Model, template: str, fillers: Sequence[tuple[str, str]]) -> SymmetricPairs:
-    """Pairs of prompts that differ in one filler, each in both roles, so that no effect of a filler alone survives the mean.
+    """Pairs of prompts that differ in one filler, each in both roles, so that the effect of a filler alone cancels in the mean.
 
     Args:
         template: a text with one `{}`, for example `"You are such a{}"`.
@@ -115,9 +118,9 @@ def symmetric_pairs(model: Model, template: str, fillers: Sequence[tuple[str, st
     if not len(fillers):
         raise UserError("no fillers were given", "give pairs such as (' fool', ' friend')")
     before, after = template.split("{}")
-    found = [compare_tokens(model, before + first + after, before + second + after) for first, second in fillers]
-    made = [item for item in found if isinstance(item, PromptPair)]
-    failed = tuple(item for item in found if isinstance(item, Mismatch))
-    if not made:
+    compared = [compare_tokens(model, before + first + after, before + second + after) for first, second in fillers]
+    pairs = [item for item in compared if isinstance(item, PromptPair)]
+    failed = tuple(item for item in compared if isinstance(item, Mismatch))
+    if not pairs:
         raise UserError(f"no pair lines up: {failed[0]}", "use fillers of equal length in tokens")
-    return SymmetricPairs(tuple(chain.from_iterable((pair, pair.mirrored) for pair in made)), failed)
+    return SymmetricPairs(tuple(chain.from_iterable((pair, pair.mirrored) for pair in pairs)), failed)

@@ -1,1 +1,1 @@
-"""Steering: edits as text, and the strength at which they cost as much as another."""
+"""Steering: edits written as text, sweeps over their strength, and the strength at which the loss is a given one."""

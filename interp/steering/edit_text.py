@@ -7,8 +7,8 @@
     set:SITE:INDICES:VALUE
     project_out:SITE:VECTOR
 
-`:POSITIONS` may follow: all, prompt, generated, from_last or 0,1,2. A path of a JSON file of edits will do in place of all this.
-Words such as `probe` are resolved here, once, so that an `Edit` holds numbers and means the same everywhere.
+`:POSITIONS` may follow: all, prompt, generated, from_last or 0,1,2. Instead of all this, the path of a JSON file of edits may be
+given. Words such as `probe` are resolved here, so that an `Edit` holds numbers only.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def parse_edit(text: str, model: Model, probe: ProbeOf | None = None) -> list[Ed
     """The edits that a short form or a JSON file means for this model; raises `UserError` where it is wrong or does not fit.
 
     Args:
-        probe: gives what the words `probe`, `difference`, `top` and `selective` go by: for a tuned model the probe of its base. Without it
-            that is `probe_for(model)`.
+        probe: gives the probe behind the words `probe`, `difference`, `top` and `selective`: for a tuned model that of its base. Without
+            it, `probe_for(model)`.
     """
-    op, _, rest = text.strip().partition(":")
+    op, _, fields = text.strip().partition(":")
     if op in FORMS:
-        edits = [_from_fields(op, rest.split(":"), text, model, probe)]
+        edits = [_from_fields(op, fields.split(":"), text, model, probe)]
     elif text.strip().lower().endswith(".json") or os.path.isfile(text.strip()):
         try:
             edits = load_edits(text.strip())
@@ -70,8 +70,8 @@ def parse_edits(texts: Sequence[str], model: Model, probe: ProbeOf | None = None
 def parse_vector(text: str, model: Model, probe: ProbeOf | None = None) -> list[float]:
     """The numbers that `probe`, `difference`, `value.5.770` (or `value:5.770`) or the path of a JSON list stand for."""
     if text in ("probe", "difference"):
-        found = probe_for(model) if probe is None else probe()
-        return (found.direction if text == "probe" else found.difference_in_means).tolist()
+        fitted = probe_for(model) if probe is None else probe()
+        return (fitted.direction if text == "probe" else fitted.difference_in_means).tolist()
     if text.startswith(("value.", "value:")):
         return values_at(model, [parse_neuron(text[len("value.") :])])[0].float().tolist()
     path = Path(text)
@@ -99,12 +99,12 @@ def parse_neuron(text: str) -> tuple[int, int]:
 def _from_fields(op: str, fields: list[str], text: str, model: Model, probe: ProbeOf | None) -> Edit:
     if op == "scale_keys" and fields[0] in (NEAREST, SELECTIVE):
         fields = [":".join(fields[:2]), *fields[2:]]
-    wanted = {"project_out": 2, "scale_keys": 2}.get(op, 3)
-    fields, positions = _positions(op, fields, wanted)
-    if op in ("add", "subtract", "project_out") and len(fields) > wanted:  # a path may hold a colon
+    count = {"project_out": 2, "scale_keys": 2}.get(op, 3)
+    fields, positions = _positions(op, fields, count)
+    if op in ("add", "subtract", "project_out") and len(fields) > count:  # a path may hold a colon
         tail = fields[-1:] if op != "project_out" else []
         fields = [fields[0], ":".join(fields[1 : len(fields) - len(tail)]), *tail]
-    if len(fields) != wanted or not all(field.strip() for field in fields):
+    if len(fields) != count or not all(field.strip() for field in fields):
         raise UserError(f"the edit {text!r} has the wrong number of parts", f"write it like {FORMS[op]}")
     if op == "scale_keys":
         return Edit.scale_keys(_neurons(fields[0], model, probe), _number(fields[1], text), positions)
@@ -117,10 +117,10 @@ def _from_fields(op: str, fields: list[str], text: str, model: Model, probe: Pro
     return (Edit.scale if op == "scale" else Edit.set)(fields[0], strength, _indices(fields[1], text), positions)
 
 
-def _positions(op: str, fields: list[str], wanted: int) -> tuple[list[str], Any]:
-    """Take the positions off the end, where there are any; without them an edit acts on all."""
+def _positions(op: str, fields: list[str], count: int) -> tuple[list[str], Any]:
+    """The fields without the positions at the end, and the positions; without any, an edit acts on all."""
     last = fields[-1].strip()
-    if len(fields) > wanted and (last in EDIT_WORDS or _whole(last)) and (op == "project_out" or _is_number(fields[-2])):
+    if len(fields) > count and (last in EDIT_WORDS or _whole(last)) and (op == "project_out" or _is_number(fields[-2])):
         return fields[:-1], last if last in EDIT_WORDS else [int(part) for part in last.split(",")]
     return fields, "all"
 

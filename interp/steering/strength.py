@@ -1,6 +1,6 @@
-"""The strength of an edit at which the loss on given texts is as asked.
+"""The strength of an edit at which the loss on given texts has a given value.
 
-A stronger change lowers toxicity more and hurts language more, so ways of changing a model can only be compared at one price."""
+A stronger change lowers toxicity more and raises the loss more, so changes can only be compared at equal loss."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def match_loss(
     loss: Callable[[float], float], goal: float | int, *, most: float | int, first: float | int | None = None,
     tolerance: float | int = 1e-3, start: float | int | None = None,
 ) -> Matched:  # fmt: skip
-    """At what strength between 0 and `most` does the loss reach `goal`?
+    """The strength between 0 and `most` at which the loss reaches `goal`.
 
-    The strength is doubled from `first` (an eighth of `most`) until the loss is too large, then the bracket is narrowed by bisection,
-    helped by the square law that a loss near its minimum follows. Where `most` is still cheap enough, `most` is the answer and
-    `reached` is false: every strength that this way has costs less.
+    The strength is doubled from `first` (an eighth of `most`) until the loss is too large, then the bracket is narrowed by
+    bisection, helped by the square law that a loss near its minimum follows. Where the loss at `most` is still below the goal,
+    `most` is returned and `reached` is false.
 
     Args:
         goal: the loss wanted, in nats per token; met within `tolerance` (0.001 nats is 0.1 % of perplexity).
@@ -67,7 +67,7 @@ def match_loss(
             low, at_low = middle, at_middle
         else:
             high, at_high = middle, at_middle
-    # A loss that jumps has no strength at the goal; the cheaper side of the jump keeps the promise of the price.
+    # A loss that jumps has no strength at the goal; on the lower side of the jump it stays below.
     return Matched(low, at_low, True)
 
 

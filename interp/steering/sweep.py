@@ -1,7 +1,7 @@
-"""Strength of an edit against what it buys and costs: toxicity, perplexity, F1, distinct-2 and, where asked, KL to the unedited model.
+"""Toxicity, perplexity, F1, distinct-2 and, where asked, KL to the unedited model at several strengths of an edit.
 
-An edit that lowers toxicity only as much as a random change of the same size has found nothing, so a sweep can measure random controls at
-the same strengths: directions of equal norm in place of a direction, and neurons that fire about as often in place of neurons.
+An edit is informative only if it lowers toxicity more than a random change of the same size, so a sweep can measure random controls
+at the same strengths: directions of equal norm in place of a direction, and neurons that fire about as often in place of neurons.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from interp.data.texts import Passage
     from interp.evaluation.toxicity import Scorer
 
-# What is measured next, how many measurements are done, and how many there are.
+# Called with what is measured next, the number of measurements done, and their total.
 Step = Callable[[str, int, int], object]
 
 
@@ -95,7 +95,7 @@ def sweep(
     kl_tokens: int | None = None, max_new_tokens: int = 20, max_prompt_tokens: int | None = None, sampling: Sampling = GREEDY,
     seed: int = 0, show: Callable[[float], str] = "{:g}".format, step: Step = lambda what, done, total: None,
 ) -> Sweep:  # fmt: skip
-    """How do toxicity and its price go with the strength of an edit, and with that of random controls?
+    """Toxicity, perplexity, F1, distinct-2 and KL at each strength of an edit, and of its random controls.
 
     Args:
         strengths: see `at_strength`.
@@ -105,7 +105,7 @@ def sweep(
         passages: texts for perplexity, F1 and KL, by default those that ship.
         kl_tokens: measure KL to the unedited model on so many tokens of each passage (at most the model's context).
         seed: of the bootstrap.
-        show: how a strength is written in what `step` is told; `step` may raise to stop the sweep.
+        show: how a strength is written in the text given to `step`; `step` may raise to stop the sweep.
 
     Raises `UserError` for no strengths or no edit, for an edit without a strength, and as `evaluate` does.
     """
@@ -115,7 +115,7 @@ def sweep(
 
     texts = list(shipped()) if passages is None else list(passages)
     draws: list[tuple[int | None, Sequence[Edit]]] = [(None, edits), *enumerate(controls)]
-    # All of them before the first forward, so that an edit without a strength is refused at once.
+    # The whole plan before the first forward, so that an edit without a strength is refused at once.
     plan: list[tuple[float, int | None, list[Edit]]] = []
     for strength in map(float, strengths):
         if strength == unedited_at:

@@ -15,10 +15,10 @@ from interp.diffing.groups import (
     activity,
     alignments,
     assign,
-    by_layer,
     cells_of,
     chosen_of,
     group_sums,
+    masks_by_layer,
     shares,
     sources,
 )
@@ -121,7 +121,7 @@ def test_a_planted_group_carries_everything(gpt2: Model) -> None:
     torch.testing.assert_close(found["changed activations"], found["total"], atol=1e-4, rtol=1e-4)
     # Patching that group from the tuned into the base model makes the tuned model, and patching the rest changes nothing.
     silent = chosen_of(groups, ["TP−"], base.d_mlp)
-    rest = by_layer(groups != GROUPS.index("TP−"), base.d_mlp)
+    rest = masks_by_layer(groups != GROUPS.index("TP−"), base.d_mlp)
     plain = {side: generate_tokens(model, ROWS, max_new_tokens=6) for side, model in pair.sides.items()}
     assert plain["base"] != plain["tuned"]
     assert generate_with_donor(base, pair.tuned, ROWS, silent, max_new_tokens=6) == plain["tuned"]

@@ -20,10 +20,10 @@ from interp.diffing.groups import (
     activity,
     alignments,
     assign,
-    by_layer,
     cells_of,
     chosen_of,
     group_sums,
+    masks_by_layer,
     shares,
     sources,
 )
@@ -162,8 +162,8 @@ def _patched(held_out: ToxicityContext, groups: np.ndarray) -> list[dict[str, An
     if not held_out.quick:
         cases |= {f"{name} alone": chosen_of(groups, [name], d_mlp) for name in REDUCING[1:]}
     cases |= {
-        "all four groups": by_layer(four, d_mlp), "the opposing groups": chosen_of(groups, OPPOSING, d_mlp),
-        RANDOM: by_layer(drawn, d_mlp), "all neurons": by_layer(np.ones(every, dtype=bool), d_mlp),
+        "all four groups": masks_by_layer(four, d_mlp), "the opposing groups": chosen_of(groups, OPPOSING, d_mlp),
+        RANDOM: masks_by_layer(drawn, d_mlp), "all neurons": masks_by_layer(np.ones(every, dtype=bool), d_mlp),
     }  # fmt: skip
     texts = token_rows(base, [passage.text for passage in held_out.passages], max_tokens=base.context)
     rows = []
