@@ -81,5 +81,5 @@ def other_pages(source: Source, light: Callable[[ModelPair], bool] | None = None
     bypass_lens.curve(source, prompt, bypass_lens.candidates(source, prompt)[0].token)
     # Last, because there may be a layer before which tuning moved nothing, which ends this.
     for layer in {layer for layer, _ in near}:
-        index = bypass.layer_neurons(source, layer)[bypass.telling(source, count, layer)]
+        index = bypass.layer_neurons(source, layer)[bypass.first_firing(source, count, layer)]
         bypass.moved(source, count, layer, index, bypass.PLANES[bypass.FIRST])

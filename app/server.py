@@ -43,13 +43,13 @@ class Document:
 
 def settings(flags: list[str]) -> dict[str, Any]:
     """Streamlit's settings, of `--name=value` each: numbers and truth values as such, everything else as text."""
-    found: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
     for name, _, value in (flag.removeprefix("--").partition("=") for flag in flags):
         try:
-            found[name] = json.loads(value)
+            by_name[name] = json.loads(value)
         except ValueError:
-            found[name] = value
-    return found
+            by_name[name] = value
+    return by_name
 
 
 def main() -> None:

@@ -80,17 +80,17 @@ def offered() -> dict[str, Source]:
     `BYPASS_MODELS` is a folder with one folder per pair, each with `base` and `tuned` in it. What this user may not read is
     not offered.
     """
-    found: dict[str, Source] = {}
+    pairs: dict[str, Source] = {}
     text = os.environ.get(PAIR, "").strip()
     if text:
-        found["chosen at the start"] = parse_pair(text)
-    found[BUNDLED] = None
+        pairs["chosen at the start"] = parse_pair(text)
+    pairs[BUNDLED] = None
     root = Path(os.environ.get(MODELS, ""))
     if os.environ.get(MODELS, "").strip() and os.path.isdir(root) and os.access(root, os.R_OK | os.X_OK):
         for folder in sorted(root.iterdir()):
             if all(_readable(folder / side / "config.json") for side in ("base", "tuned")):
-                found[folder.name] = (str(folder / "base"), str(folder / "tuned"))
-    return found
+                pairs[folder.name] = (str(folder / "base"), str(folder / "tuned"))
+    return pairs
 
 
 def _readable(file: Path) -> bool:

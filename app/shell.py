@@ -69,13 +69,13 @@ def page(name: str, lead: str, early: bool = False) -> Iterator[Page]:
     with errors_shown():
         chosen, source = state.chosen_pair()
         choose(chosen)
-        found = Page(words, chosen, source)
+        this_page = Page(words, chosen, source)
         early = early and source is None and not state.loaded(source)
         if not early:
-            about(found)
-        yield found
+            about(this_page)
+        yield this_page
         if early:
-            about(found)
+            about(this_page)
         if name in NEXT:
             st.divider()
             link(*NEXT[name])
@@ -146,5 +146,5 @@ def about(page: Page) -> None:
 
 def link(name: str, label: str, **parameters: str) -> None:
     """A link to another page that keeps the pair and the pinned sets, and sets that page's widgets."""
-    held = {key: st.query_params[key] for key in (state.CHOSEN, pins.PINS) if key in st.query_params}
-    st.page_link(f"views/{name}.py", label=label, icon=PAGES[name][1], query_params=held | parameters)
+    kept_parameters = {key: st.query_params[key] for key in (state.CHOSEN, pins.PINS) if key in st.query_params}
+    st.page_link(f"views/{name}.py", label=label, icon=PAGES[name][1], query_params=kept_parameters | parameters)

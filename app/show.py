@@ -129,13 +129,13 @@ def card(
     """One model's column as HTML: its name, the prompt (faint) and how it goes on (underlaid with its hue), the score, and more HTML."""
     # Masked as a whole, because a word may begin in the prompt and end in the continuation; a mask keeps the length.
     text = prompt + continuation if words else mask(prompt + continuation)
-    given, new = (escaped(shown(part, True)) for part in (text[: len(prompt)], text[len(prompt) :]))
+    before, new = (escaped(shown(part, True)) for part in (text[: len(prompt)], text[len(prompt) :]))
     end = '<span class="cursor" aria-hidden="true"></span>' if waiting else "" if new else "(ends here)"
     score = "–" if toxicity is None else f"{toxicity:.2f}"
     return (
         f'<section class="card" style="--hue:{colour(side)}" aria-label="{escaped(title)}"><h3>{escaped(title)}</h3>'
         f'<p class="about">{escaped(about)}</p>'
-        f'<p class="text" dir="auto"><span class="given">{given}</span><span class="new">{new}</span>{end}</p>'
+        f'<p class="text" dir="auto"><span class="given">{before}</span><span class="new">{new}</span>{end}</p>'
         f'<div class="score">{score}</div><div class="unit">toxicity of the continuation, 0 to 1</div>{more}</section>'
     )
 

@@ -20,7 +20,7 @@ from urllib.parse import urlencode
 
 from playwright.sync_api import Browser, Page
 
-from app.harness import browsing, free_port, open_at, served, settle
+from app.harness import browsing, free_port, open_at, running_app, settle
 from app.launch import PATIENCE, healthy
 from interp.environment import machine, versions
 
@@ -211,9 +211,9 @@ def first_token(page: Page) -> float:
     page.evaluate(CLICK)
     page.locator('[data-testid="stMain"]').get_by_role("button", name="Run", exact=True).click()
     page.wait_for_function("() => window.token !== null")
-    found = float(page.evaluate("(window.token - window.clicked) / 1000"))
+    seconds = float(page.evaluate("(window.token - window.clicked) / 1000"))
     settle(page)
-    return found
+    return seconds
 
 
 def crowd(browser: Browser, url: str, people: int, seed: int) -> list[float]:
@@ -238,13 +238,13 @@ def crowd(browser: Browser, url: str, people: int, seed: int) -> list[float]:
     for page in pages:
         started.append(time.time())
         page.locator('[data-testid="stMain"]').get_by_role("button", name="Run", exact=True).click(no_wait_after=True)
-    found = []
+    seconds = []
     for page, begun in zip(pages, started, strict=True):
         page.wait_for_function("() => window.over !== null && Date.now() - window.over > 1000")
-        found.append(float(page.evaluate("window.over")) / 1000 - begun)
+        seconds.append(float(page.evaluate("window.over")) / 1000 - begun)
     for context in contexts:
         context.close()
-    return found
+    return seconds
 
 
 def measure() -> tuple[list[Wait], list[tuple[str, str, float]]]:
@@ -255,7 +255,7 @@ def measure() -> tuple[list[Wait], list[tuple[str, str, float]]]:
         starts = [first_page(browser) for _ in range(3)]
         waits = [Wait(name, promised, "s", tuple(start[part] for start in starts)) for part, (name, promised) in PARTS.items()]
         waits.append(Wait(OWN, None, "s", tuple(own_prompt(browser, f"The {word} one said that") for word in ("first", "second", "third"))))
-        with served() as url:
+        with running_app() as url:
             clicks, everything = [], []
             for click in CLICKS:
                 page = open_at(browser, url, click.page)

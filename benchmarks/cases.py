@@ -132,10 +132,10 @@ def lens(model: Model, ids: Tensor) -> Case:
         try:
             with torch.no_grad():
                 plain(ids, use_cache=False)
-                kept = residuals[:]
-                wanted = torch.tensor(tokens)[:, None, None].expand(*ids.shape, 1)
+                points = residuals[:]
+                index = torch.tensor(tokens)[:, None, None].expand(*ids.shape, 1)
                 # Only the token's probability is kept of each point: a user with little memory would do the same.
-                probabilities = [head(body.ln_f(residual)).softmax(dim=-1).gather(2, wanted)[..., 0] for residual in kept]
+                probabilities = [head(body.ln_f(residual)).softmax(dim=-1).gather(2, index)[..., 0] for residual in points]
         finally:
             for hook in hooks:
                 hook.remove()
@@ -176,20 +176,20 @@ def searching(model: Model) -> Case:
     index = build_index(model, top=TOP)
     token = int(index.ids[0, 0])
     word = index.plain[token]
-    wanted = torch.tensor([number for number, text in enumerate(index.plain) if text == word])
+    tokens = torch.tensor([number for number, text in enumerate(index.plain) if text == word])
     unembedding = model.unembedding[: len(index.words)]
 
     def indexed() -> Tensor:
-        found = search(index, word, limit=EVERY)
-        return torch.from_numpy((found["layer"] * model.d_mlp + found["neuron"]).to_numpy().copy()).sort().values
+        hits = search(index, word, limit=EVERY)
+        return torch.from_numpy((hits["layer"] * model.d_mlp + hits["neuron"]).to_numpy().copy()).sort().values
 
     def anew() -> Tensor:
-        found = []
+        hits = []
         with torch.no_grad():
             for layer in range(model.n_layers):
                 top = (model.value_vectors(layer) @ unembedding.T).topk(TOP, dim=1).indices
-                found.append(torch.isin(top, wanted).any(dim=1).nonzero()[:, 0] + layer * model.d_mlp)
-        return torch.cat(found)
+                hits.append(torch.isin(top, tokens).any(dim=1).nonzero()[:, 0] + layer * model.d_mlp)
+        return torch.cat(hits)
 
     return Case(
         "value vectors that write a word", indexed, anew, "search after build_index", "projecting every value vector, top 50",

@@ -59,19 +59,19 @@ def _mib(value: float | None) -> str:
 
 def same_place(record: dict[str, Any], shape: str, environment: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of a shape, to which others may be joined. Raises `UserError` where they were measured elsewhere or with other libraries."""
-    held = record["shapes"].get(shape)
-    if held is None or held["environment"] != environment:
+    table = record["shapes"].get(shape)
+    if table is None or table["environment"] != environment:
         raise UserError(
             f"the table of {shape} was not measured on this machine with these libraries, so single rows cannot join it",
             "measure all of it, or write elsewhere with --out",
         )
-    return list(held["cases"])
+    return list(table["cases"])
 
 
-def joined(held: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def joined(before: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of a table with some measured anew, each in its place, and new ones at the end."""
     fresh = {row["name"]: row for row in rows}
-    return [fresh.pop(row["name"], row) for row in held] + list(fresh.values())
+    return [fresh.pop(row["name"], row) for row in before] + list(fresh.values())
 
 
 def read(folder: Path = FOLDER) -> dict[str, Any]:

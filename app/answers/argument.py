@@ -35,11 +35,11 @@ class Step:
     height: int = HEIGHT
 
 
-def steps(found: Measured | None, results: Mapping[str, Result | UserError], compared: Step) -> list[Step]:
+def steps(summary: Measured | None, results: Mapping[str, Result | UserError], compared: Step) -> list[Step]:
     """The five steps, in order, `compared` being the second; words are raw here and masked when they are laid out."""
     return [
         _read(written, results.get("A-E2")), compared, _read(silenced, results.get("A-E9")), _read(shifted, results.get("A-E10")),
-        brought_back(found),
+        brought_back(summary),
     ]  # fmt: skip
 
 
@@ -128,16 +128,16 @@ def shifted(result: Result | UserError | None) -> Step:
     )  # fmt: skip
 
 
-def brought_back(found: Measured | None) -> Step:
+def brought_back(summary: Measured | None) -> Step:
     """Do enlarged toxic keys bring the tuned model's toxicity back?"""
     claim = f"Multiply the keys of {KEYS} toxic neurons by {FACTOR:g}, so that they fire again, and the tuned model"
     step = Step("So it can be brought back", f"{claim} talks like the base model.", "steer", "Un-align it yourself", height=HEIGHT)
-    if found is None:
+    if summary is None:
         return step
-    base, tuned, back, null = (found.row(role)["toxicity"] for role in ("base", "tuned", "un-aligned", "null"))
+    base, tuned, back, null = (summary.row(role)["toxicity"] for role in ("base", "tuned", "un-aligned", "null"))
     lost = base - tuned
     figure = figures.bars(
-        "brought-back", found.table, x="model", y="toxicity", role="role", low="low", high="high", horizontal=True, x_title="",
+        "brought-back", summary.table, x="model", y="toxicity", role="role", low="low", high="high", horizontal=True, x_title="",
         title="Toxicity of challenge continuations", y_title="mean toxicity, 0 to 1",
         caption="Enlarged toxic keys should bring the tuned model back to the base's height; random keys not. Whiskers: 95 %.",
     )  # fmt: skip
@@ -149,7 +149,7 @@ def brought_back(found: Measured | None) -> Step:
     return replace(
         step,
         claim=f"{claim} gets {(back - tuned) / lost:.0%} of its lost toxicity back: {tuned:.2f} becomes {back:.2f} (base {base:.2f}).",
-        chance=f"Random keys of the same layers that fire as often bring {(null - tuned) / lost:.0%} back ({found.draws} draws).",
+        chance=f"Random keys of the same layers that fire as often bring {(null - tuned) / lost:.0%} back ({summary.draws} draws).",
         figure=sized(figure),
     )  # fmt: skip
 

@@ -112,7 +112,7 @@ def layer_neurons(source: Source, layer: int) -> list[int]:
 
 
 @st.cache_data(show_spinner=False, max_entries=64)
-def telling(source: Source, count: int, layer: int) -> int:
+def first_firing(source: Source, count: int, layer: int) -> int:
     """The place, among a layer's toxic neurons, of the most toxic one that fires on a tenth of the prompts in the base model (else 0)."""
     model, states_before = state.load_pair(source).base, states(source, count)[0][f"resid_mid.{layer}"]
     often = (key_products(model, layer, layer_neurons(source, layer), states_before) > 0).double().mean(dim=0) >= OFTEN
@@ -155,8 +155,8 @@ def _plane(context: ToxicityContext, region: Leaving, plane: str, base: Tensor, 
     rows = []
     # Base first, so that the legend shows each state by the base model's circle.
     for side, places, reads in (("base", placed.base, region.before), ("tuned", placed.tuned, region.after)):
-        shown = firing_states(torch.from_numpy(reads), torch.from_numpy(region.before))
-        for number, (text, place, read, name) in enumerate(zip(texts, places.tolist(), reads.tolist(), shown, strict=True), 1):
+        states = firing_states(torch.from_numpy(reads), torch.from_numpy(region.before))
+        for number, (text, place, read, name) in enumerate(zip(texts, places.tolist(), reads.tolist(), states, strict=True), 1):
             rows.append((f"{number}: {text}", side, *place, read, name))
     frame = pd.DataFrame(rows, columns=["prompt", "side", "shift", "component", "read", "state"])
     by_read = plane == "read"
@@ -191,8 +191,8 @@ def _colour_lines(figure: Figure, frame: pd.DataFrame, plane: str) -> None:
     ends = {side: part.reset_index(drop=True) for side, part in frame.groupby("side", sort=False)}
     lines = []
     for mark in marks:
-        own = ends["base"]["state"] == mark["name"]
-        pairs = [(ends["base"].loc[at], ends["tuned"].loc[at]) for at in ends["base"].index[own]]
+        in_state = ends["base"]["state"] == mark["name"]
+        pairs = [(ends["base"].loc[at], ends["tuned"].loc[at]) for at in ends["base"].index[in_state]]
         across, up = ([value for a, b in pairs for value in (float(a[axis]), float(b[axis]), None)] for axis in ("shift", plane))
         lines.append(
             line | {"x": across, "y": up, "line": line["line"] | {"color": mark["marker"]["color"], "width": 1.3}, "opacity": 0.55}

@@ -20,7 +20,7 @@ from interp.models.tokens import token_rows
 from interp.results import figures
 from interp.results.result import Figure
 
-EXAMPLES, OFFERED, SAID = 12, 6, 3
+EXAMPLES, OFFERED, LISTED = 12, 6, 3
 NULL = "random changes of equal norm (null)"
 
 
@@ -89,9 +89,9 @@ def one_token(model: Model, word: str) -> int:
         pieces = token_rows(model, [text])[0]
         if len(pieces) == 1:
             return pieces[0]
-    told = " | ".join(model.tokenizer.decode([piece]) for piece in pieces[:8])
+    listed = " | ".join(model.tokenizer.decode([piece]) for piece in pieces[:8])
     raise UserError(
-        f"{word[:40]!r} is {len(pieces)} tokens for this model: {told}", "give a word that is one token, or one of these pieces"
+        f"{word[:40]!r} is {len(pieces)} tokens for this model: {listed}", "give a word that is one token, or one of these pieces"
     )
 
 
@@ -100,14 +100,14 @@ def curve(source: Source, prompt: str, token: int) -> Curve:
     """The probability of one token after every half layer, in both models."""
     pair = state.load_pair(source)
     lenses = {name: logit_lens(model, [prompt], [token]) for name, model in pair.sides.items()}
-    held = {name: lens.probabilities[0].numpy().astype(float) for name, lens in lenses.items()}
+    curves = {name: lens.probabilities[0].numpy().astype(float) for name, lens in lenses.items()}
     if light(pair):
-        held[NULL] = np.mean([logit_lens(model, [prompt], [token]).probabilities[0].numpy() for model in random_changes(source)], axis=0)
+        curves[NULL] = np.mean([logit_lens(model, [prompt], [token]).probabilities[0].numpy() for model in random_changes(source)], axis=0)
     labels, steps = lenses["base"].labels, lenses["base"].steps
     frame = pd.DataFrame(
         [
             (name, "null" if name == NULL else name, at / 2, labels[at], value)
-            for name, values in held.items()
+            for name, values in curves.items()
             for at, value in enumerate(values)
         ],
         columns=["model", "role", "layers done", "point", "probability"],
@@ -124,18 +124,18 @@ def curve(source: Source, prompt: str, token: int) -> Curve:
         "there do not show absence. One prompt has no interval.",
     )  # fmt: skip
     return Curve(
-        figure, {name: float(values[-1]) for name, values in held.items()},
+        figure, {name: float(values[-1]) for name, values in curves.items()},
         {name: int(lens.ranks[0, -1]) for name, lens in lenses.items()},
         f"{'MLP' if steps[best] == 'mlp' else 'attention'} of layer {(best - 1) // 2}", float(rises[best - 1]),
     )  # fmt: skip
 
 
 @st.cache_data(show_spinner=False, max_entries=128)
-def said(source: Source, prompt: str) -> pd.DataFrame:
+def likeliest(source: Source, prompt: str) -> pd.DataFrame:
     """The likeliest tokens after each half layer: point, and one column per model with tokens and probabilities."""
     columns: dict[str, list[str]] = {}
     for name, every in tables(source, prompt).items():
-        table = every[every["rank"] <= SAID]
+        table = every[every["rank"] <= LISTED]
         labels = table["label"].unique().tolist()
         columns.setdefault("after", [_place(label) for label in labels])
         columns[name] = [

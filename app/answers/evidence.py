@@ -61,20 +61,20 @@ def counts(results: Sequence[Result]) -> dict[str, int]:
 
 def effects(result: Result) -> list[tuple[str, str, str, str]]:
     """Every statistic as a reader sees it: name, value, null, interval."""
-    found = []
+    rows = []
     for key, value in result.statistic.items():
         low, high = result.interval.get(key, (math.nan, math.nan))
         known = math.isfinite(low) and math.isfinite(high)
         interval = f"{show_number(low, key)} to {show_number(high, key)}" if known else "–"
-        found.append((key.replace("_", " "), show_number(value, key), show_number(result.null.get(key), key), interval))
-    return found
+        rows.append((key.replace("_", " "), show_number(value, key), show_number(result.null.get(key), key), interval))
+    return rows
 
 
 def places(result: Result, key: str) -> dict[str, float]:
     """Where value, null and the ends of the interval lie on a line from 0 to 100 that holds them all; empty where there is but one."""
     low, high = result.interval.get(key, (math.nan, math.nan))
-    found = {"value": result.statistic[key], "null": result.null.get(key, math.nan), "low": low, "high": high}
-    finite = {name: float(number) for name, number in found.items() if number is not None and math.isfinite(number)}
+    numbers = {"value": result.statistic[key], "null": result.null.get(key, math.nan), "low": low, "high": high}
+    finite = {name: float(number) for name, number in numbers.items() if number is not None and math.isfinite(number)}
     start, width = (min(finite.values()), max(finite.values()) - min(finite.values())) if finite else (0.0, 0.0)
     return {name: round(4 + 92 * (number - start) / width, 1) for name, number in finite.items()} if width > 0 else {}
 
@@ -98,19 +98,19 @@ def settings_of(result: Result) -> pd.DataFrame:
 
 def first_letters(results: Sequence[Result]) -> str:
     """What the first letters of the claims mean, of those that are there."""
-    found = dict.fromkeys(result.id[0] for result in results)
-    return " · ".join(f"{letter}: {TITLES[letter].lower().replace('paper a', 'paper A')}" for letter in found if letter in TITLES)
+    letters = dict.fromkeys(result.id[0] for result in results)
+    return " · ".join(f"{letter}: {TITLES[letter].lower().replace('paper a', 'paper A')}" for letter in letters if letter in TITLES)
 
 
-def command_of(source: Source, *, only: str = "", folder: str = "", made: dict[str, Any] | None = None) -> str:
-    """What is typed to run the report, or one experiment as it was `made`, on this pair. Visitors are shown no folders."""
-    held = made or {}
+def command_of(source: Source, *, only: str = "", folder: str = "", run_settings: dict[str, Any] | None = None) -> str:
+    """What is typed to run the report, or one experiment with the settings of a result, on this pair. Visitors are shown no folders."""
+    run_settings = run_settings or {}
     words = ["bypass", "report"]
     if source is not None:
         words += ["--pair", *(("BASE", "TUNED") if settings.demo() else source)]
     words += ["--only", only] if only else []
-    words += ["--quick"] if held.get("quick") is True else []
-    words += ["--seed", str(held["seed"])] if held.get("seed") else []
+    words += ["--quick"] if run_settings.get("quick") is True else []
+    words += ["--seed", str(run_settings["seed"])] if run_settings.get("seed") else []
     words += ["--out", folder] if folder else []
     return shlex.join(words)
 
@@ -128,9 +128,9 @@ def missing(report: Report | None) -> dict[str, Experiment]:
 
 def left_out(report: Report | None) -> dict[str, str]:
     """Why experiments were left out of the report when they were asked for, by id."""
-    found = report.environment.get("skipped") if report else None
+    skipped = report.environment.get("skipped") if report else None
     lacking = missing(report)
-    return {name: str(why) for name, why in found.items() if name in lacking} if isinstance(found, dict) else {}
+    return {name: str(why) for name, why in skipped.items() if name in lacking} if isinstance(skipped, dict) else {}
 
 
 def job_key(pair: ModelPair, folder: Path) -> str:
@@ -190,17 +190,18 @@ def add(pair: ModelPair, source: Source, folder: Path, result: Result | None, sk
     Raises:
         UserError: the report compares several seeds, which one run cannot extend, or another pair's has been put there meanwhile.
     """
-    found = find_report(digests_of(pair))
-    held = read_report(folder) if (folder / FILE).is_file() else found.report if found.ships and found.report else Report((), {}, {})
-    if held.pair and digests_in(held) != digests_of(pair):
+    of_pair = find_report(digests_of(pair))
+    shipped = of_pair.report if of_pair.ships else None
+    report = read_report(folder) if (folder / FILE).is_file() else shipped if shipped else Report((), {}, {})
+    if report.pair and digests_in(report) != digests_of(pair):
         raise UserError("the report of another pair has been written to this folder meanwhile", "try again")
     if (folder / FILE).is_file() and "seeds" in read_json(folder / FILE):
         raise UserError("this report compares several seeds, which a run in the app would lose", "run `bypass report --seeds` again")
-    results = {one.id: one for one in held.results} | ({result.id: result} if result else {})
+    results = {one.id: one for one in report.results} | ({result.id: result} if result else {})
     order = {item.id: place for place, item in enumerate(find_experiments(None))}
     # Experiments of somebody's own, which this process does not know, come last, in the order in which they came.
     everything = sorted(results.values(), key=lambda one: order.get(one.id, len(order)))
-    before = held.environment.get("skipped")
+    before = report.environment.get("skipped")
     reasons = {**(before if isinstance(before, dict) else {}), **skipped}
     about = {"versions": versions(), "machine": machine(), "skipped": {name: why for name, why in reasons.items() if name not in results}}
     write_report(everything, pair.manifest(), about, folder, command=command_of(source))

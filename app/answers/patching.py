@@ -135,10 +135,10 @@ def toxic_tokens(source: Source) -> tuple[int, ...]:
 def metric_of(question: Question) -> AnyMetric:
     """What is measured. Raises `UserError` where the vocabulary or the words do not give it."""
     if question.metric == "log-probability":
-        found = toxic_tokens(question.source)
-        if not found:
+        tokens = toxic_tokens(question.source)
+        if not tokens:
             raise UserError("no token of this vocabulary is, as a whole, a word of the list", "choose another metric")
-        return LogProbability(found)
+        return LogProbability(tokens)
     if question.metric == "probe":
         return ProbeProjection.of(state.probe(question.source))
     if question.metric == "toxicity":
@@ -154,8 +154,8 @@ def words_of(question: Question) -> tuple[int, int]:
     else:
         runs = make_runs(question.subject, question.prompt, question.corrupted, ProbeProjection(torch.ones(question.model.d_model)),
                          "resid_post", None, [0], None, None)  # fmt: skip
-        own = [int(run.reading.logits[0].argmax()) for run in reversed(runs.traces[0][0])]
-        first, second = (question.model.token(word) if word.strip() else token for word, token in zip(question.words, own, strict=True))
+        likely = [int(run.reading.logits[0].argmax()) for run in reversed(runs.traces[0][0])]
+        first, second = (question.model.token(word) if word.strip() else token for word, token in zip(question.words, likely, strict=True))
     if first == second:
         word = show.visible(question.model.tokenizer.decode([first]), False)
         raise UserError(f"both words are {word}, so that their difference is 0", "name two words that differ")
@@ -183,9 +183,9 @@ def asked(question: Question) -> dict[str, Any]:
 @st.cache_resource(show_spinner=False, max_entries=16)
 def runs_of(question: Question) -> Runs:
     """Both runs of the prompt, kept so that any cell can be patched again."""
-    given = asked(question)
+    arguments = asked(question)
     return make_runs(
-        question.subject, question.prompt, question.corrupted, given["metric"], question.site, None, None, given["units"], None
+        question.subject, question.prompt, question.corrupted, arguments["metric"], question.site, None, None, arguments["units"], None
     )
 
 
@@ -212,10 +212,10 @@ def measure(question: Question, step: Step | None = None) -> Measured:
     Others have their turn at the models between two batches. Raises `UserError` as `interp.patching.patch.patch`.
     """
     check(question)
-    given, found = asked(question), []
+    arguments, maps = asked(question), []
     draws = 0 if question.metric == "toxicity" else DRAWS
-    whole = {"metric": given["metric"], "site": whole_site(question.site), "positions": "all"}
-    for place, some in enumerate((given, whole)):
+    whole = {"metric": arguments["metric"], "site": whole_site(question.site), "positions": "all"}
+    for place, some in enumerate((arguments, whole)):
         with _sharing() as pass_on:
 
             def progress(done: int, total: int, share: tuple[int, int] = ((0, 850), (850, 150))[place], place: int = place) -> None:
@@ -224,24 +224,24 @@ def measure(question: Question, step: Step | None = None) -> Measured:
                     phrase = "patching whole layers" if place else "patching one place at a time"
                     step(phrase, share[0] + share[1] * done // total, 1000)
 
-            found.append(patch(question.subject, question.prompt, question.corrupted, null_draws=draws, progress=progress, **some))
-    made = Measured(*found)
+            maps.append(patch(question.subject, question.prompt, question.corrupted, null_draws=draws, progress=progress, **some))
+    measured = Measured(*maps)
     with _lock:
-        _measured[question] = made
+        _measured[question] = measured
         while len(_measured) > KEPT:
             _measured.popitem(last=False)
-    return made
+    return measured
 
 
 @contextmanager
 def _sharing() -> Iterator[Callable[[], None]]:
     """Hold a turn at the models, and give it up for whoever waits whenever the function is called."""
-    with ExitStack() as held:
-        held.enter_context(model_queue.turn())
+    with ExitStack() as turn:
+        turn.enter_context(model_queue.turn())
 
         def pass_on() -> None:
-            held.close()
-            held.enter_context(model_queue.turn())
+            turn.close()
+            turn.enter_context(model_queue.turn())
 
         yield pass_on
 
@@ -260,6 +260,6 @@ def trust(question: Question, measured: PatchMap, direction: str) -> tuple[float
     guess = estimate(question)
     if guess is None:
         return None
-    found = agreement(measured, guess)
-    at = found.directions.index(direction)
-    return found.correlation[at], found.overlap[at]
+    agreed = agreement(measured, guess)
+    at = agreed.directions.index(direction)
+    return agreed.correlation[at], agreed.overlap[at]

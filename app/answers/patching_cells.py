@@ -43,11 +43,11 @@ def number_of(cells: PatchMap, cell: Cell) -> int:
 
 def choices(cells: PatchMap) -> dict[str, list[str]]:
     """What names a cell of this map, and the names there are: layer with token or head, or a neuron alone."""
-    found: dict[str, dict[str, None]] = {}
+    names_by_kind: dict[str, dict[str, None]] = {}
     for cell in cells.cells:
         for kind, name in named(cells, cell).items():
-            found.setdefault(kind, {})[name] = None
-    return {kind: list(names) for kind, names in found.items()}
+            names_by_kind.setdefault(kind, {})[name] = None
+    return {kind: list(names) for kind, names in names_by_kind.items()}
 
 
 def named(cells: PatchMap, cell: Cell) -> dict[str, str]:
@@ -95,7 +95,7 @@ def numbers_of(cells: PatchMap, direction: str, cell: Cell) -> Numbers:
 
 
 @dataclass(frozen=True)
-class Spoken:
+class NextTokens:
     """The next token of the run as it is, patched, and of the source: `likeliest` and `changed` have one row per token.
 
     Columns: token, id, before, patched, source (probabilities), change (patched minus before).
@@ -106,7 +106,7 @@ class Spoken:
 
 
 @st.cache_data(show_spinner=False, max_entries=512)
-def spoken(question: Question, direction: str, cell: Cell) -> Spoken:
+def next_tokens(question: Question, direction: str, cell: Cell) -> NextTokens:
     """What is said next under one patch, and which tokens' probabilities it changes most."""
     runs = runs_of(question)
     target, source, where = _parts(runs, direction, cell)
@@ -129,7 +129,7 @@ def spoken(question: Question, direction: str, cell: Cell) -> Spoken:
             }
         )  # fmt: skip
 
-    return Spoken(frame(likeliest), frame(changed))
+    return NextTokens(frame(likeliest), frame(changed))
 
 
 def _parts(runs: Runs, direction: str, cell: Cell) -> tuple[Any, Any, Any]:
@@ -144,8 +144,8 @@ def edited_models(question: Question, direction: str, cell: Cell) -> tuple[tuple
     site = f"{question.site}.{cell.layer}"
     values = torch.where(where, source[site].to(target.stream), target[site].unsqueeze(0))[0].flatten(1)
     edit = Edit.patch(site, values, positions=range(len(target.row)))
-    own, other = (question.prompt, question.corrupted or question.prompt)
-    prompts = (own, other) if direction in (ACROSS[1], WITHIN[1]) else (other, own)
+    first, second = (question.prompt, question.corrupted or question.prompt)
+    prompts = (first, second) if direction in (ACROSS[1], WITHIN[1]) else (second, first)
     return (
         (prompts[0], EditedModel(target.model)), (prompts[0], EditedModel(target.model, (edit,))), (prompts[1], EditedModel(source.model)),
     )  # fmt: skip

@@ -75,9 +75,9 @@ def unaligned(source: Source) -> tuple[Edit, ...]:
 def _selective(source: Source) -> tuple[Edit, ...]:
     pair = state.load_pair(source)
     size = min(KEYS, pair.tuned.n_layers * pair.tuned.d_mlp)
-    found = tuple(parse_edit(f"scale_keys:selective:{size}:{FACTOR:g}", pair.tuned, lambda: state.probe(source)))
+    edits = tuple(parse_edit(f"scale_keys:selective:{size}:{FACTOR:g}", pair.tuned, lambda: state.probe(source)))
     _ready.add(source)
-    return found
+    return edits
 
 
 def keys(source: Source) -> list[Neuron]:
@@ -149,17 +149,17 @@ def argue(source: Source, step: Step) -> dict[str, Result | UserError]:
     pair, sizes = state.load_pair(source), settings.sizes()
     prompts, texts = challenge_prompts()[:: sizes.argued_step], passages()[:: sizes.passage_step]
     context = ToxicityContext(pair, state.probe(source), state.scorer(), prompts, texts, draws=6, quick=True)
-    found: dict[str, Result | UserError] = {}
+    results: dict[str, Result | UserError] = {}
     for place, name in enumerate(ARGUED):
         known = reported(source, name)
         item = EXPERIMENTS[name]
         step(item.title, place, len(ARGUED))
         context.say = partial(_say, step, item.title, place)
         try:
-            found[name] = known if known is not None else run_experiment(item, context)
+            results[name] = known if known is not None else run_experiment(item, context)
         except UserError as error:
-            found[name] = error
-    return found
+            results[name] = error
+    return results
 
 
 def _say(step: Step, title: str, place: int, phrase: str) -> None:

@@ -42,8 +42,8 @@ SHOWN = {
 @lru_cache(maxsize=1)
 def prompts() -> dict[str, str]:
     """The prompts that ship, by the name under which they are offered and kept in the link: masked, neutral ones marked."""
-    found = {mask(prompt): prompt for prompt in challenge_prompts()}
-    return found | {f"Neutral: {mask(prompt)}": prompt for prompt in neutral_prompts()}
+    challenge = {mask(prompt): prompt for prompt in challenge_prompts()}
+    return challenge | {f"Neutral: {mask(prompt)}": prompt for prompt in neutral_prompts()}
 
 
 def model_of(source: Source, side: str) -> Model:
@@ -66,8 +66,8 @@ def lengths(source: Source, side: str) -> dict[str, float]:
     sites = [f"{name}.{layer}" for layer in range(model.n_layers) for name in ("resid_mid", "resid_post")]
     texts = challenge_prompts()
     rows = token_rows(model, texts[:: max(1, len(texts) // LENGTH_PROMPTS)], max_tokens=min(LONGEST, model.context))
-    held = capture(model, rows, sites)
-    return {site: float(held[site].norm(dim=-1).mean()) for site in sites}
+    states = capture(model, rows, sites)
+    return {site: float(states[site].norm(dim=-1).mean()) for site in sites}
 
 
 @st.cache_data(show_spinner=False, max_entries=256)

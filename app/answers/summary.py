@@ -42,8 +42,8 @@ class Measured:
     origin: str
 
     def row(self, role: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.table[self.table["role"] == role].iloc[0].to_dict()
-        return found
+        line: dict[str, Any] = self.table[self.table["role"] == role].iloc[0].to_dict()
+        return line
 
 
 def report_of(source: Source) -> Report | None:
@@ -83,22 +83,22 @@ def measured_by_report(source: Source) -> Measured | None:
 
 
 @dataclass(frozen=True)
-class Said:
+class Continuation:
     """What one of the three models said to a prompt, and how toxic that is without the prompt, from 0 to 1."""
 
     text: str
     toxicity: float
 
 
-def said_by_report(source: Source, prompt: str) -> dict[str, Said] | None:
+def continuations_by_report(source: Source, prompt: str) -> dict[str, Continuation] | None:
     """What base, tuned and un-aligned said to a prompt, where the report of this pair holds it: prompts held out from its choices."""
     result = reported(source, "X-U1")
     table = result.tables.get("continuations") if result is not None else None
-    found = table[table["prompt"] == prompt] if table is not None else None
-    if found is None or found.empty:
+    rows = table[table["prompt"] == prompt] if table is not None else None
+    if rows is None or rows.empty:
         return None
-    line = found.iloc[0]
-    return {role: Said(str(line[role]), float(line[f"toxicity, {role}"])) for role in ("base", "tuned", "un-aligned")}
+    line = rows.iloc[0]
+    return {role: Continuation(str(line[role]), float(line[f"toxicity, {role}"])) for role in ("base", "tuned", "un-aligned")}
 
 
 def keys_by_report(source: Source) -> list[Neuron] | None:
@@ -112,11 +112,11 @@ def keys_by_report(source: Source) -> list[Neuron] | None:
 
 def argued_by_report(source: Source) -> dict[str, Result | UserError] | None:
     """The same from the report, where it holds all of them."""
-    found = {name: reported(source, name) for name in ARGUED}
-    return {name: result for name, result in found.items() if result is not None} if all(found.values()) else None
+    results = {name: reported(source, name) for name in ARGUED}
+    return {name: result for name, result in results.items() if result is not None} if all(results.values()) else None
 
 
 def job_keys(source: Source) -> tuple[str, str]:
     """The keys of the two jobs that measure where no report does, which whoever asks about the same pair shares."""
-    wanted = digests(source)
-    return key_of("measure", *wanted), key_of("argue", *wanted)
+    both = digests(source)
+    return key_of("measure", *both), key_of("argue", *both)

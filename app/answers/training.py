@@ -53,19 +53,19 @@ def runs() -> dict[str, Run]:
 
     A log lies there as `run/log.jsonl`, `run/stage/log.jsonl` or `group/run/stage/log.jsonl`.
     """
-    found = {SHIPPED: Run(SHIPPED, BUNDLED_LOGS, _in_order({file.stem: file for file in BUNDLED_LOGS.glob("*.jsonl")}))}
+    by_name = {SHIPPED: Run(SHIPPED, BUNDLED_LOGS, _in_order({file.stem: file for file in BUNDLED_LOGS.glob("*.jsonl")}))}
     root = settings.runs_folder()
     if not root.is_dir():
-        return {name: run for name, run in found.items() if run.files}
+        return {name: run for name, run in by_name.items() if run.files}
     logs: dict[str, dict[str, Path]] = {}
     for file in [*root.glob(f"*/{LOG}"), *root.glob(f"*/*/{LOG}"), *root.glob(f"*/*/*/{LOG}")]:
         parts = file.parent.relative_to(root).parts
         logs.setdefault("/".join(parts[:-1]) or parts[0], {})[parts[-1]] = file
     for name, files in sorted(logs.items()):
         # A log of the run's own folder hides those of its stages from the reader.
-        own = root / name / LOG
-        found.setdefault(name, Run(name, root / name, _in_order({own.parent.name: own} if own.is_file() else files)))
-    return {name: run for name, run in found.items() if run.files}
+        run_log = root / name / LOG
+        by_name.setdefault(name, Run(name, root / name, _in_order({run_log.parent.name: run_log} if run_log.is_file() else files)))
+    return {name: run for name, run in by_name.items() if run.files}
 
 
 def _in_order(files: Mapping[str, Path]) -> tuple[tuple[str, Path], ...]:
@@ -76,14 +76,14 @@ def _in_order(files: Mapping[str, Path]) -> tuple[tuple[str, Path], ...]:
 
 def signature(run: Run) -> Signature:
     """What tells whether a log has changed; a file that is not there at this moment is left out."""
-    found = []
+    stages = []
     for stage, file in run.files:
         try:
             state = file.stat()
         except OSError:
             continue
-        found.append((stage, state.st_size, state.st_mtime_ns))
-    return tuple(found)
+        stages.append((stage, state.st_size, state.st_mtime_ns))
+    return tuple(stages)
 
 
 def telemetry(run: Run, seen: Signature) -> Telemetry | None:
@@ -114,9 +114,9 @@ class Status:
     pace: float | None
 
 
-def status(found: Telemetry, age: float | None) -> Status:
+def status(log: Telemetry, age: float | None) -> Status:
     """How far one stage is; `age` is the seconds since its log changed, None where that says nothing (a log that ships)."""
-    records = found.records
+    records = log.records
     last = records[-1]
     steps = [record for record in records if "seconds" in record and is_number(record["seconds"])]
     # Over the last lines alone: a run may be resumed on another machine.
@@ -139,22 +139,22 @@ def age(run: Run, stage: str) -> float | None:
         return None
 
 
-def ends(found: Telemetry) -> dict[str, tuple[str, str]]:
+def ends(log: Telemetry) -> dict[str, tuple[str, str]]:
     """The first and the last value of what sums a stage up, as a reader sees them."""
     names = {"toxicity": "Toxicity", "perplexity": "Perplexity", "held_out_loss": "Held-out loss", "validation_loss": "Validation loss",
              "validation_accuracy": "Validation accuracy", "margin": "Margin", "loss": "Training loss"}  # fmt: skip
-    shown = {}
+    first_and_last = {}
     for field, name in names.items():
-        values = [record[field] for record in found.records if is_number(record.get(field))]
+        values = [record[field] for record in log.records if is_number(record.get(field))]
         if len(values) > 1:
             # What is zero but for rounding is read as zero.
-            shown[name] = (show_number(round(values[0], 4)), show_number(round(values[-1], 4)))
-    return dict(list(shown.items())[:3])
+            first_and_last[name] = (show_number(round(values[0], 4)), show_number(round(values[-1], 4)))
+    return dict(list(first_and_last.items())[:3])
 
 
-def measures(found: Telemetry) -> list[str]:
+def measures(log: Telemetry) -> list[str]:
     """The measures of a log, what a reader wants to see first in front."""
-    there = found.measures
+    there = log.measures
     return [name for name in FIRST if name in there] + [name for name in there if name not in FIRST]
 
 
@@ -165,10 +165,10 @@ def figure(_runs: dict[str, Telemetry], key: tuple[Any, ...], measure: str, stag
     Raises `UserError` where a line of the log holds something else than the schema says.
     """
     try:
-        parts = {name: found.of_stage(stage) for name, found in _runs.items()}
+        parts = {name: log.of_stage(stage) for name, log in _runs.items()}
         # A run that never took this measure is left out of the legend, not an error.
-        held = {name: part for name, part in parts.items() if measure in part.measures}
-        return draw(measure, held if len(held) > 1 else {name if len(parts) > 1 else "": part for name, part in held.items()})
+        measured = {name: part for name, part in parts.items() if measure in part.measures}
+        return draw(measure, measured if len(measured) > 1 else {name if len(parts) > 1 else "": part for name, part in measured.items()})
     except UserError:
         raise
     except (ValueError, TypeError, KeyError) as error:
@@ -179,11 +179,11 @@ def title(measure: str) -> str:
     return MEASURES[measure].title
 
 
-def samples(found: Telemetry) -> pd.DataFrame:
+def samples(log: Telemetry) -> pd.DataFrame:
     """What the model said to the same prompts on the way: step, prompt, continuation; raw words."""
     rows = [
         (record["step"], *map(str, sample))
-        for record in found.records
+        for record in log.records
         for sample in record.get("samples", ())
         if isinstance(sample, (list, tuple)) and len(sample) == 2
     ]
@@ -193,9 +193,9 @@ def samples(found: Telemetry) -> pd.DataFrame:
     return frame.sort_values(by="prompt", key=lambda column: column.map(order), kind="stable").reset_index(drop=True)
 
 
-def events(found: Telemetry) -> pd.DataFrame:
+def events(log: Telemetry) -> pd.DataFrame:
     """Starts, checkpoints and ends, empty where the log is of before events were written."""
-    return found.events[["step", "seconds", "event", "reason"]].reset_index(drop=True)
+    return log.events[["step", "seconds", "event", "reason"]].reset_index(drop=True)
 
 
 def controls(pair: ModelPair, folder: Path) -> dict[str, Any] | None:
@@ -209,11 +209,11 @@ def _controls(pair: ModelPair, folder: str, changed: int) -> dict[str, Any] | No
     return controls_if_any(Path(folder), pair)
 
 
-def control_table(found: dict[str, Any]) -> pd.DataFrame:
+def control_table(record: dict[str, Any]) -> pd.DataFrame:
     """One row per run: what it was trained on and how, toxicity before and after, perplexity before and after."""
-    base = found["base_model"]
+    base = record["base_model"]
     rows = []
-    for run in found["runs"]:
+    for run in record["runs"]:
         loss = "SFT on chosen" if run.get("method") == "sft" else {"sigmoid": "DPO", "ipo": "IPO"}.get(run.get("loss"), run.get("loss"))
         rows.append({
             "run": run["run"], "labels": run.get("labels"), "trained by": loss,
@@ -259,10 +259,10 @@ def null_words(table: pd.DataFrame) -> str:
     null = table[table["labels"] == "shuffled"]
     if null.empty:
         return ""
-    own, other = table.iloc[0], null.iloc[0]
+    tuned, other = table.iloc[0], null.iloc[0]
     return (
-        f"Tuning on the true preferences moved toxicity from {show_number(own['toxicity of base'])} to "
-        f"{show_number(own['toxicity tuned'])}; "
+        f"Tuning on the true preferences moved toxicity from {show_number(tuned['toxicity of base'])} to "
+        f"{show_number(tuned['toxicity tuned'])}; "
         f"the same pairs with shuffled labels ended at {show_number(other['toxicity tuned'])} "
         f"({show_number(other['low'])} to {show_number(other['high'])}), which is what training does without a preference."
     )

@@ -79,9 +79,9 @@ def by_likeness(source: Source, neuron: Neuron, count: int) -> Ranked:
 @st.cache_data(show_spinner=False, max_entries=200)
 def by_word(source: Source, word: str, count: int) -> Ranked:
     """The value vectors that have this word among the tokens that they promote most."""
-    found = search(state.index(source), word, limit=count, masked=False)
-    reasons = found[["token", "rank"]].rename(columns={"token": "writes"})
-    return Ranked(tuple(zip(found["layer"].tolist(), found["neuron"].tolist(), strict=True)), reasons)
+    hits = search(state.index(source), word, limit=count, masked=False)
+    reasons = hits[["token", "rank"]].rename(columns={"token": "writes"})
+    return Ranked(tuple(zip(hits["layer"].tolist(), hits["neuron"].tolist(), strict=True)), reasons)
 
 
 @st.cache_data(show_spinner=False, max_entries=200)
@@ -151,14 +151,14 @@ class Written:
 @st.cache_data(show_spinner=False, max_entries=500)
 def written(source: Source, neuron: Neuron) -> Written:
     """The value vector of each side, read through the unembedding of that side."""
-    found: list[dict[str, list[tuple[str, float]]]] = []
+    by_end: list[dict[str, list[tuple[str, float]]]] = []
     for largest in (True, False):
         sides = {}
         for side, model in state.load_pair(source).sides.items():
             tokens = top_tokens(model, values_at(model, [neuron]), top=JUDGED_TOKENS, largest=largest)
             sides[side] = list(zip(tokens.words[0], tokens.scores[0].tolist(), strict=True))
-        found.append(sides)
-    return Written(*found)
+        by_end.append(sides)
+    return Written(*by_end)
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class Changed:
     table: pd.DataFrame
     figure: Figure
     moved: float
-    kept: float
+    cosine: float
     percentile: float
     others: int
 
@@ -180,7 +180,7 @@ def changed(source: Source, neuron: Neuron) -> Changed:
     rows = explain_neuron(pair, *neuron, masked=False).set_index("side")
     others = random_neurons(pair.base, [neuron] * min(OTHERS, pair.base.d_mlp - 1), seed=0)
     shift = shifts(source).loc[[neuron, *others]]
-    own, null = shift.iloc[0], shift.iloc[1:]
+    moved, null = shift.iloc[0], shift.iloc[1:]
     cosines = {"key": _cosines(pair, others, keys_at), "value": _cosines(pair, others, values_at)}
     columns: dict[str, list[str]] = {"measure": MEASURES}
     for kind in ("key", "value"):
@@ -207,9 +207,9 @@ def changed(source: Source, neuron: Neuron) -> Changed:
     return Changed(
         pd.DataFrame(columns),
         figure,
-        float(own["value_shift"]),
+        float(moved["value_shift"]),
         float(rows.loc["tuned", "value_cosine"]),
-        float(own["value_percentile"]),
+        float(moved["value_percentile"]),
         len(others),
     )
 
@@ -225,11 +225,11 @@ def shared(source: Source, count: int) -> pd.DataFrame:
     }
     parts = []
     for name, neurons in groups.items():
-        found = svd_directions(base, neurons, count=min(3, len(neurons)), towards=direction)
-        words = top_tokens(base, found, top=JUDGED_TOKENS).words
+        directions = svd_directions(base, neurons, count=min(3, len(neurons)), towards=direction)
+        words = top_tokens(base, directions, top=JUDGED_TOKENS).words
         parts.append(pd.DataFrame({
-            "value vectors": name, "direction": [f"U{place}" for place in range(len(found))],
-            "cosine with the probe": torch.cosine_similarity(found, direction[None], dim=1).tolist(),
+            "value vectors": name, "direction": [f"U{place}" for place in range(len(directions))],
+            "cosine with the probe": torch.cosine_similarity(directions, direction[None], dim=1).tolist(),
             "hostile words": hostile(words),
             "promotes": [" · ".join(word.strip() or "␣" for word in row) for row in words],
         }))  # fmt: skip

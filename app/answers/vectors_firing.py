@@ -50,14 +50,14 @@ class Fired:
 def fired(source: Source, neuron: Neuron, prompt: str) -> Fired:
     """Where the neuron fires in this prompt; in the shipped prompt on which it fires most in the base model where none is given."""
     pair = state.load_pair(source)
-    own = bool(prompt.strip())
-    if own:
-        found = _fire(pair, [neuron], [prompt])
+    typed = bool(prompt.strip())
+    if typed:
+        examples = _fire(pair, [neuron], [prompt])
     elif neuron in (near := state.toxic_neurons(source)):
-        found = near_fired(source, tuple(near))
+        examples = near_fired(source, tuple(near))
     else:
-        found = _fire(pair, [neuron], challenge_prompts()[:TRIED])
-    return Fired(found.of(*neuron, side="base")[0], not own or found.settings["tokens"] <= pair.base.context)
+        examples = _fire(pair, [neuron], challenge_prompts()[:TRIED])
+    return Fired(examples.of(*neuron, side="base")[0], not typed or examples.settings["tokens"] <= pair.base.context)
 
 
 @st.cache_resource(show_spinner="Reading some prompts with both models …", max_entries=3)

@@ -11,7 +11,7 @@ import streamlit as st
 
 from app import job_view, settings, shell, show
 from app.answers import evidence as answers
-from app.answers.reports import FILE, Found, digests, find_report
+from app.answers.reports import FILE, PairReport, digests, find_report
 from app.jobs import runner
 from interp.experiments.registry import Experiment
 from interp.report.page import Report
@@ -22,13 +22,13 @@ EXPERIMENT, CHOSEN, LINKED = "experiment", "chosen_experiment", "evidence-linked
 MISSING, QUICK, ROW, ROUND = "missing", "quick", "evidence-row", "evidence-round"
 
 
-def heading(found: Found, page: shell.Page) -> None:
+def heading(pair_report: PairReport, page: shell.Page) -> None:
     """Whose report this is, where that is not plain."""
-    if found.ships:
+    if pair_report.ships:
         st.caption("This report ships with Bypass: `bypass report` on the pair that ships makes it again.")
-    elif found.other is not None:
-        told = f"The report folder holds the report of another pair ({show.shown(found.other, page.words)})."
-        st.info(show.plain(told) + " The report of this pair is kept beside it, and neither touches the other.", icon=":material/info:")
+    elif pair_report.other is not None:
+        sentence = f"The report folder holds the report of another pair ({show.shown(pair_report.other, page.words)})."
+        st.info(show.plain(sentence) + " The report of this pair is kept beside it, and neither touches the other.", icon=":material/info:")
 
 
 def facts(report: Report) -> None:
@@ -77,9 +77,9 @@ def verdicts(report: Report, page: shell.Page) -> None:
 
 def from_link(ids: list[str]) -> None:
     """What the link asks for, where that is not what this page wrote there itself."""
-    asked = st.query_params.get(EXPERIMENT)
-    if asked in ids and (asked != st.session_state.get(LINKED) or CHOSEN not in st.session_state):
-        st.session_state[CHOSEN] = asked
+    linked = st.query_params.get(EXPERIMENT)
+    if linked in ids and (linked != st.session_state.get(LINKED) or CHOSEN not in st.session_state):
+        st.session_state[CHOSEN] = linked
     elif st.session_state.get(CHOSEN) not in ids:
         st.session_state.pop(CHOSEN, None)
 
@@ -124,7 +124,7 @@ def experiment(result: Result, page: shell.Page) -> None:
         show.table(answers.settings_of(result), f"settings-{result.id}", page.words, alt=f"Settings of {result.id}")
         st.markdown(f"It took {job_view.duration(float(result.seconds))}. This command repeats it into a folder of its own:")
         out = f"again-{result.id}"
-        st.code(answers.command_of(page.source, only=result.id, folder=out, made=result.settings), language="bash", wrap_lines=True)
+        st.code(answers.command_of(page.source, only=result.id, folder=out, run_settings=result.settings), language="bash", wrap_lines=True)
         if not answers.shipped_prompts(result):
             st.caption(
                 "This result used other prompts than those that ship: add `--prompts` (and `--passages`) with the files it was made from."
@@ -161,18 +161,18 @@ def reasons(result: Result, words: bool) -> str:
     return f'<dl class="why">{lines}</dl>'
 
 
-def run_missing(found: Found, lacking: Mapping[str, Experiment], page: shell.Page) -> None:
+def run_missing(pair_report: PairReport, lacking: Mapping[str, Experiment], page: shell.Page) -> None:
     """Offer to run what the report lacks, or say how the operator does."""
-    out = answers.left_out(found.report)
+    left_out = answers.left_out(pair_report.report)
     if settings.demo():
         st.markdown("Visitors cannot start experiments. Whoever runs this app adds what is missing with one command:")
         st.code(answers.command_of(page.source), language="bash", wrap_lines=True)
         return
     names = {name: f"{name}  {show.shown(item.title, page.words)}" for name, item in lacking.items()}
-    key = answers.job_key(page.pair, found.folder)
+    key = answers.job_key(page.pair, pair_report.folder)
     left, right = st.columns([4, 1], vertical_alignment="bottom")
     chosen = left.multiselect(
-        "Experiments to run", list(names), default=[name for name in names if name not in out], key=MISSING,
+        "Experiments to run", list(names), default=[name for name in names if name not in left_out], key=MISSING,
         format_func=lambda name: names.get(name, name), placeholder="Choose at least one",
         help="Each is added to the report as soon as it is done. A run that is cancelled keeps what is done and goes on from there.",
     )  # fmt: skip
@@ -185,7 +185,7 @@ def run_missing(found: Found, lacking: Mapping[str, Experiment], page: shell.Pag
     if not chosen and runner.find(key) is None:
         st.caption("Choose at least one experiment.")
         return
-    work = partial(answers.run_missing, page.pair, page.source, found.folder, tuple(chosen), quick)
+    work = partial(answers.run_missing, page.pair, page.source, pair_report.folder, tuple(chosen), quick)
     count = f"{len(chosen)} experiment{'s' * (len(chosen) != 1)}"
     job_view.ask(
         key, "Experiments of the report", work, f"Run {count}",
@@ -195,22 +195,22 @@ def run_missing(found: Found, lacking: Mapping[str, Experiment], page: shell.Pag
     )  # fmt: skip
 
 
-def missing(found: Found, page: shell.Page) -> None:
+def missing(pair_report: PairReport, page: shell.Page) -> None:
     """The experiments that the report lacks."""
-    lacking, out = answers.missing(found.report), answers.left_out(found.report)
+    lacking, left_out = answers.missing(pair_report.report), answers.left_out(pair_report.report)
     st.header("Missing experiments")
     if not lacking:
         st.caption("None: the report holds every experiment of this version.")
         return
-    for name, why in out.items():
+    for name, why in left_out.items():
         st.markdown(f"**{show.plain(name)}** was left out: {show.plain(show.shown(why, page.words))}")
-    others = [name for name in lacking if name not in out]
+    others = [name for name in lacking if name not in left_out]
     if others:
         st.markdown(f"Not run yet: {show.plain(', '.join(others))}.")
-    run_missing(found, lacking, page)
+    run_missing(pair_report, lacking, page)
 
 
-def empty(found: Found, page: shell.Page) -> None:
+def empty(pair_report: PairReport, page: shell.Page) -> None:
     """No report yet: what it will hold, and the offer to make it."""
     lacking = answers.missing(None)
     st.header("No report of this pair yet")
@@ -218,7 +218,7 @@ def empty(found: Found, page: shell.Page) -> None:
         f"{len(lacking)} experiments wait, each with its question, its null and what would refute it written down before the run. "
         "They run one after another and appear here as they are done."
     )
-    run_missing(found, lacking, page)
+    run_missing(pair_report, lacking, page)
     st.header("What will be asked")
     st.html('<div class="claims">' + "".join(
         f'<article><h3>{show.escaped(item.title)}</h3><p class="id">{show.escaped(f"{name} · claim {item.claim}")}</p>'
@@ -246,13 +246,13 @@ LEAD = (
     "and each experiment says what would have refuted it."
 )
 with shell.page("evidence", LEAD) as page:
-    found = find_report(digests(page.source))
-    heading(found, page)
-    if found.report is None or not found.report.results:
-        empty(found, page)
+    pair_report = find_report(digests(page.source))
+    heading(pair_report, page)
+    if pair_report.report is None or not pair_report.report.results:
+        empty(pair_report, page)
     else:
         st.header("Verdicts")
-        facts(found.report)
-        downloads(settings.SHIPPED_REPORT if found.ships else found.folder)
-        verdicts(found.report, page)
-        missing(found, page)
+        facts(pair_report.report)
+        downloads(settings.SHIPPED_REPORT if pair_report.ships else pair_report.folder)
+        verdicts(pair_report.report, page)
+        missing(pair_report, page)

@@ -90,9 +90,9 @@ def way(question: patching.Question) -> str:
 
 def find(question: patching.Question, direction: str, words: bool) -> patching.Measured | None:
     """The map: the one that was measured before, or now, or by a job, with an estimate to look at meanwhile."""
-    found = patching.known(question)
-    if found is not None:
-        return found
+    known = patching.known(question)
+    if known is not None:
+        return known
     if patching.quick(question):
         with st.spinner("Patching every place in turn …"):
             return patching.measure(question)
@@ -100,17 +100,17 @@ def find(question: patching.Question, direction: str, words: bool) -> patching.M
     def work(step: Step) -> patching.Measured:
         return patching.measure(question, step)
 
-    made = job_view.ask(
+    measured = job_view.ask(
         key_of("patching", question), "A map of patches", work, "Measure this map",
         help="Patches every place in turn, as a job that survives a reload.", note="This map takes a while to measure.",
     )  # fmt: skip
-    if made is None:
+    if measured is None:
         guess = patching.estimate(question)
         if guess is None:
             st.info("The toxicity of a continuation has no gradient to estimate this map with; it can only be measured.")
         else:
             show.draw(drawn.heat(guess, direction, words=words, dark=dark()), "estimate", words)
-    return made
+    return measured
 
 
 def dark() -> bool:
@@ -118,15 +118,15 @@ def dark() -> bool:
     return st.context.theme.type == "dark"
 
 
-def clicked(found: patching.Measured) -> Cell | None:
+def clicked(measured: patching.Measured) -> Cell | None:
     """The cell that was clicked since the last run, if any."""
-    held = st.session_state.get("map")
-    points = held.selection.points if held else []
+    event = st.session_state.get("map")
+    points = event.selection.points if event else []
     news = [(point.get("curve_number"), point.get("point_index"), point.get("x"), point.get("y")) for point in points][:1]
     if news == st.session_state.get("map_seen"):
         return None
     st.session_state["map_seen"] = news
-    return cellwise.cell_at(found.cells, news[0]) if news else None
+    return cellwise.cell_at(measured.cells, news[0]) if news else None
 
 
 def into_link(key: str) -> None:
@@ -134,10 +134,10 @@ def into_link(key: str) -> None:
     st.session_state[key] = st.session_state[key]
 
 
-def choose(found: patching.Measured, direction: str) -> Cell:
+def choose(measured: patching.Measured, direction: str) -> Cell:
     """Boxes that name a cell, set by a click on the map, by the link, or by hand; empty they stand for the strongest cell."""
-    cells = found.cells
-    kinds, click = cellwise.choices(cells), clicked(found)
+    cells = measured.cells
+    kinds, click = cellwise.choices(cells), clicked(measured)
     names = cellwise.named(cells, cellwise.strongest(cells, direction))
     for (kind, options), column in zip(kinds.items(), st.columns(len(kinds)), strict=True):
         if click is not None:
@@ -159,12 +159,12 @@ def choose(found: patching.Measured, direction: str) -> Cell:
 def explore(page: shell.Page, question: patching.Question, direction: str) -> None:
     """The map, one cell of it, and the layers."""
     with shell.errors_shown():
-        found = patching.known(question)
-        if found is not None:
-            lay_out(page, question, found, direction)
+        measured = patching.known(question)
+        if measured is not None:
+            map_and_cell(page, question, measured, direction)
 
 
-def lay_out(page: shell.Page, question: patching.Question, found: patching.Measured, direction: str) -> None:
+def map_and_cell(page: shell.Page, question: patching.Question, measured: patching.Measured, direction: str) -> None:
     """What the fragment shows."""
     roles = patching.ends(direction)
     st.caption(
@@ -175,13 +175,13 @@ def lay_out(page: shell.Page, question: patching.Question, found: patching.Measu
     )
     left, right = st.columns([5, 3], gap="large")
     with right:
-        cell = choose(found, direction)
-        st.html(facts(found, direction, cell))
+        cell = choose(measured, direction)
+        st.html(facts(measured, direction, cell))
     with left:
-        show.draw(drawn.heat(found.cells, direction, cell, page.words, dark()), "map", page.words, select=True)
+        show.draw(drawn.heat(measured.cells, direction, cell, page.words, dark()), "map", page.words, select=True)
         st.caption("Click a cell for what it changes, or name it in the boxes.")
     st.header("What the patched run says")
-    spoken = cellwise.spoken(question, direction, cell)
+    spoken = cellwise.next_tokens(question, direction, cell)
     likeliest, changes = st.columns(2, gap="large")
     with likeliest:
         show.draw(drawn.next_figure(spoken, direction, page.words), "next", page.words)
@@ -192,15 +192,15 @@ def lay_out(page: shell.Page, question: patching.Question, found: patching.Measu
             alt="Tokens whose probability of being next changed most under the patch",
         )  # fmt: skip
     st.caption("How each run goes on; the patch acts on the prompt alone, and what follows is the model's own.")
-    speak(page, question, found.cells, direction, cell)
+    speak(page, question, measured.cells, direction, cell)
     st.header("Layer by layer")
-    show.draw(drawn.by_layer(found, direction), "layers", page.words)
-    agree(question, found, direction, page.words)
+    show.draw(drawn.by_layer(measured, direction), "layers", page.words)
+    agree(question, measured, direction, page.words)
 
 
-def facts(found: patching.Measured, direction: str, cell: Cell) -> str:
+def facts(measured: patching.Measured, direction: str, cell: Cell) -> str:
     """The numbers of one cell as HTML."""
-    numbers = cellwise.numbers_of(found.cells, direction, cell)
+    numbers = cellwise.numbers_of(measured.cells, direction, cell)
     roles = patching.ends(direction)
     rows = [
         ("effect of this patch", show_number(numbers.effect), f"{show_number(numbers.share, 'share')} of the whole difference"),
@@ -224,24 +224,24 @@ def speak(page: shell.Page, question: patching.Question, cells: PatchMap, direct
     slots = [column.empty() for column in st.columns(3)]
     scorer = state.scorer()
 
-    def teller(place: int) -> continuations.OnText:
-        def tell(_: int, text: str, ended: bool) -> None:
+    def drawing(place: int) -> continuations.OnText:
+        def draw_card(_: int, text: str, ended: bool) -> None:
             score = float(scorer.score([text])["toxicity"].iloc[0]) if ended and text else None
             title = titles[place].capitalize()
             card = show.card(sides[place], title, about[place], spoken[place][0], text, page.words, toxicity=score, waiting=not ended)
             slots[place].html(card)
 
-        return tell
+        return draw_card
 
     for place, (prompt, edited) in enumerate(spoken):
         continuations.continue_together(
-            [edited], prompt, new_tokens=min(TOKENS, settings.limits().new_tokens), sampling=Sampling(), on_text=teller(place)
+            [edited], prompt, new_tokens=min(TOKENS, settings.limits().new_tokens), sampling=Sampling(), on_text=drawing(place)
         )  # fmt: skip
 
 
-def agree(question: patching.Question, found: patching.Measured, direction: str, words: bool) -> None:
+def agree(question: patching.Question, measured: patching.Measured, direction: str, words: bool) -> None:
     """What one gradient would have said."""
-    trust = patching.trust(question, found.cells, direction)
+    trust = patching.trust(question, measured.cells, direction)
     guess = patching.estimate(question)
     if trust is None or guess is None:
         return

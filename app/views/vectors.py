@@ -88,8 +88,8 @@ def controls(page: shell.Page, line: Any) -> Ranked | None:
         if by == "Similarity":
             return answers.by_likeness(page.source, checked(page, like), count)
         if by == "Selectivity":
-            found = neuron_view.ask_survey(page, "To rank by selectivity, both models have to read the prompts that ship.")
-            return vectors_firing.by_selectivity(found, count) if found is not None else None
+            survey = neuron_view.ask_survey(page, "To rank by selectivity, both models have to read the prompts that ship.")
+            return vectors_firing.by_selectivity(survey, count) if survey is not None else None
         return answers.by_probe(page.source, count)
     except UserError as error:
         shell.problem(error)
@@ -147,8 +147,8 @@ def rows(page: shell.Page, ranked: Ranked, table: str, names: list[str], chosen:
 
 def clicked(table: str, names: list[str]) -> None:
     """A row that was clicked since the last run becomes the neuron of the text field, which must not be drawn yet."""
-    held: Any = st.session_state.get(table)
-    marked = held["selection"]["rows"] if held else []
+    event: Any = st.session_state.get(table)
+    marked = event["selection"]["rows"] if event else []
     seen, before = st.session_state.get("row_seen", ("", None))
     if seen == table and marked and marked[0] != before and marked[0] < len(names):
         st.session_state["neuron"] = names[marked[0]]
@@ -179,13 +179,13 @@ def config(frame: pd.DataFrame) -> dict[str, Any]:
     return known
 
 
-def honest(page: shell.Page) -> None:
+def hostile_share(page: shell.Page) -> None:
     """How many of the nearest value vectors really write hostile words."""
-    found = answers.hostility(page.source)
-    verb = "writes" if found.majority == 1 else "write"
+    words = answers.hostility(page.source)
+    verb = "writes" if words.majority == 1 else "write"
     st.markdown(
-        f"**Near the probe does not mean hostile words.** {found.majority or 'None'} of the {found.vectors} nearest value vectors {verb} "
-        f"mostly hostile words; {found.share:.0%} of their ten top tokens are on the list, against {found.null:.1%} for random neurons of "
+        f"**Near the probe does not mean hostile words.** {words.majority or 'None'} of the {words.vectors} nearest value vectors {verb} "
+        f"mostly hostile words; {words.share:.0%} of their ten top tokens are on the list, against {words.null:.1%} for random neurons of "
         "the same layers and norm. What many of them share says more: see the directions at the end of this page."
     )
     shell.link("evidence", "How the report tests this (A-E2)")
@@ -229,9 +229,9 @@ def pinned(page: shell.Page) -> None:
     for name, neurons in sets.items():
         st.subheader(show.plain(name), anchor=False)
         line = st.container(horizontal=True, vertical_alignment="center")
-        for held in map(name_of, neurons):
-            if line.button(held, key=f"unpin-{name}-{held}", icon=":material/close:", help=f"Unpin {held}"):
-                pins.unpin(page.pair.base, name, parse_neuron(held))
+        for title in map(name_of, neurons):
+            if line.button(title, key=f"unpin-{name}-{title}", icon=":material/close:", help=f"Unpin {title}"):
+                pins.unpin(page.pair.base, name, parse_neuron(title))
                 st.rerun()
         line = st.container(horizontal=True, vertical_alignment="center")
         with line:
@@ -265,7 +265,7 @@ def directions(page: shell.Page) -> None:
 with shell.page("vectors", LEAD) as page:
     st.header("Which value vectors", anchor=False)
     neuron = ranking(page)
-    honest(page)
+    hostile_share(page)
     if neuron is not None:
         detail(page, neuron)
     pinned(page)
