@@ -1,4 +1,4 @@
-"""What is shown of one neuron: what it writes, where it fires, what tuning changed in it. Every section says what its null is."""
+"""The sections on one neuron: the tokens it promotes, where it fires, and how tuning changed it. Every section names its null."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIDES = ("base", "tuned")
 
 
 def facts(page: shell.Page, neuron: Neuron) -> None:
-    """The neuron in three numbers."""
+    """Draw three numbers of the neuron: cosine with the probe, hostile words, and how far tuning moved its value vector."""
     place, cosine = answers.places(page.source)[neuron]
     moved, null = answers.changed(page.source, neuron), answers.hostility(page.source).null
     (count,) = answers.hostile([answers.words_of(page.source, neuron)])
@@ -30,7 +30,7 @@ def facts(page: shell.Page, neuron: Neuron) -> None:
 
 
 def words(page: shell.Page, neuron: Neuron) -> None:
-    """The words that it promotes and suppresses, in both models."""
+    """Draw the tokens that the neuron promotes and suppresses, in both models."""
     tokens = answers.written(page.source, neuron)
     same, many = tokens.same(), len(tokens.promoted["base"])
     st.subheader("What it writes", anchor=False)
@@ -47,7 +47,7 @@ def words(page: shell.Page, neuron: Neuron) -> None:
 
 @st.fragment
 def fires(page: shell.Page, neuron: Neuron) -> None:
-    """Where it fires in one prompt, in both models."""
+    """Draw the neuron's activation at each token of one prompt, in both models."""
     st.subheader("Where it fires in a prompt", anchor=False)
     text = st.text_input(
         "Prompt", key="text", bind="query-params", max_chars=settings.limits().prompt_characters,
@@ -68,6 +68,7 @@ def fires(page: shell.Page, neuron: Neuron) -> None:
 
 
 def strip(window: Window, side: str, words: bool, top: float) -> str:
+    """The tokens of a window as HTML, shaded by the activation in one model."""
     values = window.activations[side]
     label = f"Activation of neuron {window.layer}.{window.neuron} in the {side} model: {values[window.at]:.2f} at {peak(window, words)}"
     return show.strip(window.tokens, values, show.colour(side), words, top=top, label=label)
@@ -79,7 +80,7 @@ def peak(window: Window, words: bool) -> str:
 
 
 def compared(before: float, after: float) -> str:
-    """What the two numbers at the highest token say."""
+    """A sentence that compares the base and tuned activations at the token of the highest one."""
     scale = "Both strips share one scale of colour."
     if before <= 0:
         return f"The neuron does not fire on this prompt in the base model. {scale}"
@@ -91,7 +92,7 @@ def compared(before: float, after: float) -> str:
 
 
 def change(page: shell.Page, neuron: Neuron) -> None:
-    """How far tuning moved its key and its value, beside random neurons of its layer."""
+    """Draw how far tuning moved the key and the value, beside random neurons of the layer."""
     changed = answers.changed(page.source, neuron)
     st.subheader("What tuning changed in it", anchor=False)
     st.caption(
@@ -116,17 +117,18 @@ COLUMNS = {
 
 
 def survey_key(page: shell.Page) -> str:
+    """The key of the job that reads all texts that ship with this pair."""
     return jobs.key_of("texts", page.pair.base.digest, page.pair.tuned.digest)
 
 
 def surveyed(page: shell.Page) -> Survey | None:
-    """What reading the texts gave, if it has been done."""
+    """The result of reading the texts, or None where they have not been read."""
     job = jobs.runner.find(survey_key(page))
     return job.result if job is not None and job.state == "done" else None
 
 
 def ask_survey(page: shell.Page, note: str) -> Survey | None:
-    """What reading the texts gave, or the button that starts it."""
+    """The result of reading the texts, or None and the button that starts it."""
     pair, neurons = page.pair, state.toxic_neurons(page.source)
     survey: Survey | None = job_view.ask(
         survey_key(page), "Reading the texts that ship", lambda step: firing.survey(pair, neurons, step), "Read the texts that ship",
@@ -137,7 +139,7 @@ def ask_survey(page: shell.Page, note: str) -> Survey | None:
 
 
 def most(page: shell.Page, neuron: Neuron, asked: bool) -> None:
-    """The texts on which it fires most; `asked` where the button that reads them is on the page already."""
+    """Draw the texts on which the neuron fires most; `asked`: the button that reads them is on the page already."""
     st.subheader("Where it fires most", anchor=False)
     near = neuron in state.toxic_neurons(page.source)
     survey = surveyed(page)
@@ -165,7 +167,7 @@ def most(page: shell.Page, neuron: Neuron, asked: bool) -> None:
 
 
 def ask_examples(page: shell.Page, neuron: Neuron) -> Examples | None:
-    """The examples of one neuron far from the probe, or the button that looks for them."""
+    """The examples of one neuron that is not near the probe, or None and the button that starts the search."""
     pair, name = page.pair, name_of(neuron)
     examples: Examples | None = job_view.ask(
         jobs.key_of("examples", pair.base.digest, pair.tuned.digest, neuron), f"Reading the texts that ship for {name}",
@@ -177,6 +179,7 @@ def ask_examples(page: shell.Page, neuron: Neuron) -> Examples | None:
 
 
 def spread(examples: Examples, neuron: Neuron) -> None:
+    """Draw in what share of tokens the neuron is active, and its largest activation, in both models."""
     rows = examples.spread[(examples.spread["layer"] == neuron[0]) & (examples.spread["neuron"] == neuron[1])].set_index("side")
     parts = [
         show.fact(f"active in {side}", (f"{rows.loc[side, 'active']:.1%}", f"of tokens, at most {rows.loc[side, 'max']:.2f}"))
@@ -186,7 +189,7 @@ def spread(examples: Examples, neuron: Neuron) -> None:
 
 
 def windows(best: list[Window], words: bool, tokens: int) -> None:
-    """Pieces of text, best first, shaded by the base model's neuron, with what the tuned model's does at the same token."""
+    """Draw pieces of text, the highest activation first, shaded by the base model's; both models' activations stand above each."""
     if not best:
         st.caption(f"It is active on none of {tokens:,} tokens in the base model.")
         return

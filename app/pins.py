@@ -1,4 +1,4 @@
-"""Sets of neurons that a person keeps under a name, from one page to the next and in the link.
+"""Pinned sets: neurons that a visitor keeps under a name, from one page to the next and in the link.
 
 They live in the query parameter `pins` as `name:5.770,4.12;other:0.3`, so that a shared link brings them along.
 """
@@ -22,7 +22,7 @@ MOST_SETS, MOST_NEURONS = 8, 64
 
 
 def pinned(model: Model) -> dict[str, list[Neuron]]:
-    """The sets of this session, by name. Raises `UserError` for a link that holds none that fit the model."""
+    """The pinned sets of this session, by name. Raises `UserError` for a link whose sets cannot be read or do not fit the model."""
     text = st.session_state.get(PINS) or st.query_params.get(PINS) or ""
     sets = read(text)
     for neurons in sets.values():
@@ -32,7 +32,7 @@ def pinned(model: Model) -> dict[str, list[Neuron]]:
 
 
 def pin(model: Model, name: str, neurons: list[Neuron]) -> None:
-    """Add neurons to a set, which is made where there is none of this name. Raises `UserError` for a name or a number too many."""
+    """Add neurons to a set, which is created where it does not exist. Raises `UserError` for a bad name or too many."""
     if not NAME.fullmatch(name):
         raise UserError(f"{name[:40]!r} cannot name a set", "use up to 24 letters, digits, spaces and dashes")
     model.check_neurons(neurons)
@@ -45,7 +45,7 @@ def pin(model: Model, name: str, neurons: list[Neuron]) -> None:
 
 
 def unpin(model: Model, name: str, neuron: Neuron | None = None) -> None:
-    """Take one neuron out of a set, or forget the set."""
+    """Remove one neuron from a set, or the whole set."""
     sets = pinned(model)
     remaining = [] if neuron is None else [other for other in sets.get(name, []) if other != neuron]
     sets[name] = remaining
@@ -53,7 +53,7 @@ def unpin(model: Model, name: str, neuron: Neuron | None = None) -> None:
 
 
 def read(text: str) -> dict[str, list[Neuron]]:
-    """The sets that a link holds; raises `UserError` for what is no set."""
+    """The sets of a link's text. Raises `UserError` where it cannot be parsed."""
     # Only here, so that a page is drawn before torch has been read.
     from interp.steering.edit_text import parse_neuron
 
@@ -67,7 +67,7 @@ def read(text: str) -> dict[str, list[Neuron]]:
 
 
 def written(sets: dict[str, list[Neuron]]) -> str:
-    """The sets as a link holds them; `read` gives them back."""
+    """The sets as the text of a link, which `read` parses."""
     return ";".join(f"{name}:{','.join(f'{layer}.{index}' for layer, index in neurons)}" for name, neurons in sets.items())
 
 

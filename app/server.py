@@ -1,4 +1,4 @@
-"""The process that serves: Streamlit on the app's entry, while a thread already reads the libraries and the pair.
+"""The server process: Streamlit runs the app, while a thread imports the libraries and loads the pair.
 
 Streamlit runs a page only when the first visitor comes, and that page would then import torch and transformers while the
 visitor waits; here the time in which a person reaches for the browser is used.
@@ -23,7 +23,7 @@ PAGE = re.compile(r"/[^/._]*")
 
 
 class Document:
-    """Serves the app's own document in place of Streamlit's."""
+    """ASGI middleware that serves the app's own document in place of Streamlit's."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -42,7 +42,7 @@ class Document:
 
 
 def settings(flags: list[str]) -> dict[str, Any]:
-    """Streamlit's settings, of `--name=value` each: numbers and truth values as such, everything else as text."""
+    """Streamlit's settings out of flags `--name=value`: numbers and truth values as such, everything else as text."""
     by_name: dict[str, Any] = {}
     for name, _, value in (flag.removeprefix("--").partition("=") for flag in flags):
         try:
@@ -53,6 +53,7 @@ def settings(flags: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Run the server until it is stopped."""
     import streamlit as st
     from starlette.middleware import Middleware
 

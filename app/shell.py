@@ -1,6 +1,5 @@
-"""What every page has around it: title and lead, the sidebar with the switch for words and the choice of the pair, the note on
-first sight, and the place where an error is shown in a sentence.
-"""
+"""The frame of every page: title and lead, the sidebar with the switch for words and the choice of the pair, a note on the first
+visit, and errors as a sentence."""
 
 from __future__ import annotations
 
@@ -45,7 +44,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Page:
-    """What the body of a page needs to know of this session."""
+    """The state of this session that the body of a page needs."""
 
     words: bool
     name: str
@@ -53,6 +52,7 @@ class Page:
 
     @property
     def pair(self) -> ModelPair:
+        """The loaded pair."""
         return state.load_pair(self.source)
 
 
@@ -83,7 +83,7 @@ def page(name: str, lead: str, early: bool = False) -> Iterator[Page]:
 
 @contextmanager
 def errors_shown() -> Iterator[None]:
-    """Show what is wrong with what was given, and how to fix it, in place of the rest of the page or fragment."""
+    """Show a `UserError` and its fix in place of the rest of the page or fragment."""
     try:
         yield
     except UserError as error:
@@ -99,18 +99,18 @@ def errors_shown() -> Iterator[None]:
 
 
 def problem(error: UserError) -> None:
-    """One sentence on what was wrong, one on how to fix it."""
+    """Show an error: one sentence on what is wrong, one on how to fix it."""
     fix = f"  \n{show.plain(error.fix[:1].upper() + error.fix[1:])}." if error.fix else ""
     st.error(show.plain(show.shown(error.problem[:600], False)) + fix, icon=":material/info:")
 
 
 def heading(name: str) -> str:
-    """What stands above a page."""
+    """The title of a page."""
     return HEADINGS.get(name, PAGES[name][0])
 
 
 def note() -> None:
-    """On first sight: what this shows, before it is shown."""
+    """On the first visit, a note on what the app shows."""
     if st.session_state.get(SEEN):
         return
     left, right = st.columns([6, 1], vertical_alignment="center")
@@ -122,7 +122,7 @@ def note() -> None:
 
 
 def choose(chosen: str) -> None:
-    """The choice of the pair, where there is one."""
+    """The choice of the pair, where there are several."""
     names = list(settings.offered())
     if chosen not in names:
         names.append(chosen)
@@ -134,7 +134,7 @@ def choose(chosen: str) -> None:
 
 
 def about(page: Page) -> None:
-    """The pair in three lines. Raises `UserError` where it cannot be loaded, or the link pins neurons that it does not have."""
+    """Three lines on the pair. Raises `UserError` where it cannot be loaded, or the link pins neurons that it does not have."""
     pair = page.pair
     pins.pinned(pair.base)
     size = sum(weight.numel() for weight in pair.base.hf.parameters()) / 1e6

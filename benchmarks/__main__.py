@@ -23,7 +23,7 @@ from interp.errors import UserError
 
 
 def run(shape: Shape, only: str, report: bool = False) -> tuple[list[Measured], str]:
-    """Measure the cases whose name contains `only`; gives them and what the weights were."""
+    """Measure the cases whose name contains `only`; return them and what the weights were."""
     model = make_model(shape)
     results = []
     last = [reporting()] if report and shape.ships else []
@@ -40,6 +40,7 @@ def run(shape: Shape, only: str, report: bool = False) -> tuple[list[Measured], 
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmarks of the command line; return the exit code, 1 where results differ."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--large", action="store_true", help="also GPT2-medium's shape (minutes)")
     parser.add_argument("--report", action="store_true", help="also the whole report, twice (a quarter of an hour)")

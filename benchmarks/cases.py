@@ -1,4 +1,4 @@
-"""What is compared: each case beside the straightforward way, written as a competent user of that library would write it."""
+"""The cases that are compared, each with the straightforward way as a competent user of that library would write it."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def cases(model: Model, shape: Shape) -> Iterator[Case]:
 
 
 def capturing(model: Model, ids: Tensor) -> Iterator[Case]:
-    """One site at the last position, against TransformerLens: its full cache, and its cache of that site alone."""
+    """Capturing one site at the last position, against TransformerLens's full cache and its cache of that site alone."""
     bridge = model.to_transformer_lens()
     layer, rows = model.n_layers - 1, ids.tolist()
     site, hook = f"resid_mid.{layer}", f"blocks.{layer}.hook_resid_mid"
@@ -100,7 +100,7 @@ def capturing(model: Model, ids: Tensor) -> Iterator[Case]:
 
 
 def overhead(model: Model, ids: Tensor) -> Iterator[Case]:
-    """What the permanent hooks cost a forward that does not use them, and one that reads three sites."""
+    """The cost of the permanent hooks to a forward that does not use them, and to one that reads three sites."""
     plain, rows = model.plain_copy(), ids.tolist()
     sites = [f"resid_post.{layer}" for layer in (0, model.n_layers // 2, model.n_layers - 1)]
 
@@ -148,7 +148,7 @@ def lens(model: Model, ids: Tensor) -> Case:
 
 
 def scoring() -> Iterator[Case]:
-    """300 different texts in batches against one call per text, then the same texts again from the cache."""
+    """Scoring 300 different texts in batches against one call per text, then the same texts again from the cache."""
     texts = [*(item.text for item in toxicity_texts()), *neutral_prompts(), *challenge_prompts()]
     texts = list(dict.fromkeys(texts))[:300]
     shipped = load_scorer()
@@ -172,7 +172,7 @@ def scoring() -> Iterator[Case]:
 
 
 def searching(model: Model) -> Case:
-    """Which neurons have a word among their top tokens: from the index, against projecting every value vector again."""
+    """Finding the neurons with a word among their top tokens: from the index, against projecting every value vector again."""
     index = build_index(model, top=TOP)
     token = int(index.ids[0, 0])
     word = index.plain[token]

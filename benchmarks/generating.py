@@ -20,7 +20,7 @@ WATCHED = 5
 
 
 def generating(model: Model, prompts: list[str]) -> Iterator[Case]:
-    """Every case of this file; the prompts are those whose continuations are read."""
+    """Every case of this file, on these prompts."""
     yield over_generation(model, prompts)
     yield perplexities(model)
 

@@ -1,4 +1,4 @@
-"""The whole report: experiments that share their measurements, against the same experiments each by itself."""
+"""The case of the whole report: experiments that share their measurements, against the same experiments each by itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pair of a given shape with random weights: does the report run on it, and in how much memory?
+"""A pair of a given shape with random weights, to see whether the report runs on it, and in how much memory:
 
     python -m benchmarks.shaped gpt2-medium FOLDER
     /usr/bin/time -v bypass report --quick --pair FOLDER/base FOLDER/tuned --out FOLDER/report
@@ -70,6 +70,7 @@ def make_pair(shape: str, folder: Path, seed: int = 0) -> None:
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a model and its tokenizer to a folder."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

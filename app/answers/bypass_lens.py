@@ -1,4 +1,4 @@
-"""What the page *Bypass* asks of the logit lens: one prompt, one token, both models, after every half layer."""
+"""The logit lens of one prompt and one token, in both models, for the page *Bypass*."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Curve:
-    """One token along the stack, with its final probability in each model (and under random changes, where these are cheap)."""
+    """The probability of one token by half layer, and its final value in each model (for small pairs also under random changes)."""
 
     figure: Figure
     final: dict[str, float]
@@ -47,7 +47,7 @@ class Curve:
 
 @st.cache_data(show_spinner=False, max_entries=16)
 def examples(source: Source, count: int) -> list[str]:
-    """The prompts on which the base model's likeliest next token loses most by tuning, those with a word of the list first."""
+    """The prompts on which the base model's likeliest next token loses most probability by tuning, toxic tokens first."""
     context = study(source, count)
     base, tuned = context.pair.sides.values()
     site = f"resid_post.{base.n_layers - 1}"
@@ -63,13 +63,13 @@ def examples(source: Source, count: int) -> list[str]:
 
 @st.cache_data(show_spinner=False, max_entries=128)
 def tables(source: Source, prompt: str) -> dict[str, pd.DataFrame]:
-    """What each model would say after every half layer. Raises `UserError` for a prompt that does not fit."""
+    """The likeliest tokens of each model after every half layer. Raises `UserError` for a prompt that does not fit."""
     return {name: logit_lens(model, [prompt], top=OFFERED).top(masked=False) for name, model in state.load_pair(source).sides.items()}
 
 
 @st.cache_data(show_spinner=False, max_entries=128)
 def candidates(source: Source, prompt: str) -> list[Candidate]:
-    """What either model says next, the base model's likeliest first. Raises `UserError` for a prompt that does not fit."""
+    """The likeliest next tokens of both models, the base model's first. Raises `UserError` for a prompt that does not fit."""
     pair = state.load_pair(source)
     lasts = [table[table["point"] == table["point"].max()] for table in tables(source, prompt).values()]
     chosen = list(dict.fromkeys(token for last in lasts for token in last["id"].tolist()))
@@ -83,7 +83,7 @@ def candidates(source: Source, prompt: str) -> list[Candidate]:
 
 
 def one_token(model: Model, word: str) -> int:
-    """The token that a typed word is, as it follows a space or as it stands. Raises `UserError` where it is several."""
+    """The token of a typed word, after a space or as it stands. Raises `UserError` where the word is several tokens."""
     pieces: list[int] = []
     for text in (" " + word.strip(), word):
         pieces = token_rows(model, [text])[0]

@@ -1,4 +1,4 @@
-"""What the page *Bypass* asks about where the shift comes from: parts of the model, and updates of value vectors against it.
+"""Where the shift comes from: parts of the model, and updates of value vectors against it; for the page *Bypass*.
 
 The decomposition and the cosines are those of experiment A-E11, at any layer; its null, gradient steps that know nothing of
 toxicity, is that experiment itself, run for the layer that was chosen.
@@ -44,7 +44,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Against:
-    """How value updates lie to the shift, and what the sign of the neurons' activation alone says of it."""
+    """How the updates of value vectors point to the shift, and how often a neuron's activation alone predicts the sign."""
 
     profile: Figure
     last: float
@@ -54,14 +54,14 @@ class Against:
 
 @st.cache_resource(show_spinner="Reading the prompts at every position …", max_entries=6)
 def means(source: Source, count: int) -> tuple[Captured, Captured]:
-    """Each prompt's means over positions, base and tuned: streams, attention outputs, neurons."""
+    """Each prompt's means over positions, base and tuned: residual streams, attention outputs, neurons."""
     context = study(source, count)
     base, tuned = (context.mean_states(model) for model in context.pair.sides.values())
     return base, tuned
 
 
 def weights(source: Source, count: int) -> torch.Tensor:
-    """The number of positions behind each prompt's mean."""
+    """The number of positions of each prompt, by which its mean is weighted."""
     return torch.tensor([len(row) for row in study(source, count).prompt_rows()]).double()
 
 
@@ -146,7 +146,7 @@ def controls(source: Source, count: int, layer: int) -> Callable[[Step], Finding
 
 
 def drawn(finding: Finding) -> tuple[Figure, float, float]:
-    """The figure with its nulls, the last layer's median, and the lowest of the gradient steps'."""
+    """The figure with its nulls, the last layer's median cosine, and the lowest one of the gradient steps."""
     table = finding.tables["changes"]
     last = "median cosine, last layer"
     keys = table["row_key"]

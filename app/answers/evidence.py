@@ -1,4 +1,4 @@
-"""What the page of evidence asks: the report of a pair, which experiments it lacks, and a run of those.
+"""The report of a pair, the experiments that it lacks, and a run of those, for the page Evidence.
 
 A report on disk is somebody's work. What is in it stays as it is when experiments are added from the app: results made with other
 settings or by another version are neither run again nor dropped, and the report of another pair is never written over.
@@ -50,17 +50,18 @@ def summary(results: Sequence[Result]) -> pd.DataFrame:
 
 
 def verdict_of(result: Result) -> str:
+    """A result's verdict in words, with its mark."""
     mark, word = VERDICTS[result.verdict]
     return f"{mark} {word}" + (" (quick)" if result.settings.get("quick") is True else "")
 
 
 def counts(results: Sequence[Result]) -> dict[str, int]:
-    """How many experiments have each verdict, under the word that a reader sees."""
+    """The number of experiments by verdict, in the words of the page."""
     return {" ".join(VERDICTS[name]): sum(result.verdict == name for result in results) for name in VERDICTS}
 
 
 def effects(result: Result) -> list[tuple[str, str, str, str]]:
-    """Every statistic as a reader sees it: name, value, null, interval."""
+    """Every statistic as text: name, value, null, interval."""
     rows = []
     for key, value in result.statistic.items():
         low, high = result.interval.get(key, (math.nan, math.nan))
@@ -71,7 +72,7 @@ def effects(result: Result) -> list[tuple[str, str, str, str]]:
 
 
 def places(result: Result, key: str) -> dict[str, float]:
-    """Where value, null and the ends of the interval lie on a line from 0 to 100 that holds them all; empty where there is but one."""
+    """Value, null and ends of the interval as places from 0 to 100 on one line; empty where there is only one number."""
     low, high = result.interval.get(key, (math.nan, math.nan))
     numbers = {"value": result.statistic[key], "null": result.null.get(key, math.nan), "low": low, "high": high}
     finite = {name: float(number) for name, number in numbers.items() if number is not None and math.isfinite(number)}
@@ -80,7 +81,7 @@ def places(result: Result, key: str) -> dict[str, float]:
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
-    """A table of a result with its lists as text, so that nothing in it escapes the mask."""
+    """A table of a result with its lists as text, so that everything in it is masked."""
     flat = shown(frame)
     flat = flat.rename(columns={name: str(name).replace("_", " ") for name in flat.columns})
     return flat.map(lambda cell: cell if cell is None or is_number(cell) or isinstance(cell, bool) else _text(cell))
@@ -97,13 +98,13 @@ def settings_of(result: Result) -> pd.DataFrame:
 
 
 def first_letters(results: Sequence[Result]) -> str:
-    """What the first letters of the claims mean, of those that are there."""
+    """The meanings of the first letters of the results' claims."""
     letters = dict.fromkeys(result.id[0] for result in results)
     return " · ".join(f"{letter}: {TITLES[letter].lower().replace('paper a', 'paper A')}" for letter in letters if letter in TITLES)
 
 
 def command_of(source: Source, *, only: str = "", folder: str = "", run_settings: dict[str, Any] | None = None) -> str:
-    """What is typed to run the report, or one experiment with the settings of a result, on this pair. Visitors are shown no folders."""
+    """The command of the report, or of one experiment with the settings of a result, on this pair; in demo mode without folders."""
     run_settings = run_settings or {}
     words = ["bypass", "report"]
     if source is not None:
@@ -127,14 +128,14 @@ def missing(report: Report | None) -> dict[str, Experiment]:
 
 
 def left_out(report: Report | None) -> dict[str, str]:
-    """Why experiments were left out of the report when they were asked for, by id."""
+    """The reasons why experiments were left out of the report, by id."""
     skipped = report.environment.get("skipped") if report else None
     lacking = missing(report)
     return {name: str(why) for name, why in skipped.items() if name in lacking} if isinstance(skipped, dict) else {}
 
 
 def job_key(pair: ModelPair, folder: Path) -> str:
-    """The key of the one run that may go on for this report: all who look at it see the same; after one is done there can be a next."""
+    """The key of the run that adds to this report: one for everyone who looks at it, and a new one after each that is done."""
     for number in range(1000):
         key = key_of("report", pair.base.digest, pair.tuned.digest, str(folder), number)
         job = runner.find(key)
@@ -144,7 +145,7 @@ def job_key(pair: ModelPair, folder: Path) -> str:
 
 
 def run_missing(pair: ModelPair, source: Source, folder: Path, chosen: Sequence[str], quick: bool, step: Step) -> tuple[str, ...]:
-    """Run some experiments and add each to the report as soon as it is done; gives the ids of those that the report then holds.
+    """Run experiments and add each to the report as soon as it is done; return the ids of those that ran.
 
     Results are kept as `bypass report` keeps them, so that what was cancelled goes on where it stopped. What the report holds
     already stays in it untouched.

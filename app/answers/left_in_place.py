@@ -1,4 +1,4 @@
-"""The second step of the argument, which compares the weights of both sides."""
+"""The second step of the argument: keys and values before and after tuning."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NULL = "another neuron's value (null)"
 
 @st.cache_data(show_spinner=False, max_entries=4)
 def left_in_place(source: Source) -> Step:
-    """How near are the toxic keys and values of the tuned model to the base model's?"""
+    """Cosines of the toxic keys and values before and after tuning, beside other neurons' values."""
     pair, neurons = state.load_pair(source), state.toxic_neurons(source)
     # The null takes as many other neurons of each layer, which a narrow layer may not have.
     per_layer, toxic = dict.fromkeys(range(pair.base.n_layers), 0), []

@@ -1,4 +1,4 @@
-"""What the page on patching asks: a map of every place, both directions at once, and all that is to be said of one of its cells.
+"""The patching map of a question, in both directions with its null, for the page Patching.
 
 A map is kept by what was asked, because switching direction or pointing at a cell must not measure anew, and because a long
 one is made by a job, whose result the page then finds here.
@@ -45,7 +45,7 @@ Step = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Question:
-    """What is patched and what is measured: the pair on one prompt, or one side of it (`side`) on two.
+    """What is patched and by which metric: the pair on one prompt, or one side of it (`side`) on two prompts.
 
     Attributes:
         words: for the difference of two logits; an empty one stands for what the run would say itself.
@@ -61,16 +61,18 @@ class Question:
 
     @property
     def across(self) -> bool:
+        """Whether it patches across the pair."""
         return self.corrupted is None
 
     @property
     def subject(self) -> Model | ModelPair:
+        """The pair, or the one model that is patched."""
         pair = state.load_pair(self.source)
         return pair if self.across else pair.sides[self.side]
 
     @property
     def model(self) -> Model:
-        """The model whose tokens and layers these are."""
+        """The model whose tokens and layers the map has."""
         pair = state.load_pair(self.source)
         return pair.base if self.across else pair.sides[self.side]
 
@@ -96,12 +98,12 @@ _lock = threading.Lock()
 
 
 def phrase(role: str) -> str:
-    """A run as a sentence names it."""
+    """A run as a phrase in a sentence."""
     return f"the {role} model" if role in ("base", "tuned") else f"the {role} prompt"
 
 
 def ends(direction: str) -> Ends:
-    """Who is put into whom."""
+    """The target and the source of a direction."""
     known = {
         ACROSS[0]: ("tuned", "base"),
         ACROSS[1]: ("base", "tuned"),
@@ -112,7 +114,7 @@ def ends(direction: str) -> Ends:
 
 
 def check(question: Question) -> int:
-    """How many tokens the prompts have. Raises `UserError` for prompts that are empty, too long, or do not line up."""
+    """The number of tokens of the prompts. Raises `UserError` for prompts that are empty, too long, or do not line up."""
     prompts = [question.prompt] if question.corrupted is None else [question.prompt, question.corrupted]
     if not all(text.strip() for text in prompts):
         raise UserError("a prompt is empty", "type a few words")
@@ -127,13 +129,13 @@ def check(question: Question) -> int:
 
 @st.cache_resource(show_spinner=False, max_entries=4)
 def toxic_tokens(source: Source) -> tuple[int, ...]:
-    """The tokens that are, as a whole, a word of the list."""
+    """The tokens that are a whole word of the word list."""
     return tuple(toxic_token_ids(state.load_pair(source).base))
 
 
 @st.cache_resource(show_spinner=False, max_entries=32)
 def metric_of(question: Question) -> AnyMetric:
-    """What is measured. Raises `UserError` where the vocabulary or the words do not give it."""
+    """The metric of a question. Raises `UserError` where vocabulary or words do not fit it."""
     if question.metric == "log-probability":
         tokens = toxic_tokens(question.source)
         if not tokens:
@@ -163,7 +165,7 @@ def words_of(question: Question) -> tuple[int, int]:
 
 
 def says(question: Question) -> str:
-    """The metric in a sentence."""
+    """The metric in words."""
     if question.metric == "log-probability":
         return f"log-probability (nats) that the next token is one of {len(toxic_tokens(question.source))} toxic words"
     if question.metric == "probe":
@@ -175,14 +177,14 @@ def says(question: Question) -> str:
 
 
 def asked(question: Question) -> dict[str, Any]:
-    """What `interp` is asked for the cells."""
+    """The arguments of `interp.patch` for the cells."""
     units = state.toxic_neurons(question.source)[:NEURONS] if KINDS[question.site].unit == "neuron" else None
     return {"metric": metric_of(question), "site": question.site, "units": units}
 
 
 @st.cache_resource(show_spinner=False, max_entries=16)
 def runs_of(question: Question) -> Runs:
-    """Both runs of the prompt, kept so that any cell can be patched again."""
+    """Both runs of the prompt, cached so that any cell can be patched again."""
     arguments = asked(question)
     return make_runs(
         question.subject, question.prompt, question.corrupted, arguments["metric"], question.site, None, None, arguments["units"], None
@@ -190,7 +192,7 @@ def runs_of(question: Question) -> Runs:
 
 
 def quick(question: Question) -> bool:
-    """Whether the map is measured while one waits, rather than as a job."""
+    """Whether the map takes so short that it needs no job."""
     model, count = question.model, check(question)
     per_layer = {"head": model.n_heads, "neuron": NEURONS / model.n_layers}.get(KINDS[question.site].unit or "", count)
     block = 4 * model.d_model**2 + 2 * model.d_model * model.d_mlp
@@ -199,7 +201,7 @@ def quick(question: Question) -> bool:
 
 
 def known(question: Question) -> Measured | None:
-    """The maps, where they have been measured before."""
+    """The maps, where they have been measured before, or None."""
     with _lock:
         if question in _measured:
             _measured.move_to_end(question)
@@ -235,7 +237,7 @@ def measure(question: Question, step: Step | None = None) -> Measured:
 
 @contextmanager
 def _sharing() -> Iterator[Callable[[], None]]:
-    """Hold a turn at the models, and give it up for whoever waits whenever the function is called."""
+    """Hold a turn at the models; the function that it yields gives the turn up and takes the next one."""
     with ExitStack() as turn:
         turn.enter_context(model_queue.turn())
 
@@ -256,7 +258,7 @@ def estimate(question: Question) -> PatchMap | None:
 
 
 def trust(question: Question, measured: PatchMap, direction: str) -> tuple[float, float] | None:
-    """How far the estimate agrees with the measurement: Pearson's correlation, and the share of the ten largest cells it names."""
+    """How far the estimate agrees with the measurement: Pearson's correlation, and the overlap of their ten largest cells."""
     guess = estimate(question)
     if guess is None:
         return None

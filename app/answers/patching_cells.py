@@ -1,4 +1,4 @@
-"""One cell of a map: how it is named and clicked, what it does to the metric, and what the run says with it patched."""
+"""One cell of a map: its names, its numbers, and the next tokens and continuations of the run with it patched."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def labels_of(cells: PatchMap) -> list[str]:
 
 
 def strongest(cells: PatchMap, direction: str) -> Cell:
-    """The cell to look at first: the one that moves the metric most.
+    """The cell that moves the metric most, which is selected at first.
 
     Of the residual stream the last layer is left out, because there the last token alone gives the source's answer.
     """
@@ -38,11 +38,12 @@ def strongest(cells: PatchMap, direction: str) -> Cell:
 
 
 def number_of(cells: PatchMap, cell: Cell) -> int:
+    """The index of a cell in its map."""
     return cells.cells.index(cell)
 
 
 def choices(cells: PatchMap) -> dict[str, list[str]]:
-    """What names a cell of this map, and the names there are: layer with token or head, or a neuron alone."""
+    """The names of the cells by kind: layer with token or head, or a neuron."""
     names_by_kind: dict[str, dict[str, None]] = {}
     for cell in cells.cells:
         for kind, name in named(cells, cell).items():
@@ -51,7 +52,7 @@ def choices(cells: PatchMap) -> dict[str, list[str]]:
 
 
 def named(cells: PatchMap, cell: Cell) -> dict[str, str]:
-    """The names of one cell, masked, so that a link holds no words that were not asked for."""
+    """The names of one cell by kind, masked, so that a link holds no raw words."""
     if cells.unit == "neuron":
         return {"neuron": f"{cell.layer}.{cell.unit}"}
     if cell.position is None:
@@ -76,7 +77,7 @@ def cell_at(cells: PatchMap, point: tuple[Any, Any, Any, Any]) -> Cell | None:
 
 @dataclass(frozen=True)
 class Numbers:
-    """One cell's effect, and what it stands between: the metric of the run as it is, patched, and of the source."""
+    """The effect of one cell, and the metric of the target run, of the patched run and of the source run."""
 
     effect: float
     share: float
@@ -96,7 +97,7 @@ def numbers_of(cells: PatchMap, direction: str, cell: Cell) -> Numbers:
 
 @dataclass(frozen=True)
 class NextTokens:
-    """The next token of the run as it is, patched, and of the source: `likeliest` and `changed` have one row per token.
+    """Next-token probabilities of the target, patched and source runs: `likeliest` and `changed` have one row per token.
 
     Columns: token, id, before, patched, source (probabilities), change (patched minus before).
     """
@@ -107,7 +108,7 @@ class NextTokens:
 
 @st.cache_data(show_spinner=False, max_entries=512)
 def next_tokens(question: Question, direction: str, cell: Cell) -> NextTokens:
-    """What is said next under one patch, and which tokens' probabilities it changes most."""
+    """The likeliest next tokens under one patch, and the tokens whose probabilities it changes most."""
     runs = runs_of(question)
     target, source, where = _parts(runs, direction, cell)
     site = f"{question.site}.{cell.layer}"
@@ -138,7 +139,7 @@ def _parts(runs: Runs, direction: str, cell: Cell) -> tuple[Any, Any, Any]:
 
 
 def edited_models(question: Question, direction: str, cell: Cell) -> tuple[tuple[str, EditedModel], ...]:
-    """The runs that are continued, each with its prompt: as it is, patched in the prompt, and the source."""
+    """The runs to continue, each with its prompt: the target, the target patched in the prompt, and the source."""
     runs = runs_of(question)
     target, source, where = _parts(runs, direction, cell)
     site = f"{question.site}.{cell.layer}"

@@ -1,4 +1,4 @@
-"""How the page on patching draws its maps, its layers and what is said next.
+"""The figures of the page Patching: the map, the layers, and the next tokens.
 
 A map's cells cannot be selected where it is drawn as a heat map, so that markers which nobody sees lie over them; its numbers
 are a trace of their own, because the text of a heat map has one ink for all its grounds.
@@ -49,7 +49,7 @@ def heat(cells: PatchMap, direction: str, chosen: Cell | None = None, words: boo
 
 
 def _over(cells: PatchMap, direction: str, drawn: dict[str, Any], chosen: Cell | None, dark: bool) -> list[dict[str, Any]]:
-    """What lies over the map; first the markers that are clicked, one per cell and in the order of the cells."""
+    """The traces over the map; first the invisible markers that are clicked, one per cell and in the order of the cells."""
     at = cells.directions.index(direction)
     effects, null = cells.effects[at].mean(dim=0).tolist(), cells.null_most
     most = max(abs(effect) for effect in effects)
@@ -73,7 +73,7 @@ def _over(cells: PatchMap, direction: str, drawn: dict[str, Any], chosen: Cell |
 
 
 def _numbers(spots: Spots, effects: Sequence[float], digits: int, ink: str | None) -> dict[str, Any]:
-    """Effects written on their cells; without an ink in that of the page."""
+    """Effects as text on their cells, in the page's text colour unless `ink` is given."""
     return {
         "type": "scatter", "mode": "text", "x": [x for x, _ in spots], "y": [y for _, y in spots], "hoverinfo": "skip",
         "text": [f"{effect:.{digits}f}".replace("-", "−") for effect in effects], "showlegend": False,
@@ -86,7 +86,7 @@ def _column(cells: PatchMap, cell: Cell) -> int:
 
 
 def _marks(spots: Spots, marker: dict[str, Any], texts: Sequence[str] | None = None) -> dict[str, Any]:
-    """Markers over cells; those with a text are what the pointer meets and clicks."""
+    """Markers over cells; those with texts can be hovered over and clicked."""
     still = {"marker": {"opacity": marker.get("opacity", 1)}}
     hover: dict[str, Any] = {"hoverinfo": "skip"} if texts is None else {"text": list(texts), "hovertemplate": "%{text}<extra></extra>"}
     return {
@@ -96,7 +96,7 @@ def _marks(spots: Spots, marker: dict[str, Any], texts: Sequence[str] | None = N
 
 
 def by_layer(measured: Measured, direction: str) -> Figure:
-    """How much each layer carries: all tokens at once, its strongest place alone, and what random changes do."""
+    """The effect of each layer: all tokens at once, its strongest cell alone, and random changes."""
     cells, whole, roles = measured.cells, measured.whole, ends(direction)
     at = cells.directions.index(direction)
     one = {"head": "strongest head", "neuron": "strongest of these neurons"}.get(cells.unit or "", "strongest token")
@@ -149,7 +149,7 @@ def next_figure(tokens: NextTokens, direction: str, words: bool) -> Figure:
 
 
 def change_table(tokens: NextTokens, direction: str, words: bool) -> pd.DataFrame:
-    """The tokens that changed most, as a table to be read: probabilities in per cent, the change in points."""
+    """The tokens whose probabilities changed most: probabilities in per cent, the change in points."""
     roles, frame = ends(direction), tokens.changed
     return pd.DataFrame(
         {
@@ -164,7 +164,7 @@ def change_table(tokens: NextTokens, direction: str, words: bool) -> pd.DataFram
 
 
 def _distinct(labels: list[str]) -> list[str]:
-    """Masked tokens may look alike; an axis needs a name for each."""
+    """The labels with numbers added where masked tokens look alike, because an axis needs a name for each."""
     seen: dict[str, int] = {}
     names = []
     for label in labels:

@@ -1,4 +1,4 @@
-"""The written reports: which of them was made of exactly the pair that is looked at, and where this pair's report lies or will lie.
+"""Written reports: the one of a given pair, and the folder where it is or will be.
 
 Nothing here needs a model of the pair that ships: its report can be shown while torch is still being read.
 """
@@ -27,7 +27,7 @@ Digests = tuple[str, str]
 
 @dataclass(frozen=True)
 class PairReport:
-    """Where the report of a pair lies or will lie, the report if there is one, and whose report lies in the report folder instead.
+    """The folder of a pair's report, the report if there is one, and the name of another pair whose report is in the report folder.
 
     `ships`: the report is the one that ships with this version; what is added to it is written to `folder`.
     """
@@ -58,12 +58,13 @@ def find_report(pair_digests: Digests) -> PairReport:
 
 
 def digests(source: Source) -> Digests:
-    """The digests of a pair; of the one that ships without loading it, as long as its files are those that its report was made of."""
+    """The digests of a pair. Those of the pair that ships come from its report where its files are unchanged, without loading it."""
     known = _shipped() if source is None else None
     return known or digests_of(state.load_pair(source))
 
 
 def digests_of(pair: ModelPair) -> Digests:
+    """The digests of a loaded pair."""
     return pair.base.digest, pair.tuned.digest
 
 
@@ -92,7 +93,7 @@ def digests_in(report: Report) -> Digests:
 
 
 def read(folder: Path) -> Report | None:
-    """The report in a folder as it is now, or None; read anew only when its file has changed."""
+    """The report in a folder as it is now, or None; parsed again only when its file has changed."""
     file = folder / FILE
     try:
         status = file.stat()

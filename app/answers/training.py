@@ -1,4 +1,4 @@
-"""What the page of training asks: which runs there are, their logs as they are now, figures, and the table of control runs.
+"""Training runs, their logs as they are now, figures, and the table of control runs, for the page Training.
 
 A log may be growing while it is read. What is kept is therefore kept by the size and the time of change of its files: a log is
 read anew exactly when it has changed, however often the page looks.
@@ -37,7 +37,7 @@ Signature = tuple[tuple[str, int, int], ...]
 
 @dataclass(frozen=True)
 class Run:
-    """A folder with training logs, and its stages' files by name, in the order in which they were begun."""
+    """A folder with training logs, and the log files by stage, in the order of the chain."""
 
     name: str
     folder: Path
@@ -45,11 +45,12 @@ class Run:
 
     @property
     def stages(self) -> list[str]:
+        """The names of the stages that have a log."""
         return [stage for stage, _ in self.files]
 
 
 def runs() -> dict[str, Run]:
-    """The run that ships first, then every run below the folder of runs.
+    """The runs by name: the one that ships first, then every run below the folder of runs.
 
     A log lies there as `run/log.jsonl`, `run/stage/log.jsonl` or `group/run/stage/log.jsonl`.
     """
@@ -69,13 +70,13 @@ def runs() -> dict[str, Run]:
 
 
 def _in_order(files: Mapping[str, Path]) -> tuple[tuple[str, Path], ...]:
-    """The stages as the chain runs them, others by name."""
+    """The stages in the order of the chain, others by name."""
     order = ["pretrain", "continue", "sharpen", "scorer", "sft", "dpo"]
     return tuple(sorted(files.items(), key=lambda item: (order.index(item[0]) if item[0] in order else len(order), item[0])))
 
 
 def signature(run: Run) -> Signature:
-    """What tells whether a log has changed; a file that is not there at this moment is left out."""
+    """Size and time of change of each log, by which a change is noticed; a missing file is left out."""
     stages = []
     for stage, file in run.files:
         try:
@@ -87,7 +88,7 @@ def signature(run: Run) -> Signature:
 
 
 def telemetry(run: Run, seen: Signature) -> Telemetry | None:
-    """The logs of a run, or None where no line is in them yet. Raises `UserError` for a damaged one."""
+    """The logs of a run, or None while they are empty. Raises `UserError` for a damaged one."""
     return _telemetry(str(run.folder), seen) if any(size for _, size, _ in seen) else None
 
 
@@ -104,7 +105,7 @@ def _telemetry(folder: str, seen: Signature) -> Telemetry | None:
 
 @dataclass(frozen=True)
 class Status:
-    """How a stage stands: `state` is finished, stopped, running, silent, or unknown for a log that says nothing of its end."""
+    """The state of a stage (`state`: finished, stopped, running, silent, or unknown where the log does not say), and its progress."""
 
     state: str
     step: int
@@ -115,7 +116,7 @@ class Status:
 
 
 def status(log: Telemetry, age: float | None) -> Status:
-    """How far one stage is; `age` is the seconds since its log changed, None where that says nothing (a log that ships)."""
+    """The state and progress of one stage; `age` is the seconds since its log changed, None for a log that ships."""
     records = log.records
     last = records[-1]
     steps = [record for record in records if "seconds" in record and is_number(record["seconds"])]
@@ -140,7 +141,7 @@ def age(run: Run, stage: str) -> float | None:
 
 
 def ends(log: Telemetry) -> dict[str, tuple[str, str]]:
-    """The first and the last value of what sums a stage up, as a reader sees them."""
+    """First and last value of the measures that sum a stage up, as text."""
     names = {"toxicity": "Toxicity", "perplexity": "Perplexity", "held_out_loss": "Held-out loss", "validation_loss": "Validation loss",
              "validation_accuracy": "Validation accuracy", "margin": "Margin", "loss": "Training loss"}  # fmt: skip
     first_and_last = {}
@@ -153,14 +154,14 @@ def ends(log: Telemetry) -> dict[str, tuple[str, str]]:
 
 
 def measures(log: Telemetry) -> list[str]:
-    """The measures of a log, what a reader wants to see first in front."""
+    """The measures of a log, the most important ones first."""
     there = log.measures
     return [name for name in FIRST if name in there] + [name for name in there if name not in FIRST]
 
 
 @st.cache_data(show_spinner=False, max_entries=200)
 def figure(_runs: dict[str, Telemetry], key: tuple[Any, ...], measure: str, stage: str) -> Figure:
-    """A measure of one stage of one run, or of several side by side; `key` is what the runs and their state are told by.
+    """The figure of a measure of one stage, of one or of several runs; `key` identifies the runs and their state in the cache.
 
     Raises `UserError` where a line of the log holds something else than the schema says.
     """
@@ -176,11 +177,12 @@ def figure(_runs: dict[str, Telemetry], key: tuple[Any, ...], measure: str, stag
 
 
 def title(measure: str) -> str:
+    """The title of a measure."""
     return MEASURES[measure].title
 
 
 def samples(log: Telemetry) -> pd.DataFrame:
-    """What the model said to the same prompts on the way: step, prompt, continuation; raw words."""
+    """Continuations of the same prompts during training: step, prompt, continuation; raw words."""
     rows = [
         (record["step"], *map(str, sample))
         for record in log.records
@@ -194,7 +196,7 @@ def samples(log: Telemetry) -> pd.DataFrame:
 
 
 def events(log: Telemetry) -> pd.DataFrame:
-    """Starts, checkpoints and ends, empty where the log is of before events were written."""
+    """Starts, checkpoints and ends; empty for logs without events."""
     return log.events[["step", "seconds", "event", "reason"]].reset_index(drop=True)
 
 
@@ -229,7 +231,7 @@ def control_table(record: dict[str, Any]) -> pd.DataFrame:
 
 
 def control_labels(table: pd.DataFrame) -> list[str]:
-    """Each run by what was done, so that a reader need not know the names of recipes."""
+    """A label for each control run that says how it was trained, so that a reader need not know the names of recipes."""
     names = []
     for place, (_, row) in enumerate(table.iterrows()):
         kind = NULLS.get(str(row["labels"]))

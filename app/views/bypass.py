@@ -23,12 +23,12 @@ LEAD = (
 
 
 def two(value: float, digits: int = 2) -> str:
-    """Two decimals or more, with a true minus and no zero that has a sign."""
+    """A number with two decimals or more, a true minus, and no sign on zero."""
     return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
 def linked() -> None:
-    """A link that names a neuron alone names its layer too."""
+    """Set the layer from a link that names only a neuron."""
     text = st.query_params.get("neuron", "")
     if text and "layer" not in st.query_params and "layer" not in st.session_state:
         try:
@@ -39,7 +39,7 @@ def linked() -> None:
 
 @st.fragment
 def shift(page: shell.Page) -> None:
-    """One plane, one layer, one neuron; and how alike the shifts are at every layer."""
+    """Draw the prompts in the plane of one neuron of one layer, and the likeness of the shifts by layer."""
     with shell.errors_shown():
         st.write("Each line is a prompt: where the residual stream was in the base model, and where tuning has taken it.")
         left, middle, right = st.columns([4, 5, 4])
@@ -105,7 +105,7 @@ def shift(page: shell.Page) -> None:
 
 @st.fragment
 def silenced(page: shell.Page) -> None:
-    """The most toxic neurons in both models."""
+    """Draw the activations of the most toxic neurons in both models."""
     with shell.errors_shown():
         st.write("While both models read what the base model would have said, how active are the most toxic neurons?")
         left, right = st.columns(2)
@@ -137,7 +137,7 @@ def silenced(page: shell.Page) -> None:
 
 @st.fragment
 def sources(page: shell.Page) -> None:
-    """Which parts write the shift, and whether value updates point against it."""
+    """Draw which parts write the shift, and how value updates point to it."""
     with shell.errors_shown():
         st.write("The stream is a sum of what embedding, attention and MLPs write; so is the difference between the two models.")
         left, right = st.columns(2)
@@ -179,6 +179,7 @@ def sources(page: shell.Page) -> None:
 
 
 def antipodal_null(page: shell.Page, count: int, layer: int) -> Any:
+    """The finding of A-E11 on these prompts and this layer, or None and the button that runs it."""
     return job_view.ask(
         key_of("A-E11", page.name, page.source, count, layer), "Antipodality and its null",
         bypass_sources.controls(page.source, count, layer), "Compare with gradient steps",

@@ -1,4 +1,4 @@
-"""Evidence: what every experiment found beside its null, one of them in full, and a run of those that are missing."""
+"""The page Evidence: every experiment's result beside its null, one of them in full, and a run of those that are missing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MISSING, QUICK, ROW, ROUND = "missing", "quick", "evidence-row", "evidence-round
 
 
 def heading(pair_report: PairReport, page: shell.Page) -> None:
-    """Whose report this is, where that is not plain."""
+    """Draw whose report this is, where that is not plain."""
     if pair_report.ships:
         st.caption("This report ships with Bypass: `bypass report` on the pair that ships makes it again.")
     elif pair_report.other is not None:
@@ -47,7 +47,7 @@ def facts(report: Report) -> None:
 
 @st.fragment
 def verdicts(report: Report, page: shell.Page) -> None:
-    """The table of all, and the chosen one in full; a click on a row and the select box choose the same thing."""
+    """Draw the table of all experiments, and the chosen one in full; a row and the select box choose the same thing."""
     with shell.errors_shown():
         frame = answers.summary(report.results)
         ids = [result.id for result in report.results]
@@ -76,7 +76,7 @@ def verdicts(report: Report, page: shell.Page) -> None:
 
 
 def from_link(ids: list[str]) -> None:
-    """What the link asks for, where that is not what this page wrote there itself."""
+    """Choose the experiment of the link, unless this page itself wrote the link."""
     linked = st.query_params.get(EXPERIMENT)
     if linked in ids and (linked != st.session_state.get(LINKED) or CHOSEN not in st.session_state):
         st.session_state[CHOSEN] = linked
@@ -85,6 +85,7 @@ def from_link(ids: list[str]) -> None:
 
 
 def to_link(chosen: str, ids: list[str]) -> None:
+    """Write the chosen experiment into the link."""
     st.session_state[LINKED] = chosen
     if chosen != ids[0]:
         st.query_params[EXPERIMENT] = chosen
@@ -93,13 +94,13 @@ def to_link(chosen: str, ids: list[str]) -> None:
 
 
 def forget_row() -> None:
-    """A choice in the box leaves no other row marked in the table."""
+    """Unmark the row of the table after a choice in the select box."""
     st.session_state[ROUND] = st.session_state.get(ROUND, 0) + 1
     st.session_state[ROW] = None
 
 
 def experiment(result: Result, page: shell.Page) -> None:
-    """One experiment as its author wrote it down: answer, effects beside nulls, criterion, figures, tables, and how to repeat it."""
+    """Draw one experiment: verdict, effects beside nulls, criterion, figures, tables, and the command that repeats it."""
     st.subheader(show.plain(show.shown(result.title, page.words)))
     st.html(
         f'<p class="verdict {result.verdict}"><b>{show.escaped(answers.verdict_of(result))}.</b> '
@@ -132,11 +133,12 @@ def experiment(result: Result, page: shell.Page) -> None:
 
 
 def csv_of(frame: object) -> str:
+    """A table as CSV."""
     return flatten(frame).to_csv(index=False)  # type: ignore[arg-type]
 
 
 def effects(result: Result, words: bool) -> str:
-    """Every statistic as a row with a small drawing: the null as a hollow tick, the interval as a bar, the value as a dot."""
+    """The statistics as rows of HTML with a small drawing: null a tick, interval a bar, value a dot."""
     rows = []
     for key, (name, value, null, interval) in zip(result.statistic, answers.effects(result), strict=True):
         at = answers.places(result, key)
@@ -155,14 +157,14 @@ def effects(result: Result, words: bool) -> str:
 
 
 def reasons(result: Result, words: bool) -> str:
-    """What was written down before the run."""
+    """Question, criterion, refutation and caveat as HTML."""
     pairs = {"Question": result.question, "Criterion": result.criterion, "Refuted by": result.refuted_by, "Caveat": result.caveat}
     lines = "".join(f"<dt>{name}</dt><dd>{show.escaped(show.shown(text, words))}</dd>" for name, text in pairs.items())
     return f'<dl class="why">{lines}</dl>'
 
 
 def run_missing(pair_report: PairReport, lacking: Mapping[str, Experiment], page: shell.Page) -> None:
-    """Offer to run what the report lacks, or say how the operator does."""
+    """Offer to run what the report lacks; in demo mode, show the operator's command."""
     left_out = answers.left_out(pair_report.report)
     if settings.demo():
         st.markdown("Visitors cannot start experiments. Whoever runs this app adds what is missing with one command:")
@@ -196,7 +198,7 @@ def run_missing(pair_report: PairReport, lacking: Mapping[str, Experiment], page
 
 
 def missing(pair_report: PairReport, page: shell.Page) -> None:
-    """The experiments that the report lacks."""
+    """Draw the experiments that the report lacks."""
     lacking, left_out = answers.missing(pair_report.report), answers.left_out(pair_report.report)
     st.header("Missing experiments")
     if not lacking:
@@ -211,7 +213,7 @@ def missing(pair_report: PairReport, page: shell.Page) -> None:
 
 
 def empty(pair_report: PairReport, page: shell.Page) -> None:
-    """No report yet: what it will hold, and the offer to make it."""
+    """Draw what a report will hold, where there is none, and the offer to run it."""
     lacking = answers.missing(None)
     st.header("No report of this pair yet")
     st.markdown(
@@ -228,7 +230,7 @@ def empty(pair_report: PairReport, page: shell.Page) -> None:
 
 
 def downloads(folder: Path) -> None:
-    """The report for machines and for print."""
+    """Draw the downloads of the report as JSON and as a page."""
     left, middle, _ = st.columns([1, 1, 2])
     left.download_button(
         "report.json", (folder / FILE).read_bytes, "report.json", "application/json", key="download-json", on_click="ignore",

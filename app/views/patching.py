@@ -1,4 +1,4 @@
-"""Patching: which place carries the difference between two runs, and what the model says when one place is exchanged."""
+"""The page Patching: which place carries the difference between two runs, and what the patched run says."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LEAD = (
 
 
 def ask(page: shell.Page) -> patching.Question:
-    """The controls that say what is patched and what is measured."""
+    """The question that the controls set: what is patched, and by which metric."""
     limits = settings.limits()
     between = st.segmented_control(
         "Patch", [ACROSS_PAIR, WITHIN_MODEL], default=ACROSS_PAIR, required=True, key="between", bind="query-params",
@@ -79,7 +79,7 @@ def ask(page: shell.Page) -> patching.Question:
 
 
 def way(question: patching.Question) -> str:
-    """The switch of the direction, which only draws anew."""
+    """The chosen direction, which is only drawn anew."""
     ways = ACROSS if question.across else WITHIN
     return st.segmented_control(
         "Direction", ways, default=ways[0], required=True, key="into" if question.across else "noise", bind="query-params",
@@ -89,7 +89,7 @@ def way(question: patching.Question) -> str:
 
 
 def find(question: patching.Question, direction: str, words: bool) -> patching.Measured | None:
-    """The map: the one that was measured before, or now, or by a job, with an estimate to look at meanwhile."""
+    """The map: measured before, now or by a job; None, and an estimate on the page, until there is one."""
     known = patching.known(question)
     if known is not None:
         return known
@@ -114,12 +114,12 @@ def find(question: patching.Question, direction: str, words: bool) -> patching.M
 
 
 def dark() -> bool:
-    """Whether the ground of the page is dark."""
+    """Whether the page has a dark ground."""
     return st.context.theme.type == "dark"
 
 
 def clicked(measured: patching.Measured) -> Cell | None:
-    """The cell that was clicked since the last run, if any."""
+    """The cell that was clicked since the last run, or None."""
     event = st.session_state.get("map")
     points = event.selection.points if event else []
     news = [(point.get("curve_number"), point.get("point_index"), point.get("x"), point.get("y")) for point in points][:1]
@@ -130,12 +130,12 @@ def clicked(measured: patching.Measured) -> Cell | None:
 
 
 def into_link(key: str) -> None:
-    """Of what is chosen within a fragment, Streamlit writes into the link only what the script sets."""
+    """Set a widget's state again: within a fragment Streamlit writes into the link only what the script sets."""
     st.session_state[key] = st.session_state[key]
 
 
 def choose(measured: patching.Measured, direction: str) -> Cell:
-    """Boxes that name a cell, set by a click on the map, by the link, or by hand; empty they stand for the strongest cell."""
+    """The cell that the boxes name, set by a click on the map, by the link, or by hand; while they are empty, the strongest cell."""
     cells = measured.cells
     kinds, click = cellwise.choices(cells), clicked(measured)
     names = cellwise.named(cells, cellwise.strongest(cells, direction))
@@ -157,7 +157,7 @@ def choose(measured: patching.Measured, direction: str) -> Cell:
 
 @st.fragment
 def explore(page: shell.Page, question: patching.Question, direction: str) -> None:
-    """The map, one cell of it, and the layers."""
+    """Draw the map, one cell of it, and the layers."""
     with shell.errors_shown():
         measured = patching.known(question)
         if measured is not None:
@@ -165,7 +165,7 @@ def explore(page: shell.Page, question: patching.Question, direction: str) -> No
 
 
 def map_and_cell(page: shell.Page, question: patching.Question, measured: patching.Measured, direction: str) -> None:
-    """What the fragment shows."""
+    """Draw the content of the fragment."""
     roles = patching.ends(direction)
     st.caption(
         show.plain(
@@ -214,7 +214,7 @@ def facts(measured: patching.Measured, direction: str, cell: Cell) -> str:
 
 
 def speak(page: shell.Page, question: patching.Question, cells: PatchMap, direction: str, cell: Cell) -> None:
-    """Three continuations: of the run as it is, patched, and of the source."""
+    """Draw three continuations: of the target run, patched, and of the source run."""
     roles = patching.ends(direction)
     spoken = cellwise.edited_models(question, direction, cell)
     names = [f"{kind} {name}" for kind, name in cellwise.named(cells, cell).items()]
@@ -240,7 +240,7 @@ def speak(page: shell.Page, question: patching.Question, cells: PatchMap, direct
 
 
 def agree(question: patching.Question, measured: patching.Measured, direction: str, words: bool) -> None:
-    """What one gradient would have said."""
+    """Draw the estimate from one gradient, and how far it agrees."""
     trust = patching.trust(question, measured.cells, direction)
     guess = patching.estimate(question)
     if trust is None or guess is None:

@@ -1,4 +1,4 @@
-"""Start: the pair in numbers, one prompt by three models, the argument in five figures, and another pair.
+"""The page Start: the pair in numbers, one prompt by three models, the argument in five figures, and another pair.
 
 What is quick is drawn first; what needs many forwards is a job, and its place is kept so that nothing moves when it comes. The first
 visitor's page is drawn while torch is still being read: what needs it is imported where it is used.
@@ -33,7 +33,7 @@ IN_PLACE = 2
 
 
 def facts(page: shell.Page) -> Measured | None:
-    """The pair in six numbers, or their places while they are measured."""
+    """Draw the pair in six numbers, with placeholders while they are measured, and return them."""
     first, _ = job_keys(page.source)
     measured = measured_by_report(page.source)
     if measured is None:
@@ -60,7 +60,7 @@ def facts(page: shell.Page) -> Measured | None:
 
 
 def numbers(measured: Measured | None, why: str) -> str:
-    """The numbers as HTML; dashes, and why, where there are none yet."""
+    """The numbers as HTML; without any, dashes and the reason `why`."""
     parts = []
     for role, title in TITLES.items():
         row = measured.row(role) if measured is not None else None
@@ -78,7 +78,7 @@ def works(key: str) -> bool:
 
 @st.fragment
 def try_it(page: shell.Page) -> None:
-    """One prompt, continued by the three models side by side."""
+    """Draw one prompt, continued by the three models side by side."""
     st.header("Try it", anchor=False)
     st.markdown(
         "The same prompt, continued by all three, the likeliest token each time. The first prompt was picked because it shows the whole "
@@ -119,7 +119,7 @@ def try_it(page: shell.Page) -> None:
 
 
 def argument(page: shell.Page, measured: Measured | None) -> DeltaGenerator | None:
-    """The five figures; gives the place of the one that needs the weights, where these are still being read."""
+    """Draw the five figures; return the place of the one that needs the weights, where these are not loaded yet."""
     st.header("The argument in five figures", anchor=False)
     first, second = job_keys(page.source)
     results = argued_by_report(page.source)
@@ -151,7 +151,7 @@ def argument(page: shell.Page, measured: Measured | None) -> DeltaGenerator | No
 
 
 def one_step(page: shell.Page, number: int, step: Step) -> None:
-    """One step: its claim on the left, its figure, or the place of one, on the right."""
+    """Draw one step: its claim on the left, its figure, or an empty place, on the right."""
     left, right = st.columns([4, 7], gap="large")
     with left:
         st.html(f'<h3 class="step"><span>{number}</span> {show.escaped(step.title)}</h3>')
@@ -169,14 +169,14 @@ def one_step(page: shell.Page, number: int, step: Step) -> None:
 
 
 def compared(page: shell.Page) -> Step:
-    """The second step, which looks at the weights themselves."""
+    """The second step, computed from the weights."""
     from app.answers.left_in_place import left_in_place
 
     return left_in_place(page.source)
 
 
 def begin(page: shell.Page) -> None:
-    """Measure what no report holds, without being asked."""
+    """Start measuring what no report holds."""
     if measured_by_report(page.source) is None or argued_by_report(page.source) is None:
         gate.wait()
         from app.answers import start as answers
@@ -185,7 +185,7 @@ def begin(page: shell.Page) -> None:
 
 
 def manifest(page: shell.Page) -> None:
-    """What exactly the two models are."""
+    """Draw origin, hashes, sizes and tokenizer of both models."""
     from app.answers import start as answers
 
     with st.expander("Manifest of the pair: where it comes from, hashes, sizes, tokenizer", key="manifest"):
@@ -196,7 +196,7 @@ def manifest(page: shell.Page) -> None:
 
 @st.fragment
 def another() -> None:
-    """The choice of another pair, with what is wrong with it in one message."""
+    """Draw the choice of another pair."""
     from app.answers import start as answers
 
     st.header("Another pair", anchor=False)

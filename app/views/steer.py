@@ -1,4 +1,4 @@
-"""A prompt, an edit and three columns that grow; how far the edit carries; and the edit to take along."""
+"""The page Steer: a prompt, an edit and three growing columns; a strength sweep; and the edit as link, command, Python and JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ASKED, EVERY = "steer_asked", 4
 
 
 def columns(page: Page, asked: Asked) -> None:
-    """The three answers, as they grow or as they were kept."""
+    """Draw the three continuations, growing or from the cache."""
     pair, prompt = page.pair, asked.prompt
     heads = [("base", "Base", "as it was trained"), ("tuned", "Tuned", "after preference tuning")]
     models = [EditedModel(pair.base), EditedModel(pair.tuned)]
@@ -53,7 +53,7 @@ def columns(page: Page, asked: Asked) -> None:
 
 @st.fragment
 def strength_sweep(page: Page, chosen: Chosen, new: int) -> None:
-    """Strength against toxicity and price, beside random controls, as a job."""
+    """Draw toxicity and perplexity by strength, beside random controls; computed by a job."""
     form, limits = chosen.form, settings.limits()
     if form.op not in NEUTRAL or form.idle:
         st.info("This edit has no strength to sweep, or changes nothing: scale keys, or add a direction.", icon=":material/info:")
@@ -89,7 +89,7 @@ def strength_sweep(page: Page, chosen: Chosen, new: int) -> None:
 
 
 def take_along(page: Page, asked: Asked, form: Form) -> None:
-    """The edit in four ways; each does what the third column does."""
+    """Draw the edit in four forms, each of which does the same as the third column."""
     # Visitors need not know where on this machine a model lies.
     source = ("BASE_FOLDER", "TUNED_FOLDER") if settings.demo() and page.source is not None else page.source
     what = (form, asked.prompt, asked.new_tokens, asked.sampling, source)

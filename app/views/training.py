@@ -1,4 +1,4 @@
-"""Training: the log of the run that made the pair, or of any other run, live while one is going; and what control runs did."""
+"""The page Training: the logs of the run that made the pair or of another run, live while it goes, and the control runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WAITING = '<p class="running"><b>○ No line yet.</b> The log is empty; the firs
 
 
 def controls_bar(runs: dict[str, answers.Run]) -> tuple[Run, str, Run | None]:
-    """Which run, which of its stages, and which other run beside it."""
+    """The chosen run, its stage, and another run to compare with."""
     left, middle, right = st.columns([3, 4, 3], vertical_alignment="bottom")
     names = list(runs)
     name = left.selectbox(
@@ -63,7 +63,7 @@ def follow(run: Run, stage: str, drawn: Signature, beside: Run | None, beside_dr
 
 
 def status_html(status: Status) -> str:
-    """How a run stands as a sentence, with a mark that is not colour alone."""
+    """The status of a run as a sentence in HTML, with a mark beside the colour."""
     words = {
         "finished": "✓ Finished", "stopped": "■ Stopped", "running": "● Running", "silent": "○ Silent",
         "unknown": "– The log does not say how it ended",
@@ -85,6 +85,7 @@ def status_html(status: Status) -> str:
 
 
 def ago(seconds: float) -> str:
+    """Seconds as text: how long ago."""
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit} ago"
@@ -92,14 +93,14 @@ def ago(seconds: float) -> str:
 
 
 def facts(log: Telemetry) -> None:
-    """What sums the stage up: first and last value."""
+    """Draw first and last value of the measures that sum a stage up."""
     pairs = answers.ends(log)
     if pairs:
         st.html(show.facts(show.fact(name, (last, f"from {first}")) for name, (first, last) in pairs.items()))
 
 
 def grid(names: list[str], logs: dict[str, Telemetry], key: tuple[object, ...], stage: str, page: shell.Page) -> None:
-    """Figures, two in a row where there is room."""
+    """Draw figures, two in a row where there is room."""
     for place in range(0, len(names), 2):
         for column, name in zip(st.columns(2, gap="large"), names[place : place + 2], strict=False):
             with column:
@@ -112,7 +113,7 @@ def grid(names: list[str], logs: dict[str, Telemetry], key: tuple[object, ...], 
 
 
 def figures(logs: dict[str, Telemetry], key: tuple[object, ...], stage: str, page: shell.Page) -> None:
-    """The measures that matter most, the others on request."""
+    """Draw the most important measures, the others on request."""
     names = list(dict.fromkeys(name for run in logs.values() for name in answers.measures(run.of_stage(stage))))
     st.header("What was measured")
     if not names:
@@ -129,7 +130,7 @@ def figures(logs: dict[str, Telemetry], key: tuple[object, ...], stage: str, pag
 
 
 def words(log: Telemetry, page: shell.Page) -> None:
-    """What the model said on the way, and what happened."""
+    """Draw the samples and the events of the run."""
     samples, events = answers.samples(log), answers.events(log)
     if len(samples):
         st.header("What it said on the way")
@@ -143,7 +144,7 @@ def words(log: Telemetry, page: shell.Page) -> None:
 
 
 def controls(run: Run, page: shell.Page) -> None:
-    """The null of the claim that tuning on preferences did it."""
+    """Draw the control runs, the null of the claim that preference tuning made the change."""
     record = answers.controls(page.pair, run.folder)
     if record is None:
         if run.name == SHIPPED:
