@@ -94,7 +94,7 @@ def spoken(page: shell.Page, prompt: str) -> None:
     for role in TITLES:
         draw(role)
     if not answers.is_ready(page.source):
-        # The first visitor reads the first two while the keys of the third are found.
+        # The first two models continue the prompt before the keys of the third are computed.
         speak(["base", "tuned"])
         with st.spinner("Finding the keys that fire on provocation …"):
             answers.unaligned(page.source)

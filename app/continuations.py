@@ -1,6 +1,6 @@
 """Continuations of one prompt by several models at once, piece by piece, one model's token at a time.
 
-A finished continuation is cached by what was asked, so that a click elsewhere on the page does not generate it anew.
+A finished continuation is cached, so that a click elsewhere on the page does not generate it again.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def document() -> str:
     static = Path(file_util.get_static_dir())
     text = (static / "index.html").read_text(encoding="utf-8")
     text = re.sub(r"<title>.*?</title>", "<title>Bypass</title>", text, flags=re.DOTALL)
-    # The app is set in the reader's own font.
+    # The app uses the system's font.
     text = re.sub(r'<link\s+rel="preload"[^>]*as="font"[^>]*>\s*', "", text)
     known = set(re.findall(r"\./static/js/([\w.-]+\.js)", text))
     first = dict.fromkeys(file for part in FIRST for file in _files(static / "static/js", part, known))

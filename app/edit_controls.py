@@ -96,7 +96,7 @@ def ask_sampling(number: DeltaGenerator, more: DeltaGenerator) -> tuple[int, Sam
 def ask_edit(page: Page) -> Chosen:
     """The edit that the controls describe. Raises `UserError` for input that cannot be used."""
     if "keys" in st.query_params and not {"which"} & {*st.query_params, *st.session_state}:
-        # A link from another page names neurons and nothing else.
+        # A link from another page names neurons only.
         st.session_state["which"] = OWN
     first, second = st.columns([3, 1])
     kind = first.segmented_control(

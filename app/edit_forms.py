@@ -20,7 +20,7 @@ from interp.steering.edit_text import parse_edits, parse_neuron
 
 Op = Literal["scale_keys", "add", "project_out", "set", "scale"]
 MOST_NEURONS = 64
-# Where an op changes nothing; the others have no strength that could be turned down.
+# The strength at which an operation changes nothing; the others have no strength.
 NEUTRAL: dict[str, float] = {"scale_keys": 1.0, "scale": 1.0, "add": 0.0}
 
 
@@ -104,7 +104,7 @@ def command(form: Form, prompt: str, new_tokens: int, sampling: Sampling, source
         parts += ["--temperature", f"{sampling.temperature:g}", "--seed", str(sampling.seed)]
         if sampling.top_p is not None:
             parts += ["--top-p", f"{sampling.top_p:g}"]
-    # A prompt that begins with a dash is no option.
+    # After `--` a prompt that begins with a dash is not read as an option.
     return shlex.join([*parts, "--", prompt])
 
 

@@ -1,7 +1,7 @@
 """A gate for slow imports: a thread imports modules one after another and pauses between them while a page is drawn.
 
-Importing torch and transformers takes seconds in which Python's lock is mostly held: the server would answer, and a page would be
-drawn, at half their speed. This module imports nothing else of the app; it gets the names of the modules.
+Importing torch and transformers takes seconds in which the global interpreter lock is mostly taken: the server would answer,
+and a page would be drawn, at half their speed. This module imports nothing else of the app; it gets the names of the modules.
 """
 
 from __future__ import annotations

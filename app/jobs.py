@@ -140,7 +140,7 @@ def _run(job: Job) -> None:
     except UserError as error:
         job.problem, state = error, "failed"
     except Exception:
-        # A fault of ours: whoever runs the app finds it in the log, whoever asked gets one line.
+        # A fault of Bypass: the log has the traceback, the visitor sees one line.
         log.exception("the job %r failed", job.title)
         job.problem, state = UserError("this did not work, through a fault in Bypass itself", "the log of the app says more"), "failed"
     job.seconds = time.monotonic() - job.started

@@ -25,9 +25,9 @@ from app.settings import DEMO
 from interp.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-# Shorter than the ten seconds after which a container engine kills.
+# Seconds; a container engine kills after ten.
 GRACE = 7.0
-# A busy machine is slow, not wrong.
+# Seconds to wait for the server; long, because a busy machine is slow.
 PATIENCE = 120.0
 # A full collection after every run of a page would look at all that torch and transformers hold: 0.25 s, in which nothing else runs.
 SETTINGS = {
@@ -56,7 +56,7 @@ def launch(port: int = 8501, host: str = "localhost", browser: bool = True, demo
         raise UserError("the browser app needs streamlit, which is not installed", "run `pip install bypass-workbench[app]`, or `make app`")
     check_port(host, port)
     process = subprocess.Popen(command(port, host), env=environment(demo))
-    # Streamlit's own greeting asks a server outside for this machine's address.
+    # In place of Streamlit's own greeting, which requests this machine's address from an outside server.
     sys.stdout.write(f"Bypass listens on http://{host}:{port} (stop it with Ctrl-C)\n")
     sys.stdout.flush()
     if browser:

@@ -19,6 +19,6 @@ page = st.navigation(
     ]
 )
 if page.url_path:
-    # The first page is drawn before the libraries have been read; the others begin with them.
+    # The first page is drawn before the libraries have been imported; the others need them.
     gate.wait()
 page.run()

@@ -54,7 +54,7 @@ def unpin(model: Model, name: str, neuron: Neuron | None = None) -> None:
 
 def read(text: str) -> dict[str, list[Neuron]]:
     """The sets of a link's text. Raises `UserError` where it cannot be parsed."""
-    # Only here, so that a page is drawn before torch has been read.
+    # Imported here, so that a page is drawn before torch has been imported.
     from interp.steering.edit_text import parse_neuron
 
     sets: dict[str, list[Neuron]] = {}

@@ -79,7 +79,7 @@ def other_pages(source: Source, light: Callable[[ModelPair], bool] | None = None
         bypass_sources.against(source, count, layer)
     prompt = bypass_lens.examples(source, count)[0]
     bypass_lens.curve(source, prompt, bypass_lens.candidates(source, prompt)[0].token)
-    # Last, because there may be a layer before which tuning moved nothing, which ends this.
+    # Last, because it raises for a layer before which tuning moved nothing.
     for layer in {layer for layer, _ in near}:
         index = bypass.layer_neurons(source, layer)[bypass.first_firing(source, count, layer)]
         bypass.moved(source, count, layer, index, bypass.PLANES[bypass.FIRST])

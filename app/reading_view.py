@@ -20,7 +20,7 @@ def facts(*rows: tuple[str, str, str]) -> None:
 def ready(page: shell.Page, count: int, what: str, read: Callable[[Any, int], Any]) -> bool:
     """Whether the prompts have been read: done at once for a small pair, by a job for a large one."""
     if bypass.light(page.pair):
-        # Here rather than within what is cached on top of it, where no spinner would show.
+        # Called here, because a spinner inside another cached function would not show.
         read(page.source, count)
         return True
 

@@ -1,7 +1,7 @@
 """The server process: Streamlit runs the app, while a thread imports the libraries and loads the pair.
 
 Streamlit runs a page only when the first visitor comes, and that page would then import torch and transformers while the
-visitor waits; here the time in which a person reaches for the browser is used.
+visitor waits; so the server imports them while the visitor opens the browser.
 """
 
 from __future__ import annotations

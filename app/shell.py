@@ -28,9 +28,9 @@ PAGES = {
     "evidence": ("Evidence", ":material/fact_check:"),
     "training": ("Training", ":material/show_chart:"),
 }
-# The first page asks; the others are called what they are about.
+# The first page has a question as its heading; the others have their title.
 HEADINGS = {"start": "What does tuning leave behind?"}
-# The argument from page to page, for whoever follows it.
+# The next page of the argument.
 NEXT = {
     "start": ("vectors", "Next: find the most toxic value vector, and see that tuning left it in place"),
     "vectors": ("bypass", "Next: see how the residual stream is shifted around it"),
@@ -58,9 +58,12 @@ class Page:
 
 @contextmanager
 def page(name: str, lead: str, early: bool = False) -> Iterator[Page]:
-    """The frame of one page: `with shell.page("vectors", "What to do here.") as page:`. What is wrong with what was given ends the page
-    with a sentence that says so; a fault of ours ends it with a line, and is logged. With `early` the body begins before the pair has
-    been loaded, as long as it is the one that ships, which can be.
+    """The frame of one page: `with shell.page("vectors", "What to do here.") as page:`.
+
+    A `UserError` ends the page with its problem and fix; any other exception ends it with one line, and is logged.
+
+    Args:
+        early: begin the body before the pair has been loaded, where it is the one that ships.
     """
     st.title(heading(name), anchor=False)
     st.html(f'<p class="lead">{show.escaped(lead)}</p>')
@@ -90,7 +93,7 @@ def errors_shown() -> Iterator[None]:
         problem(error)
         st.stop()
     except Exception as error:
-        # Streamlit ends and restarts scripts by exceptions of its own, which are not faults.
+        # Streamlit stops and restarts scripts by exceptions of its own, which are not faults.
         if type(error).__module__.startswith("streamlit.runtime"):
             raise
         log.exception("a page failed")

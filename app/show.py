@@ -18,7 +18,7 @@ from interp.data.lexicon import mask, mask_texts
 from interp.results.figure_style import COLOURS, NEUTRAL
 from interp.results.result import Figure, flatten
 
-# ASCII punctuation has a meaning in Markdown, in Streamlit's directives or in its formulas; escaped it is itself.
+# ASCII punctuation, which may have a meaning in Markdown, Streamlit's directives or formulas, is escaped.
 MARKDOWN = re.compile(r"([!-/:-@\[-`{-~])")
 INK = {"light": "#3c4350", "dark": "#c3c8d0"}
 

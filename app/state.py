@@ -1,7 +1,7 @@
 """What all sessions share, loaded once per process, and the pair that this session looks at.
 
 Hooks read their edits from a context variable, so that one pair of models in memory serves every session at once. What needs
-torch and transformers is imported where it is used: reading them takes seconds, in which the first page is drawn.
+torch and transformers is imported where it is used: importing them takes seconds, in which the first page is drawn.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def chosen_pair() -> tuple[str, Source]:
     else:
         source = settings.parse_pair(name)
     st.session_state[CHOSEN] = name
-    # Kept in the link, whatever page is opened next, unless it is what everyone sees first.
+    # Kept in the link on every page, unless it is the default.
     if name != first:
         st.query_params[CHOSEN] = name
     else:
@@ -57,7 +57,7 @@ def choose_pair(name: str) -> None:
     """Set the pair of this session, from the next run of a page on."""
     st.session_state[CHOSEN] = name
     st.query_params[CHOSEN] = name
-    # Neurons are numbered anew in another model.
+    # Pinned neurons are indices into the other pair's models.
     st.session_state.pop(PINS, None)
     st.query_params.pop(PINS, None)
 

@@ -1,6 +1,6 @@
 """Waiting times of the app: `python -m benchmarks.app` measures them in a real browser, and writes `app.json` and `APP.md`.
 
-A wait is what a person sees: from the click until the page has stopped changing. Everything is measured on the pair that
+A wait lasts from the click until what is visible on the page has stopped changing. Everything is measured on the pair that
 ships, on the machine named in the table, with one person at a time except where eight are named.
 """
 

@@ -102,7 +102,7 @@ def peak_mib(work: Callable[[], Any]) -> float | None:
     if child == 0:
         code = 1
         try:
-            # The threads of the parent's pool do not exist here: one that waits for them would wait for ever.
+            # The threads of the parent's pool do not exist in the child, which would wait for them for ever.
             torch.set_num_threads(1)
             # Pages of libraries are not the child's until it touches them: the first run touches them all.
             work()

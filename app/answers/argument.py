@@ -1,6 +1,6 @@
 """The argument of the first page: five steps, each with a claim, its null, a figure, and a link to the page with more.
 
-A step takes what a report or the jobs of `app.answers.start` found, or nothing while they run: then it has its claim alone.
+A step takes a result of a report or of the jobs of `app.answers.start`; while these run there is none, and it has its claim alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The shift of the residual stream, for the page *Bypass*.
 
 States of all layers are captured once per pair and number of prompts, as experiment A-E10 captures them; a layer,
-a neuron or a plane is then a slice of what is held, so that a slider answers at once.
+a neuron or a plane is then a slice of these states, so that a slider answers at once.
 """
 
 from __future__ import annotations

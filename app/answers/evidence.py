@@ -1,7 +1,7 @@
 """The report of a pair, the experiments that it lacks, and a run of those, for the page Evidence.
 
-A report on disk is somebody's work. What is in it stays as it is when experiments are added from the app: results made with other
-settings or by another version are neither run again nor dropped, and the report of another pair is never written over.
+Adding experiments from the app leaves the rest of a report on disk as it is: results with other settings or of another version are
+neither run again nor dropped, and the report of another pair is never overwritten.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from interp.files import read_json
 from interp.report.page import TITLES, VERDICTS, Report, read_report, write_report
 from interp.results.result import Result, is_number, plain, show_number, shown
 
-# The page of this app on which the claim of an experiment can be seen at work.
+# The page of this app that shows the claim of an experiment.
 SEEN_ON = {
     "A-E1": "vectors", "A-E2": "vectors", "A-E3": "steer", "A-E5": "training", "A-E6": "training", "A-E7": "bypass", "A-E8": "vectors",
     "A-E9": "bypass", "A-E10": "bypass", "A-E11": "bypass", "A-E12": "steer", "A-E14": "training", "X-C1": "steer", "X-C2": "steer",
@@ -200,7 +200,7 @@ def add(pair: ModelPair, source: Source, folder: Path, result: Result | None, sk
         raise UserError("this report compares several seeds, which a run in the app would lose", "run `bypass report --seeds` again")
     results = {one.id: one for one in report.results} | ({result.id: result} if result else {})
     order = {item.id: place for place, item in enumerate(find_experiments(None))}
-    # Experiments of somebody's own, which this process does not know, come last, in the order in which they came.
+    # Experiments of a user's own file, which this process does not know, come last, in their order.
     everything = sorted(results.values(), key=lambda one: order.get(one.id, len(order)))
     before = report.environment.get("skipped")
     reasons = {**(before if isinstance(before, dict) else {}), **skipped}

@@ -48,7 +48,7 @@ def left_in_place(source: Source) -> Step:
     shift = neuron_shift(pair, toxic)
     keys, values, _ = cosines.values()
     least = min(*keys, *values)
-    # Rounded down, so that it is never said to be 1 where it is not.
+    # Rounded down, so that a cosine below 1 is not printed as 1.
     floor = math.floor(least * 1e5) / 1e5
     claim = f"Of the {len(toxic)} neurons nearest to the probe, no key or value has a cosine below {floor:.5f} with itself"
     figure = figures.scatter(

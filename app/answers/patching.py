@@ -1,7 +1,7 @@
 """The patching map of a question, in both directions with its null, for the page Patching.
 
-A map is kept by what was asked, because switching direction or pointing at a cell must not measure anew, and because a long
-one is made by a job, whose result the page then finds here.
+A map is cached by its question: switching direction or clicking a cell must not measure it again, and the page reads here the
+result of a job that measures a long one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ UNITS = {
 PLACES = {name: KINDS[name].meaning + UNITS.get(KINDS[name].unit or "", "") for name in SITES}
 METRICS = ("log-probability", "probe", "logit-difference", "toxicity")
 DRAWS, NEURONS, NEW_TOKENS, KEPT = 2, 48, 12, 64
-# Multiplications that a page does while its reader waits: some seconds of one core; what is longer is a job.
+# The most multiplications without a job: some seconds of one core.
 QUICK = 5e10
 Step = Callable[[str, int, int], None]
 

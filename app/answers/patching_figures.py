@@ -1,7 +1,7 @@
 """The figures of the page Patching: the map, the layers, and the next tokens.
 
-A map's cells cannot be selected where it is drawn as a heat map, so that markers which nobody sees lie over them; its numbers
-are a trace of their own, because the text of a heat map has one ink for all its grounds.
+Plotly cannot select the cells of a heat map, so invisible markers lie over them. The numbers are a trace of their own, because the
+text of a heat map has one colour on every ground.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def heat(cells: PatchMap, direction: str, chosen: Cell | None = None, words: boo
     layout = layout | {"title": layout["title"] | {"text": title}, "hovermode": "closest"}
     data, caption = figure.spec["data"], figure.caption
     if data[0]["type"] == "heatmap":
-        # However wide its cell, the nearest marker is meant; of bars, at any distance, the last one would be.
+        # -1: the nearest marker is hovered over, however wide its cell. For bars that would always be the last one.
         layout |= {"hoverdistance": -1, "height": 130 + 34 * len(data[0]["y"]), "margin": layout["margin"] | {"r": 8}}
         data = [data[0] | {"texttemplate": "", "colorbar": {"thickness": 10, "outlinewidth": 0}}]
         data += _over(cells, direction, figure.spec["data"][0], chosen, dark)

@@ -1,6 +1,6 @@
 """Written reports: the one of a given pair, and the folder where it is or will be.
 
-Nothing here needs a model of the pair that ships: its report can be shown while torch is still being read.
+Nothing here needs a model of the pair that ships, so its report can be shown before torch has been imported.
 """
 
 from __future__ import annotations

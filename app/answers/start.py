@@ -1,7 +1,7 @@
 """The pair in numbers, one prompt by three models, and the argument in five figures, for the first page.
 
-Whatever needs many forwards is a job, whose result is a value; the page draws values only. Where a report of this very pair has been
-written, its results are taken instead of measuring few prompts anew.
+What needs many forwards is a job, whose result is a value; the page draws values only. Where there is a report of this very pair, its
+results are used instead of measuring on few prompts.
 """
 
 from __future__ import annotations

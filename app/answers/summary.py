@@ -1,6 +1,6 @@
 """The pair in numbers and the results behind the argument, read from a report of this very pair.
 
-Apart from `app.answers.start`, which measures them: what has been written can be shown while torch is still being read.
+It is apart from `app.answers.start`, which measures them, because a report can be shown before torch has been imported.
 """
 
 from __future__ import annotations

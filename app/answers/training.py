@@ -1,7 +1,7 @@
 """Training runs, their logs as they are now, figures, and the table of control runs, for the page Training.
 
-A log may be growing while it is read. What is kept is therefore kept by the size and the time of change of its files: a log is
-read anew exactly when it has changed, however often the page looks.
+A log may grow while it is read. It is therefore cached by the size and the time of change of its files, and parsed again exactly when
+it has changed.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from interp.runs.telemetry import Telemetry, draw, read_telemetry
 SHIPPED = "the run that ships"
 ALIVE = 60.0
 ENDS = ("finished", "stopped")
-# In this order: what a reader of a tuning run wants to see first, then what one of a language model does.
+# The measures that come first: those of a tuning run, then those of a language model.
 FIRST = ("toxicity", "logp", "margin", "loss", "perplexity", "bits_per_byte")
 AT_FIRST = 4
-# What a run's labels make of it, where they are not the true ones.
+# How the figure names runs whose labels are not the true ones.
 NULLS = {"shuffled": "null: labels shuffled", "reversed": "labels reversed"}
 # (name, size, time of change) of each log of a run.
 Signature = tuple[tuple[str, int, int], ...]
@@ -94,7 +94,7 @@ def telemetry(run: Run, seen: Signature) -> Telemetry | None:
 
 @st.cache_resource(show_spinner="Reading the log …", max_entries=16)
 def _telemetry(folder: str, seen: Signature) -> Telemetry | None:
-    # Half a first line is no line.
+    # A log whose first line is not complete counts as empty.
     try:
         return read_telemetry(folder)
     except UserError as error:
@@ -148,7 +148,7 @@ def ends(log: Telemetry) -> dict[str, tuple[str, str]]:
     for field, name in names.items():
         values = [record[field] for record in log.records if is_number(record.get(field))]
         if len(values) > 1:
-            # What is zero but for rounding is read as zero.
+            # Rounded, so that a zero with a rounding error is printed as zero.
             first_and_last[name] = (show_number(round(values[0], 4)), show_number(round(values[-1], 4)))
     return dict(list(first_and_last.items())[:3])
 

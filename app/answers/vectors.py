@@ -1,6 +1,6 @@
 """Rankings and descriptions of value vectors, for the page Toxic vectors.
 
-All of it is read off the weights and takes milliseconds, so it is cached by what was asked; `app.answers.vectors_firing` reads texts.
+All of it is computed from the weights in milliseconds, and cached; `app.answers.vectors_firing` reads texts.
 """
 
 from __future__ import annotations

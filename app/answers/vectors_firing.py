@@ -1,7 +1,7 @@
 """Where neurons fire in texts, and how often, for the page Toxic vectors.
 
-One prompt is read at once. What has to read hundreds of texts is read once for all neurons near the probe, in one job, so that every
-click after it is answered at once.
+One prompt is read while the visitor waits. Hundreds of texts are read by one job for all neurons near the probe, so that every later
+click is answered at once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from interp.results import figures
 from interp.results.result import Figure
 
 TRIED, WINDOWS = 32, 5
-# Lower than any activation: a prompt on which a neuron never fires is an answer too.
+# Lower than any activation, so that a prompt on which a neuron never fires is returned too.
 ANYTHING = -1e9
 KINDS = {"challenge": "challenge prompts", "neutral": "neutral prompts"}
 Step = Callable[[str, int, int], None]

@@ -143,7 +143,7 @@ def choose(measured: patching.Measured, direction: str) -> Cell:
         if click is not None:
             st.session_state[kind] = cellwise.named(cells, click)[kind]
         elif st.session_state.get(kind) not in (None, *options):
-            # Another prompt has other tokens.
+            # The choice named a token of another prompt.
             st.session_state[kind] = None
         picked = column.selectbox(
             kind.capitalize(), options, index=None, key=kind, bind="query-params", on_change=into_link, args=(kind,),

@@ -1,7 +1,7 @@
 """The page Start: the pair in numbers, one prompt by three models, the argument in five figures, and another pair.
 
-What is quick is drawn first; what needs many forwards is a job, and its place is kept so that nothing moves when it comes. The first
-visitor's page is drawn while torch is still being read: what needs it is imported where it is used.
+What is quick is drawn first; what needs many forwards is a job with a placeholder, so that nothing moves when its result comes. The
+first visitor's page is drawn before torch has been imported, so what needs torch is imported where it is used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FURTHER = (
     ("patching", "Patching: which activations carry it"), ("evidence", "Evidence: every claim with its verdict"),
     ("training", "Training: how the pair was made"),
 )  # fmt: skip
-# The prompt that was asked for by the button, which the models continue themselves whatever a report holds.
+# The prompt of the button Continue it, which the models continue even where a report has its continuations.
 LIVE = "live"
 # The number of the step that compares the weights.
 IN_PLACE = 2
@@ -126,7 +126,7 @@ def argument(page: shell.Page, measured: Measured | None) -> DeltaGenerator | No
     if results is not None:
         st.caption("From the written report of this pair, which gives each claim its verdict on the page Evidence.")
     elif works(first):
-        # One bar at a time: each renews itself, which is work too.
+        # One progress bar at a time, because each updates itself, which costs time.
         st.caption("The figures come after the numbers above.")
     else:
         from app.answers import start as answers

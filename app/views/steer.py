@@ -90,7 +90,7 @@ def strength_sweep(page: Page, chosen: Chosen, new: int) -> None:
 
 def take_along(page: Page, asked: Asked, form: Form) -> None:
     """Draw the edit in four forms, each of which does the same as the third column."""
-    # Visitors need not know where on this machine a model lies.
+    # Visitors are not shown the folders of this machine.
     source = ("BASE_FOLDER", "TUNED_FOLDER") if settings.demo() and page.source is not None else page.source
     what = (form, asked.prompt, asked.new_tokens, asked.sampling, source)
     edits = steer.edits(page.source, form)

@@ -49,7 +49,7 @@ def follow(run: Run, stage: str, drawn: Signature, beside: Run | None, beside_dr
 
     def look() -> None:
         with shell.errors_shown():
-            # Not in the run of the page that has just drawn it: a log that never rests would never let the page end.
+            # Not right after the page was drawn: a log that changes all the time would restart the page for ever.
             changed = answers.signature(run) != drawn or (beside is not None and answers.signature(beside) != beside_drawn)
             if changed and time.monotonic() - since > EVERY / 2:
                 st.rerun()
