@@ -59,7 +59,7 @@ def make_model(shape: Shape) -> Model:
         bos_token_id=0, eos_token_id=0, pad_token_id=0,
     )  # fmt: skip
     torch.manual_seed(0)
-    return Model(GPT2LMHeadModel(config).float(), tokenizer, "random weights")
+    return Model(GPT2LMHeadModel(config).float().eval(), tokenizer, "random weights")
 
 
 def cases(model: Model, shape: Shape) -> Iterator[Case]:
