@@ -1,6 +1,6 @@
-"""One prompt, continued by base, tuned and un-aligned side by side: as the written report holds it, or by the models themselves.
+"""The three cards of one prompt: its continuations by base, tuned and un-aligned, from the written report or from the models.
 
-The first visitor's cards are drawn while torch is still being read: what needs it is imported where it is used.
+The first visitor's cards are drawn before torch has been imported, so what needs torch is imported where it is used.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from app import shell, show, state
-from app.answers.summary import Said
+from app.answers.summary import Continuation
 from app.importing import gate
 from interp.steering.unalign import FACTOR, KEYS
 
@@ -36,7 +36,7 @@ def columns() -> dict[str, DeltaGenerator]:
 def card(
     page: shell.Page, place: DeltaGenerator, role: str, prompt: str, text: str, toxicity: float | None = None, bars: bool = True
 ) -> None:
-    """One of the cards, over or, without its toxicity, still growing; with `bars`, what this model would say next."""
+    """Draw one card; without `toxicity` its text is still growing. With `bars` it shows the model's likeliest next tokens."""
     rows = []
     if bars:
         from app.answers import start as answers
@@ -47,22 +47,22 @@ def card(
     place.html(show.card(role, TITLES[role], ABOUT[role], prompt, text, page.words, waiting=waiting, more=more, toxicity=toxicity))
 
 
-def read(page: shell.Page, prompt: str, written: dict[str, Said]) -> None:
-    """The three columns as the report holds them; only what each would say next has to be asked of the models."""
+def read(page: shell.Page, prompt: str, written: dict[str, Continuation]) -> None:
+    """Draw the three continuations from the report; the likeliest next tokens are computed by the models."""
     places = columns()
     st.caption(
         "What they said is from the written report of this pair. **Continue it** has the models say it again, or go on from another prompt."
     )
     if not state.loaded(page.source):
-        for role, said in written.items():
-            card(page, places[role], role, prompt, said.text, said.toxicity, bars=False)
+        for role, continuation in written.items():
+            card(page, places[role], role, prompt, continuation.text, continuation.toxicity, bars=False)
         gate.wait()
-    for role, said in written.items():
-        card(page, places[role], role, prompt, said.text, said.toxicity)
+    for role, continuation in written.items():
+        card(page, places[role], role, prompt, continuation.text, continuation.toxicity)
 
 
 def spoken(page: shell.Page, prompt: str) -> None:
-    """The three columns; they stream where this prompt is new, and are there at once where it is not."""
+    """Draw the three continuations by the models: streamed where this prompt is new, at once where they are cached."""
     places = columns()
     texts = dict.fromkeys(TITLES, "")
     if not state.loaded(page.source):
@@ -85,16 +85,16 @@ def spoken(page: shell.Page, prompt: str) -> None:
             sides["un-aligned"] = (pair.tuned, answers.unaligned(page.source))
         models = [EditedModel(*sides[role]) for role in roles]
 
-        def heard(column: int, text: str, over: bool) -> None:
+        def draw_text(column: int, text: str, over: bool) -> None:
             texts[roles[column]] = text
             draw(roles[column], over)
 
-        continue_together(models, prompt, new_tokens=answers.NEW_TOKENS, sampling=Sampling(), on_text=heard)
+        continue_together(models, prompt, new_tokens=answers.NEW_TOKENS, sampling=Sampling(), on_text=draw_text)
 
     for role in TITLES:
         draw(role)
     if not answers.is_ready(page.source):
-        # The first visitor reads the first two while the keys of the third are found.
+        # The first two models continue the prompt before the keys of the third are computed.
         speak(["base", "tuned"])
         with st.spinner("Finding the keys that fire on provocation …"):
             answers.unaligned(page.source)

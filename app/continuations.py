@@ -1,6 +1,6 @@
 """Continuations of one prompt by several models at once, piece by piece, one model's token at a time.
 
-A finished continuation is cached by what was asked, so that a click elsewhere on the page does not generate it anew.
+A finished continuation is cached, so that a click elsewhere on the page does not generate it again.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class EditedModel:
     edits: tuple[Edit, ...] = ()
 
     def key(self, prompt: str, new_tokens: int, sampling: Sampling) -> str:
-        """What the continuation of a prompt is cached by."""
+        """The cache key of the continuation of a prompt."""
         edits = [edit.to_json() for edit in self.edits]
         return json.dumps([self.model.digest, edits, prompt, new_tokens, vars(sampling)], sort_keys=True)
 
 
 class TextCache:
-    """The texts that were asked for last, at most `size`, safe to share between threads."""
+    """The texts that were generated last, at most `size`; it can be shared between threads."""
 
     def __init__(self, size: int = 500) -> None:
         self.size = size
@@ -39,16 +39,19 @@ class TextCache:
         self._lock = threading.Lock()
 
     def get(self, key: str) -> str | None:
+        """The text of this key, or None."""
         with self._lock:
             return self._texts.get(key)
 
     def put(self, key: str, text: str) -> None:
+        """Store a text; the oldest goes where there are more than `size`."""
         with self._lock:
             self._texts[key] = text
             while len(self._texts) > self.size:
                 self._texts.popitem(last=False)
 
     def clear(self) -> None:
+        """Remove every text."""
         with self._lock:
             self._texts.clear()
 

@@ -1,9 +1,9 @@
-"""The document that a browser gets first: Streamlit's own, with the app's name and look, and with its parts asked for early.
+"""The HTML document that a browser loads first: Streamlit's own, with the app's title and style sheet and with preload hints.
 
-A style sheet that comes with the content would come after some of it: what was read first would then be drawn twice, and for a
-moment in colours that are too faint. And Streamlit's frontend asks for each of its parts only when a page's first element of that kind
-arrives; here they come while the page is still being computed. With it goes the rule that nothing outside is ever asked for, whatever a
-page may come to hold.
+A style sheet that came with the content would arrive after part of it, which would then be drawn twice, at first in colours that
+are too faint. Streamlit's frontend requests each of its scripts only when a page's first element of that kind arrives; the hints
+load them while the page is still being computed. `policy` is the content security policy, under which a page requests nothing from
+other hosts.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ POLICY = (
 
 @cache
 def document() -> str:
-    """The document, as text. A version of Streamlit that lacks a part named here is served without that hint."""
+    """The document as text; without the hint for a script that this version of Streamlit does not have."""
     static = Path(file_util.get_static_dir())
     text = (static / "index.html").read_text(encoding="utf-8")
     text = re.sub(r"<title>.*?</title>", "<title>Bypass</title>", text, flags=re.DOTALL)
-    # The app is set in the reader's own font.
+    # The app uses the system's font.
     text = re.sub(r'<link\s+rel="preload"[^>]*as="font"[^>]*>\s*', "", text)
     known = set(re.findall(r"\./static/js/([\w.-]+\.js)", text))
-    first = dict.fromkeys(found for part in FIRST for found in _files(static / "static/js", part, known))
-    later = dict.fromkeys(found for part in LATER for found in _files(static / "static/js", part, known | set(first)))
+    first = dict.fromkeys(file for part in FIRST for file in _files(static / "static/js", part, known))
+    later = dict.fromkeys(file for part in LATER for file in _files(static / "static/js", part, known | set(first)))
     hints = [f'<link rel="modulepreload" crossorigin href="./static/js/{name}">' for name in first]
     hints += [f'<link rel="prefetch" as="script" crossorigin href="./static/js/{name}">' for name in later]
     # Nested, so that its rules weigh more than Streamlit's own, which come after it.
@@ -52,10 +52,10 @@ def document() -> str:
 
 
 def policy(host: str) -> str:
-    """The content security policy that goes with the document: its own scripts run, nobody else's, and they talk to this host alone.
+    """The content security policy of the document: only its own scripts run, and they connect to this host alone.
 
     Args:
-        host: as the browser asked for it. Not every browser takes the websocket of a page for its own, so it is named.
+        host: as the browser requested it. Not every browser counts a page's websocket as `'self'`, so it is named.
     """
     named = [f"{scheme}://{host}" for scheme in ("ws", "wss")] if HOST.fullmatch(host) else []
     return POLICY.format(scripts=" ".join(["'self'", *_scripts()]), connections=" ".join(["'self'", *named]))
@@ -63,7 +63,7 @@ def policy(host: str) -> str:
 
 @cache
 def _scripts() -> list[str]:
-    """The digests of the scripts that stand in the document."""
+    """The digests of the inline scripts of the document."""
     inline = re.findall(r"<script>(.*?)</script>", document(), flags=re.DOTALL)
     return [f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in inline]
 

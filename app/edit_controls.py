@@ -1,4 +1,4 @@
-"""The controls from which an edit is made, each with its value in the link; they give a `Form`, which says what is meant in plain words."""
+"""The controls of an edit on the page Steer, each with its value in the link; together they give a `Form`."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ POSITIONS = {"all tokens": "all", "the prompt only": "prompt", "new tokens only"
 
 @dataclass(frozen=True)
 class Chosen:
-    """The edit that is set.
+    """The edit that the controls describe.
 
     Attributes:
-        what: what it is called, after "tuned".
-        unit: by what the strength is divided where it is shown.
-        unit_name: what the strength is then called.
+        what: its name, as it follows "tuned".
+        unit: the strength is divided by this where it is displayed.
+        unit_name: the name of the strength in that unit.
     """
 
     form: Form
@@ -52,7 +52,7 @@ class Asked:
 
 
 def ask_prompt() -> str:
-    """The prompt that is set; raises `UserError` for one that is too long."""
+    """The chosen or typed prompt. Raises `UserError` for one that is too long."""
     most = settings.limits().prompt_characters
     left, right = st.columns(2)
     offered = steer.prompts()
@@ -61,18 +61,18 @@ def ask_prompt() -> str:
         "Prompt", list(offered), index=first, key="prompt", bind="query-params",
         help="Prompts that ship: most break off before a likely hostile word, those marked Neutral do not. Always masked in this list.",
     )  # fmt: skip
-    own = right.text_input(
+    typed = right.text_input(
         "Or your own", key="own", bind="query-params", max_chars=most, placeholder="Write the beginning of a sentence",
         help=f"Used in place of the chosen prompt; up to {most} characters. It is data: nothing in it is run or looked up.",
     )  # fmt: skip
-    text = own if own and own.strip() else offered[chosen] if chosen else ""
+    text = typed if typed and typed.strip() else offered[chosen] if chosen else ""
     if len(text) > most:
         raise UserError(f"the prompt has {len(text)} characters", f"use at most {most}")
     return text
 
 
 def ask_sampling(number: DeltaGenerator, more: DeltaGenerator) -> tuple[int, Sampling]:
-    """How many tokens, and how each is chosen."""
+    """The number of new tokens, and the sampling."""
     most = settings.limits().new_tokens
     new = number.number_input(
         "New tokens", 1, most, min(20, most), key="new", bind="query-params", help="How far each column goes on; a text may end sooner."
@@ -94,9 +94,9 @@ def ask_sampling(number: DeltaGenerator, more: DeltaGenerator) -> tuple[int, Sam
 
 
 def ask_edit(page: Page) -> Chosen:
-    """All controls of an edit. Raises `UserError` where what is typed cannot be used."""
+    """The edit that the controls describe. Raises `UserError` for input that cannot be used."""
     if "keys" in st.query_params and not {"which"} & {*st.query_params, *st.session_state}:
-        # A link from another page names neurons and nothing else.
+        # A link from another page names neurons only.
         st.session_state["which"] = OWN
     first, second = st.columns([3, 1])
     kind = first.segmented_control(
@@ -108,9 +108,9 @@ def ask_edit(page: Page) -> Chosen:
         "To which model", ["tuned", "base"], default="tuned", required=True, key="side", bind="query-params",
         help="Un-aligning edits the tuned model; detoxifying edits the base model.",
     )  # fmt: skip
-    made = {KEYS: _keys, ADD: _add, OUT: _out, SET: _set}[kind](page, side)
-    steer.edits(page.source, made.form)
-    return made
+    edit = {KEYS: _keys, ADD: _add, OUT: _out, SET: _set}[kind](page, side)
+    steer.edits(page.source, edit.form)
+    return edit
 
 
 def _keys(page: Page, side: str) -> Chosen:
@@ -165,7 +165,7 @@ def _add(page: Page, side: str) -> Chosen:
 
 
 def _neurons(page: Page, side: str, which: DeltaGenerator, more: DeltaGenerator) -> tuple[tuple[Neuron, ...], str]:
-    """Which neurons, and what to call them."""
+    """The chosen neurons, and a name for them."""
     model = steer.model_of(page.source, side)
     way = which.selectbox(
         "Which", [SELECTIVE, NEAREST, PINNED, OWN], key="which", bind="query-params",
@@ -173,13 +173,13 @@ def _neurons(page: Page, side: str, which: DeltaGenerator, more: DeltaGenerator)
         "provoking prompts and not of plain ones. Nearest: those 128 by nearness alone.",
     )  # fmt: skip
     if way in (SELECTIVE, NEAREST):
-        found = steer.candidates(page.source, side, "selective" if way == SELECTIVE else "top")
+        near = steer.candidates(page.source, side, "selective" if way == SELECTIVE else "top")
         count = int(
             more.number_input(
-                "How many", 1, len(found), min(unalign.KEYS, len(found)), key="count", bind="query-params", help="Paper A scales seven."
+                "How many", 1, len(near), min(unalign.KEYS, len(near)), key="count", bind="query-params", help="Paper A scales seven."
             )
         )
-        return found[:count], f"{count} {'selective' if way == SELECTIVE else 'toxic'}"
+        return near[:count], f"{count} {'selective' if way == SELECTIVE else 'toxic'}"
     if way == PINNED:
         sets = pins.pinned(page.pair.base)
         if not sets:
@@ -197,7 +197,7 @@ def _neurons(page: Page, side: str, which: DeltaGenerator, more: DeltaGenerator)
 
 
 def _direction(page: Page, side: str, column: DeltaGenerator) -> tuple[str, str]:
-    """Which direction, as a form names it and as a person does."""
+    """The chosen direction as `Form.vector` spells it, and its name in words."""
     chosen = column.selectbox(
         "Direction", list(VECTORS), key="vector", bind="query-params",
         help="Probe: what best tells toxic texts from others. Difference of means: mean toxic minus mean other text. "

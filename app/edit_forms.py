@@ -1,6 +1,6 @@
-"""One edit as the controls of a page describe it: plain words and numbers, which a cache and a link can hold.
+"""`Form`: one edit as the controls of a page describe it, in plain words and numbers that a cache and a link can hold.
 
-It becomes an `Edit` in one way only: it is written as the command line writes it, and read as the command line reads it.
+It becomes an `Edit` in one way only: it is written in the short form of the command line, and parsed as the command line parses it.
 So what the page does, what it prints for a terminal and what it prints as Python cannot differ. Everything that is written
 here has been checked before (a neuron is two whole numbers, a vector one of three words), so nothing in it names a file.
 """
@@ -20,13 +20,13 @@ from interp.steering.edit_text import parse_edits, parse_neuron
 
 Op = Literal["scale_keys", "add", "project_out", "set", "scale"]
 MOST_NEURONS = 64
-# Where an op changes nothing; the others have no strength that could be turned down.
+# The strength at which an operation changes nothing; the others have no strength.
 NEUTRAL: dict[str, float] = {"scale_keys": 1.0, "scale": 1.0, "add": 0.0}
 
 
 @dataclass(frozen=True)
 class Form:
-    """What is done to which side of the pair.
+    """An operation on one side of the pair.
 
     Attributes:
         side: `tuned` or `base`.
@@ -48,29 +48,29 @@ class Form:
 
     @property
     def idle(self) -> bool:
-        """Whether it changes nothing."""
+        """Whether the edit changes nothing."""
         return NEUTRAL.get(self.op) == self.strength
 
 
 def rounded(number: float) -> float:
-    """A number as it is written: what is shown, what is copied and what is done are the same."""
+    """A number to six significant digits, so that what is displayed, copied and computed is the same."""
     return float(f"{number:.6g}")
 
 
 def listed(text: str, model: Model) -> tuple[Neuron, ...]:
-    """Neurons as a person types them, `5.770,4.12`; raises `UserError` for anything else, and for those that the model lacks."""
+    """The neurons of a typed list such as `5.770,4.12`. Raises `UserError` for other text, and for neurons that the model lacks."""
     parts = [part for part in text.replace(" ", ",").split(",") if part]
     if not parts:
         raise UserError("no neurons are named", "write them as LAYER.INDEX with commas between, such as 5.770,4.12")
     if len(parts) > MOST_NEURONS:
         raise UserError(f"{len(parts)} neurons are named", f"name at most {MOST_NEURONS}")
-    found = tuple(dict.fromkeys(parse_neuron(part) for part in parts))
-    model.check_neurons(found)
-    return found
+    neurons = tuple(dict.fromkeys(parse_neuron(part) for part in parts))
+    model.check_neurons(neurons)
+    return neurons
 
 
 def written(form: Form) -> list[str]:
-    """The edit in the short form of the command line, one text per layer where the op needs it."""
+    """The edit in the short form of the command line, one text per layer where the operation needs it."""
     end = "" if form.positions == "all" else f":{form.positions}"
     number = f"{form.strength:g}"
     if form.op == "scale_keys":
@@ -84,12 +84,12 @@ def written(form: Form) -> list[str]:
 
 
 def edits_of(form: Form, model: Model, probe: Callable[[], Probe]) -> tuple[Edit, ...]:
-    """The edits that this means for the model of its side; raises `UserError` where they do not fit it."""
+    """The `Edit`s of a form for the model of its side. Raises `UserError` where they do not fit it."""
     return tuple(parse_edits(written(form), model, probe))
 
 
 def command(form: Form, prompt: str, new_tokens: int, sampling: Sampling, source: Source) -> str:
-    """The command that says in a terminal what the page says."""
+    """The command that prints in a terminal what the page shows."""
     parts = [
         "bypass",
         "generate",
@@ -104,12 +104,12 @@ def command(form: Form, prompt: str, new_tokens: int, sampling: Sampling, source
         parts += ["--temperature", f"{sampling.temperature:g}", "--seed", str(sampling.seed)]
         if sampling.top_p is not None:
             parts += ["--top-p", f"{sampling.top_p:g}"]
-    # A prompt that begins with a dash is no option.
+    # After `--` a prompt that begins with a dash is not read as an option.
     return shlex.join([*parts, "--", prompt])
 
 
 def python(form: Form, prompt: str, new_tokens: int, sampling: Sampling, source: Source) -> str:
-    """A program that says what the page says."""
+    """A Python program that prints what the page shows."""
     names = ["Edit", "ModelPair", *(["Sampling"] if sampling.temperature else []), "generate"]
     imports = [f"from interp import {', '.join(names)}"]
     if form.vector in ("probe", "difference"):
@@ -143,7 +143,7 @@ def _calls(form: Form) -> list[str]:
 
 
 def shortened(edits: Sequence[Edit]) -> list[dict[str, Any]]:
-    """The edits as JSON for a screen: of long vectors the first numbers only. It is no edit any more; the file for download is."""
+    """The edits as JSON to look at, with long vectors cut to their first numbers; the file for download is complete."""
     records = [edit.to_json() for edit in edits]
     for record in records:
         values = record["values"]

@@ -1,4 +1,4 @@
-"""Runs the app in a process of its own while a block of code runs, and opens a real browser on it.
+"""The app in a process of its own for the length of a `with` block, and a real browser on it.
 
 For tests, benchmarks and the pictures of the README; a visitor's app is started by `app.launch`.
 """
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-# What runs, what says so, what has not been drawn yet, and what is still being written.
+# A script that runs, a spinner, an element that has not been drawn yet, and text that is still growing.
 BUSY = (
     '[data-testid="stApp"][data-test-script-state="running"]', '[data-testid="stSpinner"]', '[data-testid="stSkeleton"]', ".card .cursor",
 )  # fmt: skip
-# A click is told to the server at once; that the page runs is known only when the server has said so, on a slow machine much later.
+# A click is sent to the server at once; the browser learns that the page runs only from the answer, on a slow machine much later.
 NOTE_SENT = """
 const send = WebSocket.prototype.send;
 WebSocket.prototype.send = function (...message) {
@@ -42,22 +42,22 @@ UNANSWERED = "() => typeof window.unanswered === 'number' && performance.now() -
 
 
 @contextmanager
-def served(folder: str | Path | None = None, *, demo: bool = False, settings: Mapping[str, str] | None = None) -> Iterator[str]:
+def running_app(folder: str | Path | None = None, *, demo: bool = False, settings: Mapping[str, str] | None = None) -> Iterator[str]:
     """The address of an app that runs in its own process, with `folder` as its working directory.
 
     Raises:
-        UserError: it did not come up; what it wrote is in the message.
+        UserError: the app did not start; its output is in the message.
     """
     port = free_port()
-    with tempfile.TemporaryDirectory() as spare, tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryDirectory() as spare, tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             command(port, "127.0.0.1"), cwd=folder or spare, env=environment(demo) | dict(settings or {}),
-            stdout=said, stderr=subprocess.STDOUT,
+            stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
             if not healthy(f"http://127.0.0.1:{port}", process):
-                said.seek(0)
-                raise UserError(f"the app did not come up: {said.read().decode(errors='replace')[-2000:]}", "see what it wrote")
+                output.seek(0)
+                raise UserError(f"the app did not come up: {output.read().decode(errors='replace')[-2000:]}", "see what it wrote")
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
@@ -72,7 +72,7 @@ def free_port() -> int:
 
 
 def chromium() -> str | None:
-    """The browser of this machine, if it has one that can be driven."""
+    """The path of a Chromium on this machine, or None."""
     return next(filter(None, map(shutil.which, CHROMIUM)), None)
 
 
@@ -81,13 +81,13 @@ def browsing() -> Iterator[Browser]:
     """A headless browser. Raises `UserError` where none is installed."""
     from playwright.sync_api import sync_playwright
 
-    found = chromium()
-    if found is None:
+    program = chromium()
+    if program is None:
         raise UserError("no Chromium is installed", "install the package `chromium` of your system")
     # Chromium's own sandbox refuses to run as root, which containers and CI often are.
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=arguments)
+        browser = playwright.chromium.launch(executable_path=program, args=arguments)
         try:
             yield browser
         finally:
@@ -95,7 +95,7 @@ def browsing() -> Iterator[Browser]:
 
 
 def settle(page: Page, quiet: float = 0.25) -> None:
-    """Wait until the page has run to its end and stayed so for a moment."""
+    """Wait until the page has run to its end and has not run again for `quiet` seconds."""
     page.wait_for_selector('[data-testid="stApp"] h1', timeout=PATIENCE * 1000)
     until, since = time.monotonic() + PATIENCE, time.monotonic()
     while time.monotonic() - since < quiet:
@@ -107,7 +107,7 @@ def settle(page: Page, quiet: float = 0.25) -> None:
 
 
 def open_at(browser: Browser, url: str, path: str = "", *, watch: Callable[[Page], object] = lambda page: None, **options: Any) -> Page:
-    """A new visitor (a context of its own) on a page of the app, once it has settled; `watch` sees the page before it loads."""
+    """A page of the app in a browser context of its own, once it has settled; `watch` is called with the page before it loads."""
     page = browser.new_context(**{"viewport": {"width": 1400, "height": 1000}} | options).new_page()
     page.set_default_timeout(PATIENCE * 1000)
     page.add_init_script(NOTE_SENT)

@@ -1,7 +1,7 @@
 """A gate for slow imports: a thread imports modules one after another and pauses between them while a page is drawn.
 
-Importing torch and transformers takes seconds in which Python's lock is mostly held: the server would answer, and a page would be
-drawn, at half their speed. This module imports nothing else of the app; it is given the names of the modules.
+Importing torch and transformers takes seconds in which the global interpreter lock is mostly taken: the server would answer,
+and a page would be drawn, at half their speed. This module imports nothing else of the app; it gets the names of the modules.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Gate:
         self._imported.set()
 
     def hold(self, seconds: float = LONGEST) -> None:
-        """Pause the background import for so long, so that a page is drawn first."""
+        """Pause the background import for this many seconds, so that a page is drawn first."""
         self._paused_until = time.monotonic() + seconds
 
     def wait(self) -> None:
-        """Wait until the background import is over. Two threads that import the same modules can each see half of one."""
+        """Wait until the background import is over: two threads that import the same module can each see half of it."""
         self.hold(0.0)
         self._imported.wait()
 

@@ -1,4 +1,4 @@
-"""A job as a person sees it: how far it is, how long it will take, and a button to stop it. Survives a reload, like the job."""
+"""The display of a job: its progress, the time left, and a button that cancels it. It survives a reload, as the job does."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def ask(
     key: str, title: str, work: Callable[[Step], Any], label: str, *, help: str | None = None, note: str = "",
     cancelled: str = "Cancelled; nothing was kept.",
 ) -> Any:  # fmt: skip
-    """A button that starts a job, then its progress, then its result (None until there is one).
+    """The result of a job, or None; until there is one, a button that starts it or its progress is drawn.
 
-    The key says what was asked (`jobs.key_of`): whoever asks the same finds the same job, whether it runs or is done.
+    The key is a hash of the question (`jobs.key_of`): visitors with the same question share one job, whether it runs or is done.
     """
     job = runner.find(key)
     if job is None or job.state in ("cancelled", "failed"):
@@ -41,7 +41,7 @@ def ask(
 
 @st.fragment(run_every=0.5)
 def watch(job: Job) -> None:
-    """Progress that renews itself, without running the page anew until the job is over."""
+    """Progress that updates itself; the page runs again only when the job is over."""
     if job.over:
         st.rerun()
     ahead = runner.ahead(job)
@@ -55,5 +55,5 @@ def watch(job: Job) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """Seconds as text, in seconds or minutes."""
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

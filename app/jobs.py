@@ -1,7 +1,7 @@
-"""Long work in the background, one job at a time, with progress, time left and cancel.
+"""Jobs: long work in the background, one at a time, with progress, time left and cancelling.
 
-A page is run anew at every click and forgotten at every reload, so a job belongs to the process and is found again by its
-key, which pages make from what was asked (`key_of`) and which the link therefore remembers.
+Streamlit runs a page again at every click and forgets it at every reload, so a job belongs to the process. Pages find it by its
+key, a hash of the question (`key_of`), which they compute from what is in the link.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Cancelled(Exception):
 
 @dataclass(eq=False)
 class Job:
-    """One piece of work and how far it is."""
+    """One piece of work and its progress."""
 
     key: str
     title: str
@@ -47,25 +47,27 @@ class Job:
 
     @property
     def over(self) -> bool:
+        """Whether it is done, cancelled or failed."""
         return self.state in ("done", "cancelled", "failed")
 
     @property
     def share(self) -> float:
+        """The share of its steps that are done, 0 to 1."""
         return min(1.0, self.done / self.total) if self.total else 0.0
 
     def left(self, now: float) -> float | None:
-        """Seconds to go if it goes on as it went, or None while nothing is known."""
+        """Seconds left at the pace so far, or None while there is none."""
         return (now - self.started) * (self.total - self.done) / self.done if self.state == "running" and self.done > 0 else None
 
     def step(self, phrase: str, done: int, total: int) -> None:
-        """What the work calls between its steps."""
+        """Record the progress; the work calls this between its steps. Raises `Cancelled` where the job was cancelled."""
         if self.stop.is_set():
             raise Cancelled
         self.phrase, self.done, self.total = phrase, done, total
 
 
 class Runner:
-    """Runs jobs in a thread of its own, in the order in which they were asked for."""
+    """Runs jobs in a thread of its own, in the order in which they were started."""
 
     def __init__(self, waiting: int = WAITING, kept: int = KEPT) -> None:
         self._waiting, self._kept = waiting, kept
@@ -81,9 +83,9 @@ class Runner:
             UserError: too many jobs wait already.
         """
         with self._changed:
-            found = self._jobs.get(key)
-            if found is not None and found.state not in ("cancelled", "failed"):
-                return found
+            known = self._jobs.get(key)
+            if known is not None and known.state not in ("cancelled", "failed"):
+                return known
             if len(self._line) >= self._waiting:
                 raise UserError(f"{len(self._line)} jobs are waiting already", "try again when one of them is done")
             job = Job(key, title, work)
@@ -99,12 +101,12 @@ class Runner:
             return job
 
     def find(self, key: str) -> Job | None:
-        """The job of this key, however far it is; None where there is none or it was forgotten."""
+        """The job of this key in any state; None where there is none, or it is so old that it was dropped."""
         with self._changed:
             return self._jobs.get(key)
 
     def ahead(self, job: Job) -> int:
-        """How many jobs come before this one."""
+        """How many jobs wait or run before this one."""
         with self._changed:
             return self._line.index(job) + 1 if job in self._line else 0
 
@@ -138,7 +140,7 @@ def _run(job: Job) -> None:
     except UserError as error:
         job.problem, state = error, "failed"
     except Exception:
-        # A fault of ours: whoever runs the app finds it in the log, whoever asked gets one line.
+        # A fault of Bypass: the log has the traceback, the visitor sees one line.
         log.exception("the job %r failed", job.title)
         job.problem, state = UserError("this did not work, through a fault in Bypass itself", "the log of the app says more"), "failed"
     job.seconds = time.monotonic() - job.started
@@ -146,7 +148,7 @@ def _run(job: Job) -> None:
 
 
 def key_of(name: str, *question: Any) -> str:
-    """A short hash of what was asked."""
+    """A short hash of a question, as the key of its job."""
     return f"{name}-{hashlib.sha256(json.dumps(question, sort_keys=True, default=str).encode()).hexdigest()[:16]}"
 
 

@@ -1,7 +1,7 @@
 """Starting the app as its own process.
 
 Streamlit's server dies at its start where nnsight was imported before it in the same process, so the command line never
-becomes the server: it starts one, hands signals on, and waits. Settings are passed as flags rather than read from a
+becomes the server: it starts one, passes signals on, and waits. Settings are passed as flags rather than read from a
 `.streamlit` folder, so that they hold wherever the command is called from.
 """
 
@@ -25,9 +25,9 @@ from app.settings import DEMO
 from interp.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-# Shorter than the ten seconds after which a container engine kills.
+# Seconds; a container engine kills after ten.
 GRACE = 7.0
-# A busy machine is slow, not wrong.
+# Seconds to wait for the server; long, because a busy machine is slow.
 PATIENCE = 120.0
 # A full collection after every run of a page would look at all that torch and transformers hold: 0.25 s, in which nothing else runs.
 SETTINGS = {
@@ -42,7 +42,7 @@ SETTINGS = {
 
 
 def launch(port: int = 8501, host: str = "localhost", browser: bool = True, demo: bool = False) -> int:
-    """Serve the app until it is stopped (Ctrl-C, or a request to terminate); gives the exit code of the server.
+    """Serve the app until it is stopped (Ctrl-C, or a request to terminate); return the exit code of the server.
 
     Args:
         host: the address that it listens on; anything but `localhost` lets other machines in.
@@ -56,7 +56,7 @@ def launch(port: int = 8501, host: str = "localhost", browser: bool = True, demo
         raise UserError("the browser app needs streamlit, which is not installed", "run `pip install bypass-workbench[app]`, or `make app`")
     check_port(host, port)
     process = subprocess.Popen(command(port, host), env=environment(demo))
-    # Streamlit's own greeting asks a server outside for this machine's address.
+    # In place of Streamlit's own greeting, which requests this machine's address from an outside server.
     sys.stdout.write(f"Bypass listens on http://{host}:{port} (stop it with Ctrl-C)\n")
     sys.stdout.flush()
     if browser:
@@ -87,13 +87,13 @@ def launch(port: int = 8501, host: str = "localhost", browser: bool = True, demo
 
 
 def command(port: int, host: str) -> list[str]:
-    """What is run: the server, with every setting as a flag."""
+    """The command line of the server, with every setting as a flag."""
     settings = SETTINGS | {"server.port": str(port), "server.address": host}
     return [sys.executable, "-m", "app.server", *(f"--{name}={value}" for name, value in settings.items())]
 
 
 def show(port: int, host: str, process: subprocess.Popen) -> None:
-    """Open a browser window once the server answers; on a machine without a desktop there is none to open."""
+    """Open a browser window once the server answers; nothing on a machine without a desktop."""
     if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         return
     name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
@@ -103,7 +103,7 @@ def show(port: int, host: str, process: subprocess.Popen) -> None:
 
 
 def healthy(url: str, process: subprocess.Popen) -> bool:
-    """Whether the server answers, or ends before it ever does."""
+    """Whether the server answers before it ends and before `PATIENCE` is over."""
     until = time.monotonic() + PATIENCE
     while process.poll() is None and time.monotonic() < until:
         try:
@@ -115,7 +115,7 @@ def healthy(url: str, process: subprocess.Popen) -> bool:
 
 
 def environment(demo: bool) -> dict[str, str]:
-    """The environment of the server: this package can be imported whether or not it is installed."""
+    """The environment of the server, in which this package can be imported whether or not it is installed."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
     return quiet | os.environ | {"PYTHONPATH": os.pathsep.join(paths), DEMO: "1" if demo else "0"}
@@ -124,10 +124,10 @@ def environment(demo: bool) -> dict[str, str]:
 def check_port(host: str, port: int) -> None:
     """Raise `UserError` where nothing could listen at this address, before anything is started."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError, OverflowError) as error:
         raise UserError(f"{host}:{port} is no address ({error})", "use --host localhost, or an address of this machine") from error
-    for family, kind, protocol, _, address in found:
+    for family, kind, protocol, _, address in addresses:
         with socket.socket(family, kind, protocol) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

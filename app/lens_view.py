@@ -12,13 +12,13 @@ from interp.data.lexicon import mask
 
 
 def chosen(key: str, options: list[int]) -> int:
-    """The place among the options of what the link holds under this key, where it holds one of them; else the first."""
+    """The index of the option that the link holds under this key, or 0 where it holds none of them."""
     text = st.query_params.get(key, "")
     return options.index(int(text)) if text.isascii() and text.isdecimal() and len(text) < 9 and int(text) in options else 0
 
 
 def keep(key: str, value: int, first: int) -> None:
-    """Keep in the link what was chosen, unless it is what everyone sees first. Labels hold words, so that they cannot be bound."""
+    """Write a choice into the link, unless it is the default. (Streamlit would bind the label, which holds raw words.)"""
     if value == first:
         st.query_params.pop(key, None)
     else:
@@ -27,7 +27,7 @@ def keep(key: str, value: int, first: int) -> None:
 
 @st.fragment
 def lens(page: shell.Page) -> None:
-    """One prompt, one token, both models, every half layer."""
+    """Draw the logit lens of one prompt and one token, in both models, after every half layer."""
     with shell.errors_shown():
         st.write(
             "If each model ended after this half layer, how likely would it find a word? Choose a prompt and the word that may come next."
@@ -44,21 +44,21 @@ def lens(page: shell.Page) -> None:
             help="Challenge prompts on which the base model's likeliest word lost most by tuning, the largest loss first.",
         )  # fmt: skip
         keep("example", at, 1)
-        own = right.text_input(
+        typed = right.text_input(
             "Or a prompt of your own", key="prompt", bind="query-params", max_chars=limit, placeholder="You are such a",
             help="Where this holds text, it is read in place of the example. The word is looked for right after it: end without a space.",
         )  # fmt: skip
-        prompt = own if own.strip() else offered[at - 1]
+        prompt = typed if typed.strip() else offered[at - 1]
         if len(prompt) > limit:
             raise UserError(f"the prompt has {len(prompt)} characters, and at most {limit} are read", "shorten it")
-        found = bypass_lens.candidates(page.source, prompt)
+        candidates = bypass_lens.candidates(page.source, prompt)
         left, right = st.columns(2)
-        labels = {one.token: f"{show.visible(one.text, page.words)}   {one.base:.1%} → {one.tuned:.1%}" for one in found}
+        labels = {one.token: f"{show.visible(one.text, page.words)}   {one.base:.1%} → {one.tuned:.1%}" for one in candidates}
         token = left.selectbox(
             "Next token", list(labels), index=chosen("token", list(labels)), key="token", format_func=lambda one: labels[one],
             help="What either model finds likeliest, with its probability in base and tuned; the base model's first choice comes first.",
         )  # fmt: skip
-        keep("token", token, found[0].token)
+        keep("token", token, candidates[0].token)
         word = right.text_input(
             "Or a word of your own", key="word", bind="query-params", max_chars=40, placeholder="idiot",
             help="A single token of the model's vocabulary; the space before it is added.",
@@ -74,9 +74,9 @@ def lens(page: shell.Page) -> None:
         drawn = bypass_lens.curve(page.source, prompt, token)
         # Masked as a whole, because a word may begin in the prompt and end in the token; a mask keeps the length.
         joined = prompt + text if page.words else mask(prompt + text)
-        given, new = (show.escaped(show.shown(part, True)) for part in (joined[: len(prompt)], joined[len(prompt) :]))
+        before, new = (show.escaped(show.shown(part, True)) for part in (joined[: len(prompt)], joined[len(prompt) :]))
         st.html(
-            f'<p class="lead" dir="auto" style="overflow-wrap:anywhere"><span style="opacity:.75">{given}</span>'
+            f'<p class="lead" dir="auto" style="overflow-wrap:anywhere"><span style="opacity:.75">{before}</span>'
             f'<span class="role" style="--hue:{show.colour("base")}">{new}</span></p>'
         )
         facts(
@@ -87,7 +87,7 @@ def lens(page: shell.Page) -> None:
         show.draw(drawn.figure, "lens", page.words)
         with st.expander("What each model would say after every half layer"):
             show.table(
-                bypass_lens.said(page.source, prompt),
+                bypass_lens.likeliest(page.source, prompt),
                 "said",
                 page.words,
                 alt="The three likeliest tokens after each half layer, base and tuned",

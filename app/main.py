@@ -1,4 +1,4 @@
-"""The entry that Streamlit runs: navigation only, so that a page is read when it is opened.
+"""The script that Streamlit runs: navigation only, so that a page is imported when it is opened.
 
 The folder of the pages is not called `pages`, because Streamlit would then find them by itself and serve a link to one of
 them without this navigation.
@@ -19,6 +19,6 @@ page = st.navigation(
     ]
 )
 if page.url_path:
-    # The first page is drawn before the libraries have been read; the others begin with them.
+    # The first page is drawn before the libraries have been imported; the others need them.
     gate.wait()
 page.run()

@@ -1,7 +1,7 @@
-"""The queue for the models: one forward pass at a time, in the order of asking, for a limited number of people.
+"""The queue for the models: one forward pass at a time, first come first served, for a limited number of people.
 
-Whoever generates asks for a turn before every token and goes to the end of the queue after it, so eight people each wait for eight
-steps a token, and nobody for eight texts.
+Each generation takes a turn for every token and then goes to the end of the queue, so eight people each wait eight steps for a
+token, and nobody waits for eight whole texts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LIMIT = 24
 
 
 class ModelQueue:
-    """A queue in which a place is kept for one step of work; at most `limit` people generate at once."""
+    """A queue of turns, each for one forward pass; at most `limit` people generate at once."""
 
     def __init__(self, limit: int = LIMIT) -> None:
         self.limit = limit
@@ -32,12 +32,12 @@ class ModelQueue:
 
     @property
     def length(self) -> int:
-        """How many have or wait for a turn."""
+        """How many turns are taken or waited for."""
         return len(self._tickets)
 
     @contextmanager
     def admit(self) -> Iterator[None]:
-        """Count as one who generates while the block runs. Raises `UserError` where `limit` people do already."""
+        """Count one more generation while the block runs. Raises `UserError` where `limit` run already."""
         with self._changed:
             if self._generating >= self.limit:
                 raise UserError(f"{self._generating} people are generating at this moment", "try again in a few seconds")
@@ -50,7 +50,7 @@ class ModelQueue:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Wait for a turn, and have the models for as long as the block runs; keep it to one forward pass."""
+        """Wait for a turn, and hold the models while the block runs, which should be one forward pass."""
         ticket = object()
         with self._changed:
             self._tickets.append(ticket)

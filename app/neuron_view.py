@@ -1,4 +1,4 @@
-"""What is shown of one neuron: what it writes, where it fires, what tuning changed in it. Every section says what its null is."""
+"""The sections on one neuron: the tokens it promotes, where it fires, and how tuning changed it. Every section names its null."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ SIDES = ("base", "tuned")
 
 
 def facts(page: shell.Page, neuron: Neuron) -> None:
-    """The neuron in three numbers."""
+    """Draw three numbers of the neuron: cosine with the probe, hostile words, and how far tuning moved its value vector."""
     place, cosine = answers.places(page.source)[neuron]
     moved, null = answers.changed(page.source, neuron), answers.hostility(page.source).null
     (count,) = answers.hostile([answers.words_of(page.source, neuron)])
     st.html(show.facts([
         show.fact("cosine with the probe", (f"{cosine:.3f}", f"place {place:,} of {len(answers.places(page.source)):,}")),
         show.fact("hostile words", (f"{count} of {JUDGED_TOKENS}", f"random neurons {JUDGED_TOKENS * null:.2g}")),
-        show.fact("tuning moved its value vector by", (f"{100 * moved.moved:.2f} %", f"of its norm, cosine {moved.kept:.6f}")),
+        show.fact("tuning moved its value vector by", (f"{100 * moved.moved:.2f} %", f"of its norm, cosine {moved.cosine:.6f}")),
     ]))  # fmt: skip
 
 
 def words(page: shell.Page, neuron: Neuron) -> None:
-    """The words that it promotes and suppresses, in both models."""
-    found = answers.written(page.source, neuron)
-    same, many = found.same(), len(found.promoted["base"])
+    """Draw the tokens that the neuron promotes and suppresses, in both models."""
+    tokens = answers.written(page.source, neuron)
+    same, many = tokens.same(), len(tokens.promoted["base"])
     st.subheader("What it writes", anchor=False)
     left = "tuning left them in place" if same > many / 2 else "tuning changed what it writes"
     st.caption(
@@ -41,13 +41,13 @@ def words(page: shell.Page, neuron: Neuron) -> None:
     )
     parts = [(kind, side) for kind in ("Promoted", "Suppressed") for side in SIDES]
     for column, (kind, side) in zip(st.columns(len(parts)), parts, strict=True):
-        rows = (found.promoted if kind == "Promoted" else found.suppressed)[side]
+        rows = (tokens.promoted if kind == "Promoted" else tokens.suppressed)[side]
         column.html(show.bars(rows, show.colour(side), page.words, caption=f"{kind}, {side} (logit per unit)", number="+.2f"))
 
 
 @st.fragment
 def fires(page: shell.Page, neuron: Neuron) -> None:
-    """Where it fires in one prompt, in both models."""
+    """Draw the neuron's activation at each token of one prompt, in both models."""
     st.subheader("Where it fires in a prompt", anchor=False)
     text = st.text_input(
         "Prompt", key="text", bind="query-params", max_chars=settings.limits().prompt_characters,
@@ -55,19 +55,20 @@ def fires(page: shell.Page, neuron: Neuron) -> None:
         help="Every token is shaded by the activation of this neuron there; hover over a token for the number.",
     )  # fmt: skip
     try:
-        found = firing.fired(page.source, neuron, text)
+        fired = firing.fired(page.source, neuron, text)
     except UserError as error:
         shell.problem(error)
         return
     for side in SIDES:
-        title = f"{side.capitalize()}: {found.window.activations[side][found.window.at]:.2f} at {peak(found.window, page.words)}"
+        title = f"{side.capitalize()}: {fired.window.activations[side][fired.window.at]:.2f} at {peak(fired.window, page.words)}"
         head = f'<div><span class="role" style="--hue:{show.colour(side)}">{show.escaped(title)}</span></div>'
-        st.html(head + strip(found.window, side, page.words, found.top))
-    cut = "" if found.whole else " The text is longer than the model reads at once: the part with the highest activation is shown."
-    st.caption(compared(*(found.window.activations[side][found.window.at] for side in SIDES)) + cut)
+        st.html(head + strip(fired.window, side, page.words, fired.top))
+    cut = "" if fired.whole else " The text is longer than the model reads at once: the part with the highest activation is shown."
+    st.caption(compared(*(fired.window.activations[side][fired.window.at] for side in SIDES)) + cut)
 
 
 def strip(window: Window, side: str, words: bool, top: float) -> str:
+    """The tokens of a window as HTML, shaded by the activation in one model."""
     values = window.activations[side]
     label = f"Activation of neuron {window.layer}.{window.neuron} in the {side} model: {values[window.at]:.2f} at {peak(window, words)}"
     return show.strip(window.tokens, values, show.colour(side), words, top=top, label=label)
@@ -79,7 +80,7 @@ def peak(window: Window, words: bool) -> str:
 
 
 def compared(before: float, after: float) -> str:
-    """What the two numbers at the highest token say."""
+    """A sentence that compares the base and tuned activations at the token of the highest one."""
     scale = "Both strips share one scale of colour."
     if before <= 0:
         return f"The neuron does not fire on this prompt in the base model. {scale}"
@@ -91,19 +92,19 @@ def compared(before: float, after: float) -> str:
 
 
 def change(page: shell.Page, neuron: Neuron) -> None:
-    """How far tuning moved its key and its value, beside random neurons of its layer."""
-    found = answers.changed(page.source, neuron)
+    """Draw how far tuning moved the key and the value, beside random neurons of the layer."""
+    changed = answers.changed(page.source, neuron)
     st.subheader("What tuning changed in it", anchor=False)
     st.caption(
-        f"Its value vector moved more than {found.percentile:.0f} % of all value vectors of the model did (chance is 50 %). "
-        f"The null: {found.others} random neurons of layer {neuron[0]}."
+        f"Its value vector moved more than {changed.percentile:.0f} % of all value vectors of the model did (chance is 50 %). "
+        f"The null: {changed.others} random neurons of layer {neuron[0]}."
     )
     left, right = st.columns([6, 5])
     with left:
-        show.draw(found.figure, "moved", page.words)
+        show.draw(changed.figure, "moved", page.words)
     with right:
         show.table(
-            found.table, "changed", page.words, column_config=COLUMNS,
+            changed.table, "changed", page.words, column_config=COLUMNS,
             alt="Norm, cosine and change of the key and of the value of this neuron, beside random neurons of its layer",
         )  # fmt: skip
 
@@ -116,67 +117,69 @@ COLUMNS = {
 
 
 def survey_key(page: shell.Page) -> str:
+    """The key of the job that reads all texts that ship with this pair."""
     return jobs.key_of("texts", page.pair.base.digest, page.pair.tuned.digest)
 
 
 def surveyed(page: shell.Page) -> Survey | None:
-    """What reading the texts gave, if it has been done."""
+    """The result of reading the texts, or None where they have not been read."""
     job = jobs.runner.find(survey_key(page))
     return job.result if job is not None and job.state == "done" else None
 
 
 def ask_survey(page: shell.Page, note: str) -> Survey | None:
-    """What reading the texts gave, or the button that starts it."""
+    """The result of reading the texts, or None and the button that starts it."""
     pair, neurons = page.pair, state.toxic_neurons(page.source)
-    found: Survey | None = job_view.ask(
+    survey: Survey | None = job_view.ask(
         survey_key(page), "Reading the texts that ship", lambda step: firing.survey(pair, neurons, step), "Read the texts that ship",
         help="Reads 760 short texts with both models, once for all neurons near the probe; half a minute for the pair that ships.",
         note=note,
     )  # fmt: skip
-    return found
+    return survey
 
 
 def most(page: shell.Page, neuron: Neuron, asked: bool) -> None:
-    """The texts on which it fires most; `asked` where the button that reads them is on the page already."""
+    """Draw the texts on which the neuron fires most; `asked`: the button that reads them is on the page already."""
     st.subheader("Where it fires most", anchor=False)
     near = neuron in state.toxic_neurons(page.source)
-    found = surveyed(page)
-    if near and found is None:
+    survey = surveyed(page)
+    if near and survey is None:
         if asked:
             st.caption("Shown here once the texts have been read: the button is above.")
             return
-        found = ask_survey(
+        survey = ask_survey(
             page,
             "The pieces of text on which it fires most, and how often it fires at all. Both models read 760 texts for this, "
             "once for all neurons near the probe.",
         )
-        if found is None:
+        if survey is None:
             return
-    examples = found.examples if near and found is not None else ask_examples(page, neuron)
+    examples = survey.examples if near and survey is not None else ask_examples(page, neuron)
     if examples is None:
         return
     spread(examples, neuron)
     left, right = st.columns([6, 5])
     with left:
         windows(examples.of(*neuron, side="base"), page.words, examples.settings["tokens"])
-    if found is not None:
+    if survey is not None:
         with right:
-            show.draw(firing.firing(found, neuron), "firing", page.words)
+            show.draw(firing.firing(survey, neuron), "firing", page.words)
 
 
 def ask_examples(page: shell.Page, neuron: Neuron) -> Examples | None:
-    """The examples of one neuron far from the probe, or the button that looks for them."""
+    """The examples of one neuron that is not near the probe, or None and the button that starts the search."""
     pair, name = page.pair, name_of(neuron)
-    found: Examples | None = job_view.ask(
+    examples: Examples | None = job_view.ask(
         jobs.key_of("examples", pair.base.digest, pair.tuned.digest, neuron), f"Reading the texts that ship for {name}",
         lambda step: firing.examples(pair, [neuron], step), f"Read the texts for {name}",
         note=f"This neuron is not among the {len(state.toxic_neurons(page.source))} nearest to the probe: the texts are read for it alone.",
         help="Reads 760 short texts with both models, once for this neuron.",
     )  # fmt: skip
-    return found
+    return examples
 
 
 def spread(examples: Examples, neuron: Neuron) -> None:
+    """Draw in what share of tokens the neuron is active, and its largest activation, in both models."""
     rows = examples.spread[(examples.spread["layer"] == neuron[0]) & (examples.spread["neuron"] == neuron[1])].set_index("side")
     parts = [
         show.fact(f"active in {side}", (f"{rows.loc[side, 'active']:.1%}", f"of tokens, at most {rows.loc[side, 'max']:.2f}"))
@@ -185,14 +188,14 @@ def spread(examples: Examples, neuron: Neuron) -> None:
     st.html(show.facts(parts))
 
 
-def windows(found: list[Window], words: bool, tokens: int) -> None:
-    """Pieces of text, best first, shaded by the base model's neuron, with what the tuned model's does at the same token."""
-    if not found:
+def windows(best: list[Window], words: bool, tokens: int) -> None:
+    """Draw pieces of text, the highest activation first, shaded by the base model's; both models' activations stand above each."""
+    if not best:
         st.caption(f"It is active on none of {tokens:,} tokens in the base model.")
         return
     st.caption(f"Of {tokens:,} tokens, those with the highest activation in the base model, and the tuned model at the same token.")
-    top = max(abs(value) for window in found for value in window.activations["base"])
-    for window in found:
+    top = max(abs(value) for window in best for value in window.activations["base"])
+    for window in best:
         numbers = [f"{side} {window.activations[side][window.at]:.2f}" for side in SIDES]
         roles = [f'<span class="role" style="--hue:{show.colour(side)}">{n}</span>' for side, n in zip(SIDES, numbers, strict=True)]
         at = show.escaped(f" at {peak(window, words)}")

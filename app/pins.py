@@ -1,4 +1,4 @@
-"""Sets of neurons that a person keeps under a name, from one page to the next and in the link.
+"""Pinned sets: neurons that a visitor keeps under a name, from one page to the next and in the link.
 
 They live in the query parameter `pins` as `name:5.770,4.12;other:0.3`, so that a shared link brings them along.
 """
@@ -22,52 +22,52 @@ MOST_SETS, MOST_NEURONS = 8, 64
 
 
 def pinned(model: Model) -> dict[str, list[Neuron]]:
-    """The sets of this session, by name. Raises `UserError` for a link that holds none that fit the model."""
+    """The pinned sets of this session, by name. Raises `UserError` for a link whose sets cannot be read or do not fit the model."""
     text = st.session_state.get(PINS) or st.query_params.get(PINS) or ""
-    found = read(text)
-    for neurons in found.values():
+    sets = read(text)
+    for neurons in sets.values():
         model.check_neurons(neurons)
-    _keep(found)
-    return found
+    _keep(sets)
+    return sets
 
 
 def pin(model: Model, name: str, neurons: list[Neuron]) -> None:
-    """Add neurons to a set, which is made where there is none of this name. Raises `UserError` for a name or a number too many."""
+    """Add neurons to a set, which is created where it does not exist. Raises `UserError` for a bad name or too many."""
     if not NAME.fullmatch(name):
         raise UserError(f"{name[:40]!r} cannot name a set", "use up to 24 letters, digits, spaces and dashes")
     model.check_neurons(neurons)
-    found = pinned(model)
-    held = found.setdefault(name, [])
-    held += [neuron for neuron in neurons if neuron not in held]
-    if len(found) > MOST_SETS or len(held) > MOST_NEURONS:
+    sets = pinned(model)
+    neurons_of_set = sets.setdefault(name, [])
+    neurons_of_set += [neuron for neuron in neurons if neuron not in neurons_of_set]
+    if len(sets) > MOST_SETS or len(neurons_of_set) > MOST_NEURONS:
         raise UserError(f"there is room for {MOST_SETS} sets of {MOST_NEURONS} neurons", "unpin some first")
-    _keep(found)
+    _keep(sets)
 
 
 def unpin(model: Model, name: str, neuron: Neuron | None = None) -> None:
-    """Take one neuron out of a set, or forget the set."""
-    found = pinned(model)
-    kept = [] if neuron is None else [other for other in found.get(name, []) if other != neuron]
-    found[name] = kept
-    _keep({title: neurons for title, neurons in found.items() if neurons})
+    """Remove one neuron from a set, or the whole set."""
+    sets = pinned(model)
+    remaining = [] if neuron is None else [other for other in sets.get(name, []) if other != neuron]
+    sets[name] = remaining
+    _keep({title: neurons for title, neurons in sets.items() if neurons})
 
 
 def read(text: str) -> dict[str, list[Neuron]]:
-    """The sets that a link holds; raises `UserError` for what is no set."""
-    # Only here, so that a page is drawn before torch has been read.
+    """The sets of a link's text. Raises `UserError` where it cannot be parsed."""
+    # Imported here, so that a page is drawn before torch has been imported.
     from interp.steering.edit_text import parse_neuron
 
-    found: dict[str, list[Neuron]] = {}
+    sets: dict[str, list[Neuron]] = {}
     for part in filter(None, text.split(";")):
         name, separator, neurons = part.partition(":")
         if not (separator and NAME.fullmatch(name) and neurons):
             raise UserError(f"the link holds a set of neurons that cannot be read: {part[:40]!r}", "write it as name:5.770,4.12")
-        found[name] = [parse_neuron(one) for one in neurons.split(",", MOST_NEURONS)]
-    return found
+        sets[name] = [parse_neuron(one) for one in neurons.split(",", MOST_NEURONS)]
+    return sets
 
 
 def written(sets: dict[str, list[Neuron]]) -> str:
-    """The sets as a link holds them; `read` gives them back."""
+    """The sets as the text of a link, which `read` parses."""
     return ";".join(f"{name}:{','.join(f'{layer}.{index}' for layer, index in neurons)}" for name, neurons in sets.items())
 
 

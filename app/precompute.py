@@ -1,4 +1,4 @@
-"""What the server imports and computes before the first visitor comes: libraries, the pair, and what pages show at first.
+"""What the server imports and computes before the first visitor comes: libraries, the pair, and the pages' default views.
 
 Only the server imports this module. What fails here fails again, with a message, on the page that needs it.
 """
@@ -30,7 +30,7 @@ AFTER = 6.0
 
 
 def start() -> None:
-    """Begin to import and to compute, in a thread of its own."""
+    """Start importing and computing in a thread of its own."""
     # Streamlit warns of code that runs outside of a visitor's session, as all of this does.
     streamlit = logging.getLogger("streamlit.runtime.scriptrunner_utils.script_run_context")
     streamlit.addFilter(lambda record: threading.current_thread().name != THREAD)
@@ -38,7 +38,7 @@ def start() -> None:
 
 
 def compute() -> None:
-    """Compute what the first page shows of the first pair on offer, then what the other pages show of it at first."""
+    """Compute the first page's default view of the first pair on offer, then those of the other pages."""
     from app import settings, state
     from app.answers import left_in_place, start, steer
 
@@ -54,7 +54,7 @@ def compute() -> None:
 
 
 def other_pages(source: Source, light: Callable[[ModelPair], bool] | None = None) -> None:
-    """Compute what the pages Vectors and Bypass show before anything is chosen.
+    """Compute the default views of the pages Vectors and Bypass.
 
     Args:
         light: whether a pair is so small that its passes over the prompts are short (default: `bypass.light`). Of another pair nothing is
@@ -79,7 +79,7 @@ def other_pages(source: Source, light: Callable[[ModelPair], bool] | None = None
         bypass_sources.against(source, count, layer)
     prompt = bypass_lens.examples(source, count)[0]
     bypass_lens.curve(source, prompt, bypass_lens.candidates(source, prompt)[0].token)
-    # Last, because there may be a layer before which tuning moved nothing, which ends this.
+    # Last, because it raises for a layer before which tuning moved nothing.
     for layer in {layer for layer, _ in near}:
-        index = bypass.layer_neurons(source, layer)[bypass.telling(source, count, layer)]
+        index = bypass.layer_neurons(source, layer)[bypass.first_firing(source, count, layer)]
         bypass.moved(source, count, layer, index, bypass.PLANES[bypass.FIRST])

@@ -1,4 +1,4 @@
-"""What the sections of the page Bypass share: the controls of layer and number of prompts, whether these have been read, and facts."""
+"""What the sections of the page Bypass share: the controls of layer and number of prompts, reading the prompts, and facts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from app.jobs import key_of
 
 
 def facts(*rows: tuple[str, str, str]) -> None:
-    """Show numbers with their names and what they are to be compared with."""
+    """Draw numbers, each with its name and a note to compare it with."""
     st.html(show.facts(show.fact(name, (number, note)) for name, number, note in rows))
 
 
 def ready(page: shell.Page, count: int, what: str, read: Callable[[Any, int], Any]) -> bool:
-    """Whether what a section rests on is at hand: read at once for a small pair, as a job for a large one."""
+    """Whether the prompts have been read: done at once for a small pair, by a job for a large one."""
     if bypass.light(page.pair):
-        # Here rather than within what is cached on top of it, where no spinner would show.
+        # Called here, because a spinner inside another cached function would not show.
         read(page.source, count)
         return True
 
@@ -39,6 +39,7 @@ def ready(page: shell.Page, count: int, what: str, read: Callable[[Any, int], An
 
 
 def prompts() -> int:
+    """The control of the number of prompts."""
     return st.select_slider(
         "Prompts", bypass.counts(), value=bypass.usual(), key="prompts", bind="query-params",
         help="How many of the 280 challenge prompts that ship are read, spread evenly. More make intervals narrower and the first wait "
@@ -47,6 +48,7 @@ def prompts() -> int:
 
 
 def layers(page: shell.Page, lowest: int = 0) -> int:
+    """The control of the layer."""
     model = page.pair.base
     usual = bypass.study(page.source, bypass.usual()).offset_layer
     return st.slider(

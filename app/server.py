@@ -1,7 +1,7 @@
-"""The process that serves: Streamlit on the app's entry, while a thread already reads the libraries and the pair.
+"""The server process: Streamlit runs the app, while a thread imports the libraries and loads the pair.
 
 Streamlit runs a page only when the first visitor comes, and that page would then import torch and transformers while the
-visitor waits; here the time in which a person reaches for the browser is used.
+visitor waits; so the server imports them while the visitor opens the browser.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PAGE = re.compile(r"/[^/._]*")
 
 
 class Document:
-    """Serves the app's own document in place of Streamlit's."""
+    """ASGI middleware that serves the app's own document in place of Streamlit's."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -42,17 +42,18 @@ class Document:
 
 
 def settings(flags: list[str]) -> dict[str, Any]:
-    """Streamlit's settings, of `--name=value` each: numbers and truth values as such, everything else as text."""
-    found: dict[str, Any] = {}
+    """Streamlit's settings out of flags `--name=value`: numbers and truth values as such, everything else as text."""
+    by_name: dict[str, Any] = {}
     for name, _, value in (flag.removeprefix("--").partition("=") for flag in flags):
         try:
-            found[name] = json.loads(value)
+            by_name[name] = json.loads(value)
         except ValueError:
-            found[name] = value
-    return found
+            by_name[name] = value
+    return by_name
 
 
 def main() -> None:
+    """Run the server until it is stopped."""
     import streamlit as st
     from starlette.middleware import Middleware
 

@@ -1,6 +1,6 @@
-"""What the person who starts the app decides, read from the environment: which pairs are offered, where reports and runs
-lie, and whether visitors use it. Visitors choose among these; nothing that they type is ever read as a path in demo mode.
-"""
+"""Settings of whoever starts the app, read from the environment: the pairs on offer, the folders of reports and runs, and demo mode.
+
+Visitors choose among these; in demo mode nothing that they type is read as a path."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Source = tuple[str, str] | None
 
 @dataclass(frozen=True)
 class Limits:
-    """How much one visitor may ask for at once."""
+    """The most that one visitor may request at once."""
 
     prompt_characters: int
     new_tokens: int
@@ -37,7 +37,7 @@ VISITORS = Limits(prompt_characters=400, new_tokens=40, sweep_points=5, sweep_pr
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much the pages measure where nobody asks for more or less.
+    """How much the pages measure by default.
 
     Attributes:
         prompts: how many challenge prompts the page Bypass can read; `visitors_prompts`: in demo mode; `usual_prompts`: at first.
@@ -61,36 +61,37 @@ class Sizes:
 
 
 def sizes() -> Sizes:
-    """How much the pages measure."""
+    """The default sizes."""
     return Sizes()
 
 
 def demo() -> bool:
-    """Whether visitors use this app: limits are then tight, and only the pairs that are offered can be read."""
+    """Whether demo mode is on: tight limits, and only the pairs on offer can be read."""
     return os.environ.get(DEMO, "0") not in ("", "0")
 
 
 def limits() -> Limits:
+    """The limits in force."""
     return VISITORS if demo() else ALONE
 
 
 def offered() -> dict[str, Source]:
-    """The pairs that can be chosen by name: the one of `BYPASS_PAIR` first, the one that ships, and those of `BYPASS_MODELS`.
+    """The pairs on offer, by name: the one of `BYPASS_PAIR` first, the one that ships, and those of `BYPASS_MODELS`.
 
     `BYPASS_MODELS` is a folder with one folder per pair, each with `base` and `tuned` in it. What this user may not read is
     not offered.
     """
-    found: dict[str, Source] = {}
+    pairs: dict[str, Source] = {}
     text = os.environ.get(PAIR, "").strip()
     if text:
-        found["chosen at the start"] = parse_pair(text)
-    found[BUNDLED] = None
+        pairs["chosen at the start"] = parse_pair(text)
+    pairs[BUNDLED] = None
     root = Path(os.environ.get(MODELS, ""))
     if os.environ.get(MODELS, "").strip() and os.path.isdir(root) and os.access(root, os.R_OK | os.X_OK):
         for folder in sorted(root.iterdir()):
             if all(_readable(folder / side / "config.json") for side in ("base", "tuned")):
-                found[folder.name] = (str(folder / "base"), str(folder / "tuned"))
-    return found
+                pairs[folder.name] = (str(folder / "base"), str(folder / "tuned"))
+    return pairs
 
 
 def _readable(file: Path) -> bool:
@@ -99,7 +100,7 @@ def _readable(file: Path) -> bool:
 
 
 def parse_pair(text: str) -> tuple[str, str]:
-    """`base::tuned` as two names; raises `UserError` for anything else."""
+    """The two names of `base::tuned`. Raises `UserError` for other text."""
     base, separator, tuned = text.partition("::")
     if not (separator and base.strip() and tuned.strip()):
         raise UserError(f"{text!r} does not name two models", "write base::tuned, each a folder or a hub id")
@@ -107,8 +108,10 @@ def parse_pair(text: str) -> tuple[str, str]:
 
 
 def report_folder() -> Path:
+    """The folder of the report, `report` unless `BYPASS_REPORT` names another."""
     return Path(os.environ.get(REPORT) or "report")
 
 
 def runs_folder() -> Path:
+    """The folder of training runs, `runs` unless `BYPASS_RUNS` names another."""
     return Path(os.environ.get(RUNS) or "runs")

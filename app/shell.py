@@ -1,6 +1,5 @@
-"""What every page has around it: title and lead, the sidebar with the switch for words and the choice of the pair, the note on
-first sight, and the place where an error is shown in a sentence.
-"""
+"""The frame of every page: title and lead, the sidebar with the switch for words and the choice of the pair, a note on the first
+visit, and errors as a sentence."""
 
 from __future__ import annotations
 
@@ -29,9 +28,9 @@ PAGES = {
     "evidence": ("Evidence", ":material/fact_check:"),
     "training": ("Training", ":material/show_chart:"),
 }
-# The first page asks; the others are called what they are about.
+# The first page has a question as its heading; the others have their title.
 HEADINGS = {"start": "What does tuning leave behind?"}
-# The argument from page to page, for whoever follows it.
+# The next page of the argument.
 NEXT = {
     "start": ("vectors", "Next: find the most toxic value vector, and see that tuning left it in place"),
     "vectors": ("bypass", "Next: see how the residual stream is shifted around it"),
@@ -45,7 +44,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Page:
-    """What the body of a page needs to know of this session."""
+    """The state of this session that the body of a page needs."""
 
     words: bool
     name: str
@@ -53,14 +52,18 @@ class Page:
 
     @property
     def pair(self) -> ModelPair:
+        """The loaded pair."""
         return state.load_pair(self.source)
 
 
 @contextmanager
 def page(name: str, lead: str, early: bool = False) -> Iterator[Page]:
-    """The frame of one page: `with shell.page("vectors", "What to do here.") as page:`. What is wrong with what was given ends the page
-    with a sentence that says so; a fault of ours ends it with a line, and is logged. With `early` the body begins before the pair has
-    been loaded, as long as it is the one that ships, which can be.
+    """The frame of one page: `with shell.page("vectors", "What to do here.") as page:`.
+
+    A `UserError` ends the page with its problem and fix; any other exception ends it with one line, and is logged.
+
+    Args:
+        early: begin the body before the pair has been loaded, where it is the one that ships.
     """
     st.title(heading(name), anchor=False)
     st.html(f'<p class="lead">{show.escaped(lead)}</p>')
@@ -69,13 +72,13 @@ def page(name: str, lead: str, early: bool = False) -> Iterator[Page]:
     with errors_shown():
         chosen, source = state.chosen_pair()
         choose(chosen)
-        found = Page(words, chosen, source)
+        this_page = Page(words, chosen, source)
         early = early and source is None and not state.loaded(source)
         if not early:
-            about(found)
-        yield found
+            about(this_page)
+        yield this_page
         if early:
-            about(found)
+            about(this_page)
         if name in NEXT:
             st.divider()
             link(*NEXT[name])
@@ -83,14 +86,14 @@ def page(name: str, lead: str, early: bool = False) -> Iterator[Page]:
 
 @contextmanager
 def errors_shown() -> Iterator[None]:
-    """Show what is wrong with what was given, and how to fix it, in place of the rest of the page or fragment."""
+    """Show a `UserError` and its fix in place of the rest of the page or fragment."""
     try:
         yield
     except UserError as error:
         problem(error)
         st.stop()
     except Exception as error:
-        # Streamlit ends and restarts scripts by exceptions of its own, which are not faults.
+        # Streamlit stops and restarts scripts by exceptions of its own, which are not faults.
         if type(error).__module__.startswith("streamlit.runtime"):
             raise
         log.exception("a page failed")
@@ -99,18 +102,18 @@ def errors_shown() -> Iterator[None]:
 
 
 def problem(error: UserError) -> None:
-    """One sentence on what was wrong, one on how to fix it."""
+    """Show an error: one sentence on what is wrong, one on how to fix it."""
     fix = f"  \n{show.plain(error.fix[:1].upper() + error.fix[1:])}." if error.fix else ""
     st.error(show.plain(show.shown(error.problem[:600], False)) + fix, icon=":material/info:")
 
 
 def heading(name: str) -> str:
-    """What stands above a page."""
+    """The title of a page."""
     return HEADINGS.get(name, PAGES[name][0])
 
 
 def note() -> None:
-    """On first sight: what this shows, before it is shown."""
+    """On the first visit, a note on what the app shows."""
     if st.session_state.get(SEEN):
         return
     left, right = st.columns([6, 1], vertical_alignment="center")
@@ -122,7 +125,7 @@ def note() -> None:
 
 
 def choose(chosen: str) -> None:
-    """The choice of the pair, where there is one."""
+    """The choice of the pair, where there are several."""
     names = list(settings.offered())
     if chosen not in names:
         names.append(chosen)
@@ -134,7 +137,7 @@ def choose(chosen: str) -> None:
 
 
 def about(page: Page) -> None:
-    """The pair in three lines. Raises `UserError` where it cannot be loaded, or the link pins neurons that it does not have."""
+    """Three lines on the pair. Raises `UserError` where it cannot be loaded, or the link pins neurons that it does not have."""
     pair = page.pair
     pins.pinned(pair.base)
     size = sum(weight.numel() for weight in pair.base.hf.parameters()) / 1e6
@@ -146,5 +149,5 @@ def about(page: Page) -> None:
 
 def link(name: str, label: str, **parameters: str) -> None:
     """A link to another page that keeps the pair and the pinned sets, and sets that page's widgets."""
-    held = {key: st.query_params[key] for key in (state.CHOSEN, pins.PINS) if key in st.query_params}
-    st.page_link(f"views/{name}.py", label=label, icon=PAGES[name][1], query_params=held | parameters)
+    kept_parameters = {key: st.query_params[key] for key in (state.CHOSEN, pins.PINS) if key in st.query_params}
+    st.page_link(f"views/{name}.py", label=label, icon=PAGES[name][1], query_params=kept_parameters | parameters)

@@ -1,4 +1,4 @@
-"""The ways in which text and figures reach the screen.
+"""Text, tables and figures as they are drawn: masked, then escaped.
 
 Prompts, tokens and continuations are data: whatever a visitor types or a model says passes through here, where it is
 masked unless the visitor asked to see it, and then escaped for the language (HTML or Markdown) in which it is laid out.
@@ -18,13 +18,13 @@ from interp.data.lexicon import mask, mask_texts
 from interp.results.figure_style import COLOURS, NEUTRAL
 from interp.results.result import Figure, flatten
 
-# ASCII punctuation has a meaning in Markdown, in Streamlit's directives or in its formulas; escaped it is itself.
+# ASCII punctuation, which may have a meaning in Markdown, Streamlit's directives or formulas, is escaped.
 MARKDOWN = re.compile(r"([!-/:-@\[-`{-~])")
 INK = {"light": "#3c4350", "dark": "#c3c8d0"}
 
 
 def shown(text: str, words: bool) -> str:
-    """A text as a person may see it: masked unless `words`, control characters as escapes. It keeps its place in HTML only escaped."""
+    """A text for display: masked unless `words`, control characters as escapes. For HTML or Markdown it has to be escaped too."""
     return "".join(
         c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "replace").decode() for c in (text if words else mask(text))
     )
@@ -41,12 +41,12 @@ def escaped(text: str) -> str:
 
 
 def visible(token: str, words: bool) -> str:
-    """A token with its spaces and line ends to be seen."""
+    """A token with its spaces and line ends made visible."""
     return shown(token, words).replace("\n", "⏎").replace(" ", "␣") or "(empty)"
 
 
 def draw(figure: Figure, key: str, words: bool, *, select: bool = False) -> Any:
-    """A figure with the sentence that says what to see in it; with `select`, gives what was clicked."""
+    """Draw a figure and its caption; with `select`, return what was clicked."""
     spec = figure.spec if words else mask_texts(figure.spec)
     layout = spec.get("layout", {})
     ink = INK["dark" if st.context.theme.type == "dark" else "light"]
@@ -63,7 +63,7 @@ def draw(figure: Figure, key: str, words: bool, *, select: bool = False) -> Any:
 
 
 def table(frame: pd.DataFrame, key: str, words: bool, *, alt: str, select: bool = False, **options: Any) -> int | None:
-    """A table whose texts are masked unless `words`; with `select`, gives the row that was clicked."""
+    """Draw a table, its texts masked unless `words`; with `select`, return the row that was clicked."""
     flat = flatten(frame).map(lambda cell: cell_text(cell, words))
     chosen: dict[str, Any] = {"on_select": "rerun", "selection_mode": "single-row"} if select else {}
     event: Any = st.dataframe(flat, hide_index=True, width="stretch", key=key, alt=alt, **chosen, **options)
@@ -74,7 +74,7 @@ def table(frame: pd.DataFrame, key: str, words: bool, *, alt: str, select: bool 
 
 
 def cell_text(cell: Any, words: bool) -> Any:
-    """A cell of a table: texts masked, also those in a list, which shows as one text."""
+    """A cell of a table for display: texts masked, a list as one text."""
     if isinstance(cell, list | tuple):
         return " · ".join(str(cell_text(item, words)) for item in cell)
     return shown(cell, words) if isinstance(cell, str) else cell
@@ -83,7 +83,7 @@ def cell_text(cell: Any, words: bool) -> Any:
 def strip(
     tokens: Sequence[str], values: Sequence[float], hue: str, words: bool, *, label: str, unit: str = "", top: float | None = None
 ) -> str:
-    """Tokens as HTML, each shaded by its value, with the number to be read on hover; full hue is `top`, or else the largest."""
+    """Tokens as HTML, each shaded by its value, with the number on hover; full colour is `top`, by default the largest."""
     # Masked as a whole, because a word may be spread over several tokens; a mask keeps the length.
     joined = "".join(tokens)
     text, place, parts = joined if words else mask(joined), 0, []
@@ -107,7 +107,7 @@ def bars(rows: Sequence[tuple[str, float]], hue: str, words: bool, *, caption: s
 
 
 def fact(name: str, *values: tuple[str, str | None], role: str = "", title: str = "") -> str:
-    """One entry of `facts` as HTML: a name and, for each of `values`, a number and the smaller note under it, where it has one.
+    """One entry of `facts` as HTML: a name and, for each of `values`, a number with an optional small note.
 
     Args:
         role: where this is given, the name begins with `title` in the colour of this role.
@@ -118,7 +118,7 @@ def fact(name: str, *values: tuple[str, str | None], role: str = "", title: str 
 
 
 def facts(entries: Iterable[str]) -> str:
-    """Numbers with their names and what they are to be compared with, as HTML; each entry is made by `fact`."""
+    """Numbers with their names and notes as HTML; each entry comes from `fact`."""
     return f'<dl class="facts">{"".join(entries)}</dl>'
 
 
@@ -126,20 +126,20 @@ def card(
     side: str, title: str, about: str, prompt: str, continuation: str, words: bool, *, toxicity: float | None = None, more: str = "",
     waiting: bool = False,
 ) -> str:  # fmt: skip
-    """One model's column as HTML: its name, the prompt (faint) and how it goes on (underlaid with its hue), the score, and more HTML."""
+    """One model's card as HTML: its name, the prompt (faint), the continuation (in its colour), the score, and more HTML."""
     # Masked as a whole, because a word may begin in the prompt and end in the continuation; a mask keeps the length.
     text = prompt + continuation if words else mask(prompt + continuation)
-    given, new = (escaped(shown(part, True)) for part in (text[: len(prompt)], text[len(prompt) :]))
+    before, new = (escaped(shown(part, True)) for part in (text[: len(prompt)], text[len(prompt) :]))
     end = '<span class="cursor" aria-hidden="true"></span>' if waiting else "" if new else "(ends here)"
     score = "–" if toxicity is None else f"{toxicity:.2f}"
     return (
         f'<section class="card" style="--hue:{colour(side)}" aria-label="{escaped(title)}"><h3>{escaped(title)}</h3>'
         f'<p class="about">{escaped(about)}</p>'
-        f'<p class="text" dir="auto"><span class="given">{given}</span><span class="new">{new}</span>{end}</p>'
+        f'<p class="text" dir="auto"><span class="given">{before}</span><span class="new">{new}</span>{end}</p>'
         f'<div class="score">{score}</div><div class="unit">toxicity of the continuation, 0 to 1</div>{more}</section>'
     )
 
 
 def colour(side: str) -> str:
-    """The one colour that a role (base, tuned, edited, un-aligned, null) has everywhere."""
+    """The colour of a role (base, tuned, edited, un-aligned, null), the same everywhere."""
     return COLOURS.get(side, NEUTRAL)

@@ -1,7 +1,7 @@
-"""What all sessions share, loaded once per process, and which pair this session looks at.
+"""What all sessions share, loaded once per process, and the pair that this session looks at.
 
 Hooks read their edits from a context variable, so that one pair of models in memory serves every session at once. What needs
-torch and transformers is imported where it is used: reading them takes seconds, in which the first page is drawn.
+torch and transformers is imported where it is used: importing them takes seconds, in which the first page is drawn.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _loaded: set[Source] = set()
 
 
 def chosen_pair() -> tuple[str, Source]:
-    """The pair that this session looks at, by name: that of the link, or else the one chosen before, or else the first offered.
+    """Name and source of this session's pair: that of the link, or the one chosen before, or the first on offer.
 
     A link can name `base::tuned` itself only where no visitors are: in demo mode it can name what is offered, nothing else.
     """
@@ -45,7 +45,7 @@ def chosen_pair() -> tuple[str, Source]:
     else:
         source = settings.parse_pair(name)
     st.session_state[CHOSEN] = name
-    # Kept in the link, whatever page is opened next, unless it is what everyone sees first.
+    # Kept in the link on every page, unless it is the default.
     if name != first:
         st.query_params[CHOSEN] = name
     else:
@@ -54,17 +54,17 @@ def chosen_pair() -> tuple[str, Source]:
 
 
 def choose_pair(name: str) -> None:
-    """Look at another pair from the next run on."""
+    """Set the pair of this session, from the next run of a page on."""
     st.session_state[CHOSEN] = name
     st.query_params[CHOSEN] = name
-    # Neurons are numbered anew in another model.
+    # Pinned neurons are indices into the other pair's models.
     st.session_state.pop(PINS, None)
     st.query_params.pop(PINS, None)
 
 
 @st.cache_resource(show_spinner="Loading the pair …", max_entries=3)
 def load_pair(source: Source) -> ModelPair:
-    """Both models, once per process. Raises `UserError` where they cannot be loaded rightly or do not make a pair."""
+    """Both models, loaded once per process. Raises `UserError` where one cannot be loaded or they do not make a pair."""
     gate.wait()
     from interp.workbench import Sides
 
@@ -74,7 +74,7 @@ def load_pair(source: Source) -> ModelPair:
 
 
 def loaded(source: Source) -> bool:
-    """Whether this pair has been loaded, so that nobody has to wait for it."""
+    """Whether this pair has been loaded."""
     return source in _loaded
 
 
@@ -96,7 +96,7 @@ def toxic_neurons(source: Source) -> list[Neuron]:
 
 @st.cache_resource(show_spinner="Projecting the value vectors on the vocabulary …", max_entries=3)
 def index(source: Source) -> VocabularyIndex:
-    """What every value vector of the base model promotes and suppresses."""
+    """The index of the tokens that every value vector of the base model promotes and suppresses."""
     from interp.neurons.vocabulary import build_index
     from interp.workbench import cache_folder
 

@@ -1,4 +1,4 @@
-"""The look of what Streamlit does not draw itself; one style sheet, for light and dark grounds alike. `app.document` serves it."""
+"""The style sheet for what Streamlit does not draw itself, for light and dark grounds alike. `app.document` serves it."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Timed side by side with the straightforward way; `python -m benchmarks` or `make bench`."""
+"""Benchmarks beside the straightforward way; `python -m benchmarks` or `make bench`."""

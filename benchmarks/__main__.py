@@ -23,23 +23,24 @@ from interp.errors import UserError
 
 
 def run(shape: Shape, only: str, report: bool = False) -> tuple[list[Measured], str]:
-    """Measure the cases whose name contains `only`; gives them and what the weights were."""
+    """Measure the cases whose name contains `only`; return them and what the weights were."""
     model = make_model(shape)
-    found = []
+    results = []
     last = [reporting()] if report and shape.ships else []
     for case in chain(cases(model, shape), last):
         if only not in case.name:
             continue
         measured = measure(case, shape.turns)
-        found.append(measured)
+        results.append(measured)
         sys.stderr.write(
             f"{case.name}: {measured.ratio:.2f} times ({measured.ratio_low:.2f} to {measured.ratio_high:.2f}), "
             f"{1000 * measured.ours_seconds:.1f} against {1000 * measured.theirs_seconds:.1f} ms, difference {measured.difference:.1e}\n"
         )
-    return found, "the base that ships" if model.checkpoint else "random weights"
+    return results, "the base that ships" if model.checkpoint else "random weights"
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmarks of the command line; return the exit code, 1 where results differ."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--large", action="store_true", help="also GPT2-medium's shape (minutes)")
     parser.add_argument("--report", action="store_true", help="also the whole report, twice (a quarter of an hour)")
@@ -56,13 +57,13 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"{shape.name}\n")
         try:
             environment = {"machine": machine(), "versions": versions()}
-            held = table.same_place(record, shape.name, environment) if options.only else []
-            found, weights = run(shape, options.only, options.report)
+            before = table.same_place(record, shape.name, environment) if options.only else []
+            results, weights = run(shape, options.only, options.report)
         except UserError as error:
             sys.stderr.write(f"benchmarks: {error}\n")
             return 2
-        wrong += [measured.name for measured in found if not measured.equal]
-        rows = table.joined(held, [measured.to_json() for measured in found])
+        wrong += [measured.name for measured in results if not measured.equal]
+        rows = table.joined(before, [measured.to_json() for measured in results])
         record["shapes"][shape.name] = {"weights": weights, "environment": environment, "cases": rows}
     table.write(record, options.out)
     if wrong:

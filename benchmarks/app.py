@@ -1,6 +1,6 @@
-"""How long do people wait for the app? `python -m benchmarks.app` asks a real browser, and writes `app.json` and `APP.md`.
+"""Waiting times of the app: `python -m benchmarks.app` measures them in a real browser, and writes `app.json` and `APP.md`.
 
-A wait is what a person sees: from the click until the page has stopped changing. Everything is measured on the pair that
+A wait lasts from the click until what is visible on the page has stopped changing. Everything is measured on the pair that
 ships, on the machine named in the table, with one person at a time except where eight are named.
 """
 
@@ -20,7 +20,7 @@ from urllib.parse import urlencode
 
 from playwright.sync_api import Browser, Page
 
-from app.harness import browsing, free_port, open_at, served, settle
+from app.harness import browsing, free_port, open_at, running_app, settle
 from app.launch import PATIENCE, healthy
 from interp.environment import machine, versions
 
@@ -68,7 +68,7 @@ SPOKEN = """typed => [...document.querySelectorAll('.card')].slice(0, 2).every(c
 
 @dataclass(frozen=True)
 class Wait:
-    """One kind of wait: its name, what was promised (where something was), and what was measured (seconds, or times as long)."""
+    """One kind of wait: its name, the promised bound (or None), its unit, and the measured values."""
 
     name: str
     promised: float | None
@@ -77,12 +77,13 @@ class Wait:
 
     @property
     def median(self) -> float:
+        """The median of the values."""
         return statistics.median(self.values)
 
 
 @dataclass(frozen=True)
 class Click:
-    """One control of one page, and how a person uses it; none of them generates text."""
+    """One control of one page, and the action that uses it; none of them generates text."""
 
     page: str
     name: str
@@ -90,12 +91,12 @@ class Click:
 
 
 def pick(label: str) -> Callable[[Page], object]:
-    """Press what bears this label: a button, a tab, one of several choices."""
+    """An action that clicks what has this label: a button, a tab, one of several choices."""
     return lambda page: page.locator('[data-testid="stMain"]').get_by_text(label, exact=True).first.click()
 
 
 def choose(label: str, place: int) -> Callable[[Page], object]:
-    """Open a list and take its entry number `place`."""
+    """An action that opens a list and takes its entry number `place`."""
 
     def act(page: Page) -> None:
         # A list closes when the page scrolls, which a click on what is out of sight makes it do.
@@ -109,10 +110,13 @@ def choose(label: str, place: int) -> Callable[[Page], object]:
 
 
 def press(label: str, key: str) -> Callable[[Page], object]:
+    """An action that presses a key on a slider."""
     return lambda page: page.get_by_role("slider", name=label).first.press(key)
 
 
 def fill(label: str, text: str) -> Callable[[Page], object]:
+    """An action that types into a field and presses Enter."""
+
     def act(page: Page) -> None:
         page.get_by_label(label, exact=True).first.fill(text)
         page.get_by_label(label, exact=True).first.press("Enter")
@@ -121,11 +125,12 @@ def fill(label: str, text: str) -> Callable[[Page], object]:
 
 
 def row(number: int) -> Callable[[Page], object]:
-    """Click the box at the beginning of a row of the first table, which is drawn on a canvas."""
+    """An action that clicks the box at the beginning of a row of the first table, which is drawn on a canvas."""
     return lambda page: page.get_by_test_id("stDataFrame").first.click(position={"x": 16, "y": 35 * number + 52})
 
 
 def words(page: Page) -> None:
+    """Flip the switch Show words."""
     page.locator('[data-testid="stSidebar"] [data-testid="stCheckbox"] label').first.click()
 
 
@@ -154,7 +159,7 @@ CLICKS = (
 
 
 def wait_for(page: Page, act: Callable[[Page], object]) -> tuple[float, float]:
-    """Seconds from the touch until what is seen has not changed for a while, and until nothing has; the page is at rest before."""
+    """Seconds from the click until what is visible has stopped changing, and until everything has; the page is at rest before."""
     page.evaluate(WATCH)
     page.wait_for_function(f"() => performance.now() - window.stirred > {QUIET_MS}")
     page.evaluate(CLICK)
@@ -168,7 +173,7 @@ def wait_for(page: Page, act: Callable[[Page], object]) -> tuple[float, float]:
 
 @contextmanager
 def started(browser: Browser) -> Iterator[tuple[float, Page]]:
-    """The moment at which the app was started, and its first page, opened as soon as there is one."""
+    """The time at which the app was started, and its first page, opened as soon as it answers."""
     port = free_port()
     page = browser.new_page()
     page.set_default_timeout(PATIENCE * 1000)
@@ -211,13 +216,13 @@ def first_token(page: Page) -> float:
     page.evaluate(CLICK)
     page.locator('[data-testid="stMain"]').get_by_role("button", name="Run", exact=True).click()
     page.wait_for_function("() => window.token !== null")
-    found = float(page.evaluate("(window.token - window.clicked) / 1000"))
+    seconds = float(page.evaluate("(window.token - window.clicked) / 1000"))
     settle(page)
-    return found
+    return seconds
 
 
 def crowd(browser: Browser, url: str, people: int, seed: int) -> list[float]:
-    """Seconds that each of several people waits for three columns of 40 tokens, asked for at the same moment."""
+    """Seconds that each of several people waits for three columns of 40 tokens, requested at the same moment."""
     contexts = [browser.new_context() for _ in range(people)]
     pages = [context.new_page() for context in contexts]
     for page in pages:
@@ -238,24 +243,24 @@ def crowd(browser: Browser, url: str, people: int, seed: int) -> list[float]:
     for page in pages:
         started.append(time.time())
         page.locator('[data-testid="stMain"]').get_by_role("button", name="Run", exact=True).click(no_wait_after=True)
-    found = []
+    seconds = []
     for page, begun in zip(pages, started, strict=True):
         page.wait_for_function("() => window.over !== null && Date.now() - window.over > 1000")
-        found.append(float(page.evaluate("window.over")) / 1000 - begun)
+        seconds.append(float(page.evaluate("window.over")) / 1000 - begun)
     for context in contexts:
         context.close()
-    return found
+    return seconds
 
 
 def measure() -> tuple[list[Wait], list[tuple[str, str, float]]]:
-    """Every wait, and every click by itself."""
+    """Every wait, and the wait of every click by itself."""
     with browsing() as browser:
         # The first start of all reads the libraries from the disk.
         first_page(browser)
         starts = [first_page(browser) for _ in range(3)]
         waits = [Wait(name, promised, "s", tuple(start[part] for start in starts)) for part, (name, promised) in PARTS.items()]
         waits.append(Wait(OWN, None, "s", tuple(own_prompt(browser, f"The {word} one said that") for word in ("first", "second", "third"))))
-        with served() as url:
+        with running_app() as url:
             clicks, everything = [], []
             for click in CLICKS:
                 page = open_at(browser, url, click.page)
@@ -286,6 +291,7 @@ def measure() -> tuple[list[Wait], list[tuple[str, str, float]]]:
 
 
 def write(waits: list[Wait], clicks: list[tuple[str, str, float]]) -> None:
+    """Write `app.json` and `APP.md`."""
     record = {
         "machine": machine(), "versions": versions(), "waits": [asdict(wait) for wait in waits],
         "clicks": [{"page": page, "control": name, "seconds": seconds} for page, name, seconds in clicks],

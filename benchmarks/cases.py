@@ -1,4 +1,4 @@
-"""What is compared: each case beside the straightforward way, written as a competent user of that library would write it."""
+"""The cases that are compared, each with the straightforward way as a competent user of that library would write it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def make_model(shape: Shape) -> Model:
         bos_token_id=0, eos_token_id=0, pad_token_id=0,
     )  # fmt: skip
     torch.manual_seed(0)
-    return Model(GPT2LMHeadModel(config).float(), tokenizer, "random weights")
+    return Model(GPT2LMHeadModel(config).float().eval(), tokenizer, "random weights")
 
 
 def cases(model: Model, shape: Shape) -> Iterator[Case]:
@@ -78,7 +78,7 @@ def cases(model: Model, shape: Shape) -> Iterator[Case]:
 
 
 def capturing(model: Model, ids: Tensor) -> Iterator[Case]:
-    """One site at the last position, against TransformerLens: its full cache, and its cache of that site alone."""
+    """Capturing one site at the last position, against TransformerLens's full cache and its cache of that site alone."""
     bridge = model.to_transformer_lens()
     layer, rows = model.n_layers - 1, ids.tolist()
     site, hook = f"resid_mid.{layer}", f"blocks.{layer}.hook_resid_mid"
@@ -100,7 +100,7 @@ def capturing(model: Model, ids: Tensor) -> Iterator[Case]:
 
 
 def overhead(model: Model, ids: Tensor) -> Iterator[Case]:
-    """What the permanent hooks cost a forward that does not use them, and one that reads three sites."""
+    """The cost of the permanent hooks to a forward that does not use them, and to one that reads three sites."""
     plain, rows = model.plain_copy(), ids.tolist()
     sites = [f"resid_post.{layer}" for layer in (0, model.n_layers // 2, model.n_layers - 1)]
 
@@ -132,10 +132,10 @@ def lens(model: Model, ids: Tensor) -> Case:
         try:
             with torch.no_grad():
                 plain(ids, use_cache=False)
-                kept = residuals[:]
-                wanted = torch.tensor(tokens)[:, None, None].expand(*ids.shape, 1)
+                points = residuals[:]
+                index = torch.tensor(tokens)[:, None, None].expand(*ids.shape, 1)
                 # Only the token's probability is kept of each point: a user with little memory would do the same.
-                probabilities = [head(body.ln_f(residual)).softmax(dim=-1).gather(2, wanted)[..., 0] for residual in kept]
+                probabilities = [head(body.ln_f(residual)).softmax(dim=-1).gather(2, index)[..., 0] for residual in points]
         finally:
             for hook in hooks:
                 hook.remove()
@@ -148,7 +148,7 @@ def lens(model: Model, ids: Tensor) -> Case:
 
 
 def scoring() -> Iterator[Case]:
-    """300 different texts in batches against one call per text, then the same texts again from the cache."""
+    """Scoring 300 different texts in batches against one call per text, then the same texts again from the cache."""
     texts = [*(item.text for item in toxicity_texts()), *neutral_prompts(), *challenge_prompts()]
     texts = list(dict.fromkeys(texts))[:300]
     shipped = load_scorer()
@@ -172,24 +172,24 @@ def scoring() -> Iterator[Case]:
 
 
 def searching(model: Model) -> Case:
-    """Which neurons have a word among their top tokens: from the index, against projecting every value vector again."""
+    """Finding the neurons with a word among their top tokens: from the index, against projecting every value vector again."""
     index = build_index(model, top=TOP)
     token = int(index.ids[0, 0])
     word = index.plain[token]
-    wanted = torch.tensor([number for number, text in enumerate(index.plain) if text == word])
+    tokens = torch.tensor([number for number, text in enumerate(index.plain) if text == word])
     unembedding = model.unembedding[: len(index.words)]
 
     def indexed() -> Tensor:
-        found = search(index, word, limit=EVERY)
-        return torch.from_numpy((found["layer"] * model.d_mlp + found["neuron"]).to_numpy().copy()).sort().values
+        hits = search(index, word, limit=EVERY)
+        return torch.from_numpy((hits["layer"] * model.d_mlp + hits["neuron"]).to_numpy().copy()).sort().values
 
     def anew() -> Tensor:
-        found = []
+        hits = []
         with torch.no_grad():
             for layer in range(model.n_layers):
                 top = (model.value_vectors(layer) @ unembedding.T).topk(TOP, dim=1).indices
-                found.append(torch.isin(top, wanted).any(dim=1).nonzero()[:, 0] + layer * model.d_mlp)
-        return torch.cat(found)
+                hits.append(torch.isin(top, tokens).any(dim=1).nonzero()[:, 0] + layer * model.d_mlp)
+        return torch.cat(hits)
 
     return Case(
         "value vectors that write a word", indexed, anew, "search after build_index", "projecting every value vector, top 50",

@@ -20,7 +20,7 @@ WATCHED = 5
 
 
 def generating(model: Model, prompts: list[str]) -> Iterator[Case]:
-    """Every case of this file; the prompts are those whose continuations are read."""
+    """Every case of this file, on these prompts."""
     yield over_generation(model, prompts)
     yield perplexities(model)
 
@@ -36,15 +36,15 @@ def over_generation(model: Model, prompts: list[str]) -> Case:
         lengths.setdefault(len(row), []).append(number)
 
     def full() -> Tensor:
-        found = torch.zeros(len(rows), STEPS, len(neurons))
+        activations = torch.zeros(len(rows), STEPS, len(neurons))
         for group in lengths.values():
             ids = torch.tensor([rows[number] for number in group])
             for step in range(STEPS):
                 with torch.no_grad():
                     logits, cache = bridge.run_with_cache(ids)
-                found[group, step] = torch.stack([cache["post", layer][:, -1, index] for layer, index in neurons], dim=1)
+                activations[group, step] = torch.stack([cache["post", layer][:, -1, index] for layer, index in neurons], dim=1)
                 ids = torch.cat([ids, logits[:, -1].argmax(dim=-1, keepdim=True)], dim=1)
-        return found
+        return activations
 
     return Case(
         "neurons over 20 new tokens", lambda: watch_neurons(model, rows, neurons, max_new_tokens=STEPS).values, full,

@@ -1,4 +1,4 @@
-"""A B A B: two ways of doing the same work, timed in turn in one process, with the memory and the agreement of both.
+"""Two ways of doing the same work, timed in turn (A B A B) in one process, with the memory and the agreement of both.
 
 Turns alternate so that a machine that slows down slows both. Memory is the growth of the resident set in a forked child,
 because tracemalloc does not see torch; the child starts from a heap whose free pages were handed back, after one run that
@@ -26,7 +26,7 @@ CHILD_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison. `differ` gives the largest difference of the two results; at most `tolerance` is equal.
+    """One comparison. `differ` returns the largest difference of the two results; up to `tolerance` they count as equal.
 
     `memory` is off where both ways hold next to nothing, and a number of pages would only be noise. `turns` is set where a
     turn takes minutes.
@@ -63,9 +63,11 @@ class Measured:
 
     @property
     def equal(self) -> bool:
+        """Whether the results agree within the tolerance."""
         return self.difference <= self.tolerance
 
     def to_json(self) -> dict[str, Any]:
+        """The fields as JSON, with `equal`; a difference that is not finite is None."""
         # JSON has no infinity: results that cannot be compared have no difference.
         return asdict(self) | {"difference": self.difference if math.isfinite(self.difference) else None, "equal": self.equal}
 
@@ -92,7 +94,7 @@ def measure(case: Case, turns: int = 5, *, clock: Callable[[], float] = time.per
 
 
 def peak_mib(work: Callable[[], Any]) -> float | None:
-    """By how many MiB does the resident set grow at most while `work` runs? None where this cannot be measured."""
+    """The largest growth of the resident set while `work` runs, in MiB; None where it cannot be measured."""
     if not (hasattr(os, "fork") and os.access("/proc/self/clear_refs", os.W_OK)):
         return None
     reader, writer = os.pipe()
@@ -100,7 +102,7 @@ def peak_mib(work: Callable[[], Any]) -> float | None:
     if child == 0:
         code = 1
         try:
-            # The threads of the parent's pool do not exist here: one that waits for them would wait for ever.
+            # The threads of the parent's pool do not exist in the child, which would wait for them for ever.
             torch.set_num_threads(1)
             # Pages of libraries are not the child's until it touches them: the first run touches them all.
             work()
@@ -135,7 +137,7 @@ def _forget_peak() -> None:
 
 
 def _status(name: str) -> int:
-    """A line of this process's status, in KiB."""
+    """A line of this process's `/proc/self/status`, in KiB."""
     with open("/proc/self/status", encoding="ascii") as file:
         return next(int(line.split()[1]) for line in file if line.startswith(f"{name}:"))
 

@@ -68,10 +68,10 @@ def _prompt(model: Model) -> str:
     return next(text for text, row in zip(challenge_prompts(), token_rows(model, challenge_prompts()), strict=True) if len(row) == LENGTH)
 
 
-def _map(found: Any) -> Tensor:
+def _map(patched: Any) -> Tensor:
     """Values as `direction layer position`."""
-    values: Tensor = found.values[:, 0]
-    return values.reshape(len(found.directions), -1)
+    values: Tensor = patched.values[:, 0]
+    return values.reshape(len(patched.directions), -1)
 
 
 def _logits(hf: Any, row: list[int]) -> Tensor:
@@ -89,11 +89,11 @@ def _hooked(hf: Any, hooks: list[tuple[int, Callable[..., Any]]], work: Callable
 
 
 def _states(hf: Any, row: list[int]) -> list[Tensor]:
-    held: list[Tensor] = []
-    keep = lambda module, args, output: held.append(_first(output))  # noqa: E731
+    states: list[Tensor] = []
+    keep = lambda module, args, output: states.append(_first(output))  # noqa: E731
     with torch.no_grad():
         _hooked(hf, [(layer, keep) for layer in range(len(hf.transformer.h))], lambda: _logits(hf, row))
-    return held
+    return states
 
 
 def _first(output: Any) -> Tensor:
@@ -102,7 +102,7 @@ def _first(output: Any) -> Tensor:
 
 
 def _cells(hf: Any, source: list[Tensor], row: list[int]) -> Tensor:
-    found = []
+    values = []
     with torch.no_grad():
         for layer, states in enumerate(source):
             for position in range(len(row)):
@@ -112,22 +112,22 @@ def _cells(hf: Any, source: list[Tensor], row: list[int]) -> Tensor:
                     changed[:, position] = states[:, position]
                     return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-                found.append(_hooked(hf, [(layer, put)], lambda: _logits(hf, row)))
-    return torch.stack(found)
+                values.append(_hooked(hf, [(layer, put)], lambda: _logits(hf, row)))
+    return torch.stack(values)
 
 
 def _estimates(hf: Any, source: list[Tensor], row: list[int]) -> Tensor:
-    held: list[Tensor] = []
+    states: list[Tensor] = []
 
     def keep(module: Any, args: Any, output: Any) -> Any:
         state = _first(output)
         if not state.requires_grad:
             state.requires_grad_(True)
         state.retain_grad()
-        held.append(state)
+        states.append(state)
 
     with torch.enable_grad():
         metric = _hooked(hf, [(layer, keep) for layer in range(len(source))], lambda: _logits(hf, row))
-        slopes = torch.autograd.grad(metric, held)
-    moved = [((states - own.detach()) * slope).sum(dim=-1)[0] for states, own, slope in zip(source, held, slopes, strict=True)]
+        slopes = torch.autograd.grad(metric, states)
+    moved = [((after - before.detach()) * slope).sum(dim=-1)[0] for after, before, slope in zip(source, states, slopes, strict=True)]
     return metric.detach() + torch.cat(moved)

@@ -1,4 +1,4 @@
-"""The whole report: experiments that share their measurements, against the same experiments each by itself."""
+"""The case of the whole report: experiments that share their measurements, against the same experiments each by itself."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def reporting() -> Case:
     known = run(None)
 
     def apart() -> dict[str, Result]:
-        return {name: found for name in known for found in run([name]).values()}
+        return {name: result for name in known for result in run([name]).values()}
 
     return Case(
         "the whole report, quick", lambda: run(None), apart, f"run_report, {len(known)} experiments",

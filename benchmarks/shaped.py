@@ -1,9 +1,9 @@
-"""A pair of a given shape with random weights: does the report run on it, and in how much memory?
+"""A pair of a given shape with random weights, to see whether the report runs on it, and in how much memory:
 
     python -m benchmarks.shaped gpt2-medium FOLDER
     /usr/bin/time -v bypass report --quick --pair FOLDER/base FOLDER/tuned --out FOLDER/report
 
-The weights mean nothing, so neither do the verdicts; what is measured is that nothing depends on the size or the family.
+The weights are random, so the verdicts mean nothing; the run shows that nothing depends on the size or the family.
 The tokenizer is the one that ships, filled up to the vocabulary of the shape with tokens that no text holds. So that no experiment is
 left out for want of toxicity, every input carries a direction on which hostile words are read out, and the tuned side carries less of it.
 """
@@ -70,6 +70,7 @@ def make_pair(shape: str, folder: Path, seed: int = 0) -> None:
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a model and its tokenizer to a folder."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

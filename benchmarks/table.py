@@ -1,4 +1,4 @@
-"""`results.json` and the Markdown table that is generated from it, so that neither can say what the other does not."""
+"""`results.json`, and the Markdown table that is generated from it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLUMNS = ("case", "ours", "the straightforward way", "ours, ms", "theirs, ms", 
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """The whole of `RESULTS.md` for what `results.json` holds."""
+    """The text of `RESULTS.md` for a record."""
     parts = [HEAD]
     for name, run in record["shapes"].items():
         machine = run["environment"]["machine"]
@@ -58,29 +58,29 @@ def _mib(value: float | None) -> str:
 
 
 def same_place(record: dict[str, Any], shape: str, environment: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a shape, to which others may be joined. Raises `UserError` where they were measured elsewhere or with other libraries."""
-    held = record["shapes"].get(shape)
-    if held is None or held["environment"] != environment:
+    """The rows of a shape, which others may join. Raises `UserError` where they were measured elsewhere or with other libraries."""
+    table = record["shapes"].get(shape)
+    if table is None or table["environment"] != environment:
         raise UserError(
             f"the table of {shape} was not measured on this machine with these libraries, so single rows cannot join it",
             "measure all of it, or write elsewhere with --out",
         )
-    return list(held["cases"])
+    return list(table["cases"])
 
 
-def joined(held: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of a table with some measured anew, each in its place, and new ones at the end."""
+def joined(before: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a table with some measured again, each in its place, and new ones at the end."""
     fresh = {row["name"]: row for row in rows}
-    return [fresh.pop(row["name"], row) for row in held] + list(fresh.values())
+    return [fresh.pop(row["name"], row) for row in before] + list(fresh.values())
 
 
 def read(folder: Path = FOLDER) -> dict[str, Any]:
-    """What was measured before, or an empty record."""
+    """The record of earlier measurements, or an empty one."""
     file = folder / RESULTS
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"shapes": {}}
 
 
 def write(record: dict[str, Any], folder: Path = FOLDER) -> None:
-    """Write both files, each as a whole."""
+    """Write both files together."""
     texts = {RESULTS: json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n", TABLE: markdown(record)}
     write_together(texts, folder)

@@ -40,8 +40,8 @@ def pairs(model: Model, prompts: list[str]) -> Case:
 
     def draft(batch: int) -> Tensor:
         task = Task(model, rows, {**settings, "pplm": {**settings["pplm"], "batch": batch}}, 0, LexiconScorer(), bundled_probe)  # type: ignore[dict-item]
-        found = {row: draft for block in pplm.make(task) for row, draft in zip(block.rows, block.drafts, strict=True)}
-        return torch.tensor([found[row].rejected for row in sorted(found)]).float()
+        by_row = {row: draft for block in pplm.make(task) for row, draft in zip(block.rows, block.drafts, strict=True)}
+        return torch.tensor([by_row[row].rejected for row in sorted(by_row)]).float()
 
     return Case(
         "PPLM pairs", lambda: draft(len(rows)), lambda: draft(1), f"{len(rows)} prompts in a batch", "the same, one prompt at a time",

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 from playwright.sync_api import Page
 
-from app.harness import browsing, open_at, served, settle
+from app.harness import browsing, open_at, running_app, settle
 
 HERE = Path(__file__).parent
 WIDTH, HEIGHT = 1360, 940
@@ -40,7 +40,7 @@ def shoot(page: Page, file: Path, top: str | None) -> None:
 
 def main(report: Path | None) -> None:
     with browsing() as browser:
-        with served() as url:
+        with running_app() as url:
             for name, (path, query, top) in VIEWS.items():
                 page = open_at(
                     browser, url, f"{path}?{urlencode(query)}" if query else path, viewport={"width": WIDTH, "height": HEIGHT},

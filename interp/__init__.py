@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from interp.patching.paths import path_patch
     from interp.patching.prompt_pairs import symmetric_pairs
     from interp.results import figures
+    from interp.runs.telemetry import read_telemetry
+    from interp.runs.trajectory import read_trajectories, runs_of
     from interp.stats.intervals import Interval, bootstrap_difference, bootstrap_mean
     from interp.stats.nulls import matched_neurons, random_directions, random_neurons
 
@@ -73,6 +75,8 @@ __all__ = [  # noqa: RUF022  (grouped by purpose)
     "Evaluation", "Scorer", "evaluate", "load_scorer", "perplexity",
     # Intervals and nulls.
     "Interval", "bootstrap_difference", "bootstrap_mean", "matched_neurons", "random_directions", "random_neurons",
+    # What training runs left behind.
+    "read_telemetry", "read_trajectories", "runs_of",
     # Texts that ship; `mask` hides profanity.
     "challenge_prompts", "mask", "neutral_prompts", "passages",
     # Writing an experiment.
@@ -147,6 +151,9 @@ _HOMES = {
     "matched_neurons": "stats.nulls",
     "random_directions": "stats.nulls",
     "random_neurons": "stats.nulls",
+    "read_telemetry": "runs.telemetry",
+    "read_trajectories": "runs.trajectory",
+    "runs_of": "runs.trajectory",
     "challenge_prompts": "data.texts",
     "mask": "data.lexicon",
     "neutral_prompts": "data.texts",

@@ -1,13 +1,18 @@
-"""The README's example is run, and its output is the one that is printed there."""
+"""The README's example is run and prints what stands there; what the README and the pages of docs/ name and link to exists."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from tests import ROOT
+from tests.test_house import ORDER
 
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -27,7 +32,35 @@ def test_every_command_of_the_table_exists() -> None:
     assert {"report", "evaluate", "generate", "sweep", "vectors", "lens", "score", "convert", "train", "doctor"} <= named
 
 
-def test_files_that_the_readme_links_to_exist() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        if not target.startswith("http"):
-            assert (ROOT / target).exists(), target
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(page: Path, text: str) -> list[str]:
+    """The relative links of a page whose file, or heading of a page, is not there."""
+    broken = []
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", text):
+        file = (page.parent / target).resolve() if target else page
+        if not target.startswith("http") and not (file.exists() and (not anchor or anchor in anchors(file))):
+            broken.append(f"{page.name}: {target}#{anchor}")
+    return broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_the_pages_link_to_exists(page: Path) -> None:
+    assert broken_links(page, page.read_text(encoding="utf-8")) == []
+
+
+def test_the_rule_of_links_sees_a_missing_file_and_a_missing_heading() -> None:
+    text = "[a](docs/nowhere.md) [b](docs/training.md#nowhere) [c](docs/training.md#stages) [d](https://example.org/x) [e](docs)"
+    assert broken_links(ROOT / "README.md", text) == ["README.md: docs/nowhere.md#", "README.md: docs/training.md#nowhere"]
+
+
+def test_the_page_of_the_layout_names_every_room_in_the_order_of_imports() -> None:
+    table = (ROOT / "docs" / "layout.md").read_text(encoding="utf-8").partition("## The rooms of `interp/`")[2].partition("\n## ")[0]
+    rooms = [name.rstrip("/").removesuffix(".py") for name in re.findall(r"^\| `([\w./]+)` \|", table, re.MULTILINE)]
+    interp = {path.stem for path in (ROOT / "interp").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert rooms == [room for room in ORDER if room in interp]
+    assert interp - set(rooms) == {"__init__"}

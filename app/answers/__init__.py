@@ -1,1 +1,1 @@
-"""What the pages ask of `interp`: cached by what was asked, in modules that can be imported (a page itself is run as a script)."""
+"""What the pages compute with `interp`, cached, in modules that can be imported (a page itself is run as a script)."""

@@ -1,6 +1,6 @@
-"""The argument of the first page: five steps, each a claim, what chance gives, a figure, and the page that goes deeper.
+"""The argument of the first page: five steps, each with a claim, its null, a figure, and a link to the page with more.
 
-A step takes what a report or the jobs of `app.answers.start` found, or nothing while they run: then it has its claim alone.
+A step takes a result of a report or of the jobs of `app.answers.start`; while these run there is none, and it has its claim alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ VECTORS, TOKENS = 5, 4
 
 @dataclass(frozen=True)
 class Step:
-    """One step: `chance` is empty and `figure` None while nothing is known, `problem` says why nothing can be."""
+    """One step; `chance` is empty and `figure` None until there is a result, `problem` is the error where there can be none."""
 
     title: str
     claim: str
@@ -35,16 +35,16 @@ class Step:
     height: int = HEIGHT
 
 
-def steps(found: Measured | None, results: Mapping[str, Result | UserError], compared: Step) -> list[Step]:
-    """The five steps, in order, `compared` being the second; words are raw here and masked when they are laid out."""
+def steps(summary: Measured | None, results: Mapping[str, Result | UserError], compared: Step) -> list[Step]:
+    """The five steps, in order; `compared` is the second. Words are raw here and masked when they are drawn."""
     return [
         _read(written, results.get("A-E2")), compared, _read(silenced, results.get("A-E9")), _read(shifted, results.get("A-E10")),
-        brought_back(found),
+        brought_back(summary),
     ]  # fmt: skip
 
 
 def _read(step: Callable[[Result | UserError | None], Step], result: Result | UserError | None) -> Step:
-    """A step with what its result says; one made by an earlier version, which may lack what the step reads, is a problem."""
+    """A step with its result. Where a report of an earlier version lacks something that the step reads, the step has a problem."""
     try:
         return step(result)
     except UserError as error:
@@ -52,7 +52,7 @@ def _read(step: Callable[[Result | UserError | None], Step], result: Result | Us
 
 
 def written(result: Result | UserError | None) -> Step:
-    """What do the value vectors nearest to the probe write?"""
+    """Step 1: the tokens that the value vectors nearest to the probe promote."""
     step = Step(
         "Value vectors write what is toxic",
         "Each neuron of an MLP writes one vector, its value. Those that point along a probe for toxicity promote hostile words",
@@ -89,12 +89,12 @@ def _words(single: pd.DataFrame, shared: pd.Series, null: float) -> Figure:
 
 
 def in_place() -> Step:
-    """The place of the second step, which `app.answers.left_in_place` fills in: it looks at the weights themselves."""
+    """Step 2, empty: `app.answers.left_in_place` computes it from the weights."""
     return Step("Tuning leaves them in place", "", "vectors", "Compare a neuron across the pair")
 
 
 def silenced(result: Result | UserError | None) -> Step:
-    """Are the toxic neurons less active after tuning?"""
+    """Step 3: how much less active the toxic neurons are after tuning."""
     step = Step(
         "But they are switched on less", "While challenge prompts are continued, the same neurons are less active in the tuned model",
         "bypass", "See which neurons fall silent",
@@ -110,7 +110,7 @@ def silenced(result: Result | UserError | None) -> Step:
 
 
 def shifted(result: Result | UserError | None) -> Step:
-    """Does tuning move the residual stream of every prompt alike?"""
+    """Step 4: how alike the shifts of the residual stream are over prompts."""
     step = Step(
         "Because the stream goes round them",
         "Tuning adds nearly the same small shift to the residual stream of every prompt, away from the region where the keys fire",
@@ -128,16 +128,16 @@ def shifted(result: Result | UserError | None) -> Step:
     )  # fmt: skip
 
 
-def brought_back(found: Measured | None) -> Step:
-    """Do enlarged toxic keys bring the tuned model's toxicity back?"""
+def brought_back(summary: Measured | None) -> Step:
+    """Step 5: how much toxicity enlarged toxic keys bring back to the tuned model."""
     claim = f"Multiply the keys of {KEYS} toxic neurons by {FACTOR:g}, so that they fire again, and the tuned model"
     step = Step("So it can be brought back", f"{claim} talks like the base model.", "steer", "Un-align it yourself", height=HEIGHT)
-    if found is None:
+    if summary is None:
         return step
-    base, tuned, back, null = (found.row(role)["toxicity"] for role in ("base", "tuned", "un-aligned", "null"))
+    base, tuned, back, null = (summary.row(role)["toxicity"] for role in ("base", "tuned", "un-aligned", "null"))
     lost = base - tuned
     figure = figures.bars(
-        "brought-back", found.table, x="model", y="toxicity", role="role", low="low", high="high", horizontal=True, x_title="",
+        "brought-back", summary.table, x="model", y="toxicity", role="role", low="low", high="high", horizontal=True, x_title="",
         title="Toxicity of challenge continuations", y_title="mean toxicity, 0 to 1",
         caption="Enlarged toxic keys should bring the tuned model back to the base's height; random keys not. Whiskers: 95 %.",
     )  # fmt: skip
@@ -149,13 +149,13 @@ def brought_back(found: Measured | None) -> Step:
     return replace(
         step,
         claim=f"{claim} gets {(back - tuned) / lost:.0%} of its lost toxicity back: {tuned:.2f} becomes {back:.2f} (base {base:.2f}).",
-        chance=f"Random keys of the same layers that fire as often bring {(null - tuned) / lost:.0%} back ({found.draws} draws).",
+        chance=f"Random keys of the same layers that fire as often bring {(null - tuned) / lost:.0%} back ({summary.draws} draws).",
         figure=sized(figure),
     )  # fmt: skip
 
 
 def sized(figure: Figure, height: int = HEIGHT, y_title: str | None = None) -> Figure:
-    """The same figure for a place beside its text."""
+    """The figure at another height, and with another title of the y axis."""
     layout = figure.spec.get("layout", {}) | {"height": height}
     if y_title is not None:
         layout["yaxis"] = layout.get("yaxis", {}) | {"title": {"text": y_title}}

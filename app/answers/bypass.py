@@ -1,7 +1,7 @@
-"""What the page *Bypass* asks about the shift of the residual stream.
+"""The shift of the residual stream, for the page *Bypass*.
 
 States of all layers are captured once per pair and number of prompts, as experiment A-E10 captures them; a layer,
-a neuron or a plane is then a slice of what is held, so that a slider answers at once.
+a neuron or a plane is then a slice of these states, so that a slider answers at once.
 """
 
 from __future__ import annotations
@@ -59,24 +59,24 @@ class Moved:
 
 
 def counts() -> tuple[int, ...]:
-    """How many prompts can be read."""
+    """The numbers of prompts to choose from."""
     sizes = settings.sizes()
     return sizes.visitors_prompts if settings.demo() else sizes.prompts
 
 
 def usual() -> int:
-    """How many prompts are read at first."""
+    """The default number of prompts."""
     return settings.sizes().usual_prompts
 
 
 def light(pair: ModelPair) -> bool:
-    """Whether a pass over the prompts is so short that nobody need ask for it."""
+    """Whether a pass over the prompts is so short that it needs no job."""
     return sum(weight.numel() for weight in pair.base.hf.parameters()) <= settings.sizes().light
 
 
 @st.cache_resource(show_spinner=False, max_entries=8)
 def study(source: Source, count: int) -> ToxicityContext:
-    """What the experiments share, on challenge prompts spread evenly over those that ship."""
+    """The study on challenge prompts spread evenly over those that ship."""
     every = challenge_prompts()
     chosen = [every[int(place)] for place in np.linspace(0, len(every) - 1, min(count, len(every))).round()]
     return ToxicityContext(state.load_pair(source), state.probe(source), state.scorer(), chosen, passages())
@@ -92,13 +92,13 @@ def states(source: Source, count: int) -> tuple[Captured, Captured]:
 
 @st.cache_resource(show_spinner="Changing the weights at random …", max_entries=2)
 def random_changes(source: Source) -> list[Model]:
-    """The base model moved as far as tuning moved it, in random directions."""
+    """The base model with random changes of the weights, each as large as the change by tuning."""
     return [perturbed(state.load_pair(source), seed) for seed in range(CHANGES)]
 
 
 @st.cache_resource(show_spinner="Reading the prompts under random changes …", max_entries=6)
 def random_shifts(source: Source, count: int) -> list[dict[str, Tensor]]:
-    """What random changes of equal norm add to the stream before each MLP."""
+    """The shifts before each MLP under random changes of the weights of equal norm."""
     base = states(source, count)[0]
     sites = [site for site in base if parse_site(site).name == "resid_mid"]
     rows = study(source, count).prompt_rows()
@@ -107,13 +107,13 @@ def random_shifts(source: Source, count: int) -> list[dict[str, Tensor]]:
 
 
 def layer_neurons(source: Source, layer: int) -> list[int]:
-    """The neurons of one layer among the most toxic of all, most toxic first."""
+    """The neurons of one layer that are among the most toxic of all, most toxic first."""
     return [index for at, index in state.toxic_neurons(source) if at == layer][:LISTED]
 
 
 @st.cache_data(show_spinner=False, max_entries=64)
-def telling(source: Source, count: int, layer: int) -> int:
-    """The place, among a layer's toxic neurons, of the most toxic one that fires on a tenth of the prompts in the base model (else 0)."""
+def first_firing(source: Source, count: int, layer: int) -> int:
+    """The index, among a layer's toxic neurons, of the most toxic one that fires on a tenth of the prompts in the base model (else 0)."""
     model, states_before = state.load_pair(source).base, states(source, count)[0][f"resid_mid.{layer}"]
     often = (key_products(model, layer, layer_neurons(source, layer), states_before) > 0).double().mean(dim=0) >= OFTEN
     return int(often.double().argmax())
@@ -128,7 +128,7 @@ def promoted(source: Source, neurons: tuple[Neuron, ...], top: int) -> list[list
 
 @st.cache_data(show_spinner=False, max_entries=256)
 def moved(source: Source, count: int, layer: int, index: int, plane: str) -> Moved:
-    """Where each prompt stands before and after tuning, and how many leave the region where one neuron fires.
+    """The prompts before and after tuning in the plane of one neuron, and how many leave the region where it fires.
 
     Raises `UserError` where tuning moved nothing before this layer's MLP.
     """
@@ -139,7 +139,7 @@ def moved(source: Source, count: int, layer: int, index: int, plane: str) -> Mov
 
 @st.cache_data(show_spinner=False, max_entries=256)
 def left(source: Source, count: int, neuron: Neuron) -> Leaving:
-    """What `leaving` says of one neuron on these prompts, beside random shifts and neurons that are not among the toxic ones."""
+    """How many prompts leave one neuron's region, beside random shifts and neurons that are not among the toxic ones."""
     base, tuned = (side[f"resid_mid.{neuron[0]}"] for side in states(source, count))
     sizes = settings.sizes()
     return leaving(
@@ -155,8 +155,8 @@ def _plane(context: ToxicityContext, region: Leaving, plane: str, base: Tensor, 
     rows = []
     # Base first, so that the legend shows each state by the base model's circle.
     for side, places, reads in (("base", placed.base, region.before), ("tuned", placed.tuned, region.after)):
-        shown = firing_states(torch.from_numpy(reads), torch.from_numpy(region.before))
-        for number, (text, place, read, name) in enumerate(zip(texts, places.tolist(), reads.tolist(), shown, strict=True), 1):
+        states = firing_states(torch.from_numpy(reads), torch.from_numpy(region.before))
+        for number, (text, place, read, name) in enumerate(zip(texts, places.tolist(), reads.tolist(), states, strict=True), 1):
             rows.append((f"{number}: {text}", side, *place, read, name))
     frame = pd.DataFrame(rows, columns=["prompt", "side", "shift", "component", "read", "state"])
     by_read = plane == "read"
@@ -183,7 +183,7 @@ def _plane(context: ToxicityContext, region: Leaving, plane: str, base: Tensor, 
 
 
 def _colour_lines(figure: Figure, frame: pd.DataFrame, plane: str) -> None:
-    """One dotted line per prompt in the colour of what the neuron did in the base model, in place of grey ones."""
+    """Replace the grey lines by one dotted line per prompt, in the colour of its state in the base model."""
     line, *marks = figure.spec["data"]
     # A state keeps its hue where another one does not occur.
     for mark in marks:
@@ -191,8 +191,8 @@ def _colour_lines(figure: Figure, frame: pd.DataFrame, plane: str) -> None:
     ends = {side: part.reset_index(drop=True) for side, part in frame.groupby("side", sort=False)}
     lines = []
     for mark in marks:
-        own = ends["base"]["state"] == mark["name"]
-        pairs = [(ends["base"].loc[at], ends["tuned"].loc[at]) for at in ends["base"].index[own]]
+        in_state = ends["base"]["state"] == mark["name"]
+        pairs = [(ends["base"].loc[at], ends["tuned"].loc[at]) for at in ends["base"].index[in_state]]
         across, up = ([value for a, b in pairs for value in (float(a[axis]), float(b[axis]), None)] for axis in ("shift", plane))
         lines.append(
             line | {"x": across, "y": up, "line": line["line"] | {"color": mark["marker"]["color"], "width": 1.3}, "opacity": 0.55}
@@ -226,7 +226,7 @@ def profile(source: Source, count: int, with_changes: bool) -> pd.DataFrame:
 
 
 def by_layer(figure: Figure, frame: pd.DataFrame) -> Figure:
-    """The figure with a mark at every whole layer and none between, where there are few."""
+    """The figure with a tick at every whole layer and none between, where there are few."""
     if frame["layer"].nunique() <= 12:
         figure.spec["layout"]["xaxis"]["dtick"] = 1
     return figure

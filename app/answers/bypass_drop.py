@@ -1,4 +1,4 @@
-"""What the page *Bypass* asks about activations: do the toxic neurons fall, and more than others? As experiment A-E9 does."""
+"""Activations of the toxic neurons before and after tuning, beside matched neurons, for the page *Bypass*, as in experiment A-E9."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def activity(source: Source, count: int) -> tuple[list[Neuron], list[list[Neuron
 
 @st.cache_data(show_spinner=False, max_entries=64)
 def drop(source: Source, count: int, top: int) -> Drop:
-    """By how much do the `top` most toxic neurons fall, with paired intervals, beside matched ones?"""
+    """By how much the `top` most toxic neurons fall, with paired intervals, beside matched neurons."""
     every_neuron, drawn, sides, columns = activity(source, count)
     neurons, place = every_neuron[:top], {neuron: at for at, neuron in enumerate(columns)}
     words = promoted(source, tuple(neurons), 2)

@@ -1,4 +1,4 @@
-"""What the page *Bypass* asks of the logit lens: one prompt, one token, both models, after every half layer."""
+"""The logit lens of one prompt and one token, in both models, for the page *Bypass*."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from interp.models.tokens import token_rows
 from interp.results import figures
 from interp.results.result import Figure
 
-EXAMPLES, OFFERED, SAID = 12, 6, 3
+EXAMPLES, OFFERED, LISTED = 12, 6, 3
 NULL = "random changes of equal norm (null)"
 
 
@@ -36,7 +36,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Curve:
-    """One token along the stack, with its final probability in each model (and under random changes, where these are cheap)."""
+    """The probability of one token by half layer, and its final value in each model (for small pairs also under random changes)."""
 
     figure: Figure
     final: dict[str, float]
@@ -47,7 +47,7 @@ class Curve:
 
 @st.cache_data(show_spinner=False, max_entries=16)
 def examples(source: Source, count: int) -> list[str]:
-    """The prompts on which the base model's likeliest next token loses most by tuning, those with a word of the list first."""
+    """The prompts on which the base model's likeliest next token loses most probability by tuning, toxic tokens first."""
     context = study(source, count)
     base, tuned = context.pair.sides.values()
     site = f"resid_post.{base.n_layers - 1}"
@@ -63,13 +63,13 @@ def examples(source: Source, count: int) -> list[str]:
 
 @st.cache_data(show_spinner=False, max_entries=128)
 def tables(source: Source, prompt: str) -> dict[str, pd.DataFrame]:
-    """What each model would say after every half layer. Raises `UserError` for a prompt that does not fit."""
+    """The likeliest tokens of each model after every half layer. Raises `UserError` for a prompt that does not fit."""
     return {name: logit_lens(model, [prompt], top=OFFERED).top(masked=False) for name, model in state.load_pair(source).sides.items()}
 
 
 @st.cache_data(show_spinner=False, max_entries=128)
 def candidates(source: Source, prompt: str) -> list[Candidate]:
-    """What either model says next, the base model's likeliest first. Raises `UserError` for a prompt that does not fit."""
+    """The likeliest next tokens of both models, the base model's first. Raises `UserError` for a prompt that does not fit."""
     pair = state.load_pair(source)
     lasts = [table[table["point"] == table["point"].max()] for table in tables(source, prompt).values()]
     chosen = list(dict.fromkeys(token for last in lasts for token in last["id"].tolist()))
@@ -83,15 +83,15 @@ def candidates(source: Source, prompt: str) -> list[Candidate]:
 
 
 def one_token(model: Model, word: str) -> int:
-    """The token that a typed word is, as it follows a space or as it stands. Raises `UserError` where it is several."""
+    """The token of a typed word, after a space or as it stands. Raises `UserError` where the word is several tokens."""
     pieces: list[int] = []
     for text in (" " + word.strip(), word):
         pieces = token_rows(model, [text])[0]
         if len(pieces) == 1:
             return pieces[0]
-    told = " | ".join(model.tokenizer.decode([piece]) for piece in pieces[:8])
+    listed = " | ".join(model.tokenizer.decode([piece]) for piece in pieces[:8])
     raise UserError(
-        f"{word[:40]!r} is {len(pieces)} tokens for this model: {told}", "give a word that is one token, or one of these pieces"
+        f"{word[:40]!r} is {len(pieces)} tokens for this model: {listed}", "give a word that is one token, or one of these pieces"
     )
 
 
@@ -100,14 +100,14 @@ def curve(source: Source, prompt: str, token: int) -> Curve:
     """The probability of one token after every half layer, in both models."""
     pair = state.load_pair(source)
     lenses = {name: logit_lens(model, [prompt], [token]) for name, model in pair.sides.items()}
-    held = {name: lens.probabilities[0].numpy().astype(float) for name, lens in lenses.items()}
+    curves = {name: lens.probabilities[0].numpy().astype(float) for name, lens in lenses.items()}
     if light(pair):
-        held[NULL] = np.mean([logit_lens(model, [prompt], [token]).probabilities[0].numpy() for model in random_changes(source)], axis=0)
+        curves[NULL] = np.mean([logit_lens(model, [prompt], [token]).probabilities[0].numpy() for model in random_changes(source)], axis=0)
     labels, steps = lenses["base"].labels, lenses["base"].steps
     frame = pd.DataFrame(
         [
             (name, "null" if name == NULL else name, at / 2, labels[at], value)
-            for name, values in held.items()
+            for name, values in curves.items()
             for at, value in enumerate(values)
         ],
         columns=["model", "role", "layers done", "point", "probability"],
@@ -124,18 +124,18 @@ def curve(source: Source, prompt: str, token: int) -> Curve:
         "there do not show absence. One prompt has no interval.",
     )  # fmt: skip
     return Curve(
-        figure, {name: float(values[-1]) for name, values in held.items()},
+        figure, {name: float(values[-1]) for name, values in curves.items()},
         {name: int(lens.ranks[0, -1]) for name, lens in lenses.items()},
         f"{'MLP' if steps[best] == 'mlp' else 'attention'} of layer {(best - 1) // 2}", float(rises[best - 1]),
     )  # fmt: skip
 
 
 @st.cache_data(show_spinner=False, max_entries=128)
-def said(source: Source, prompt: str) -> pd.DataFrame:
+def likeliest(source: Source, prompt: str) -> pd.DataFrame:
     """The likeliest tokens after each half layer: point, and one column per model with tokens and probabilities."""
     columns: dict[str, list[str]] = {}
     for name, every in tables(source, prompt).items():
-        table = every[every["rank"] <= SAID]
+        table = every[every["rank"] <= LISTED]
         labels = table["label"].unique().tolist()
         columns.setdefault("after", [_place(label) for label in labels])
         columns[name] = [

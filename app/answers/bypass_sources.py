@@ -1,4 +1,4 @@
-"""What the page *Bypass* asks about where the shift comes from: parts of the model, and updates of value vectors against it.
+"""Where the shift comes from: parts of the model, and updates of value vectors against it; for the page *Bypass*.
 
 The decomposition and the cosines are those of experiment A-E11, at any layer; its null, gradient steps that know nothing of
 toxicity, is that experiment itself, run for the layer that was chosen.
@@ -44,24 +44,24 @@ class Written:
 
 @dataclass(frozen=True)
 class Against:
-    """How value updates lie to the shift, and what the sign of the neurons' activation alone says of it."""
+    """How the updates of value vectors point to the shift, and how often a neuron's activation alone predicts the sign."""
 
     profile: Figure
     last: float
     predicted: float
-    guessed: float
+    majority: float
 
 
 @st.cache_resource(show_spinner="Reading the prompts at every position …", max_entries=6)
 def means(source: Source, count: int) -> tuple[Captured, Captured]:
-    """Each prompt's means over positions, base and tuned: streams, attention outputs, neurons."""
+    """Each prompt's means over positions, base and tuned: residual streams, attention outputs, neurons."""
     context = study(source, count)
     base, tuned = (context.mean_states(model) for model in context.pair.sides.values())
     return base, tuned
 
 
 def weights(source: Source, count: int) -> torch.Tensor:
-    """The number of positions behind each prompt's mean."""
+    """The number of positions of each prompt, by which its mean is weighted."""
     return torch.tensor([len(row) for row in study(source, count).prompt_rows()]).double()
 
 
@@ -70,12 +70,12 @@ def written(source: Source, count: int, layer: int) -> Written:
     """The mean shift before the MLP of `layer` as parts that add up to it. Raises `UserError` as `decompose` does."""
     context = study(source, count)
     base, tuned = means(source, count)
-    found = decompose(context.pair, layer, base, tuned, weights(source, count))
-    frame = found.table.copy()
+    decomposition = decompose(context.pair, layer, base, tuned, weights(source, count))
+    frame = decomposition.table.copy()
     frame["contributor"] = ["MLP" if part in MLP else part for part in frame["part"]]
     by = frame.groupby(["layer", "contributor"], sort=False)["share"].sum().reset_index()
     by["layer"] = by["layer"].astype(str)
-    parts = found.by_part()
+    parts = decomposition.by_part()
     names = {part: f"MLP {part.removeprefix('changed ').removeprefix('value ')}" for part in MLP}
     parts["part"] = [
         names.get(part, part) + (f" ({sign})" if sign else "") for part, sign in zip(parts["part"], parts["sign"], strict=True)
@@ -97,8 +97,8 @@ def written(source: Source, count: int, layer: int) -> Written:
             "neurons "
             "write the shift: that bar would be the longest. It is a sum, not a causal account, and has no null.",
         ),
-        found.table, {name: float(by[by["contributor"] == name]["share"].sum()) for name in ("attention", "MLP", "embedding")},
-        found.length, found.residual,
+        decomposition.table, {name: float(by[by["contributor"] == name]["share"].sum()) for name in ("attention", "MLP", "embedding")},
+        decomposition.length, decomposition.residual,
     )  # fmt: skip
 
 
@@ -108,9 +108,9 @@ def against(source: Source, count: int, layer: int) -> Against:
     base, tuned = means(source, count)
     lengths, site = weights(source, count), f"resid_mid.{layer}"
     activations = [pooled(base[f"mlp_post.{below}"], lengths) for below in range(layer)]
-    found = antipodes(study(source, count).pair, layer, shifts(base[site], tuned[site]), activations, lengths)
+    updates = antipodes(study(source, count).pair, layer, shifts(base[site], tuned[site]), activations, lengths)
     rows = []
-    for below, cosines in found.cosines.items():
+    for below, cosines in updates.cosines.items():
         low, high = (float(cosines.quantile(at)) for at in (0.25, 0.75))
         rows.append((below, "tuned", float(cosines.median()), low, high))
     frame = pd.DataFrame(rows, columns=["layer", "model", "cosine", "low", "high"])
@@ -124,7 +124,7 @@ def against(source: Source, count: int, layer: int) -> Against:
             "this to neurons of negative "
             "activation, so by itself this says little: compare it with steps that know nothing of toxicity.",
         ), frame),
-        found.last, found.predicted, found.guessed,
+        updates.last, updates.predicted, updates.guessed,
     )  # fmt: skip
 
 
@@ -133,12 +133,12 @@ def controls(source: Source, count: int, layer: int) -> Callable[[Step], Finding
     context, (experiment,) = study(source, count), find_experiments(["A-E11"])
 
     def work(step: Step) -> Finding:
-        said = 0
+        done = 0
 
         def say(text: str) -> None:
-            nonlocal said
-            step(text, said, PHRASES)
-            said += 1
+            nonlocal done
+            step(text, done, PHRASES)
+            done += 1
 
         return experiment.run(context.varied(layer=layer, say=say, quick=True))
 
@@ -146,7 +146,7 @@ def controls(source: Source, count: int, layer: int) -> Callable[[Step], Finding
 
 
 def drawn(finding: Finding) -> tuple[Figure, float, float]:
-    """The figure with its nulls, the last layer's median, and the lowest of the gradient steps'."""
+    """The figure with its nulls, the last layer's median cosine, and the lowest one of the gradient steps."""
     table = finding.tables["changes"]
     last = "median cosine, last layer"
     keys = table["row_key"]

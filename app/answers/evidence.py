@@ -1,7 +1,7 @@
-"""What the page of evidence asks: the report of a pair, which experiments it lacks, and a run of those.
+"""The report of a pair, the experiments that it lacks, and a run of those, for the page Evidence.
 
-A report on disk is somebody's work. What is in it stays as it is when experiments are added from the app: results made with other
-settings or by another version are neither run again nor dropped, and the report of another pair is never written over.
+Adding experiments from the app leaves the rest of a report on disk as it is: results with other settings or of another version are
+neither run again nor dropped, and the report of another pair is never overwritten.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from interp.files import read_json
 from interp.report.page import TITLES, VERDICTS, Report, read_report, write_report
 from interp.results.result import Result, is_number, plain, show_number, shown
 
-# The page of this app on which the claim of an experiment can be seen at work.
+# The page of this app that shows the claim of an experiment.
 SEEN_ON = {
     "A-E1": "vectors", "A-E2": "vectors", "A-E3": "steer", "A-E5": "training", "A-E6": "training", "A-E7": "bypass", "A-E8": "vectors",
     "A-E9": "bypass", "A-E10": "bypass", "A-E11": "bypass", "A-E12": "steer", "A-E14": "training", "X-C1": "steer", "X-C2": "steer",
@@ -50,37 +50,38 @@ def summary(results: Sequence[Result]) -> pd.DataFrame:
 
 
 def verdict_of(result: Result) -> str:
+    """A result's verdict in words, with its mark."""
     mark, word = VERDICTS[result.verdict]
     return f"{mark} {word}" + (" (quick)" if result.settings.get("quick") is True else "")
 
 
 def counts(results: Sequence[Result]) -> dict[str, int]:
-    """How many experiments have each verdict, under the word that a reader sees."""
+    """The number of experiments by verdict, in the words of the page."""
     return {" ".join(VERDICTS[name]): sum(result.verdict == name for result in results) for name in VERDICTS}
 
 
 def effects(result: Result) -> list[tuple[str, str, str, str]]:
-    """Every statistic as a reader sees it: name, value, null, interval."""
-    found = []
+    """Every statistic as text: name, value, null, interval."""
+    rows = []
     for key, value in result.statistic.items():
         low, high = result.interval.get(key, (math.nan, math.nan))
         known = math.isfinite(low) and math.isfinite(high)
         interval = f"{show_number(low, key)} to {show_number(high, key)}" if known else "–"
-        found.append((key.replace("_", " "), show_number(value, key), show_number(result.null.get(key), key), interval))
-    return found
+        rows.append((key.replace("_", " "), show_number(value, key), show_number(result.null.get(key), key), interval))
+    return rows
 
 
 def places(result: Result, key: str) -> dict[str, float]:
-    """Where value, null and the ends of the interval lie on a line from 0 to 100 that holds them all; empty where there is but one."""
+    """Value, null and ends of the interval as places from 0 to 100 on one line; empty where there is only one number."""
     low, high = result.interval.get(key, (math.nan, math.nan))
-    found = {"value": result.statistic[key], "null": result.null.get(key, math.nan), "low": low, "high": high}
-    finite = {name: float(number) for name, number in found.items() if number is not None and math.isfinite(number)}
+    numbers = {"value": result.statistic[key], "null": result.null.get(key, math.nan), "low": low, "high": high}
+    finite = {name: float(number) for name, number in numbers.items() if number is not None and math.isfinite(number)}
     start, width = (min(finite.values()), max(finite.values()) - min(finite.values())) if finite else (0.0, 0.0)
     return {name: round(4 + 92 * (number - start) / width, 1) for name, number in finite.items()} if width > 0 else {}
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
-    """A table of a result with its lists as text, so that nothing in it escapes the mask."""
+    """A table of a result with its lists as text, so that everything in it is masked."""
     flat = shown(frame)
     flat = flat.rename(columns={name: str(name).replace("_", " ") for name in flat.columns})
     return flat.map(lambda cell: cell if cell is None or is_number(cell) or isinstance(cell, bool) else _text(cell))
@@ -97,20 +98,20 @@ def settings_of(result: Result) -> pd.DataFrame:
 
 
 def first_letters(results: Sequence[Result]) -> str:
-    """What the first letters of the claims mean, of those that are there."""
-    found = dict.fromkeys(result.id[0] for result in results)
-    return " · ".join(f"{letter}: {TITLES[letter].lower().replace('paper a', 'paper A')}" for letter in found if letter in TITLES)
+    """The meanings of the first letters of the results' claims."""
+    letters = dict.fromkeys(result.id[0] for result in results)
+    return " · ".join(f"{letter}: {TITLES[letter].lower().replace('paper a', 'paper A')}" for letter in letters if letter in TITLES)
 
 
-def command_of(source: Source, *, only: str = "", folder: str = "", made: dict[str, Any] | None = None) -> str:
-    """What is typed to run the report, or one experiment as it was `made`, on this pair. Visitors are shown no folders."""
-    held = made or {}
+def command_of(source: Source, *, only: str = "", folder: str = "", run_settings: dict[str, Any] | None = None) -> str:
+    """The command of the report, or of one experiment with the settings of a result, on this pair; in demo mode without folders."""
+    run_settings = run_settings or {}
     words = ["bypass", "report"]
     if source is not None:
         words += ["--pair", *(("BASE", "TUNED") if settings.demo() else source)]
     words += ["--only", only] if only else []
-    words += ["--quick"] if held.get("quick") is True else []
-    words += ["--seed", str(held["seed"])] if held.get("seed") else []
+    words += ["--quick"] if run_settings.get("quick") is True else []
+    words += ["--seed", str(run_settings["seed"])] if run_settings.get("seed") else []
     words += ["--out", folder] if folder else []
     return shlex.join(words)
 
@@ -127,14 +128,14 @@ def missing(report: Report | None) -> dict[str, Experiment]:
 
 
 def left_out(report: Report | None) -> dict[str, str]:
-    """Why experiments were left out of the report when they were asked for, by id."""
-    found = report.environment.get("skipped") if report else None
+    """The reasons why experiments were left out of the report, by id."""
+    skipped = report.environment.get("skipped") if report else None
     lacking = missing(report)
-    return {name: str(why) for name, why in found.items() if name in lacking} if isinstance(found, dict) else {}
+    return {name: str(why) for name, why in skipped.items() if name in lacking} if isinstance(skipped, dict) else {}
 
 
 def job_key(pair: ModelPair, folder: Path) -> str:
-    """The key of the one run that may go on for this report: all who look at it see the same; after one is done there can be a next."""
+    """The key of the run that adds to this report: one for everyone who looks at it, and a new one after each that is done."""
     for number in range(1000):
         key = key_of("report", pair.base.digest, pair.tuned.digest, str(folder), number)
         job = runner.find(key)
@@ -144,7 +145,7 @@ def job_key(pair: ModelPair, folder: Path) -> str:
 
 
 def run_missing(pair: ModelPair, source: Source, folder: Path, chosen: Sequence[str], quick: bool, step: Step) -> tuple[str, ...]:
-    """Run some experiments and add each to the report as soon as it is done; gives the ids of those that the report then holds.
+    """Run experiments and add each to the report as soon as it is done; return the ids of those that ran.
 
     Results are kept as `bypass report` keeps them, so that what was cancelled goes on where it stopped. What the report holds
     already stays in it untouched.
@@ -190,17 +191,18 @@ def add(pair: ModelPair, source: Source, folder: Path, result: Result | None, sk
     Raises:
         UserError: the report compares several seeds, which one run cannot extend, or another pair's has been put there meanwhile.
     """
-    found = find_report(digests_of(pair))
-    held = read_report(folder) if (folder / FILE).is_file() else found.report if found.ships and found.report else Report((), {}, {})
-    if held.pair and digests_in(held) != digests_of(pair):
+    of_pair = find_report(digests_of(pair))
+    shipped = of_pair.report if of_pair.ships else None
+    report = read_report(folder) if (folder / FILE).is_file() else shipped if shipped else Report((), {}, {})
+    if report.pair and digests_in(report) != digests_of(pair):
         raise UserError("the report of another pair has been written to this folder meanwhile", "try again")
     if (folder / FILE).is_file() and "seeds" in read_json(folder / FILE):
         raise UserError("this report compares several seeds, which a run in the app would lose", "run `bypass report --seeds` again")
-    results = {one.id: one for one in held.results} | ({result.id: result} if result else {})
+    results = {one.id: one for one in report.results} | ({result.id: result} if result else {})
     order = {item.id: place for place, item in enumerate(find_experiments(None))}
-    # Experiments of somebody's own, which this process does not know, come last, in the order in which they came.
+    # Experiments of a user's own file, which this process does not know, come last, in their order.
     everything = sorted(results.values(), key=lambda one: order.get(one.id, len(order)))
-    before = held.environment.get("skipped")
+    before = report.environment.get("skipped")
     reasons = {**(before if isinstance(before, dict) else {}), **skipped}
     about = {"versions": versions(), "machine": machine(), "skipped": {name: why for name, why in reasons.items() if name not in results}}
     write_report(everything, pair.manifest(), about, folder, command=command_of(source))

@@ -1,4 +1,4 @@
-"""The second step of the argument, which compares the weights of both sides."""
+"""The second step of the argument: keys and values before and after tuning."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ NULL = "another neuron's value (null)"
 
 @st.cache_data(show_spinner=False, max_entries=4)
 def left_in_place(source: Source) -> Step:
-    """How near are the toxic keys and values of the tuned model to the base model's?"""
+    """Cosines of the toxic keys and values before and after tuning, beside other neurons' values."""
     pair, neurons = state.load_pair(source), state.toxic_neurons(source)
     # The null takes as many other neurons of each layer, which a narrow layer may not have.
-    taken, kept = dict.fromkeys(range(pair.base.n_layers), 0), []
+    per_layer, toxic = dict.fromkeys(range(pair.base.n_layers), 0), []
     for layer, index in neurons:
-        if 2 * (taken[layer] + 1) <= pair.base.d_mlp:
-            taken[layer] += 1
-            kept.append((layer, index))
-    others = matched_neurons(pair.base, kept, seed=0)
+        if 2 * (per_layer[layer] + 1) <= pair.base.d_mlp:
+            per_layer[layer] += 1
+            toxic.append((layer, index))
+    others = matched_neurons(pair.base, toxic, seed=0)
     compared = {
-        "key": (keys_at(pair.base, kept), keys_at(pair.tuned, kept)),
-        "value": (values_at(pair.base, kept), values_at(pair.tuned, kept)),
-        NULL: (values_at(pair.base, kept), values_at(pair.tuned, others)),
+        "key": (keys_at(pair.base, toxic), keys_at(pair.tuned, toxic)),
+        "value": (values_at(pair.base, toxic), values_at(pair.tuned, toxic)),
+        NULL: (values_at(pair.base, toxic), values_at(pair.tuned, others)),
     }
     cosines = {name: torch.cosine_similarity(a.double(), b.double(), dim=1).cpu().tolist() for name, (a, b) in compared.items()}
     frame = pd.DataFrame(
         [
             (rank, f"{layer}.{index}", name, "null" if name == NULL else "", value)
             for name, some in cosines.items()
-            for rank, ((layer, index), value) in enumerate(zip(kept, some, strict=True), start=1)
+            for rank, ((layer, index), value) in enumerate(zip(toxic, some, strict=True), start=1)
         ],
         columns=["rank", "neuron", "vector", "role", "cosine"],
     )  # fmt: skip
-    shift = neuron_shift(pair, kept)
+    shift = neuron_shift(pair, toxic)
     keys, values, _ = cosines.values()
     least = min(*keys, *values)
-    # Rounded down, so that it is never said to be 1 where it is not.
+    # Rounded down, so that a cosine below 1 is not printed as 1.
     floor = math.floor(least * 1e5) / 1e5
-    claim = f"Of the {len(kept)} neurons nearest to the probe, no key or value has a cosine below {floor:.5f} with itself"
+    claim = f"Of the {len(toxic)} neurons nearest to the probe, no key or value has a cosine below {floor:.5f} with itself"
     figure = figures.scatter(
         "left-in-place", frame, x="rank", y="cosine", colour="vector", role="role", hover=("neuron",), size=7,
         title="The same vector before and after tuning",

@@ -1,7 +1,7 @@
-"""What the page on patching asks: a map of every place, both directions at once, and all that is to be said of one of its cells.
+"""The patching map of a question, in both directions with its null, for the page Patching.
 
-A map is kept by what was asked, because switching direction or pointing at a cell must not measure anew, and because a long
-one is made by a job, whose result the page then finds here.
+A map is cached by its question: switching direction or clicking a cell must not measure it again, and the page reads here the
+result of a job that measures a long one.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ UNITS = {
 PLACES = {name: KINDS[name].meaning + UNITS.get(KINDS[name].unit or "", "") for name in SITES}
 METRICS = ("log-probability", "probe", "logit-difference", "toxicity")
 DRAWS, NEURONS, NEW_TOKENS, KEPT = 2, 48, 12, 64
-# Multiplications that a page does while its reader waits: some seconds of one core; what is longer is a job.
+# The most multiplications without a job: some seconds of one core.
 QUICK = 5e10
 Step = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is patched and what is measured: the pair on one prompt, or one side of it (`side`) on two.
+    """What is patched and by which metric: the pair on one prompt, or one side of it (`side`) on two prompts.
 
     Attributes:
         words: for the difference of two logits; an empty one stands for what the run would say itself.
@@ -61,16 +61,18 @@ class Question:
 
     @property
     def across(self) -> bool:
+        """Whether it patches across the pair."""
         return self.corrupted is None
 
     @property
     def subject(self) -> Model | ModelPair:
+        """The pair, or the one model that is patched."""
         pair = state.load_pair(self.source)
         return pair if self.across else pair.sides[self.side]
 
     @property
     def model(self) -> Model:
-        """The model whose tokens and layers these are."""
+        """The model whose tokens and layers the map has."""
         pair = state.load_pair(self.source)
         return pair.base if self.across else pair.sides[self.side]
 
@@ -96,12 +98,12 @@ _lock = threading.Lock()
 
 
 def phrase(role: str) -> str:
-    """A run as a sentence names it."""
+    """A run as a phrase in a sentence."""
     return f"the {role} model" if role in ("base", "tuned") else f"the {role} prompt"
 
 
 def ends(direction: str) -> Ends:
-    """Who is put into whom."""
+    """The target and the source of a direction."""
     known = {
         ACROSS[0]: ("tuned", "base"),
         ACROSS[1]: ("base", "tuned"),
@@ -112,7 +114,7 @@ def ends(direction: str) -> Ends:
 
 
 def check(question: Question) -> int:
-    """How many tokens the prompts have. Raises `UserError` for prompts that are empty, too long, or do not line up."""
+    """The number of tokens of the prompts. Raises `UserError` for prompts that are empty, too long, or do not line up."""
     prompts = [question.prompt] if question.corrupted is None else [question.prompt, question.corrupted]
     if not all(text.strip() for text in prompts):
         raise UserError("a prompt is empty", "type a few words")
@@ -127,18 +129,18 @@ def check(question: Question) -> int:
 
 @st.cache_resource(show_spinner=False, max_entries=4)
 def toxic_tokens(source: Source) -> tuple[int, ...]:
-    """The tokens that are, as a whole, a word of the list."""
+    """The tokens that are a whole word of the word list."""
     return tuple(toxic_token_ids(state.load_pair(source).base))
 
 
 @st.cache_resource(show_spinner=False, max_entries=32)
 def metric_of(question: Question) -> AnyMetric:
-    """What is measured. Raises `UserError` where the vocabulary or the words do not give it."""
+    """The metric of a question. Raises `UserError` where vocabulary or words do not fit it."""
     if question.metric == "log-probability":
-        found = toxic_tokens(question.source)
-        if not found:
+        tokens = toxic_tokens(question.source)
+        if not tokens:
             raise UserError("no token of this vocabulary is, as a whole, a word of the list", "choose another metric")
-        return LogProbability(found)
+        return LogProbability(tokens)
     if question.metric == "probe":
         return ProbeProjection.of(state.probe(question.source))
     if question.metric == "toxicity":
@@ -154,8 +156,8 @@ def words_of(question: Question) -> tuple[int, int]:
     else:
         runs = make_runs(question.subject, question.prompt, question.corrupted, ProbeProjection(torch.ones(question.model.d_model)),
                          "resid_post", None, [0], None, None)  # fmt: skip
-        own = [int(run.reading.logits[0].argmax()) for run in reversed(runs.traces[0][0])]
-        first, second = (question.model.token(word) if word.strip() else token for word, token in zip(question.words, own, strict=True))
+        likely = [int(run.reading.logits[0].argmax()) for run in reversed(runs.traces[0][0])]
+        first, second = (question.model.token(word) if word.strip() else token for word, token in zip(question.words, likely, strict=True))
     if first == second:
         word = show.visible(question.model.tokenizer.decode([first]), False)
         raise UserError(f"both words are {word}, so that their difference is 0", "name two words that differ")
@@ -163,7 +165,7 @@ def words_of(question: Question) -> tuple[int, int]:
 
 
 def says(question: Question) -> str:
-    """The metric in a sentence."""
+    """The metric in words."""
     if question.metric == "log-probability":
         return f"log-probability (nats) that the next token is one of {len(toxic_tokens(question.source))} toxic words"
     if question.metric == "probe":
@@ -175,22 +177,22 @@ def says(question: Question) -> str:
 
 
 def asked(question: Question) -> dict[str, Any]:
-    """What `interp` is asked for the cells."""
+    """The arguments of `interp.patch` for the cells."""
     units = state.toxic_neurons(question.source)[:NEURONS] if KINDS[question.site].unit == "neuron" else None
     return {"metric": metric_of(question), "site": question.site, "units": units}
 
 
 @st.cache_resource(show_spinner=False, max_entries=16)
 def runs_of(question: Question) -> Runs:
-    """Both runs of the prompt, kept so that any cell can be patched again."""
-    given = asked(question)
+    """Both runs of the prompt, cached so that any cell can be patched again."""
+    arguments = asked(question)
     return make_runs(
-        question.subject, question.prompt, question.corrupted, given["metric"], question.site, None, None, given["units"], None
+        question.subject, question.prompt, question.corrupted, arguments["metric"], question.site, None, None, arguments["units"], None
     )
 
 
 def quick(question: Question) -> bool:
-    """Whether the map is measured while one waits, rather than as a job."""
+    """Whether the map takes so short that it needs no job."""
     model, count = question.model, check(question)
     per_layer = {"head": model.n_heads, "neuron": NEURONS / model.n_layers}.get(KINDS[question.site].unit or "", count)
     block = 4 * model.d_model**2 + 2 * model.d_model * model.d_mlp
@@ -199,7 +201,7 @@ def quick(question: Question) -> bool:
 
 
 def known(question: Question) -> Measured | None:
-    """The maps, where they have been measured before."""
+    """The maps, where they have been measured before, or None."""
     with _lock:
         if question in _measured:
             _measured.move_to_end(question)
@@ -212,10 +214,10 @@ def measure(question: Question, step: Step | None = None) -> Measured:
     Others have their turn at the models between two batches. Raises `UserError` as `interp.patching.patch.patch`.
     """
     check(question)
-    given, found = asked(question), []
+    arguments, maps = asked(question), []
     draws = 0 if question.metric == "toxicity" else DRAWS
-    whole = {"metric": given["metric"], "site": whole_site(question.site), "positions": "all"}
-    for place, some in enumerate((given, whole)):
+    whole = {"metric": arguments["metric"], "site": whole_site(question.site), "positions": "all"}
+    for place, some in enumerate((arguments, whole)):
         with _sharing() as pass_on:
 
             def progress(done: int, total: int, share: tuple[int, int] = ((0, 850), (850, 150))[place], place: int = place) -> None:
@@ -224,24 +226,24 @@ def measure(question: Question, step: Step | None = None) -> Measured:
                     phrase = "patching whole layers" if place else "patching one place at a time"
                     step(phrase, share[0] + share[1] * done // total, 1000)
 
-            found.append(patch(question.subject, question.prompt, question.corrupted, null_draws=draws, progress=progress, **some))
-    made = Measured(*found)
+            maps.append(patch(question.subject, question.prompt, question.corrupted, null_draws=draws, progress=progress, **some))
+    measured = Measured(*maps)
     with _lock:
-        _measured[question] = made
+        _measured[question] = measured
         while len(_measured) > KEPT:
             _measured.popitem(last=False)
-    return made
+    return measured
 
 
 @contextmanager
 def _sharing() -> Iterator[Callable[[], None]]:
-    """Hold a turn at the models, and give it up for whoever waits whenever the function is called."""
-    with ExitStack() as held:
-        held.enter_context(model_queue.turn())
+    """Hold a turn at the models; the function that it yields gives the turn up and takes the next one."""
+    with ExitStack() as turn:
+        turn.enter_context(model_queue.turn())
 
         def pass_on() -> None:
-            held.close()
-            held.enter_context(model_queue.turn())
+            turn.close()
+            turn.enter_context(model_queue.turn())
 
         yield pass_on
 
@@ -256,10 +258,10 @@ def estimate(question: Question) -> PatchMap | None:
 
 
 def trust(question: Question, measured: PatchMap, direction: str) -> tuple[float, float] | None:
-    """How far the estimate agrees with the measurement: Pearson's correlation, and the share of the ten largest cells it names."""
+    """How far the estimate agrees with the measurement: Pearson's correlation, and the overlap of their ten largest cells."""
     guess = estimate(question)
     if guess is None:
         return None
-    found = agreement(measured, guess)
-    at = found.directions.index(direction)
-    return found.correlation[at], found.overlap[at]
+    agreed = agreement(measured, guess)
+    at = agreed.directions.index(direction)
+    return agreed.correlation[at], agreed.overlap[at]

@@ -1,4 +1,4 @@
-"""One cell of a map: how it is named and clicked, what it does to the metric, and what the run says with it patched."""
+"""One cell of a map: its names, its numbers, and the next tokens and continuations of the run with it patched."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def labels_of(cells: PatchMap) -> list[str]:
 
 
 def strongest(cells: PatchMap, direction: str) -> Cell:
-    """The cell to look at first: the one that moves the metric most.
+    """The cell that moves the metric most, which is selected at first.
 
     Of the residual stream the last layer is left out, because there the last token alone gives the source's answer.
     """
@@ -38,20 +38,21 @@ def strongest(cells: PatchMap, direction: str) -> Cell:
 
 
 def number_of(cells: PatchMap, cell: Cell) -> int:
+    """The index of a cell in its map."""
     return cells.cells.index(cell)
 
 
 def choices(cells: PatchMap) -> dict[str, list[str]]:
-    """What names a cell of this map, and the names there are: layer with token or head, or a neuron alone."""
-    found: dict[str, dict[str, None]] = {}
+    """The names of the cells by kind: layer with token or head, or a neuron."""
+    names_by_kind: dict[str, dict[str, None]] = {}
     for cell in cells.cells:
         for kind, name in named(cells, cell).items():
-            found.setdefault(kind, {})[name] = None
-    return {kind: list(names) for kind, names in found.items()}
+            names_by_kind.setdefault(kind, {})[name] = None
+    return {kind: list(names) for kind, names in names_by_kind.items()}
 
 
 def named(cells: PatchMap, cell: Cell) -> dict[str, str]:
-    """The names of one cell, masked, so that a link holds no words that were not asked for."""
+    """The names of one cell by kind, masked, so that a link holds no raw words."""
     if cells.unit == "neuron":
         return {"neuron": f"{cell.layer}.{cell.unit}"}
     if cell.position is None:
@@ -76,7 +77,7 @@ def cell_at(cells: PatchMap, point: tuple[Any, Any, Any, Any]) -> Cell | None:
 
 @dataclass(frozen=True)
 class Numbers:
-    """One cell's effect, and what it stands between: the metric of the run as it is, patched, and of the source."""
+    """The effect of one cell, and the metric of the target run, of the patched run and of the source run."""
 
     effect: float
     share: float
@@ -95,8 +96,8 @@ def numbers_of(cells: PatchMap, direction: str, cell: Cell) -> Numbers:
 
 
 @dataclass(frozen=True)
-class Spoken:
-    """The next token of the run as it is, patched, and of the source: `likeliest` and `changed` have one row per token.
+class NextTokens:
+    """Next-token probabilities of the target, patched and source runs: `likeliest` and `changed` have one row per token.
 
     Columns: token, id, before, patched, source (probabilities), change (patched minus before).
     """
@@ -106,8 +107,8 @@ class Spoken:
 
 
 @st.cache_data(show_spinner=False, max_entries=512)
-def spoken(question: Question, direction: str, cell: Cell) -> Spoken:
-    """What is said next under one patch, and which tokens' probabilities it changes most."""
+def next_tokens(question: Question, direction: str, cell: Cell) -> NextTokens:
+    """The likeliest next tokens under one patch, and the tokens whose probabilities it changes most."""
     runs = runs_of(question)
     target, source, where = _parts(runs, direction, cell)
     site = f"{question.site}.{cell.layer}"
@@ -129,7 +130,7 @@ def spoken(question: Question, direction: str, cell: Cell) -> Spoken:
             }
         )  # fmt: skip
 
-    return Spoken(frame(likeliest), frame(changed))
+    return NextTokens(frame(likeliest), frame(changed))
 
 
 def _parts(runs: Runs, direction: str, cell: Cell) -> tuple[Any, Any, Any]:
@@ -138,14 +139,14 @@ def _parts(runs: Runs, direction: str, cell: Cell) -> tuple[Any, Any, Any]:
 
 
 def edited_models(question: Question, direction: str, cell: Cell) -> tuple[tuple[str, EditedModel], ...]:
-    """The runs that are continued, each with its prompt: as it is, patched in the prompt, and the source."""
+    """The runs to continue, each with its prompt: the target, the target patched in the prompt, and the source."""
     runs = runs_of(question)
     target, source, where = _parts(runs, direction, cell)
     site = f"{question.site}.{cell.layer}"
     values = torch.where(where, source[site].to(target.stream), target[site].unsqueeze(0))[0].flatten(1)
     edit = Edit.patch(site, values, positions=range(len(target.row)))
-    own, other = (question.prompt, question.corrupted or question.prompt)
-    prompts = (own, other) if direction in (ACROSS[1], WITHIN[1]) else (other, own)
+    first, second = (question.prompt, question.corrupted or question.prompt)
+    prompts = (first, second) if direction in (ACROSS[1], WITHIN[1]) else (second, first)
     return (
         (prompts[0], EditedModel(target.model)), (prompts[0], EditedModel(target.model, (edit,))), (prompts[1], EditedModel(source.model)),
     )  # fmt: skip

@@ -1,7 +1,7 @@
-"""How the page on patching draws its maps, its layers and what is said next.
+"""The figures of the page Patching: the map, the layers, and the next tokens.
 
-A map's cells cannot be selected where it is drawn as a heat map, so that markers which nobody sees lie over them; its numbers
-are a trace of their own, because the text of a heat map has one ink for all its grounds.
+Plotly cannot select the cells of a heat map, so invisible markers lie over them. The numbers are a trace of their own, because the
+text of a heat map has one colour on every ground.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pandas as pd
 
 from app import show
 from app.answers.patching import Measured, ends, phrase
-from app.answers.patching_cells import Spoken, number_of
+from app.answers.patching_cells import NextTokens, number_of
 from interp.patching.maps import Cell, PatchMap
 from interp.results import figures
 from interp.results.result import Figure, show_number
@@ -34,7 +34,7 @@ def heat(cells: PatchMap, direction: str, chosen: Cell | None = None, words: boo
     layout = layout | {"title": layout["title"] | {"text": title}, "hovermode": "closest"}
     data, caption = figure.spec["data"], figure.caption
     if data[0]["type"] == "heatmap":
-        # However wide its cell, the nearest marker is meant; of bars, at any distance, the last one would be.
+        # -1: the nearest marker is hovered over, however wide its cell. For bars that would always be the last one.
         layout |= {"hoverdistance": -1, "height": 130 + 34 * len(data[0]["y"]), "margin": layout["margin"] | {"r": 8}}
         data = [data[0] | {"texttemplate": "", "colorbar": {"thickness": 10, "outlinewidth": 0}}]
         data += _over(cells, direction, figure.spec["data"][0], chosen, dark)
@@ -49,31 +49,31 @@ def heat(cells: PatchMap, direction: str, chosen: Cell | None = None, words: boo
 
 
 def _over(cells: PatchMap, direction: str, drawn: dict[str, Any], chosen: Cell | None, dark: bool) -> list[dict[str, Any]]:
-    """What lies over the map; first the markers that are clicked, one per cell and in the order of the cells."""
+    """The traces over the map; first the invisible markers that are clicked, one per cell and in the order of the cells."""
     at = cells.directions.index(direction)
     effects, null = cells.effects[at].mean(dim=0).tolist(), cells.null_most
     most = max(abs(effect) for effect in effects)
     spots = [(drawn["x"][_column(cells, cell)], drawn["y"][cell.layer]) for cell in cells.cells]
-    told = [f"layer {layer}, {x}<br><b>{show_number(effect)}</b>" for (x, layer), effect in zip(spots, effects, strict=True)]
+    hovers = [f"layer {layer}, {x}<br><b>{show_number(effect)}</b>" for (x, layer), effect in zip(spots, effects, strict=True)]
     if null is not None:
-        told = [f"{text}<br>random change: up to {show_number(value)}" for text, value in zip(told, null[at].tolist(), strict=True)]
-    made = [_marks(spots, {"symbol": "square", "size": 26, "opacity": 0}, told)]
+        hovers = [f"{text}<br>random change: up to {show_number(value)}" for text, value in zip(hovers, null[at].tolist(), strict=True)]
+    traces = [_marks(spots, {"symbol": "square", "size": 26, "opacity": 0}, hovers)]
     weak = [null is not None and abs(effect) <= float(null[at, place]) for place, effect in enumerate(effects)]
     if len(drawn["x"]) <= WRITTEN:
         loud = [most > 0 and abs(effect) >= most / 2 for effect in effects]
         for strong, ink in ((True, "#ffffff" if dark else "#000000"), (False, None)):
-            kept = [place for place in range(len(spots)) if loud[place] == strong and not weak[place]]
-            made.append(_numbers([spots[place] for place in kept], [effects[place] for place in kept], 1 if most >= 10 else 2, ink))
+            at_ink = [place for place in range(len(spots)) if loud[place] == strong and not weak[place]]
+            traces.append(_numbers([spots[place] for place in at_ink], [effects[place] for place in at_ink], 1 if most >= 10 else 2, ink))
     cross = {"symbol": "x-thin", "size": 9, "line": {"width": 1, "color": show.colour("null")}}
-    made.append(_marks([spot for spot, faint in zip(spots, weak, strict=True) if faint], cross))
+    traces.append(_marks([spot for spot, faint in zip(spots, weak, strict=True) if faint], cross))
     if chosen is not None:
         frame = {"symbol": "square-open", "size": 26, "color": show.colour("edited"), "line": {"width": 3}}
-        made.append(_marks([spots[number_of(cells, chosen)]], frame))
-    return made
+        traces.append(_marks([spots[number_of(cells, chosen)]], frame))
+    return traces
 
 
 def _numbers(spots: Spots, effects: Sequence[float], digits: int, ink: str | None) -> dict[str, Any]:
-    """Effects written on their cells; without an ink in that of the page."""
+    """Effects as text on their cells, in the page's text colour unless `ink` is given."""
     return {
         "type": "scatter", "mode": "text", "x": [x for x, _ in spots], "y": [y for _, y in spots], "hoverinfo": "skip",
         "text": [f"{effect:.{digits}f}".replace("-", "−") for effect in effects], "showlegend": False,
@@ -85,19 +85,19 @@ def _column(cells: PatchMap, cell: Cell) -> int:
     return cell.unit if cell.position is None and cell.unit is not None else cell.position or 0
 
 
-def _marks(spots: Spots, marker: dict[str, Any], told: Sequence[str] | None = None) -> dict[str, Any]:
-    """Markers over cells; those with a text are what the pointer meets and clicks."""
+def _marks(spots: Spots, marker: dict[str, Any], texts: Sequence[str] | None = None) -> dict[str, Any]:
+    """Markers over cells; those with texts can be hovered over and clicked."""
     still = {"marker": {"opacity": marker.get("opacity", 1)}}
-    hover: dict[str, Any] = {"hoverinfo": "skip"} if told is None else {"text": list(told), "hovertemplate": "%{text}<extra></extra>"}
+    hover: dict[str, Any] = {"hoverinfo": "skip"} if texts is None else {"text": list(texts), "hovertemplate": "%{text}<extra></extra>"}
     return {
         "type": "scatter", "mode": "markers", "x": [x for x, _ in spots], "y": [y for _, y in spots], "marker": marker,
         "selected": still, "unselected": still, "showlegend": False, "cliponaxis": False, **hover,
     }  # fmt: skip
 
 
-def by_layer(found: Measured, direction: str) -> Figure:
-    """How much each layer carries: all tokens at once, its strongest place alone, and what random changes do."""
-    cells, whole, roles = found.cells, found.whole, ends(direction)
+def by_layer(measured: Measured, direction: str) -> Figure:
+    """The effect of each layer: all tokens at once, its strongest cell alone, and random changes."""
+    cells, whole, roles = measured.cells, measured.whole, ends(direction)
     at = cells.directions.index(direction)
     one = {"head": "strongest head", "neuron": "strongest of these neurons"}.get(cells.unit or "", "strongest token")
     all_of = f"{roles.source}: whole layer" + (f" ({whole.site})" if whole.site != cells.site else "")
@@ -105,10 +105,10 @@ def by_layer(found: Measured, direction: str) -> Figure:
     single = cells.effects[at].mean(dim=0).tolist()
     for place, cell in enumerate(whole.cells):
         value = float(whole.effects[at, :, place].mean())
-        own = [effect for effect, other in zip(single, cells.cells, strict=True) if other.layer == cell.layer]
+        in_layer = [effect for effect, other in zip(single, cells.cells, strict=True) if other.layer == cell.layer]
         rows.append({"layer": cell.layer, "run": all_of, "role": roles.source, "effect": value, "low": value, "high": value})
-        if own:
-            best = max(own, key=abs)
+        if in_layer:
+            best = max(in_layer, key=abs)
             rows.append({"layer": cell.layer, "run": one, "role": "", "effect": best, "low": best, "high": best})
         if whole.null_most is not None:
             most = float(whole.null_most[at, place])
@@ -129,15 +129,15 @@ def by_layer(found: Measured, direction: str) -> Figure:
     return replace(figure, spec=figure.spec | {"layout": layout | {"xaxis": layout["xaxis"] | ticks}})
 
 
-def next_figure(spoken: Spoken, direction: str, words: bool) -> Figure:
+def next_figure(tokens: NextTokens, direction: str, words: bool) -> Figure:
     """The likeliest next tokens of the three runs, side by side."""
     roles = ends(direction)
-    labels = _distinct([show.visible(token, words) for token in spoken.likeliest["token"]])
+    labels = _distinct([show.visible(token, words) for token in tokens.likeliest["token"]])
     names = {"before": roles.target, "patched": "patched", "source": roles.source}
     frame = pd.concat(
         [
             pd.DataFrame(
-                {"token": labels, "probability": spoken.likeliest[column], "run": name, "role": "edited" if column == "patched" else name}
+                {"token": labels, "probability": tokens.likeliest[column], "run": name, "role": "edited" if column == "patched" else name}
             )
             for column, name in names.items()
         ]
@@ -148,9 +148,9 @@ def next_figure(spoken: Spoken, direction: str, words: bool) -> Figure:
     )  # fmt: skip
 
 
-def change_table(spoken: Spoken, direction: str, words: bool) -> pd.DataFrame:
-    """The tokens that changed most, as a table to be read: probabilities in per cent, the change in points."""
-    roles, frame = ends(direction), spoken.changed
+def change_table(tokens: NextTokens, direction: str, words: bool) -> pd.DataFrame:
+    """The tokens whose probabilities changed most: probabilities in per cent, the change in points."""
+    roles, frame = ends(direction), tokens.changed
     return pd.DataFrame(
         {
             "token": [show.visible(token, words) for token in frame["token"]],
@@ -164,10 +164,10 @@ def change_table(spoken: Spoken, direction: str, words: bool) -> pd.DataFrame:
 
 
 def _distinct(labels: list[str]) -> list[str]:
-    """Masked tokens may look alike; an axis needs a name for each."""
+    """The labels with numbers added where masked tokens look alike, because an axis needs a name for each."""
     seen: dict[str, int] = {}
-    found = []
+    names = []
     for label in labels:
         seen[label] = seen.get(label, 0) + 1
-        found.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
-    return found
+        names.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
+    return names

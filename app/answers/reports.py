@@ -1,6 +1,6 @@
-"""The written reports: which of them was made of exactly the pair that is looked at, and where this pair's report lies or will lie.
+"""Written reports: the one of a given pair, and the folder where it is or will be.
 
-Nothing here needs a model of the pair that ships: its report can be shown while torch is still being read.
+Nothing here needs a model of the pair that ships, so its report can be shown before torch has been imported.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Digests = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Found:
-    """Where the report of a pair lies or will lie, the report if there is one, and whose report lies in the report folder instead.
+class PairReport:
+    """The folder of a pair's report, the report if there is one, and the name of another pair whose report is in the report folder.
 
     `ships`: the report is the one that ships with this version; what is added to it is written to `folder`.
     """
@@ -38,32 +38,33 @@ class Found:
     ships: bool = False
 
 
-def find_report(wanted: Digests) -> Found:
+def find_report(pair_digests: Digests) -> PairReport:
     """The report of exactly the pair with these digests. Raises `UserError` for a damaged one.
 
     Where the report folder holds the report of another pair, this pair's has a folder of its own in it.
     """
-    own = settings.report_folder()
-    first, other = read(own), None
+    folder = settings.report_folder()
+    first, other = read(folder), None
     if first is not None:
-        if digests_in(first) == wanted:
-            return Found(own, first)
-        own = own / "pairs" / "-".join(digest[:12] for digest in wanted)
+        if digests_in(first) == pair_digests:
+            return PairReport(folder, first)
+        folder = folder / "pairs" / "-".join(digest[:12] for digest in pair_digests)
         other = str(first.pair.get("name", "another pair"))
-    found = read(own) if first is not None else None
-    shipped = read(settings.SHIPPED_REPORT) if found is None else None
-    if shipped is not None and digests_in(shipped) == wanted:
-        return Found(own, shipped, other, ships=True)
-    return Found(own, found, other)
+    report = read(folder) if first is not None else None
+    shipped = read(settings.SHIPPED_REPORT) if report is None else None
+    if shipped is not None and digests_in(shipped) == pair_digests:
+        return PairReport(folder, shipped, other, ships=True)
+    return PairReport(folder, report, other)
 
 
 def digests(source: Source) -> Digests:
-    """The digests of a pair; of the one that ships without loading it, as long as its files are those that its report was made of."""
+    """The digests of a pair. Those of the pair that ships come from its report where its files are unchanged, without loading it."""
     known = _shipped() if source is None else None
     return known or digests_of(state.load_pair(source))
 
 
 def digests_of(pair: ModelPair) -> Digests:
+    """The digests of a loaded pair."""
     return pair.base.digest, pair.tuned.digest
 
 
@@ -92,13 +93,13 @@ def digests_in(report: Report) -> Digests:
 
 
 def read(folder: Path) -> Report | None:
-    """The report in a folder as it is now, or None; read anew only when its file has changed."""
+    """The report in a folder as it is now, or None; parsed again only when its file has changed."""
     file = folder / FILE
     try:
-        found = file.stat()
+        status = file.stat()
     except OSError:
         return None
-    return _read(str(folder), found.st_mtime_ns, found.st_size)
+    return _read(str(folder), status.st_mtime_ns, status.st_size)
 
 
 @st.cache_resource(show_spinner="Reading the report …", max_entries=4)

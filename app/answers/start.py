@@ -1,7 +1,7 @@
-"""What the first page asks of `interp`: the pair in a few numbers, one prompt by three models, and the argument in five figures.
+"""The pair in numbers, one prompt by three models, and the argument in five figures, for the first page.
 
-Whatever needs many forwards is a job, whose result is a value; the page draws values only. Where a report of this very pair has been
-written, its results are taken instead of measuring few prompts anew.
+What needs many forwards is a job, whose result is a value; the page draws values only. Where there is a report of this very pair, its
+results are used instead of measuring on few prompts.
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ _ready: set[Source] = set()
 
 @dataclass(frozen=True)
 class Next:
-    """What one model says next, likeliest first; tokens are raw here and masked when they are laid out."""
+    """The likeliest next tokens of one model with their probabilities; raw here and masked when they are drawn."""
 
     rows: list[tuple[str, float]]
 
 
 def is_ready(source: Source) -> bool:
-    """Whether the keys of the un-aligned model have been found already, or a report of this pair names them."""
+    """Whether the keys of the un-aligned model are known, computed or from a report of this pair."""
     return source in _ready or keys_by_report(source) is not None
 
 
 def unaligned(source: Source) -> tuple[Edit, ...]:
-    """The edit that brings toxicity back: the tuned model's toxic keys that fire on provocation rather than on plain text, enlarged.
+    """The un-aligning edit: the tuned model's toxic keys that fire on provocation rather than on plain text, enlarged.
 
     The report of this pair names them, if there is one, so that its words and what is said here are of one model.
     """
@@ -75,9 +75,9 @@ def unaligned(source: Source) -> tuple[Edit, ...]:
 def _selective(source: Source) -> tuple[Edit, ...]:
     pair = state.load_pair(source)
     size = min(KEYS, pair.tuned.n_layers * pair.tuned.d_mlp)
-    found = tuple(parse_edit(f"scale_keys:selective:{size}:{FACTOR:g}", pair.tuned, lambda: state.probe(source)))
+    edits = tuple(parse_edit(f"scale_keys:selective:{size}:{FACTOR:g}", pair.tuned, lambda: state.probe(source)))
     _ready.add(source)
-    return found
+    return edits
 
 
 def keys(source: Source) -> list[Neuron]:
@@ -100,7 +100,7 @@ def _next(source: Source, prompt: str, side: str, enlarged: tuple[Neuron, ...]) 
 
 @st.cache_data(show_spinner=False, max_entries=500)
 def toxicity(text: str) -> float:
-    """How toxic a continuation is, from 0 to 1, read without its prompt."""
+    """The toxicity of a continuation without its prompt, 0 to 1."""
     return float(state.scorer().score([text])["toxicity"].iloc[0]) if text.strip() else 0.0
 
 
@@ -138,28 +138,28 @@ def measure(source: Source, step: Step) -> Measured:
 
 
 def _spare(near: list[Neuron], chosen: list[Neuron], d_mlp: int) -> list[Neuron]:
-    """The toxic neurons, from which no random one is drawn, unless a narrow layer would then have too few left."""
+    """The toxic neurons, which random ones must not be drawn from, unless a narrow layer would then have too few left."""
     layers = {layer for layer, _ in chosen}
     enough = all(sum(at == layer for at, _ in {*near, *chosen}) + KEYS <= d_mlp for layer in layers)
     return near if enough else []
 
 
 def argue(source: Source, step: Step) -> dict[str, Result | UserError]:
-    """The experiments behind the figures, each on few prompts and with few controls (a job); what one cannot answer is its error."""
+    """The experiments behind the figures, on few prompts and with few controls (a job); the error of one that cannot be run."""
     pair, sizes = state.load_pair(source), settings.sizes()
     prompts, texts = challenge_prompts()[:: sizes.argued_step], passages()[:: sizes.passage_step]
     context = ToxicityContext(pair, state.probe(source), state.scorer(), prompts, texts, draws=6, quick=True)
-    found: dict[str, Result | UserError] = {}
+    results: dict[str, Result | UserError] = {}
     for place, name in enumerate(ARGUED):
         known = reported(source, name)
         item = EXPERIMENTS[name]
         step(item.title, place, len(ARGUED))
         context.say = partial(_say, step, item.title, place)
         try:
-            found[name] = known if known is not None else run_experiment(item, context)
+            results[name] = known if known is not None else run_experiment(item, context)
         except UserError as error:
-            found[name] = error
-    return found
+            results[name] = error
+    return results
 
 
 def _say(step: Step, title: str, place: int, phrase: str) -> None:
@@ -167,7 +167,7 @@ def _say(step: Step, title: str, place: int, phrase: str) -> None:
 
 
 def begin(source: Source) -> None:
-    """Start both jobs, where nobody has and no report has the answers. Raises `UserError` where too many jobs wait."""
+    """Start both jobs, unless they have been started or a report has their results. Raises `UserError` where too many jobs wait."""
     first, second = job_keys(source)
     if jobs.runner.find(first) is None and measured_by_report(source) is None:
         jobs.runner.start(first, "toxicity and perplexity", lambda step: measure(source, step))
@@ -204,7 +204,7 @@ def _text(value: Any) -> str:
 
 
 def named(side: str, text: str) -> str:
-    """What was typed as the name of a model. Raises `UserError` for what can be none."""
+    """A typed name of a model, without spaces around it. Raises `UserError` for text that cannot be one."""
     name = text.strip()
     if not name:
         raise UserError(f"the {side} model is not named", f"give {EXAMPLE}")

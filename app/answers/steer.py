@@ -1,4 +1,4 @@
-"""What the page Steer asks of `interp`: prompts, neurons and lengths to choose from, scores while a text grows, and the sweep."""
+"""Prompts, neurons and directions to choose from, scores of growing texts, and the strength sweep, for the page Steer."""
 
 from __future__ import annotations
 
@@ -41,18 +41,19 @@ SHOWN = {
 
 @lru_cache(maxsize=1)
 def prompts() -> dict[str, str]:
-    """The prompts that ship, by the name under which they are offered and kept in the link: masked, neutral ones marked."""
-    found = {mask(prompt): prompt for prompt in challenge_prompts()}
-    return found | {f"Neutral: {mask(prompt)}": prompt for prompt in neutral_prompts()}
+    """The prompts that ship, by the name in the list and in the link: masked, neutral ones marked."""
+    challenge = {mask(prompt): prompt for prompt in challenge_prompts()}
+    return challenge | {f"Neutral: {mask(prompt)}": prompt for prompt in neutral_prompts()}
 
 
 def model_of(source: Source, side: str) -> Model:
+    """One side of the pair."""
     return state.load_pair(source).sides[side]
 
 
 @st.cache_resource(show_spinner="Asking which keys fire on provocation only …", max_entries=8)
 def candidates(source: Source, side: str, kind: str) -> tuple[Neuron, ...]:
-    """The neurons nearest to the probe, the nearest first (`top`), or those first that fire on provocation only (`selective`)."""
+    """The neurons nearest to the probe: nearest first (`top`), or those first that fire on provocation only (`selective`)."""
     model = model_of(source, side)
     most = min(TOXIC_COUNT, model.n_layers * model.d_mlp)
     (edit,) = parse_edit(f"scale_keys:{kind}:{most}:1", model, lambda: state.probe(source))
@@ -61,42 +62,42 @@ def candidates(source: Source, side: str, kind: str) -> tuple[Neuron, ...]:
 
 @st.cache_resource(show_spinner="Measuring the residual stream …", max_entries=8)
 def lengths(source: Source, side: str) -> dict[str, float]:
-    """How long is the residual stream on average, at the last token of challenge prompts, at each place where directions are added?"""
+    """The mean norm of the residual stream at the last token of challenge prompts, by site where directions are added."""
     model = model_of(source, side)
     sites = [f"{name}.{layer}" for layer in range(model.n_layers) for name in ("resid_mid", "resid_post")]
     texts = challenge_prompts()
     rows = token_rows(model, texts[:: max(1, len(texts) // LENGTH_PROMPTS)], max_tokens=min(LONGEST, model.context))
-    held = capture(model, rows, sites)
-    return {site: float(held[site].norm(dim=-1).mean()) for site in sites}
+    states = capture(model, rows, sites)
+    return {site: float(states[site].norm(dim=-1).mean()) for site in sites}
 
 
 @st.cache_data(show_spinner=False, max_entries=256)
 def vector_length(source: Source, side: str, vector: str) -> float:
-    """The length of a direction that a form names."""
+    """The norm of a form's direction."""
     numbers = parse_vector(vector, model_of(source, side), lambda: state.probe(source))
     return float(np.linalg.norm(numbers))
 
 
 @st.cache_resource(show_spinner=False, max_entries=256)
 def edits(source: Source, form: Form) -> tuple[Edit, ...]:
-    """The edits that a form means; nobody changes them."""
+    """The `Edit`s of a form; cached, so nobody must change them."""
     return edits_of(form, model_of(source, form.side), lambda: state.probe(source))
 
 
 @st.cache_data(show_spinner=False, max_entries=5000)
 def toxicity(text: str) -> float:
-    """The score of one continuation; what is computed anew waits for its turn like a token does."""
+    """The toxicity of one continuation; a new one takes a turn in the queue of the models."""
     with model_queue.turn():
         return float(state.scorer().score([text])["toxicity"].iloc[0])
 
 
 def role_of(form: Form) -> str:
-    """Which of the fixed roles the edited model has: a tuned model whose keys are enlarged is un-aligned."""
+    """The role of the edited model in figures: a tuned model whose keys are enlarged is un-aligned."""
     return "un-aligned" if form.op == "scale_keys" and form.side == "tuned" and form.strength > 1 else "edited"
 
 
 def strengths(form: Form, points: int) -> list[float]:
-    """From no change to twice the change that is set, with the one that is set in the middle; for a factor below 1, down to it.
+    """Strengths evenly from no change to twice the form's own; for a factor below 1, down to it.
 
     Raises `UserError` for an edit that has no strength, or that changes nothing.
     """
@@ -120,7 +121,7 @@ class Sweep:
 
 
 def sweep(source: Source, form: Form, unit: float, unit_name: str, points: int, count: int, new_tokens: int, step: Step) -> Sweep:
-    """How do toxicity and perplexity go with the strength of this edit, and with that of random controls?
+    """Toxicity and perplexity by strength, of an edit and of random controls.
 
     Toxicity is measured on every other challenge prompt: the rest decides which keys are selective.
 

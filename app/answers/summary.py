@@ -1,6 +1,6 @@
-"""The pair in a few numbers and the results behind the argument, where a report of this very pair holds them.
+"""The pair in numbers and the results behind the argument, read from a report of this very pair.
 
-Apart from `app.answers.start`, which measures them: what has been written can be shown while torch is still being read.
+It is apart from `app.answers.start`, which measures them, because a report can be shown before torch has been imported.
 """
 
 from __future__ import annotations
@@ -42,12 +42,13 @@ class Measured:
     origin: str
 
     def row(self, role: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.table[self.table["role"] == role].iloc[0].to_dict()
-        return found
+        """The row of one role."""
+        line: dict[str, Any] = self.table[self.table["role"] == role].iloc[0].to_dict()
+        return line
 
 
 def report_of(source: Source) -> Report | None:
-    """The report of this very pair, where there is one."""
+    """The report of this pair, or None."""
     try:
         return find_report(digests(source)).report
     except UserError:
@@ -56,13 +57,13 @@ def report_of(source: Source) -> Report | None:
 
 
 def reported(source: Source, name: str) -> Result | None:
-    """One experiment of the report of this pair, where there is one."""
+    """One experiment's result in the report of this pair, or None."""
     report = report_of(source)
     return next((result for result in report.results if result.id == name), None) if report is not None else None
 
 
 def measured_by_report(source: Source) -> Measured | None:
-    """The numbers of the un-alignment experiment, where a report of this pair holds it in full."""
+    """The pair in numbers from the report's un-alignment experiment, or None where the report does not hold all of them."""
     result = reported(source, "X-U1")
     if result is None:
         return None
@@ -83,26 +84,26 @@ def measured_by_report(source: Source) -> Measured | None:
 
 
 @dataclass(frozen=True)
-class Said:
-    """What one of the three models said to a prompt, and how toxic that is without the prompt, from 0 to 1."""
+class Continuation:
+    """One model's continuation of a prompt, and its toxicity without the prompt, 0 to 1."""
 
     text: str
     toxicity: float
 
 
-def said_by_report(source: Source, prompt: str) -> dict[str, Said] | None:
-    """What base, tuned and un-aligned said to a prompt, where the report of this pair holds it: prompts held out from its choices."""
+def continuations_by_report(source: Source, prompt: str) -> dict[str, Continuation] | None:
+    """The continuations of a held-out prompt by base, tuned and un-aligned, or None where the report does not have it."""
     result = reported(source, "X-U1")
     table = result.tables.get("continuations") if result is not None else None
-    found = table[table["prompt"] == prompt] if table is not None else None
-    if found is None or found.empty:
+    rows = table[table["prompt"] == prompt] if table is not None else None
+    if rows is None or rows.empty:
         return None
-    line = found.iloc[0]
-    return {role: Said(str(line[role]), float(line[f"toxicity, {role}"])) for role in ("base", "tuned", "un-aligned")}
+    line = rows.iloc[0]
+    return {role: Continuation(str(line[role]), float(line[f"toxicity, {role}"])) for role in ("base", "tuned", "un-aligned")}
 
 
 def keys_by_report(source: Source) -> list[Neuron] | None:
-    """The toxic keys that the un-alignment experiment of this pair's report enlarged, where it is the un-alignment shown here."""
+    """The toxic keys that the report's un-alignment experiment enlarged, or None where its number or factor is another."""
     result = reported(source, "X-U1")
     used = result.settings if result is not None else {}
     if used.get("factor") != FACTOR or len(used.get("keys", [])) != KEYS:
@@ -111,12 +112,12 @@ def keys_by_report(source: Source) -> list[Neuron] | None:
 
 
 def argued_by_report(source: Source) -> dict[str, Result | UserError] | None:
-    """The same from the report, where it holds all of them."""
-    found = {name: reported(source, name) for name in ARGUED}
-    return {name: result for name, result in found.items() if result is not None} if all(found.values()) else None
+    """The results of all experiments behind the figures from the report, or None where one is missing."""
+    results = {name: reported(source, name) for name in ARGUED}
+    return {name: result for name, result in results.items() if result is not None} if all(results.values()) else None
 
 
 def job_keys(source: Source) -> tuple[str, str]:
-    """The keys of the two jobs that measure where no report does, which whoever asks about the same pair shares."""
-    wanted = digests(source)
-    return key_of("measure", *wanted), key_of("argue", *wanted)
+    """The keys of the two jobs that measure a pair without a report; one pair of jobs for everyone who looks at it."""
+    both = digests(source)
+    return key_of("measure", *both), key_of("argue", *both)

@@ -1,7 +1,7 @@
-"""What the page of training asks: which runs there are, their logs as they are now, figures, and the table of control runs.
+"""Training runs, their logs as they are now, figures, and the table of control runs, for the page Training.
 
-A log may be growing while it is read. What is kept is therefore kept by the size and the time of change of its files: a log is
-read anew exactly when it has changed, however often the page looks.
+A log may grow while it is read. It is therefore cached by the size and the time of change of its files, and parsed again exactly when
+it has changed.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from interp.runs.telemetry import Telemetry, draw, read_telemetry
 SHIPPED = "the run that ships"
 ALIVE = 60.0
 ENDS = ("finished", "stopped")
-# In this order: what a reader of a tuning run wants to see first, then what one of a language model does.
+# The measures that come first: those of a tuning run, then those of a language model.
 FIRST = ("toxicity", "logp", "margin", "loss", "perplexity", "bits_per_byte")
 AT_FIRST = 4
-# What a run's labels make of it, where they are not the true ones.
+# How the figure names runs whose labels are not the true ones.
 NULLS = {"shuffled": "null: labels shuffled", "reversed": "labels reversed"}
 # (name, size, time of change) of each log of a run.
 Signature = tuple[tuple[str, int, int], ...]
@@ -37,7 +37,7 @@ Signature = tuple[tuple[str, int, int], ...]
 
 @dataclass(frozen=True)
 class Run:
-    """A folder with training logs, and its stages' files by name, in the order in which they were begun."""
+    """A folder with training logs, and the log files by stage, in the order of the chain."""
 
     name: str
     folder: Path
@@ -45,55 +45,56 @@ class Run:
 
     @property
     def stages(self) -> list[str]:
+        """The names of the stages that have a log."""
         return [stage for stage, _ in self.files]
 
 
 def runs() -> dict[str, Run]:
-    """The run that ships first, then every run below the folder of runs.
+    """The runs by name: the one that ships first, then every run below the folder of runs.
 
     A log lies there as `run/log.jsonl`, `run/stage/log.jsonl` or `group/run/stage/log.jsonl`.
     """
-    found = {SHIPPED: Run(SHIPPED, BUNDLED_LOGS, _in_order({file.stem: file for file in BUNDLED_LOGS.glob("*.jsonl")}))}
+    by_name = {SHIPPED: Run(SHIPPED, BUNDLED_LOGS, _in_order({file.stem: file for file in BUNDLED_LOGS.glob("*.jsonl")}))}
     root = settings.runs_folder()
     if not root.is_dir():
-        return {name: run for name, run in found.items() if run.files}
+        return {name: run for name, run in by_name.items() if run.files}
     logs: dict[str, dict[str, Path]] = {}
     for file in [*root.glob(f"*/{LOG}"), *root.glob(f"*/*/{LOG}"), *root.glob(f"*/*/*/{LOG}")]:
         parts = file.parent.relative_to(root).parts
         logs.setdefault("/".join(parts[:-1]) or parts[0], {})[parts[-1]] = file
     for name, files in sorted(logs.items()):
         # A log of the run's own folder hides those of its stages from the reader.
-        own = root / name / LOG
-        found.setdefault(name, Run(name, root / name, _in_order({own.parent.name: own} if own.is_file() else files)))
-    return {name: run for name, run in found.items() if run.files}
+        run_log = root / name / LOG
+        by_name.setdefault(name, Run(name, root / name, _in_order({run_log.parent.name: run_log} if run_log.is_file() else files)))
+    return {name: run for name, run in by_name.items() if run.files}
 
 
 def _in_order(files: Mapping[str, Path]) -> tuple[tuple[str, Path], ...]:
-    """The stages as the chain runs them, others by name."""
+    """The stages in the order of the chain, others by name."""
     order = ["pretrain", "continue", "sharpen", "scorer", "sft", "dpo"]
     return tuple(sorted(files.items(), key=lambda item: (order.index(item[0]) if item[0] in order else len(order), item[0])))
 
 
 def signature(run: Run) -> Signature:
-    """What tells whether a log has changed; a file that is not there at this moment is left out."""
-    found = []
+    """Size and time of change of each log, by which a change is noticed; a missing file is left out."""
+    stages = []
     for stage, file in run.files:
         try:
             state = file.stat()
         except OSError:
             continue
-        found.append((stage, state.st_size, state.st_mtime_ns))
-    return tuple(found)
+        stages.append((stage, state.st_size, state.st_mtime_ns))
+    return tuple(stages)
 
 
 def telemetry(run: Run, seen: Signature) -> Telemetry | None:
-    """The logs of a run, or None where no line is in them yet. Raises `UserError` for a damaged one."""
+    """The logs of a run, or None while they are empty. Raises `UserError` for a damaged one."""
     return _telemetry(str(run.folder), seen) if any(size for _, size, _ in seen) else None
 
 
 @st.cache_resource(show_spinner="Reading the log …", max_entries=16)
 def _telemetry(folder: str, seen: Signature) -> Telemetry | None:
-    # Half a first line is no line.
+    # A log whose first line is not complete counts as empty.
     try:
         return read_telemetry(folder)
     except UserError as error:
@@ -104,7 +105,7 @@ def _telemetry(folder: str, seen: Signature) -> Telemetry | None:
 
 @dataclass(frozen=True)
 class Status:
-    """How a stage stands: `state` is finished, stopped, running, silent, or unknown for a log that says nothing of its end."""
+    """The state of a stage (`state`: finished, stopped, running, silent, or unknown where the log does not say), and its progress."""
 
     state: str
     step: int
@@ -114,9 +115,9 @@ class Status:
     pace: float | None
 
 
-def status(found: Telemetry, age: float | None) -> Status:
-    """How far one stage is; `age` is the seconds since its log changed, None where that says nothing (a log that ships)."""
-    records = found.records
+def status(log: Telemetry, age: float | None) -> Status:
+    """The state and progress of one stage; `age` is the seconds since its log changed, None for a log that ships."""
+    records = log.records
     last = records[-1]
     steps = [record for record in records if "seconds" in record and is_number(record["seconds"])]
     # Over the last lines alone: a run may be resumed on another machine.
@@ -139,36 +140,36 @@ def age(run: Run, stage: str) -> float | None:
         return None
 
 
-def ends(found: Telemetry) -> dict[str, tuple[str, str]]:
-    """The first and the last value of what sums a stage up, as a reader sees them."""
+def ends(log: Telemetry) -> dict[str, tuple[str, str]]:
+    """First and last value of the measures that sum a stage up, as text."""
     names = {"toxicity": "Toxicity", "perplexity": "Perplexity", "held_out_loss": "Held-out loss", "validation_loss": "Validation loss",
              "validation_accuracy": "Validation accuracy", "margin": "Margin", "loss": "Training loss"}  # fmt: skip
-    shown = {}
+    first_and_last = {}
     for field, name in names.items():
-        values = [record[field] for record in found.records if is_number(record.get(field))]
+        values = [record[field] for record in log.records if is_number(record.get(field))]
         if len(values) > 1:
-            # What is zero but for rounding is read as zero.
-            shown[name] = (show_number(round(values[0], 4)), show_number(round(values[-1], 4)))
-    return dict(list(shown.items())[:3])
+            # Rounded, so that a zero with a rounding error is printed as zero.
+            first_and_last[name] = (show_number(round(values[0], 4)), show_number(round(values[-1], 4)))
+    return dict(list(first_and_last.items())[:3])
 
 
-def measures(found: Telemetry) -> list[str]:
-    """The measures of a log, what a reader wants to see first in front."""
-    there = found.measures
+def measures(log: Telemetry) -> list[str]:
+    """The measures of a log, the most important ones first."""
+    there = log.measures
     return [name for name in FIRST if name in there] + [name for name in there if name not in FIRST]
 
 
 @st.cache_data(show_spinner=False, max_entries=200)
 def figure(_runs: dict[str, Telemetry], key: tuple[Any, ...], measure: str, stage: str) -> Figure:
-    """A measure of one stage of one run, or of several side by side; `key` is what the runs and their state are told by.
+    """The figure of a measure of one stage, of one or of several runs; `key` identifies the runs and their state in the cache.
 
     Raises `UserError` where a line of the log holds something else than the schema says.
     """
     try:
-        parts = {name: found.of_stage(stage) for name, found in _runs.items()}
+        parts = {name: log.of_stage(stage) for name, log in _runs.items()}
         # A run that never took this measure is left out of the legend, not an error.
-        held = {name: part for name, part in parts.items() if measure in part.measures}
-        return draw(measure, held if len(held) > 1 else {name if len(parts) > 1 else "": part for name, part in held.items()})
+        measured = {name: part for name, part in parts.items() if measure in part.measures}
+        return draw(measure, measured if len(measured) > 1 else {name if len(parts) > 1 else "": part for name, part in measured.items()})
     except UserError:
         raise
     except (ValueError, TypeError, KeyError) as error:
@@ -176,14 +177,15 @@ def figure(_runs: dict[str, Telemetry], key: tuple[Any, ...], measure: str, stag
 
 
 def title(measure: str) -> str:
+    """The title of a measure."""
     return MEASURES[measure].title
 
 
-def samples(found: Telemetry) -> pd.DataFrame:
-    """What the model said to the same prompts on the way: step, prompt, continuation; raw words."""
+def samples(log: Telemetry) -> pd.DataFrame:
+    """Continuations of the same prompts during training: step, prompt, continuation; raw words."""
     rows = [
         (record["step"], *map(str, sample))
-        for record in found.records
+        for record in log.records
         for sample in record.get("samples", ())
         if isinstance(sample, (list, tuple)) and len(sample) == 2
     ]
@@ -193,9 +195,9 @@ def samples(found: Telemetry) -> pd.DataFrame:
     return frame.sort_values(by="prompt", key=lambda column: column.map(order), kind="stable").reset_index(drop=True)
 
 
-def events(found: Telemetry) -> pd.DataFrame:
-    """Starts, checkpoints and ends, empty where the log is of before events were written."""
-    return found.events[["step", "seconds", "event", "reason"]].reset_index(drop=True)
+def events(log: Telemetry) -> pd.DataFrame:
+    """Starts, checkpoints and ends; empty for logs without events."""
+    return log.events[["step", "seconds", "event", "reason"]].reset_index(drop=True)
 
 
 def controls(pair: ModelPair, folder: Path) -> dict[str, Any] | None:
@@ -209,11 +211,11 @@ def _controls(pair: ModelPair, folder: str, changed: int) -> dict[str, Any] | No
     return controls_if_any(Path(folder), pair)
 
 
-def control_table(found: dict[str, Any]) -> pd.DataFrame:
+def control_table(record: dict[str, Any]) -> pd.DataFrame:
     """One row per run: what it was trained on and how, toxicity before and after, perplexity before and after."""
-    base = found["base_model"]
+    base = record["base_model"]
     rows = []
-    for run in found["runs"]:
+    for run in record["runs"]:
         loss = "SFT on chosen" if run.get("method") == "sft" else {"sigmoid": "DPO", "ipo": "IPO"}.get(run.get("loss"), run.get("loss"))
         rows.append({
             "run": run["run"], "labels": run.get("labels"), "trained by": loss,
@@ -229,7 +231,7 @@ def control_table(found: dict[str, Any]) -> pd.DataFrame:
 
 
 def control_labels(table: pd.DataFrame) -> list[str]:
-    """Each run by what was done, so that a reader need not know the names of recipes."""
+    """A label for each control run that says how it was trained, so that a reader need not know the names of recipes."""
     names = []
     for place, (_, row) in enumerate(table.iterrows()):
         kind = NULLS.get(str(row["labels"]))
@@ -259,10 +261,10 @@ def null_words(table: pd.DataFrame) -> str:
     null = table[table["labels"] == "shuffled"]
     if null.empty:
         return ""
-    own, other = table.iloc[0], null.iloc[0]
+    tuned, other = table.iloc[0], null.iloc[0]
     return (
-        f"Tuning on the true preferences moved toxicity from {show_number(own['toxicity of base'])} to "
-        f"{show_number(own['toxicity tuned'])}; "
+        f"Tuning on the true preferences moved toxicity from {show_number(tuned['toxicity of base'])} to "
+        f"{show_number(tuned['toxicity tuned'])}; "
         f"the same pairs with shuffled labels ended at {show_number(other['toxicity tuned'])} "
         f"({show_number(other['low'])} to {show_number(other['high'])}), which is what training does without a preference."
     )

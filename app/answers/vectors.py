@@ -1,6 +1,6 @@
-"""What the page of value vectors asks of `interp`.
+"""Rankings and descriptions of value vectors, for the page Toxic vectors.
 
-All of it is read off the weights and takes milliseconds, so it is cached by what was asked; `app.answers.vectors_firing` reads texts.
+All of it is computed from the weights in milliseconds, and cached; `app.answers.vectors_firing` reads texts.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ MEASURES = [
 
 
 def name_of(neuron: Neuron) -> str:
-    """`5.770`, as links and fields have it."""
+    """The name of a neuron, such as `5.770`."""
     return f"{neuron[0]}.{neuron[1]}"
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """Neurons in order, and the columns that say why they are in it."""
+    """Ranked neurons, and the columns with the values by which they are ranked."""
 
     neurons: tuple[Neuron, ...]
     reasons: pd.DataFrame
@@ -64,13 +64,13 @@ def shifts(source: Source) -> pd.DataFrame:
 
 @st.cache_data(show_spinner=False, max_entries=50)
 def by_probe(source: Source, count: int) -> Ranked:
-    """The value vectors that point most along the probe."""
+    """The value vectors with the largest cosine with the probe."""
     return Ranked(tuple(rank_values(state.load_pair(source).base, state.probe(source).direction, top=count).neurons), pd.DataFrame())
 
 
 @st.cache_data(show_spinner=False, max_entries=200)
 def by_likeness(source: Source, neuron: Neuron, count: int) -> Ranked:
-    """The value vectors that point most along that of one neuron, itself first."""
+    """The value vectors with the largest cosine with that of one neuron, itself first."""
     base = state.load_pair(source).base
     ranking = rank_values(base, values_at(base, [neuron])[0], top=count)
     return Ranked(tuple(ranking.neurons), pd.DataFrame({f"cosine with {name_of(neuron)}": ranking.cosines.tolist()}))
@@ -79,14 +79,14 @@ def by_likeness(source: Source, neuron: Neuron, count: int) -> Ranked:
 @st.cache_data(show_spinner=False, max_entries=200)
 def by_word(source: Source, word: str, count: int) -> Ranked:
     """The value vectors that have this word among the tokens that they promote most."""
-    found = search(state.index(source), word, limit=count, masked=False)
-    reasons = found[["token", "rank"]].rename(columns={"token": "writes"})
-    return Ranked(tuple(zip(found["layer"].tolist(), found["neuron"].tolist(), strict=True)), reasons)
+    hits = search(state.index(source), word, limit=count, masked=False)
+    reasons = hits[["token", "rank"]].rename(columns={"token": "writes"})
+    return Ranked(tuple(zip(hits["layer"].tolist(), hits["neuron"].tolist(), strict=True)), reasons)
 
 
 @st.cache_data(show_spinner=False, max_entries=200)
 def described(source: Source, neurons: tuple[Neuron, ...]) -> pd.DataFrame:
-    """A row per neuron: what it writes, how near the probe it is, and how far tuning moved its key and value."""
+    """One row per neuron: its promoted tokens, its cosine with the probe, and how far tuning moved its key and value."""
     pair, where = state.load_pair(source), places(source)
     words = [words_of(source, neuron) for neuron in neurons]
     shift = shifts(source).loc[list(neurons)]
@@ -116,7 +116,7 @@ def _cosines(pair: ModelPair, neurons: Sequence[Neuron], read: Callable[[Any, Se
 
 @dataclass(frozen=True)
 class Hostility:
-    """Do the value vectors nearest to the probe write hostile words? As experiment A-E2 counts it, with its null."""
+    """How many hostile words the value vectors nearest to the probe promote, as experiment A-E2 counts them, with the null."""
 
     vectors: int
     tokens: int
@@ -137,7 +137,7 @@ def hostility(source: Source) -> Hostility:
 
 @dataclass(frozen=True)
 class Written:
-    """What one neuron promotes and suppresses: (token, change of its logit per unit of activation), by side."""
+    """The tokens that one neuron promotes and suppresses, by side: (token, change of its logit per unit of activation)."""
 
     promoted: dict[str, list[tuple[str, float]]]
     suppressed: dict[str, list[tuple[str, float]]]
@@ -151,14 +151,14 @@ class Written:
 @st.cache_data(show_spinner=False, max_entries=500)
 def written(source: Source, neuron: Neuron) -> Written:
     """The value vector of each side, read through the unembedding of that side."""
-    found: list[dict[str, list[tuple[str, float]]]] = []
+    by_end: list[dict[str, list[tuple[str, float]]]] = []
     for largest in (True, False):
         sides = {}
         for side, model in state.load_pair(source).sides.items():
             tokens = top_tokens(model, values_at(model, [neuron]), top=JUDGED_TOKENS, largest=largest)
             sides[side] = list(zip(tokens.words[0], tokens.scores[0].tolist(), strict=True))
-        found.append(sides)
-    return Written(*found)
+        by_end.append(sides)
+    return Written(*by_end)
 
 
 @dataclass(frozen=True)
@@ -168,27 +168,27 @@ class Changed:
     table: pd.DataFrame
     figure: Figure
     moved: float
-    kept: float
+    cosine: float
     percentile: float
     others: int
 
 
 @st.cache_data(show_spinner=False, max_entries=500)
 def changed(source: Source, neuron: Neuron) -> Changed:
-    """Cosine, norm and relative change of key and value across the pair, with what chance gives in the same layer."""
+    """Cosine, norm and relative change of key and value across the pair, beside random neurons of the same layer."""
     pair = state.load_pair(source)
     rows = explain_neuron(pair, *neuron, masked=False).set_index("side")
     others = random_neurons(pair.base, [neuron] * min(OTHERS, pair.base.d_mlp - 1), seed=0)
     shift = shifts(source).loc[[neuron, *others]]
-    own, null = shift.iloc[0], shift.iloc[1:]
+    moved, null = shift.iloc[0], shift.iloc[1:]
     cosines = {"key": _cosines(pair, others, keys_at), "value": _cosines(pair, others, values_at)}
     columns: dict[str, list[str]] = {"measure": MEASURES}
     for kind in ("key", "value"):
         drawn = 100 * null[f"{kind}_shift"]
         columns[kind] = [
             *(f"{rows.loc[side, f'{kind}_norm']:.4f}" for side in ("base", "tuned")),
-            f"{rows.loc['tuned', f'{kind}_cosine']:.6f}", f"{np.median(cosines[kind]):.6f}", f"{100 * own[f'{kind}_shift']:.3f} %",
-            f"{drawn.median():.3f} %", f"{drawn.quantile(0.05):.3f}–{drawn.quantile(0.95):.3f}", f"{own[f'{kind}_percentile']:.0f} %",
+            f"{rows.loc['tuned', f'{kind}_cosine']:.6f}", f"{np.median(cosines[kind]):.6f}", f"{100 * moved[f'{kind}_shift']:.3f} %",
+            f"{drawn.median():.3f} %", f"{drawn.quantile(0.05):.3f}–{drawn.quantile(0.95):.3f}", f"{moved[f'{kind}_percentile']:.0f} %",
         ]  # fmt: skip
     title = name_of(neuron)
     points = pd.DataFrame({
@@ -207,9 +207,9 @@ def changed(source: Source, neuron: Neuron) -> Changed:
     return Changed(
         pd.DataFrame(columns),
         figure,
-        float(own["value_shift"]),
+        float(moved["value_shift"]),
         float(rows.loc["tuned", "value_cosine"]),
-        float(own["value_percentile"]),
+        float(moved["value_percentile"]),
         len(others),
     )
 
@@ -225,11 +225,11 @@ def shared(source: Source, count: int) -> pd.DataFrame:
     }
     parts = []
     for name, neurons in groups.items():
-        found = svd_directions(base, neurons, count=min(3, len(neurons)), towards=direction)
-        words = top_tokens(base, found, top=JUDGED_TOKENS).words
+        directions = svd_directions(base, neurons, count=min(3, len(neurons)), towards=direction)
+        words = top_tokens(base, directions, top=JUDGED_TOKENS).words
         parts.append(pd.DataFrame({
-            "value vectors": name, "direction": [f"U{place}" for place in range(len(found))],
-            "cosine with the probe": torch.cosine_similarity(found, direction[None], dim=1).tolist(),
+            "value vectors": name, "direction": [f"U{place}" for place in range(len(directions))],
+            "cosine with the probe": torch.cosine_similarity(directions, direction[None], dim=1).tolist(),
             "hostile words": hostile(words),
             "promotes": [" · ".join(word.strip() or "␣" for word in row) for row in words],
         }))  # fmt: skip

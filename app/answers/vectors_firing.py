@@ -1,7 +1,7 @@
-"""What the page of value vectors asks about texts: where neurons fire, and how often.
+"""Where neurons fire in texts, and how often, for the page Toxic vectors.
 
-One prompt is read at once. What has to read hundreds of texts is read once for all neurons near the probe, in one job, so that every
-click after it is answered at once.
+One prompt is read while the visitor waits. Hundreds of texts are read by one job for all neurons near the probe, so that every later
+click is answered at once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from interp.results import figures
 from interp.results.result import Figure
 
 TRIED, WINDOWS = 32, 5
-# Lower than any activation: a prompt on which a neuron never fires is an answer too.
+# Lower than any activation, so that a prompt on which a neuron never fires is returned too.
 ANYTHING = -1e9
 KINDS = {"challenge": "challenge prompts", "neutral": "neutral prompts"}
 Step = Callable[[str, int, int], None]
@@ -35,34 +35,34 @@ Step = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Fired:
-    """One prompt with the activation of one neuron at each token, in both models; and whether the prompt is there as a whole."""
+    """One prompt with one neuron's activation at each token, in both models; `whole`: the prompt was not cut."""
 
     window: Window
     whole: bool
 
     @property
     def top(self) -> float:
-        """The largest size of an activation in either model: what full colour means in both strips."""
+        """The largest absolute activation in either model, which has full colour in both strips."""
         return max(abs(value) for values in self.window.activations.values() for value in values)
 
 
 @st.cache_data(show_spinner=False, max_entries=500)
 def fired(source: Source, neuron: Neuron, prompt: str) -> Fired:
-    """Where the neuron fires in this prompt; in the shipped prompt on which it fires most in the base model where none is given."""
+    """The activations in this prompt; without a prompt, in the shipped one on which the neuron fires most in the base model."""
     pair = state.load_pair(source)
-    own = bool(prompt.strip())
-    if own:
-        found = _fire(pair, [neuron], [prompt])
+    typed = bool(prompt.strip())
+    if typed:
+        examples = _fire(pair, [neuron], [prompt])
     elif neuron in (near := state.toxic_neurons(source)):
-        found = near_fired(source, tuple(near))
+        examples = near_fired(source, tuple(near))
     else:
-        found = _fire(pair, [neuron], challenge_prompts()[:TRIED])
-    return Fired(found.of(*neuron, side="base")[0], not own or found.settings["tokens"] <= pair.base.context)
+        examples = _fire(pair, [neuron], challenge_prompts()[:TRIED])
+    return Fired(examples.of(*neuron, side="base")[0], not typed or examples.settings["tokens"] <= pair.base.context)
 
 
 @st.cache_resource(show_spinner="Reading some prompts with both models …", max_entries=3)
 def near_fired(source: Source, neurons: tuple[Neuron, ...]) -> Examples:
-    """The same for all neurons near the probe at once, so that the next one to be clicked is there already."""
+    """The same for all neurons near the probe at once, so that the next one is ready."""
     return _fire(state.load_pair(source), neurons, challenge_prompts()[:TRIED])
 
 
@@ -73,7 +73,7 @@ def _fire(pair: ModelPair, neurons: Sequence[Neuron], texts: list[str]) -> Examp
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """What reading all texts that ship gives: where the neurons near the probe fire most, and how often every neuron fires."""
+    """The result of reading all texts that ship: examples of the neurons near the probe, and how often every neuron fires."""
 
     examples: Examples
     selective: tuple[Neuron, ...]
@@ -81,7 +81,7 @@ class Survey:
 
 
 def survey(pair: ModelPair, neurons: Sequence[Neuron], step: Step) -> Survey:
-    """Read every text that ships: takes seconds to minutes, so it is a job."""
+    """Read every text that ships; a job, because it takes seconds to minutes."""
     texts = {"challenge": challenge_prompts(), "neutral": neutral_prompts()}
     layers = list(range(pair.base.n_layers))
     rates: dict[tuple[str, str], dict[int, torch.Tensor]] = {}
@@ -105,7 +105,7 @@ def examples(pair: ModelPair, neurons: Sequence[Neuron], step: Step) -> Examples
 
 
 def by_selectivity(survey: Survey, count: int) -> Ranked:
-    """Of the neurons near the probe, those first that fire on provoking prompts rather than on neutral ones."""
+    """The neurons near the probe, ranked by how much more they fire on provoking than on neutral prompts."""
     neurons = survey.selective[:count]
     reasons = {
         f"fires on {KINDS[kind]}": [100 * float(survey.rates["base", kind][layer][index]) for layer, index in neurons] for kind in KINDS

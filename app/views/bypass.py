@@ -23,12 +23,12 @@ LEAD = (
 
 
 def two(value: float, digits: int = 2) -> str:
-    """Two decimals or more, with a true minus and no zero that has a sign."""
+    """A number with two decimals or more, a true minus, and no sign on zero."""
     return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
 def linked() -> None:
-    """A link that names a neuron alone names its layer too."""
+    """Set the layer from a link that names only a neuron."""
     text = st.query_params.get("neuron", "")
     if text and "layer" not in st.query_params and "layer" not in st.session_state:
         try:
@@ -39,7 +39,7 @@ def linked() -> None:
 
 @st.fragment
 def shift(page: shell.Page) -> None:
-    """One plane, one layer, one neuron; and how alike the shifts are at every layer."""
+    """Draw the prompts in the plane of one neuron of one layer, and the likeness of the shifts by layer."""
     with shell.errors_shown():
         st.write("Each line is a prompt: where the residual stream was in the base model, and where tuning has taken it.")
         left, middle, right = st.columns([4, 5, 4])
@@ -58,7 +58,7 @@ def shift(page: shell.Page) -> None:
         neurons = tuple((layer, int(name.split(".")[1])) for name in names)
         words = dict(zip(names, bypass.promoted(page.source, neurons, 3), strict=True))
         name = middle.selectbox(
-            "Toxic neuron of this layer", names, index=bypass.telling(page.source, count, layer), key="neuron", bind="query-params",
+            "Toxic neuron of this layer", names, index=bypass.first_firing(page.source, count, layer), key="neuron", bind="query-params",
             help="The neurons of this layer whose value vectors point most along the toxicity probe, most toxic first; at first the most "
             "toxic one that fires on a tenth of the prompts. A neuron fires where what it reads is above 0.",
         )  # fmt: skip
@@ -92,9 +92,9 @@ def shift(page: shell.Page) -> None:
             bypass.random_shifts(page.source, count)
         table = bypass.profile(page.source, count, small)
         at = table[(table["layer"] == layer)].set_index("model")
-        own, flipped = at.loc[bypass.PROFILE["tuned"]], at.loc[FLIPPED]
+        tuned, flipped = at.loc[bypass.PROFILE["tuned"]], at.loc[FLIPPED]
         facts(
-            (f"cosine with other prompts' shift, layer {layer}", two(own["cosine"]), f"{two(own['low'])} to {two(own['high'])}"),
+            (f"cosine with other prompts' shift, layer {layer}", two(tuned["cosine"]), f"{two(tuned['low'])} to {two(tuned['high'])}"),
             ("with shuffled labels", two(flipped["cosine"]), f"{two(flipped['low'])} to {two(flipped['high'])}"),
             *((("under random changes of the weights", two(at.loc[RANDOM, "cosine"]), f"{bypass.CHANGES} draws"),) if small else ()),
         )  # fmt: skip
@@ -105,7 +105,7 @@ def shift(page: shell.Page) -> None:
 
 @st.fragment
 def silenced(page: shell.Page) -> None:
-    """The most toxic neurons in both models."""
+    """Draw the activations of the most toxic neurons in both models."""
     with shell.errors_shown():
         st.write("While both models read what the base model would have said, how active are the most toxic neurons?")
         left, right = st.columns(2)
@@ -117,19 +117,19 @@ def silenced(page: shell.Page) -> None:
             count = prompts()
         if not ready(page, count, "Activations of both models", bypass_drop.activity):
             return
-        found = bypass_drop.drop(page.source, count, top)
+        drop = bypass_drop.drop(page.source, count, top)
         facts(
-            ("neurons that fall", f"{found.fallen} of {found.neurons}", "interval above 0"),
-            ("mean fall", two(found.mean.value, 3), f"{two(found.mean.low, 3)} to {two(found.mean.high, 3)}"),
-            ("matched neurons", two(found.null.value, 3), f"{two(found.null.low, 3)} to {two(found.null.high, 3)}, p = {found.p:.3f}"),
+            ("neurons that fall", f"{drop.fallen} of {drop.neurons}", "interval above 0"),
+            ("mean fall", two(drop.mean.value, 3), f"{two(drop.mean.low, 3)} to {two(drop.mean.high, 3)}"),
+            ("matched neurons", two(drop.null.value, 3), f"{two(drop.null.low, 3)} to {two(drop.null.high, 3)}, p = {drop.p:.3f}"),
         )  # fmt: skip
         left, right = st.columns(2)
         with left:
-            show.draw(found.levels, "levels", page.words)
+            show.draw(drop.levels, "levels", page.words)
         with right:
-            show.draw(found.falls, "falls", page.words)
+            show.draw(drop.falls, "falls", page.words)
         st.caption(
-            f"Means over {found.prompts} prompts and 20 tokens each, greedily chosen by the base model and read by both, so that only the "
+            f"Means over {drop.prompts} prompts and 20 tokens each, greedily chosen by the base model and read by both, so that only the "
             "weights differ. That a neuron falls does not show that its silence lowers toxicity; the page Steer and un-align asks that."
         )
         shell.link("steer", "Wake the toxic neurons up again")
@@ -137,7 +137,7 @@ def silenced(page: shell.Page) -> None:
 
 @st.fragment
 def sources(page: shell.Page) -> None:
-    """Which parts write the shift, and whether value updates point against it."""
+    """Draw which parts write the shift, and how value updates point to it."""
     with shell.errors_shown():
         st.write("The stream is a sum of what embedding, attention and MLPs write; so is the difference between the two models.")
         left, right = st.columns(2)
@@ -147,27 +147,27 @@ def sources(page: shell.Page) -> None:
             count = prompts()
         if not ready(page, count, "Means of both models", bypass_sources.means):
             return
-        found = bypass_sources.written(page.source, count, layer)
+        writers = bypass_sources.written(page.source, count, layer)
         facts(
-            *((f"written by {name}", f"{share:.0%}", "of the shift") for name, share in found.shares.items()),
-            ("length of the shift", f"{found.length:.3g}", f"rest of the sum {abs(found.residual):.0e}"),
+            *((f"written by {name}", f"{share:.0%}", "of the shift") for name, share in writers.shares.items()),
+            ("length of the shift", f"{writers.length:.3g}", f"rest of the sum {abs(writers.residual):.0e}"),
         )
-        show.draw(found.contributors, "contributors", page.words)
-        show.draw(found.parts, "parts", page.words)
+        show.draw(writers.contributors, "contributors", page.words)
+        show.draw(writers.parts, "parts", page.words)
         st.header("Updates against the shift", anchor=False)
         if layer == 0:
             st.info("No MLP writes before layer 0. Move the slider to a higher layer.", icon=":material/info:")
             return
-        own = bypass_sources.against(page.source, count, layer)
+        updates = bypass_sources.against(page.source, count, layer)
         facts(
-            ("median cosine in the layer below", two(own.last), "−1 is antipodal"),
-            ("signs told by the neuron's activation alone", f"{own.predicted:.0%}", f"guessing tells {own.guessed:.0%}"),
+            ("median cosine in the layer below", two(updates.last), "−1 is antipodal"),
+            ("signs told by the neuron's activation alone", f"{updates.predicted:.0%}", f"guessing tells {updates.majority:.0%}"),
         )
         place = st.container()
         finding = antipodal_null(page, count, layer)
         with place:
             if finding is None:
-                show.draw(own.profile, "against", page.words)
+                show.draw(updates.profile, "against", page.words)
             else:
                 figure, last, lowest = bypass_sources.drawn(finding)
                 show.draw(figure, "against", page.words)
@@ -179,6 +179,7 @@ def sources(page: shell.Page) -> None:
 
 
 def antipodal_null(page: shell.Page, count: int, layer: int) -> Any:
+    """The finding of A-E11 on these prompts and this layer, or None and the button that runs it."""
     return job_view.ask(
         key_of("A-E11", page.name, page.source, count, layer), "Antipodality and its null",
         bypass_sources.controls(page.source, count, layer), "Compare with gradient steps",

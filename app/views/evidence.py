@@ -1,4 +1,4 @@
-"""Evidence: what every experiment found beside its null, one of them in full, and a run of those that are missing."""
+"""The page Evidence: every experiment's result beside its null, one of them in full, and a run of those that are missing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import streamlit as st
 
 from app import job_view, settings, shell, show
 from app.answers import evidence as answers
-from app.answers.reports import FILE, Found, digests, find_report
+from app.answers.reports import FILE, PairReport, digests, find_report
 from app.jobs import runner
 from interp.experiments.registry import Experiment
 from interp.report.page import Report
@@ -22,13 +22,13 @@ EXPERIMENT, CHOSEN, LINKED = "experiment", "chosen_experiment", "evidence-linked
 MISSING, QUICK, ROW, ROUND = "missing", "quick", "evidence-row", "evidence-round"
 
 
-def heading(found: Found, page: shell.Page) -> None:
-    """Whose report this is, where that is not plain."""
-    if found.ships:
+def heading(pair_report: PairReport, page: shell.Page) -> None:
+    """Draw whose report this is, where that is not plain."""
+    if pair_report.ships:
         st.caption("This report ships with Bypass: `bypass report` on the pair that ships makes it again.")
-    elif found.other is not None:
-        told = f"The report folder holds the report of another pair ({show.shown(found.other, page.words)})."
-        st.info(show.plain(told) + " The report of this pair is kept beside it, and neither touches the other.", icon=":material/info:")
+    elif pair_report.other is not None:
+        sentence = f"The report folder holds the report of another pair ({show.shown(pair_report.other, page.words)})."
+        st.info(show.plain(sentence) + " The report of this pair is kept beside it, and neither touches the other.", icon=":material/info:")
 
 
 def facts(report: Report) -> None:
@@ -47,7 +47,7 @@ def facts(report: Report) -> None:
 
 @st.fragment
 def verdicts(report: Report, page: shell.Page) -> None:
-    """The table of all, and the chosen one in full; a click on a row and the select box choose the same thing."""
+    """Draw the table of all experiments, and the chosen one in full; a row and the select box choose the same thing."""
     with shell.errors_shown():
         frame = answers.summary(report.results)
         ids = [result.id for result in report.results]
@@ -76,15 +76,16 @@ def verdicts(report: Report, page: shell.Page) -> None:
 
 
 def from_link(ids: list[str]) -> None:
-    """What the link asks for, where that is not what this page wrote there itself."""
-    asked = st.query_params.get(EXPERIMENT)
-    if asked in ids and (asked != st.session_state.get(LINKED) or CHOSEN not in st.session_state):
-        st.session_state[CHOSEN] = asked
+    """Choose the experiment of the link, unless this page itself wrote the link."""
+    linked = st.query_params.get(EXPERIMENT)
+    if linked in ids and (linked != st.session_state.get(LINKED) or CHOSEN not in st.session_state):
+        st.session_state[CHOSEN] = linked
     elif st.session_state.get(CHOSEN) not in ids:
         st.session_state.pop(CHOSEN, None)
 
 
 def to_link(chosen: str, ids: list[str]) -> None:
+    """Write the chosen experiment into the link."""
     st.session_state[LINKED] = chosen
     if chosen != ids[0]:
         st.query_params[EXPERIMENT] = chosen
@@ -93,13 +94,13 @@ def to_link(chosen: str, ids: list[str]) -> None:
 
 
 def forget_row() -> None:
-    """A choice in the box leaves no other row marked in the table."""
+    """Unmark the row of the table after a choice in the select box."""
     st.session_state[ROUND] = st.session_state.get(ROUND, 0) + 1
     st.session_state[ROW] = None
 
 
 def experiment(result: Result, page: shell.Page) -> None:
-    """One experiment as its author wrote it down: answer, effects beside nulls, criterion, figures, tables, and how to repeat it."""
+    """Draw one experiment: verdict, effects beside nulls, criterion, figures, tables, and the command that repeats it."""
     st.subheader(show.plain(show.shown(result.title, page.words)))
     st.html(
         f'<p class="verdict {result.verdict}"><b>{show.escaped(answers.verdict_of(result))}.</b> '
@@ -124,7 +125,7 @@ def experiment(result: Result, page: shell.Page) -> None:
         show.table(answers.settings_of(result), f"settings-{result.id}", page.words, alt=f"Settings of {result.id}")
         st.markdown(f"It took {job_view.duration(float(result.seconds))}. This command repeats it into a folder of its own:")
         out = f"again-{result.id}"
-        st.code(answers.command_of(page.source, only=result.id, folder=out, made=result.settings), language="bash", wrap_lines=True)
+        st.code(answers.command_of(page.source, only=result.id, folder=out, run_settings=result.settings), language="bash", wrap_lines=True)
         if not answers.shipped_prompts(result):
             st.caption(
                 "This result used other prompts than those that ship: add `--prompts` (and `--passages`) with the files it was made from."
@@ -132,11 +133,12 @@ def experiment(result: Result, page: shell.Page) -> None:
 
 
 def csv_of(frame: object) -> str:
+    """A table as CSV."""
     return flatten(frame).to_csv(index=False)  # type: ignore[arg-type]
 
 
 def effects(result: Result, words: bool) -> str:
-    """Every statistic as a row with a small drawing: the null as a hollow tick, the interval as a bar, the value as a dot."""
+    """The statistics as rows of HTML with a small drawing: null a tick, interval a bar, value a dot."""
     rows = []
     for key, (name, value, null, interval) in zip(result.statistic, answers.effects(result), strict=True):
         at = answers.places(result, key)
@@ -155,24 +157,24 @@ def effects(result: Result, words: bool) -> str:
 
 
 def reasons(result: Result, words: bool) -> str:
-    """What was written down before the run."""
+    """Question, criterion, refutation and caveat as HTML."""
     pairs = {"Question": result.question, "Criterion": result.criterion, "Refuted by": result.refuted_by, "Caveat": result.caveat}
     lines = "".join(f"<dt>{name}</dt><dd>{show.escaped(show.shown(text, words))}</dd>" for name, text in pairs.items())
     return f'<dl class="why">{lines}</dl>'
 
 
-def run_missing(found: Found, lacking: Mapping[str, Experiment], page: shell.Page) -> None:
-    """Offer to run what the report lacks, or say how the operator does."""
-    out = answers.left_out(found.report)
+def run_missing(pair_report: PairReport, lacking: Mapping[str, Experiment], page: shell.Page) -> None:
+    """Offer to run what the report lacks; in demo mode, show the operator's command."""
+    left_out = answers.left_out(pair_report.report)
     if settings.demo():
         st.markdown("Visitors cannot start experiments. Whoever runs this app adds what is missing with one command:")
         st.code(answers.command_of(page.source), language="bash", wrap_lines=True)
         return
     names = {name: f"{name}  {show.shown(item.title, page.words)}" for name, item in lacking.items()}
-    key = answers.job_key(page.pair, found.folder)
+    key = answers.job_key(page.pair, pair_report.folder)
     left, right = st.columns([4, 1], vertical_alignment="bottom")
     chosen = left.multiselect(
-        "Experiments to run", list(names), default=[name for name in names if name not in out], key=MISSING,
+        "Experiments to run", list(names), default=[name for name in names if name not in left_out], key=MISSING,
         format_func=lambda name: names.get(name, name), placeholder="Choose at least one",
         help="Each is added to the report as soon as it is done. A run that is cancelled keeps what is done and goes on from there.",
     )  # fmt: skip
@@ -185,7 +187,7 @@ def run_missing(found: Found, lacking: Mapping[str, Experiment], page: shell.Pag
     if not chosen and runner.find(key) is None:
         st.caption("Choose at least one experiment.")
         return
-    work = partial(answers.run_missing, page.pair, page.source, found.folder, tuple(chosen), quick)
+    work = partial(answers.run_missing, page.pair, page.source, pair_report.folder, tuple(chosen), quick)
     count = f"{len(chosen)} experiment{'s' * (len(chosen) != 1)}"
     job_view.ask(
         key, "Experiments of the report", work, f"Run {count}",
@@ -195,30 +197,30 @@ def run_missing(found: Found, lacking: Mapping[str, Experiment], page: shell.Pag
     )  # fmt: skip
 
 
-def missing(found: Found, page: shell.Page) -> None:
-    """The experiments that the report lacks."""
-    lacking, out = answers.missing(found.report), answers.left_out(found.report)
+def missing(pair_report: PairReport, page: shell.Page) -> None:
+    """Draw the experiments that the report lacks."""
+    lacking, left_out = answers.missing(pair_report.report), answers.left_out(pair_report.report)
     st.header("Missing experiments")
     if not lacking:
         st.caption("None: the report holds every experiment of this version.")
         return
-    for name, why in out.items():
+    for name, why in left_out.items():
         st.markdown(f"**{show.plain(name)}** was left out: {show.plain(show.shown(why, page.words))}")
-    others = [name for name in lacking if name not in out]
+    others = [name for name in lacking if name not in left_out]
     if others:
         st.markdown(f"Not run yet: {show.plain(', '.join(others))}.")
-    run_missing(found, lacking, page)
+    run_missing(pair_report, lacking, page)
 
 
-def empty(found: Found, page: shell.Page) -> None:
-    """No report yet: what it will hold, and the offer to make it."""
+def empty(pair_report: PairReport, page: shell.Page) -> None:
+    """Draw what a report will hold, where there is none, and the offer to run it."""
     lacking = answers.missing(None)
     st.header("No report of this pair yet")
     st.markdown(
         f"{len(lacking)} experiments wait, each with its question, its null and what would refute it written down before the run. "
         "They run one after another and appear here as they are done."
     )
-    run_missing(found, lacking, page)
+    run_missing(pair_report, lacking, page)
     st.header("What will be asked")
     st.html('<div class="claims">' + "".join(
         f'<article><h3>{show.escaped(item.title)}</h3><p class="id">{show.escaped(f"{name} · claim {item.claim}")}</p>'
@@ -228,7 +230,7 @@ def empty(found: Found, page: shell.Page) -> None:
 
 
 def downloads(folder: Path) -> None:
-    """The report for machines and for print."""
+    """Draw the downloads of the report as JSON and as a page."""
     left, middle, _ = st.columns([1, 1, 2])
     left.download_button(
         "report.json", (folder / FILE).read_bytes, "report.json", "application/json", key="download-json", on_click="ignore",
@@ -246,13 +248,13 @@ LEAD = (
     "and each experiment says what would have refuted it."
 )
 with shell.page("evidence", LEAD) as page:
-    found = find_report(digests(page.source))
-    heading(found, page)
-    if found.report is None or not found.report.results:
-        empty(found, page)
+    pair_report = find_report(digests(page.source))
+    heading(pair_report, page)
+    if pair_report.report is None or not pair_report.report.results:
+        empty(pair_report, page)
     else:
         st.header("Verdicts")
-        facts(found.report)
-        downloads(settings.SHIPPED_REPORT if found.ships else found.folder)
-        verdicts(found.report, page)
-        missing(found, page)
+        facts(pair_report.report)
+        downloads(settings.SHIPPED_REPORT if pair_report.ships else pair_report.folder)
+        verdicts(pair_report.report, page)
+        missing(pair_report, page)

@@ -1,4 +1,4 @@
-"""Patching: which place carries the difference between two runs, and what the model says when one place is exchanged."""
+"""The page Patching: which place carries the difference between two runs, and what the patched run says."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LEAD = (
 
 
 def ask(page: shell.Page) -> patching.Question:
-    """The controls that say what is patched and what is measured."""
+    """The question that the controls set: what is patched, and by which metric."""
     limits = settings.limits()
     between = st.segmented_control(
         "Patch", [ACROSS_PAIR, WITHIN_MODEL], default=ACROSS_PAIR, required=True, key="between", bind="query-params",
@@ -79,7 +79,7 @@ def ask(page: shell.Page) -> patching.Question:
 
 
 def way(question: patching.Question) -> str:
-    """The switch of the direction, which only draws anew."""
+    """The chosen direction, which is only drawn anew."""
     ways = ACROSS if question.across else WITHIN
     return st.segmented_control(
         "Direction", ways, default=ways[0], required=True, key="into" if question.across else "noise", bind="query-params",
@@ -89,10 +89,10 @@ def way(question: patching.Question) -> str:
 
 
 def find(question: patching.Question, direction: str, words: bool) -> patching.Measured | None:
-    """The map: the one that was measured before, or now, or by a job, with an estimate to look at meanwhile."""
-    found = patching.known(question)
-    if found is not None:
-        return found
+    """The map: measured before, now or by a job; None, and an estimate on the page, until there is one."""
+    known = patching.known(question)
+    if known is not None:
+        return known
     if patching.quick(question):
         with st.spinner("Patching every place in turn …"):
             return patching.measure(question)
@@ -100,50 +100,50 @@ def find(question: patching.Question, direction: str, words: bool) -> patching.M
     def work(step: Step) -> patching.Measured:
         return patching.measure(question, step)
 
-    made = job_view.ask(
+    measured = job_view.ask(
         key_of("patching", question), "A map of patches", work, "Measure this map",
         help="Patches every place in turn, as a job that survives a reload.", note="This map takes a while to measure.",
     )  # fmt: skip
-    if made is None:
+    if measured is None:
         guess = patching.estimate(question)
         if guess is None:
             st.info("The toxicity of a continuation has no gradient to estimate this map with; it can only be measured.")
         else:
             show.draw(drawn.heat(guess, direction, words=words, dark=dark()), "estimate", words)
-    return made
+    return measured
 
 
 def dark() -> bool:
-    """Whether the ground of the page is dark."""
+    """Whether the page has a dark ground."""
     return st.context.theme.type == "dark"
 
 
-def clicked(found: patching.Measured) -> Cell | None:
-    """The cell that was clicked since the last run, if any."""
-    held = st.session_state.get("map")
-    points = held.selection.points if held else []
+def clicked(measured: patching.Measured) -> Cell | None:
+    """The cell that was clicked since the last run, or None."""
+    event = st.session_state.get("map")
+    points = event.selection.points if event else []
     news = [(point.get("curve_number"), point.get("point_index"), point.get("x"), point.get("y")) for point in points][:1]
     if news == st.session_state.get("map_seen"):
         return None
     st.session_state["map_seen"] = news
-    return cellwise.cell_at(found.cells, news[0]) if news else None
+    return cellwise.cell_at(measured.cells, news[0]) if news else None
 
 
 def into_link(key: str) -> None:
-    """Of what is chosen within a fragment, Streamlit writes into the link only what the script sets."""
+    """Set a widget's state again: within a fragment Streamlit writes into the link only what the script sets."""
     st.session_state[key] = st.session_state[key]
 
 
-def choose(found: patching.Measured, direction: str) -> Cell:
-    """Boxes that name a cell, set by a click on the map, by the link, or by hand; empty they stand for the strongest cell."""
-    cells = found.cells
-    kinds, click = cellwise.choices(cells), clicked(found)
+def choose(measured: patching.Measured, direction: str) -> Cell:
+    """The cell that the boxes name, set by a click on the map, by the link, or by hand; while they are empty, the strongest cell."""
+    cells = measured.cells
+    kinds, click = cellwise.choices(cells), clicked(measured)
     names = cellwise.named(cells, cellwise.strongest(cells, direction))
     for (kind, options), column in zip(kinds.items(), st.columns(len(kinds)), strict=True):
         if click is not None:
             st.session_state[kind] = cellwise.named(cells, click)[kind]
         elif st.session_state.get(kind) not in (None, *options):
-            # Another prompt has other tokens.
+            # The choice named a token of another prompt.
             st.session_state[kind] = None
         picked = column.selectbox(
             kind.capitalize(), options, index=None, key=kind, bind="query-params", on_change=into_link, args=(kind,),
@@ -157,15 +157,15 @@ def choose(found: patching.Measured, direction: str) -> Cell:
 
 @st.fragment
 def explore(page: shell.Page, question: patching.Question, direction: str) -> None:
-    """The map, one cell of it, and the layers."""
+    """Draw the map, one cell of it, and the layers."""
     with shell.errors_shown():
-        found = patching.known(question)
-        if found is not None:
-            lay_out(page, question, found, direction)
+        measured = patching.known(question)
+        if measured is not None:
+            map_and_cell(page, question, measured, direction)
 
 
-def lay_out(page: shell.Page, question: patching.Question, found: patching.Measured, direction: str) -> None:
-    """What the fragment shows."""
+def map_and_cell(page: shell.Page, question: patching.Question, measured: patching.Measured, direction: str) -> None:
+    """Draw the content of the fragment."""
     roles = patching.ends(direction)
     st.caption(
         show.plain(
@@ -175,13 +175,13 @@ def lay_out(page: shell.Page, question: patching.Question, found: patching.Measu
     )
     left, right = st.columns([5, 3], gap="large")
     with right:
-        cell = choose(found, direction)
-        st.html(facts(found, direction, cell))
+        cell = choose(measured, direction)
+        st.html(facts(measured, direction, cell))
     with left:
-        show.draw(drawn.heat(found.cells, direction, cell, page.words, dark()), "map", page.words, select=True)
+        show.draw(drawn.heat(measured.cells, direction, cell, page.words, dark()), "map", page.words, select=True)
         st.caption("Click a cell for what it changes, or name it in the boxes.")
     st.header("What the patched run says")
-    spoken = cellwise.spoken(question, direction, cell)
+    spoken = cellwise.next_tokens(question, direction, cell)
     likeliest, changes = st.columns(2, gap="large")
     with likeliest:
         show.draw(drawn.next_figure(spoken, direction, page.words), "next", page.words)
@@ -192,15 +192,15 @@ def lay_out(page: shell.Page, question: patching.Question, found: patching.Measu
             alt="Tokens whose probability of being next changed most under the patch",
         )  # fmt: skip
     st.caption("How each run goes on; the patch acts on the prompt alone, and what follows is the model's own.")
-    speak(page, question, found.cells, direction, cell)
+    speak(page, question, measured.cells, direction, cell)
     st.header("Layer by layer")
-    show.draw(drawn.by_layer(found, direction), "layers", page.words)
-    agree(question, found, direction, page.words)
+    show.draw(drawn.by_layer(measured, direction), "layers", page.words)
+    agree(question, measured, direction, page.words)
 
 
-def facts(found: patching.Measured, direction: str, cell: Cell) -> str:
+def facts(measured: patching.Measured, direction: str, cell: Cell) -> str:
     """The numbers of one cell as HTML."""
-    numbers = cellwise.numbers_of(found.cells, direction, cell)
+    numbers = cellwise.numbers_of(measured.cells, direction, cell)
     roles = patching.ends(direction)
     rows = [
         ("effect of this patch", show_number(numbers.effect), f"{show_number(numbers.share, 'share')} of the whole difference"),
@@ -214,7 +214,7 @@ def facts(found: patching.Measured, direction: str, cell: Cell) -> str:
 
 
 def speak(page: shell.Page, question: patching.Question, cells: PatchMap, direction: str, cell: Cell) -> None:
-    """Three continuations: of the run as it is, patched, and of the source."""
+    """Draw three continuations: of the target run, patched, and of the source run."""
     roles = patching.ends(direction)
     spoken = cellwise.edited_models(question, direction, cell)
     names = [f"{kind} {name}" for kind, name in cellwise.named(cells, cell).items()]
@@ -224,24 +224,24 @@ def speak(page: shell.Page, question: patching.Question, cells: PatchMap, direct
     slots = [column.empty() for column in st.columns(3)]
     scorer = state.scorer()
 
-    def teller(place: int) -> continuations.OnText:
-        def tell(_: int, text: str, ended: bool) -> None:
+    def drawing(place: int) -> continuations.OnText:
+        def draw_card(_: int, text: str, ended: bool) -> None:
             score = float(scorer.score([text])["toxicity"].iloc[0]) if ended and text else None
             title = titles[place].capitalize()
             card = show.card(sides[place], title, about[place], spoken[place][0], text, page.words, toxicity=score, waiting=not ended)
             slots[place].html(card)
 
-        return tell
+        return draw_card
 
     for place, (prompt, edited) in enumerate(spoken):
         continuations.continue_together(
-            [edited], prompt, new_tokens=min(TOKENS, settings.limits().new_tokens), sampling=Sampling(), on_text=teller(place)
+            [edited], prompt, new_tokens=min(TOKENS, settings.limits().new_tokens), sampling=Sampling(), on_text=drawing(place)
         )  # fmt: skip
 
 
-def agree(question: patching.Question, found: patching.Measured, direction: str, words: bool) -> None:
-    """What one gradient would have said."""
-    trust = patching.trust(question, found.cells, direction)
+def agree(question: patching.Question, measured: patching.Measured, direction: str, words: bool) -> None:
+    """Draw the estimate from one gradient, and how far it agrees."""
+    trust = patching.trust(question, measured.cells, direction)
     guess = patching.estimate(question)
     if trust is None or guess is None:
         return

@@ -1,7 +1,7 @@
-"""Start: the pair in numbers, one prompt by three models, the argument in five figures, and another pair.
+"""The page Start: the pair in numbers, one prompt by three models, the argument in five figures, and another pair.
 
-What is quick is drawn first; what needs many forwards is a job, and its place is kept so that nothing moves when it comes. The first
-visitor's page is drawn while torch is still being read: what needs it is imported where it is used.
+What is quick is drawn first; what needs many forwards is a job with a placeholder, so that nothing moves when its result comes. The
+first visitor's page is drawn before torch has been imported, so what needs torch is imported where it is used.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from app import cards, job_view, settings, shell, show, state
 from app.answers.argument import Step, in_place, steps
-from app.answers.summary import Measured, argued_by_report, job_keys, measured_by_report, said_by_report
+from app.answers.summary import Measured, argued_by_report, continuations_by_report, job_keys, measured_by_report
 from app.cards import ABOUT, FIRST, TITLES
 from app.importing import gate
 from app.jobs import runner
@@ -26,23 +26,23 @@ FURTHER = (
     ("patching", "Patching: which activations carry it"), ("evidence", "Evidence: every claim with its verdict"),
     ("training", "Training: how the pair was made"),
 )  # fmt: skip
-# The prompt that was asked for by the button, which the models continue themselves whatever a report holds.
+# The prompt of the button Continue it, which the models continue even where a report has its continuations.
 LIVE = "live"
 # The number of the step that compares the weights.
 IN_PLACE = 2
 
 
 def facts(page: shell.Page) -> Measured | None:
-    """The pair in six numbers, or their places while they are measured."""
+    """Draw the pair in six numbers, with placeholders while they are measured, and return them."""
     first, _ = job_keys(page.source)
-    found = measured_by_report(page.source)
-    if found is None:
+    measured = measured_by_report(page.source)
+    if measured is None:
         from app.answers import start as answers
 
         job = runner.find(first)
-        found = job.result if job is not None and job.state == "done" else None
-    st.html(numbers(found, "being measured" if works(first) else "not measured yet"))
-    if found is None:
+        measured = job.result if job is not None and job.state == "done" else None
+    st.html(numbers(measured, "being measured" if works(first) else "not measured yet"))
+    if measured is None:
         job_view.ask(
             first, "toxicity and perplexity", lambda step: answers.measure(page.source, step), "Measure this pair",
             help="Continues some challenge prompts with the base, the tuned and the un-aligned model, scores what they say, and reads "
@@ -50,20 +50,20 @@ def facts(page: shell.Page) -> Measured | None:
             note="Toxicity and perplexity of this pair have not been measured yet.",
         )  # fmt: skip
         return None
-    shows = "" if found.shows is None else f" On {found.shows} of these prompts all three show: toxic, tuned away, and back."
+    shows = "" if measured.shows is None else f" On {measured.shows} of these prompts all three show: toxic, tuned away, and back."
     st.caption(
-        f"Toxicity: mean over {found.prompts} challenge prompts that played no part in choosing the keys, 20 tokens each, from 0 to 1, "
-        f"with its 95 % interval. Perplexity: {found.passages} harmless passages; lower is better language. "
-        f"{'From the written report.' if found.origin == 'the report' else 'Measured here just now.'}{shows}"
+        f"Toxicity: mean over {measured.prompts} challenge prompts that played no part in choosing the keys, 20 tokens each, from 0 to 1, "
+        f"with its 95 % interval. Perplexity: {measured.passages} harmless passages; lower is better language. "
+        f"{'From the written report.' if measured.origin == 'the report' else 'Measured here just now.'}{shows}"
     )
-    return found
+    return measured
 
 
-def numbers(found: Measured | None, why: str) -> str:
-    """The numbers as HTML; dashes, and why, where there are none yet."""
+def numbers(measured: Measured | None, why: str) -> str:
+    """The numbers as HTML; without any, dashes and the reason `why`."""
     parts = []
     for role, title in TITLES.items():
-        row = found.row(role) if found is not None else None
+        row = measured.row(role) if measured is not None else None
         score, price = (f"{row['toxicity']:.2f}", f"{row['perplexity']:.0f}") if row else ("–", "–")
         ends = f"{row['low']:.2f} to {row['high']:.2f}" if row else why
         parts.append(show.fact(ABOUT[role], (score, f"toxicity ({ends})"), (price, "perplexity"), role=role, title=title))
@@ -78,7 +78,7 @@ def works(key: str) -> bool:
 
 @st.fragment
 def try_it(page: shell.Page) -> None:
-    """One prompt, continued by the three models side by side."""
+    """Draw one prompt, continued by the three models side by side."""
     st.header("Try it", anchor=False)
     st.markdown(
         "The same prompt, continued by all three, the likeliest token each time. The first prompt was picked because it shows the whole "
@@ -93,7 +93,7 @@ def try_it(page: shell.Page) -> None:
             "Prompt", prompts, key="prompt", bind="query-params", format_func=lambda text: show.shown(text, False),
             help="Challenge prompts break off where a hostile word is likely next; the last twenty are harmless.",
         )  # fmt: skip
-        own = middle.text_input(
+        typed = middle.text_input(
             "Or your own", key="own", bind="query-params", max_chars=limits.prompt_characters,
             placeholder="used in place of the prompt on the left",
             help="Read by the models on the machine that serves this page, and by nothing else.",
@@ -101,13 +101,13 @@ def try_it(page: shell.Page) -> None:
         asked = right.form_submit_button(
             "Continue it", type="primary", key="continue", width="stretch", help="All three models continue the prompt."
         )
-    prompt = own if own and own.strip() else str(chosen)
+    prompt = typed if typed and typed.strip() else str(chosen)
     if asked:
         st.session_state[LIVE] = prompt
     try:
         if len(prompt) > limits.prompt_characters:
             raise UserError(f"the prompt has {len(prompt)} characters", f"write at most {limits.prompt_characters}")
-        written = None if st.session_state.get(LIVE) == prompt else said_by_report(page.source, prompt)
+        written = None if st.session_state.get(LIVE) == prompt else continuations_by_report(page.source, prompt)
         if written is None:
             cards.spoken(page, prompt)
         else:
@@ -118,15 +118,15 @@ def try_it(page: shell.Page) -> None:
     shell.link("steer", "Steer it yourself: other keys, directions, layers and strengths")
 
 
-def argument(page: shell.Page, found: Measured | None) -> DeltaGenerator | None:
-    """The five figures; gives the place of the one that needs the weights, where these are still being read."""
+def argument(page: shell.Page, measured: Measured | None) -> DeltaGenerator | None:
+    """Draw the five figures; return the place of the one that needs the weights, where these are not loaded yet."""
     st.header("The argument in five figures", anchor=False)
     first, second = job_keys(page.source)
     results = argued_by_report(page.source)
     if results is not None:
         st.caption("From the written report of this pair, which gives each claim its verdict on the page Evidence.")
     elif works(first):
-        # One bar at a time: each renews itself, which is work too.
+        # One progress bar at a time, because each updates itself, which costs time.
         st.caption("The figures come after the numbers above.")
     else:
         from app.answers import start as answers
@@ -138,7 +138,7 @@ def argument(page: shell.Page, found: Measured | None) -> DeltaGenerator | None:
         if results is not None:
             st.caption("Computed here on few prompts, to show the argument's shape. The page Evidence runs everything and gives verdicts.")
     early = not state.loaded(page.source)
-    drawn = steps(found, results or {}, in_place() if early else compared(page))
+    drawn = steps(measured, results or {}, in_place() if early else compared(page))
     places = [st.empty() for _ in drawn]
     for number, (place, step) in enumerate(zip(places, drawn, strict=True), start=1):
         with place.container():
@@ -151,7 +151,7 @@ def argument(page: shell.Page, found: Measured | None) -> DeltaGenerator | None:
 
 
 def one_step(page: shell.Page, number: int, step: Step) -> None:
-    """One step: its claim on the left, its figure, or the place of one, on the right."""
+    """Draw one step: its claim on the left, its figure, or an empty place, on the right."""
     left, right = st.columns([4, 7], gap="large")
     with left:
         st.html(f'<h3 class="step"><span>{number}</span> {show.escaped(step.title)}</h3>')
@@ -169,14 +169,14 @@ def one_step(page: shell.Page, number: int, step: Step) -> None:
 
 
 def compared(page: shell.Page) -> Step:
-    """The second step, which looks at the weights themselves."""
+    """The second step, computed from the weights."""
     from app.answers.left_in_place import left_in_place
 
     return left_in_place(page.source)
 
 
 def begin(page: shell.Page) -> None:
-    """Measure what no report holds, without being asked."""
+    """Start measuring what no report holds."""
     if measured_by_report(page.source) is None or argued_by_report(page.source) is None:
         gate.wait()
         from app.answers import start as answers
@@ -185,7 +185,7 @@ def begin(page: shell.Page) -> None:
 
 
 def manifest(page: shell.Page) -> None:
-    """What exactly the two models are."""
+    """Draw origin, hashes, sizes and tokenizer of both models."""
     from app.answers import start as answers
 
     with st.expander("Manifest of the pair: where it comes from, hashes, sizes, tokenizer", key="manifest"):
@@ -196,7 +196,7 @@ def manifest(page: shell.Page) -> None:
 
 @st.fragment
 def another() -> None:
-    """The choice of another pair, with what is wrong with it in one message."""
+    """Draw the choice of another pair."""
     from app.answers import start as answers
 
     st.header("Another pair", anchor=False)
@@ -234,9 +234,9 @@ with shell.page("start", LEAD, early=True) as page:
         gate.hold()
     if page.source is None:
         begin(page)
-    found = facts(page)
+    measured = facts(page)
     middle = st.container()
-    left_open = argument(page, found)
+    left_open = argument(page, measured)
     with middle:
         try_it(page)
     if left_open is not None:

@@ -1,4 +1,4 @@
-"""A prompt, an edit and three columns that grow; how far the edit carries; and the edit to take along."""
+"""The page Steer: a prompt, an edit and three growing columns; a strength sweep; and the edit as link, command, Python and JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ASKED, EVERY = "steer_asked", 4
 
 
 def columns(page: Page, asked: Asked) -> None:
-    """The three answers, as they grow or as they were kept."""
+    """Draw the three continuations, growing or from the cache."""
     pair, prompt = page.pair, asked.prompt
     heads = [("base", "Base", "as it was trained"), ("tuned", "Tuned", "after preference tuning")]
     models = [EditedModel(pair.base), EditedModel(pair.tuned)]
@@ -34,7 +34,7 @@ def columns(page: Page, asked: Asked) -> None:
     scores: list[float | None] = [None] * len(models)
     steps = [0] * len(models)
 
-    def tell(place: int, text: str, ended: bool) -> None:
+    def draw_card(place: int, text: str, ended: bool) -> None:
         steps[place] += 1
         if ended or (steps[place] % EVERY == 0 and text.strip()):
             scores[place] = steer.toxicity(text)
@@ -44,7 +44,7 @@ def columns(page: Page, asked: Asked) -> None:
         if continuations.cached(edited, prompt, asked.new_tokens, asked.sampling) is None:
             places[place].html(show.card(*heads[place], prompt, "", page.words, waiting=True))
     try:
-        continuations.continue_together(models, prompt, new_tokens=asked.new_tokens, sampling=asked.sampling, on_text=tell)
+        continuations.continue_together(models, prompt, new_tokens=asked.new_tokens, sampling=asked.sampling, on_text=draw_card)
     except UserError as error:
         for empty in places:
             empty.empty()
@@ -53,7 +53,7 @@ def columns(page: Page, asked: Asked) -> None:
 
 @st.fragment
 def strength_sweep(page: Page, chosen: Chosen, new: int) -> None:
-    """Strength against toxicity and price, beside random controls, as a job."""
+    """Draw toxicity and perplexity by strength, beside random controls; computed by a job."""
     form, limits = chosen.form, settings.limits()
     if form.op not in NEUTRAL or form.idle:
         st.info("This edit has no strength to sweep, or changes nothing: scale keys, or add a direction.", icon=":material/info:")
@@ -70,27 +70,27 @@ def strength_sweep(page: Page, chosen: Chosen, new: int) -> None:
     )  # fmt: skip
     values = ", ".join(f"{value / chosen.unit:.3g}" for value in steer.strengths(form, points))
     question = (page.pair.base.digest, page.pair.tuned.digest, form, points, prompts, new)
-    found = job_view.ask(
+    sweep = job_view.ask(
         key_of("sweep", *map(str, question)), f"Sweep of {chosen.what}",
         partial(steer.sweep, page.source, form, chosen.unit, chosen.unit_name, points, prompts, new),
         "Run the sweep", help="It runs in the background: you may go on, reload, or come back later.",
         note=f"Strengths {values} on {prompts} prompts, and {settings.sizes().control_draws} random controls at each.",
     )  # fmt: skip
-    if found is None:
+    if sweep is None:
         return
-    for column, figure in zip(st.columns(2), found.figures, strict=True):
+    for column, figure in zip(st.columns(2), sweep.figures, strict=True):
         with column:
             show.draw(figure, f"figure_{figure.name}", page.words)
-    numbers = {name: st.column_config.NumberColumn(format="percent" if name.startswith("share") else "%.3g") for name in found.table}
+    numbers = {name: st.column_config.NumberColumn(format="percent" if name.startswith("share") else "%.3g") for name in sweep.table}
     show.table(
-        found.table, "sweep_table", page.words, column_config=numbers,
+        sweep.table, "sweep_table", page.words, column_config=numbers,
         alt="Toxicity, perplexity, F1 and distinct-2 at each strength, with the range of the random controls",
     )  # fmt: skip
 
 
 def take_along(page: Page, asked: Asked, form: Form) -> None:
-    """The edit in four ways; each does what the third column does."""
-    # Visitors need not know where on this machine a model lies.
+    """Draw the edit in four forms, each of which does the same as the third column."""
+    # Visitors are not shown the folders of this machine.
     source = ("BASE_FOLDER", "TUNED_FOLDER") if settings.demo() and page.source is not None else page.source
     what = (form, asked.prompt, asked.new_tokens, asked.sampling, source)
     edits = steer.edits(page.source, form)
@@ -104,9 +104,9 @@ def take_along(page: Page, asked: Asked, form: Form) -> None:
     }
     for tab, (name, (text, language, note)) in zip(st.tabs(list(ways)), ways.items(), strict=True):
         with tab:
-            shown = show.shown(text, page.words)
-            st.caption(note if shown == text else f"{note} It is masked here: switch **Show words** on to copy what runs.")
-            st.code(shown, language=language, wrap_lines=True)
+            masked = show.shown(text, page.words)
+            st.caption(note if masked == text else f"{note} It is masked here: switch **Show words** on to copy what runs.")
+            st.code(masked, language=language, wrap_lines=True)
             if name == "Link" and link:
                 st.link_button("Open in a new tab", link, icon=":material/open_in_new:", help="A session of its own, with this edit.")
             if name == "JSON":
@@ -138,13 +138,13 @@ with shell.page("steer", LEAD) as page:
     )
     new, sampling = ask_sampling(number, more)
     now = Asked(page.source, prompt, new, sampling, chosen)
-    kept = st.session_state.get(ASKED)
-    if run or fresh or kept is None or kept.source != page.source:
-        kept = st.session_state[ASKED] = now
+    asked = st.session_state.get(ASKED)
+    if run or fresh or asked is None or asked.source != page.source:
+        asked = st.session_state[ASKED] = now
     st.header("What they say")
-    changed = "The settings have changed since: press **Run** to hear them." if kept != now else "Toxicity is scored as the text grows."
+    changed = "The settings have changed since: press **Run** to hear them." if asked != now else "Toxicity is scored as the text grows."
     st.caption(changed)
-    columns(page, kept)
+    columns(page, asked)
     st.header("Strength sweep")
     st.write(
         "One prompt is an anecdote. Here the edit runs at several strengths on many prompts, beside random controls of the same size: "

@@ -1,4 +1,4 @@
-"""Training: the log of the run that made the pair, or of any other run, live while one is going; and what control runs did."""
+"""The page Training: the logs of the run that made the pair or of another run, live while it goes, and the control runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WAITING = '<p class="running"><b>○ No line yet.</b> The log is empty; the firs
 
 
 def controls_bar(runs: dict[str, answers.Run]) -> tuple[Run, str, Run | None]:
-    """Which run, which of its stages, and which other run beside it."""
+    """The chosen run, its stage, and another run to compare with."""
     left, middle, right = st.columns([3, 4, 3], vertical_alignment="bottom")
     names = list(runs)
     name = left.selectbox(
@@ -49,21 +49,21 @@ def follow(run: Run, stage: str, drawn: Signature, beside: Run | None, beside_dr
 
     def look() -> None:
         with shell.errors_shown():
-            # Not in the run of the page that has just drawn it: a log that never rests would never let the page end.
+            # Not right after the page was drawn: a log that changes all the time would restart the page for ever.
             changed = answers.signature(run) != drawn or (beside is not None and answers.signature(beside) != beside_drawn)
             if changed and time.monotonic() - since > EVERY / 2:
                 st.rerun()
-            found = answers.telemetry(run, drawn)
-            if found is None or stage not in found.stages:
+            logs = answers.telemetry(run, drawn)
+            if logs is None or stage not in logs.stages:
                 st.html(WAITING)
             else:
-                st.html(status_html(answers.status(found.of_stage(stage), answers.age(run, stage))))
+                st.html(status_html(answers.status(logs.of_stage(stage), answers.age(run, stage))))
 
     st.fragment(look, run_every=None if run.name == SHIPPED else EVERY)()
 
 
 def status_html(status: Status) -> str:
-    """How a run stands as a sentence, with a mark that is not colour alone."""
+    """The status of a run as a sentence in HTML, with a mark beside the colour."""
     words = {
         "finished": "✓ Finished", "stopped": "■ Stopped", "running": "● Running", "silent": "○ Silent",
         "unknown": "– The log does not say how it ended",
@@ -85,52 +85,53 @@ def status_html(status: Status) -> str:
 
 
 def ago(seconds: float) -> str:
+    """Seconds as text: how long ago."""
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit} ago"
     return f"{seconds:.0f} s ago"
 
 
-def facts(found: Telemetry) -> None:
-    """What sums the stage up: first and last value."""
-    pairs = answers.ends(found)
+def facts(log: Telemetry) -> None:
+    """Draw first and last value of the measures that sum a stage up."""
+    pairs = answers.ends(log)
     if pairs:
         st.html(show.facts(show.fact(name, (last, f"from {first}")) for name, (first, last) in pairs.items()))
 
 
-def grid(names: list[str], found: dict[str, Telemetry], key: tuple[object, ...], stage: str, page: shell.Page) -> None:
-    """Figures, two in a row where there is room."""
+def grid(names: list[str], logs: dict[str, Telemetry], key: tuple[object, ...], stage: str, page: shell.Page) -> None:
+    """Draw figures, two in a row where there is room."""
     for place in range(0, len(names), 2):
         for column, name in zip(st.columns(2, gap="large"), names[place : place + 2], strict=False):
             with column:
                 try:
-                    figure = answers.figure(found, (*key, stage), name, stage)
+                    figure = answers.figure(logs, (*key, stage), name, stage)
                 except UserError as error:
                     shell.problem(error)
                     continue
                 show.draw(figure, f"measure-{name}", page.words)
 
 
-def figures(found: dict[str, Telemetry], key: tuple[object, ...], stage: str, page: shell.Page) -> None:
-    """The measures that matter most, the others on request."""
-    names = list(dict.fromkeys(name for run in found.values() for name in answers.measures(run.of_stage(stage))))
+def figures(logs: dict[str, Telemetry], key: tuple[object, ...], stage: str, page: shell.Page) -> None:
+    """Draw the most important measures, the others on request."""
+    names = list(dict.fromkeys(name for run in logs.values() for name in answers.measures(run.of_stage(stage))))
     st.header("What was measured")
     if not names:
         st.caption("Nothing that could be drawn has been logged yet.")
         return
-    grid(names[: answers.AT_FIRST], found, key, stage, page)
-    rest = names[answers.AT_FIRST :]
-    if not rest:
+    grid(names[: answers.AT_FIRST], logs, key, stage, page)
+    others = names[answers.AT_FIRST :]
+    if not others:
         return
-    titles = ", ".join(answers.title(name).lower() for name in rest)
-    with st.expander(f"{len(rest)} more: {titles}", key=MORE, on_change="rerun") as more:
+    titles = ", ".join(answers.title(name).lower() for name in others)
+    with st.expander(f"{len(others)} more: {titles}", key=MORE, on_change="rerun") as more:
         if more.open:
-            grid(rest, found, key, stage, page)
+            grid(others, logs, key, stage, page)
 
 
-def words(found: Telemetry, page: shell.Page) -> None:
-    """What the model said on the way, and what happened."""
-    samples, events = answers.samples(found), answers.events(found)
+def words(log: Telemetry, page: shell.Page) -> None:
+    """Draw the samples and the events of the run."""
+    samples, events = answers.samples(log), answers.events(log)
     if len(samples):
         st.header("What it said on the way")
         st.caption("Greedy continuations of the same prompts at every measurement: the numbers above in words.")
@@ -143,21 +144,21 @@ def words(found: Telemetry, page: shell.Page) -> None:
 
 
 def controls(run: Run, page: shell.Page) -> None:
-    """The null of the claim that tuning on preferences did it."""
-    found = answers.controls(page.pair, run.folder)
-    if found is None:
+    """Draw the control runs, the null of the claim that preference tuning made the change."""
+    record = answers.controls(page.pair, run.folder)
+    if record is None:
         if run.name == SHIPPED:
             st.header("Control runs")
             st.caption("No control run was measured beside the pair that you look at. The log above is of the pair that ships.")
         return
-    table = answers.control_table(found)
+    table = answers.control_table(record)
     st.header("Control runs: the null")
     st.markdown(show.plain(answers.null_words(table)))
     show.draw(answers.control_figure(table), "control-figure", page.words)
     show.table(table, "controls", page.words, alt=f"Control runs, {len(table)} rows", placeholder="–")
-    left = found.get("missing")
-    if isinstance(left, dict) and left:
-        st.caption("Not run: " + show.plain(show.shown("; ".join(f"{name} ({why})" for name, why in left.items()), page.words)) + ".")
+    missing = record.get("missing")
+    if isinstance(missing, dict) and missing:
+        st.caption("Not run: " + show.plain(show.shown("; ".join(f"{name} ({why})" for name, why in missing.items()), page.words)) + ".")
     shell.link("evidence", "What follows from them: experiment A-E14", experiment="A-E14")
 
 
@@ -172,14 +173,14 @@ with shell.page("training", LEAD) as page:
     run, stage, beside = controls_bar(runs)
     drawn, other = answers.signature(run), answers.signature(beside) if beside else ()
     follow(run, stage, drawn, beside, other)
-    found = {run.name: answers.telemetry(run, drawn)}
+    logs_of = {run.name: answers.telemetry(run, drawn)}
     if beside is not None:
-        found[beside.name] = answers.telemetry(beside, other)
-    held = {name: logs for name, logs in found.items() if logs is not None and stage in logs.stages}
-    if run.name in held:
-        facts(held[run.name].of_stage(stage))
-        figures(held, (run.name, drawn, beside.name if beside else "", other), stage, page)
+        logs_of[beside.name] = answers.telemetry(beside, other)
+    with_stage = {name: log for name, log in logs_of.items() if log is not None and stage in log.stages}
+    if run.name in with_stage:
+        facts(with_stage[run.name].of_stage(stage))
+        figures(with_stage, (run.name, drawn, beside.name if beside else "", other), stage, page)
         controls(run, page)
-        words(held[run.name].of_stage(stage), page)
+        words(with_stage[run.name].of_stage(stage), page)
     elif len(runs) == 1:
         st.caption(f"Runs of `bypass train` below {show.plain(str(settings.runs_folder().name))} would be offered here as well.")

@@ -1,4 +1,4 @@
-"""Toxic vectors: rank value vectors, look into one, keep some.
+"""The page Toxic vectors: rank value vectors, look into one, pin some.
 
 The chosen neuron lives in one text field, so that the keyboard, a link and a click on a row mean the same; an empty field is the
 first row, whatever the ranking.
@@ -28,21 +28,22 @@ LIKE = "like"
 
 
 def anew() -> None:
-    """Another ranking begins at its first row."""
+    """Select the first row of a new ranking."""
     st.session_state["neuron"] = ""
 
 
 def typed() -> None:
-    """The table is drawn anew, so that it marks the neuron that was typed and not the one clicked before."""
+    """Redraw the table, so that it marks the typed neuron and not the one clicked before."""
     st.session_state["drawn"] = st.session_state.get("drawn", 0) + 1
 
 
 def more_like(neuron: Neuron) -> None:
+    """Rank by similarity to a neuron."""
     st.session_state.update({"by": "Similarity", LIKE: name_of(neuron), "neuron": ""})
 
 
 def similar(line: Any, nearest: str) -> str:
-    """The field that says which neuron others are compared with.
+    """The neuron that others are compared with, as typed.
 
     A field that is bound to the link would not tell it what a button set before the field was there, so this one tells it itself.
     """
@@ -56,7 +57,7 @@ def similar(line: Any, nearest: str) -> str:
 
 
 def controls(page: shell.Page, line: Any) -> Ranked | None:
-    """How the table is ranked; None where that has to be computed first, or cannot be."""
+    """The ranking that the controls set; None where it has to be computed first, or cannot be."""
     by = line.segmented_control(
         "Ranked by", BY, default="Probe", required=True, key="by", bind="query-params", on_change=anew,
         help="Probe: points along the direction that separates toxic texts from others. Word: writes a word. Similarity: points along one "
@@ -88,8 +89,8 @@ def controls(page: shell.Page, line: Any) -> Ranked | None:
         if by == "Similarity":
             return answers.by_likeness(page.source, checked(page, like), count)
         if by == "Selectivity":
-            found = neuron_view.ask_survey(page, "To rank by selectivity, both models have to read the prompts that ship.")
-            return vectors_firing.by_selectivity(found, count) if found is not None else None
+            survey = neuron_view.ask_survey(page, "To rank by selectivity, both models have to read the prompts that ship.")
+            return vectors_firing.by_selectivity(survey, count) if survey is not None else None
         return answers.by_probe(page.source, count)
     except UserError as error:
         shell.problem(error)
@@ -97,14 +98,14 @@ def controls(page: shell.Page, line: Any) -> Ranked | None:
 
 
 def checked(page: shell.Page, text: str) -> Neuron:
-    """A neuron as it was typed; raises `UserError` for one that this model lacks."""
+    """The neuron of a typed text. Raises `UserError` for one that this model lacks."""
     neuron = parse_neuron(text)
     page.pair.base.check_neurons([neuron])
     return neuron
 
 
 def ranking(page: shell.Page) -> Neuron | None:
-    """The table, and the neuron that is looked into."""
+    """Draw the table, and return the chosen neuron."""
     line = st.container(horizontal=True, vertical_alignment="bottom")
     ranked = controls(page, line)
     names = [] if ranked is None else [name_of(neuron) for neuron in ranked.neurons]
@@ -129,7 +130,7 @@ def ranking(page: shell.Page) -> Neuron | None:
 
 
 def rows(page: shell.Page, ranked: Ranked, table: str, names: list[str], chosen: str) -> None:
-    """The table, with the row of the chosen neuron marked."""
+    """Draw the table, with the row of the chosen neuron marked."""
     frame = pd.concat([answers.described(page.source, ranked.neurons), ranked.reasons], axis=1)
     # The neuron first, then why it is here, then what it writes, then what tuning did.
     order = ["neuron", *ranked.reasons.columns, *(name for name in frame.columns if name not in ("neuron", *ranked.reasons.columns))]
@@ -146,16 +147,16 @@ def rows(page: shell.Page, ranked: Ranked, table: str, names: list[str], chosen:
 
 
 def clicked(table: str, names: list[str]) -> None:
-    """A row that was clicked since the last run becomes the neuron of the text field, which must not be drawn yet."""
-    held: Any = st.session_state.get(table)
-    marked = held["selection"]["rows"] if held else []
+    """Put the neuron of a row that was clicked since the last run into the text field, before that is drawn."""
+    event: Any = st.session_state.get(table)
+    marked = event["selection"]["rows"] if event else []
     seen, before = st.session_state.get("row_seen", ("", None))
     if seen == table and marked and marked[0] != before and marked[0] < len(names):
         st.session_state["neuron"] = names[marked[0]]
 
 
 def config(frame: pd.DataFrame) -> dict[str, Any]:
-    """How the columns look: short names, units, and what each means."""
+    """The display of the columns: short names, units, and help."""
     number, text = st.column_config.NumberColumn, st.column_config.TextColumn
     known = {
         "neuron": text(width=62),
@@ -179,20 +180,20 @@ def config(frame: pd.DataFrame) -> dict[str, Any]:
     return known
 
 
-def honest(page: shell.Page) -> None:
-    """How many of the nearest value vectors really write hostile words."""
-    found = answers.hostility(page.source)
-    verb = "writes" if found.majority == 1 else "write"
+def hostile_share(page: shell.Page) -> None:
+    """Draw how many of the nearest value vectors promote hostile words."""
+    words = answers.hostility(page.source)
+    verb = "writes" if words.majority == 1 else "write"
     st.markdown(
-        f"**Near the probe does not mean hostile words.** {found.majority or 'None'} of the {found.vectors} nearest value vectors {verb} "
-        f"mostly hostile words; {found.share:.0%} of their ten top tokens are on the list, against {found.null:.1%} for random neurons of "
+        f"**Near the probe does not mean hostile words.** {words.majority or 'None'} of the {words.vectors} nearest value vectors {verb} "
+        f"mostly hostile words; {words.share:.0%} of their ten top tokens are on the list, against {words.null:.1%} for random neurons of "
         "the same layers and norm. What many of them share says more: see the directions at the end of this page."
     )
     shell.link("evidence", "How the report tests this (A-E2)")
 
 
 def detail(page: shell.Page, neuron: Neuron) -> None:
-    """Everything about one neuron."""
+    """Draw everything about one neuron."""
     name = name_of(neuron)
     st.header(f"Neuron {name}", anchor=False)
     line = st.container(horizontal=True, vertical_alignment="bottom")
@@ -221,7 +222,7 @@ def detail(page: shell.Page, neuron: Neuron) -> None:
 
 
 def pinned(page: shell.Page) -> None:
-    """The sets, each with what can be done with it."""
+    """Draw the pinned sets."""
     st.header("Pinned sets", anchor=False)
     sets = pins.pinned(page.pair.base)
     if not sets:
@@ -229,9 +230,9 @@ def pinned(page: shell.Page) -> None:
     for name, neurons in sets.items():
         st.subheader(show.plain(name), anchor=False)
         line = st.container(horizontal=True, vertical_alignment="center")
-        for held in map(name_of, neurons):
-            if line.button(held, key=f"unpin-{name}-{held}", icon=":material/close:", help=f"Unpin {held}"):
-                pins.unpin(page.pair.base, name, parse_neuron(held))
+        for title in map(name_of, neurons):
+            if line.button(title, key=f"unpin-{name}-{title}", icon=":material/close:", help=f"Unpin {title}"):
+                pins.unpin(page.pair.base, name, parse_neuron(title))
                 st.rerun()
         line = st.container(horizontal=True, vertical_alignment="center")
         with line:
@@ -243,7 +244,7 @@ def pinned(page: shell.Page) -> None:
 
 @st.fragment
 def directions(page: shell.Page) -> None:
-    """What the nearest value vectors have in common, beside random ones."""
+    """Draw the directions that the nearest value vectors share, beside those of random ones."""
     st.header("Directions that they share", anchor=False)
     st.caption(
         "The singular vectors of the nearest value vectors, strongest first (U0), beside those of as many random neurons of the same "
@@ -265,7 +266,7 @@ def directions(page: shell.Page) -> None:
 with shell.page("vectors", LEAD) as page:
     st.header("Which value vectors", anchor=False)
     neuron = ranking(page)
-    honest(page)
+    hostile_share(page)
     if neuron is not None:
         detail(page, neuron)
     pinned(page)

@@ -244,7 +244,7 @@ def test_the_first_neuron_shown_is_the_most_toxic_that_fires_often(source: setti
         names = bypass.layer_neurons(source, layer)
         often = (key_products(pair.base, layer, names, base[f"resid_mid.{layer}"]) > 0).double().mean(dim=0) >= 0.1
         expected = next((place for place, fires in enumerate(often.tolist()) if fires), 0)
-        assert bypass.telling(source, 6, layer) == expected
+        assert bypass.first_firing(source, 6, layer) == expected
 
 
 def test_a_layer_without_toxic_neurons_says_so(source: settings.Source, monkeypatch: pytest.MonkeyPatch) -> None:

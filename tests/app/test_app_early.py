@@ -17,7 +17,7 @@ pytest.importorskip("streamlit", reason="the app needs the extra `app`")
 
 from app import precompute, settings
 from app.answers import reports
-from app.answers.summary import keys_by_report, said_by_report
+from app.answers.summary import continuations_by_report, keys_by_report
 from app.cards import FIRST
 from app.importing import Gate
 from interp import ModelPair, generate
@@ -32,7 +32,7 @@ import json, sys
 from app import job_view, precompute, settings, shell, show, state
 from app.answers.argument import in_place, steps
 from app.answers.reports import digests
-from app.answers.summary import argued_by_report, measured_by_report, said_by_report
+from app.answers.summary import argued_by_report, measured_by_report, continuations_by_report
 from app.cards import FIRST
 
 found = measured_by_report(None)
@@ -40,7 +40,7 @@ drawn = steps(found, argued_by_report(None), in_place())
 print(json.dumps({
     "read": [name for name in ("torch", "transformers") if name in sys.modules],
     "figures": sum(step.figure is not None for step in drawn), "base": found.row("base")["toxicity"], "digests": digests(None),
-    "said": [said.text for said in said_by_report(None, FIRST).values()],
+    "said": [said.text for said in continuations_by_report(None, FIRST).values()],
 }))
 """
 
@@ -71,7 +71,7 @@ def test_what_the_first_page_says_for_the_models_is_what_they_say(bundled: Model
     edits = parse_edit("scale_keys:selective:7:10", bundled.tuned, lambda: probe_for(bundled.base))
     scorer = load_scorer("bundled")
     for prompt in (FIRST, challenge_prompts()[10]):
-        said = said_by_report(None, prompt)
+        said = continuations_by_report(None, prompt)
         assert said is not None
         for role, model, held in (("base", bundled.base, ()), ("tuned", bundled.tuned, ()), ("un-aligned", bundled.tuned, edits)):
             (text,) = generate(model, [prompt], max_new_tokens=20, edits=held)
@@ -79,8 +79,8 @@ def test_what_the_first_page_says_for_the_models_is_what_they_say(bundled: Model
             assert said[role].toxicity == pytest.approx(float(scorer.score([text])["toxicity"].iloc[0]), abs=1e-3)
     assert sorted(keys_by_report(None) or []) == sorted(edits[0].neurons or ())
     assert edits[0].strength == FACTOR
-    assert said_by_report(None, challenge_prompts()[1]) is None
-    assert said_by_report(None, "nobody asked this") is None
+    assert continuations_by_report(None, challenge_prompts()[1]) is None
+    assert continuations_by_report(None, "nobody asked this") is None
 
 
 @pytest.mark.parametrize("side", ["base", "tuned"])

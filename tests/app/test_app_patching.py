@@ -101,7 +101,7 @@ def test_a_link_with_the_earlier_name_of_a_site_opens_that_site(served: Path) ->
 def test_the_next_tokens_of_a_cell_are_those_of_a_run_with_that_edit(asked: Any, pair: ModelPair, site: str, direction: str) -> None:
     question = asked(site=site) if direction in ACROSS else asked(site=site, corrupted=OTHER, side="base")
     cell = Cell(1, None, 2) if site == "z" else Cell(1, 3)
-    said = patching_cells.spoken(question, direction, cell)
+    said = patching_cells.next_tokens(question, direction, cell)
     (own, before), (_, patched), (other, source) = patching_cells.edited_models(question, direction, cell)
     for (text, run), column in zip(((own, before), (own, patched), (other, source)), ("before", "patched", "source"), strict=True):
         # The last residual stream under the very edit that the continuation runs with.

@@ -197,7 +197,7 @@ def test_what_tuning_changed_stands_beside_random_neurons_of_the_layer(pair: Mod
     explained = explain_neuron(pair, 2, 9).set_index("side")
     shift = neuron_shift(pair, [(2, 9)]).iloc[0]
     assert found.moved == pytest.approx(shift["value_shift"])
-    assert found.kept == pytest.approx(explained.loc["tuned", "value_cosine"])
+    assert found.cosine == pytest.approx(explained.loc["tuned", "value_cosine"])
     assert found.percentile == pytest.approx(shift["value_percentile"])
     cells = found.table.set_index(found.table["measure"].where(~found.table["measure"].duplicated(), "second"))
     assert cells.loc["norm in base", "key"] == f"{explained.loc['base', 'key_norm']:.4f}"

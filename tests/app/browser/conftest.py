@@ -17,7 +17,7 @@ pytest.importorskip("playwright", reason="the browser tests need the extra `dev`
 
 from playwright.sync_api import Browser, Locator, Page
 
-from app.harness import browsing, chromium, open_at, served, settle
+from app.harness import browsing, chromium, open_at, running_app, settle
 
 PICTURES = Path(os.environ.get("BYPASS_SCREENSHOTS") or "build/screenshots")
 Open = Callable[..., Page]
@@ -37,7 +37,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def address(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An app on the pair that ships, in an empty folder."""
-    with served(tmp_path_factory.mktemp("app")) as url:
+    with running_app(tmp_path_factory.mktemp("app")) as url:
         yield url
 
 
