@@ -99,5 +99,5 @@ def forced_neurons(
     (steps,) = lengths
     places = [list(range(len(row) - 1, len(row) - 1 + steps)) for row in rows]
     acts = capture(model, joined, list(units), positions=places, units=units, edits=edits)
-    by_neuron = {(int(site.split(".")[1]), index): acts[site][..., at] for site in units for at, index in enumerate(units[site])}
+    by_neuron = {(layer_of(site), index): acts[site][..., at] for site in units for at, index in enumerate(units[site])}
     return Watched(list(neurons), [list(more) for more in tokens], torch.stack([by_neuron[neuron] for neuron in neurons], dim=-1))

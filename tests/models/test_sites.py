@@ -20,13 +20,15 @@ from tests import ROOT
 DOTTED = {
     ("app.answers.summary", "name"): "a neuron",
     ("app.views.bypass", "name"): "a neuron",
+    ("interp.experiments.fingerprint", "module"): "a module",
     ("interp.models.offloading", "name"): "a parameter",
     ("interp.models.parameters", "name"): "a parameter",
     ("interp.models.parameters", "path"): "a parameter or a module path",
     ("interp.patching.paths", "text.strip()"): "a node of a path",
     ("interp.steering.edit_text", "text.strip()"): "a neuron",
     ("training.checkpoint", "key"): "a tensor of an optimiser",
-    ("training.cli", "error.name or ''"): "a module",
+    ("training.grid", "str(value['setting'])"): "a section and a setting",
+    ("training.run", "error.name or ''"): "a module",
     ("training.sources", "path.name.removesuffix('.gz').removesuffix('.xz')"): "a file's name",
 }
 
