@@ -9,7 +9,8 @@ and changes its softmax. A mode belongs to its thread, as the hooks do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -87,8 +88,21 @@ def watch_attention(
             )
 
     attention.register_forward_pre_hook(begin)
-    # Called also where the forward ends in an exception; there is no output then.
+    # Called also where the forward ends in an `Exception`; there is no output then. `unwatched_after` is for what is none.
     attention.register_forward_hook(end, always_call=True)
+
+
+@contextlib.contextmanager
+def unwatched_after() -> Iterator[None]:
+    """Leave every mode that was entered inside the block and is still on: torch calls no hook after a `KeyboardInterrupt`."""
+    depth = len(_WATCHED.get())
+    try:
+        yield
+    finally:
+        watched = _WATCHED.get()
+        for mode in reversed(watched[depth:]):
+            mode.__exit__(None, None, None)
+        _WATCHED.set(watched[:depth])
 
 
 def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:

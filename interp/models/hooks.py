@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from interp.errors import UserError
 from interp.models.architectures import Architecture, Tap, check_unshared
-from interp.models.attention import watch_attention
+from interp.models.attention import unwatched_after, watch_attention
 from interp.models.sites import KINDS, Site
 from interp.models.tokens import positions_of
 from interp.models.views import View
@@ -95,7 +95,8 @@ def working(hf: nn.Module, work: Work, prompt_lengths: Int[Tensor, " batch"] | N
     outer = _WORK.get()
     token = _WORK.set({**outer, key: outer.get(key, Work()).plus(work)})
     try:
-        yield
+        with unwatched_after():
+            yield
     finally:
         _WORK.reset(token)
 

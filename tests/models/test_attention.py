@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from interp import Edit, Model, UserError, capture, editing, load_model
+from interp import Edit, Model, UserError, capture, editing, hooked, load_model
 from interp.models.attention import attention_weights
 from interp.models.hooks import Work, working
 from interp.models.tokens import token_rows
@@ -174,6 +174,19 @@ def test_a_forward_that_is_left_by_an_exception_leaves_nothing_behind(gpt2: Mode
         with pytest.raises(ValueError, match="stop here"):
             forward(gpt2, ALL[2], work)
         assert not torch._C._len_torch_function_stack()
+    assert torch.equal(forward(gpt2, ALL[2], Work()), plain)
+
+
+def test_a_forward_that_is_interrupted_leaves_the_kernel_as_it_was(gpt2: Model) -> None:
+    def interrupt(x: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+    plain = forward(gpt2, ALL[2], Work())
+    with hooked(gpt2, {"pattern.1": lambda x: x * 1}):
+        with pytest.raises(KeyboardInterrupt), hooked(gpt2, {"pattern.0": lambda x: x * 0, "z.0": interrupt}):
+            gpt2.hf(torch.tensor(token_rows(gpt2, [ALL[2]])))
+        assert not torch._C._len_torch_function_stack()
+    torch.testing.assert_close(torch.nn.functional.softmax(torch.zeros(2), dim=0), torch.tensor([0.5, 0.5]))
     assert torch.equal(forward(gpt2, ALL[2], Work()), plain)
 
 
