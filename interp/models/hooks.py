@@ -14,40 +14,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
-import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from interp.errors import UserError
 from interp.models.architectures import Architecture, Tap, check_unshared
 from interp.models.attention import unwatched_after, watch_attention
+from interp.models.frames import Frame as Frame
+from interp.models.frames import current_frame, ended_frame, enter_forward, frame_of, frame_restored, leave_forward, set_frame
+from interp.models.frames import framed as framed
 from interp.models.sites import KINDS, Site
-from interp.models.tokens import positions_of
 from interp.models.views import View
-
-
-@dataclass(frozen=True)
-class Frame:
-    """The tokens of the running forward: their positions, which are padding, and the rows that they belong to.
-
-    Attributes:
-        positions: absolute, counted from the first real token of each row.
-        real: which are not padding.
-        prompt_lengths: tokens of each row's prompt.
-        rows: each row's place in the caller's list where batching by length reordered it, else None.
-    """
-
-    positions: Int[Tensor, "batch pos"]
-    real: Bool[Tensor, "batch pos"]
-    prompt_lengths: Int[Tensor, " batch"]
-    rows: tuple[int, ...] | None = None
-
-    def last(self, count: int) -> Frame:
-        """The frame of the last `count` columns (a forward may keep fewer logits than tokens)."""
-        return self if count == self.positions.shape[1] else replace(self, positions=self.positions[:, -count:], real=self.real[:, -count:])
-
 
 Transform = Callable[[Tensor, Frame], Tensor]
 Collector = Callable[[Tensor, Frame], None]
@@ -75,10 +54,8 @@ class Work:
 
 
 _WORK: ContextVar[Mapping[int, Work]] = ContextVar("bypass_work", default={})  # noqa: B039  (never mutated)
-_FRAME: ContextVar[Frame | None] = ContextVar("bypass_frame", default=None)
-# The models with hooks, and the prompt lengths of the sequences in each KV cache; entries go when the model or the cache does.
+# The models with hooks; an entry goes when the model does.
 _INSTALLED: WeakSet[nn.Module] = WeakSet()
-_PROMPTS: WeakKeyDictionary[Any, Int[Tensor, " batch"]] = WeakKeyDictionary()
 _CALLS: ContextVar[tuple[int, list[BlockCall]] | None] = ContextVar("bypass_calls", default=None)
 
 
@@ -95,7 +72,7 @@ def working(hf: nn.Module, work: Work, prompt_lengths: Int[Tensor, " batch"] | N
     outer = _WORK.get()
     token = _WORK.set({**outer, key: outer.get(key, Work()).plus(work)})
     try:
-        with unwatched_after():
+        with frame_restored(), unwatched_after():
             yield
     finally:
         _WORK.reset(token)
@@ -117,16 +94,6 @@ def recording_calls(hf: nn.Module) -> Iterator[list[BlockCall]]:
         _CALLS.reset(token)
 
 
-@contextlib.contextmanager
-def framed(frame: Frame) -> Iterator[None]:
-    """Set the frame that hooks see where blocks are called one by one, without a forward of the whole model."""
-    token = _FRAME.set(frame)
-    try:
-        yield
-    finally:
-        _FRAME.reset(token)
-
-
 def install(hf: nn.Module, architecture: Architecture, views: Mapping[str, View]) -> None:
     """Install the permanent hooks of every site, once per model, also where it is wrapped several times.
 
@@ -139,6 +106,7 @@ def install(hf: nn.Module, architecture: Architecture, views: Mapping[str, View]
     _INSTALLED.add(hf)
     body = hf.get_submodule(hf.base_model_prefix)  # type: ignore[arg-type]
     body.register_forward_pre_hook(_frame_hook(key, id(body)), with_kwargs=True)
+    body.register_forward_hook(_frame_end_hook(id(body)), always_call=True)
     for layer, block in enumerate(hf.get_submodule(architecture.blocks).children()):
         block.register_forward_pre_hook(_call_hook(key, id(block)), with_kwargs=True)
         for name, tap in architecture.taps.items():
@@ -193,48 +161,26 @@ def _frame_hook(key: int, owner: int) -> Callable[..., Any]:
         work = _WORK.get().get(key)
         if work is None or id(module) != owner:
             return None
-        tokens = args[0] if args else kwargs.get("input_ids")
-        if tokens is None:
-            tokens = kwargs["inputs_embeds"]
-        batch, count = tokens.shape[:2]
-        past = kwargs.get("past_key_values")
-        seen = int(past.get_seq_length()) if past is not None else 0
-        mask = kwargs.get("attention_mask")
-        if mask is None or mask.dim() != 2:
-            mask = torch.ones((batch, seen + count), dtype=torch.bool, device=tokens.device)
-        absolute = positions_of(mask.bool())[:, -count:]
-        position_ids = kwargs.get("position_ids")
-        if position_ids is not None:
-            absolute = position_ids.expand(batch, count)
-        elif not bool(mask.all()):
-            kwargs = {**kwargs, "position_ids": absolute}
-        real = mask.bool()[:, -count:]
-        _FRAME.set(Frame(absolute, real, _prompt_lengths(work, past, seen, mask), work.rows))
+        # First, because the hook that leaves the forward runs also where this one raises an error.
+        enter_forward(owner)
+        frame, kwargs = frame_of(args, kwargs, work.prompt_lengths, work.rows)
+        set_frame(frame)
         return args, kwargs
 
     return hook
 
 
-def _prompt_lengths(work: Work, past: Any, seen: int, mask: Tensor) -> Int[Tensor, " batch"]:
-    """The number of tokens of each row's prompt: as set in `work`, or else those of the first forward of the sequence.
+def _frame_end_hook(owner: int) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple, output: Any) -> None:
+        if id(module) == owner:
+            leave_forward(owner)
 
-    They are stored by KV cache, since sequences of several models may be continued in turn.
-    """
-    if work.prompt_lengths is not None:
-        if len(work.prompt_lengths) != len(mask):
-            raise UserError(f"{len(work.prompt_lengths)} prompt lengths were given for a batch of {len(mask)}", "give one for each row")
-        return work.prompt_lengths
-    known = _PROMPTS.get(past) if seen else None
-    if known is None or len(known) != len(mask):
-        known = mask[:, : seen or None].sum(dim=1)
-        if past is not None:
-            _PROMPTS[past] = known
-    return known
+    return hook
 
 
 def _apply(value: Tensor, site: str, work: Work, count: int | None = None) -> Tensor:
     """The activation after a site's transforms, with which its collectors are called; `count` positions, by default its second axis."""
-    frame = _FRAME.get()
+    frame = current_frame()
     if frame is None:
         raise RuntimeError(f"{site} was reached outside a forward of its model")
     frame = frame.last(value.shape[1] if count is None else count)
@@ -291,7 +237,8 @@ def _logits_hook(key: int) -> Callable[..., Any]:
         work = _work_at(key, "logits")
         if work is None or id(module) != key:
             return None
-        new = _apply(output.logits, "logits", work)
+        with framed(ended_frame()):
+            new = _apply(output.logits, "logits", work)
         if new is not output.logits:
             output.logits = new
         return output
