@@ -2,7 +2,7 @@
 
 A full cache of a GPT2-medium forward is hundreds of megabytes, and most analyses need a few sites at the last position.
 Therefore sites are named, positions are reduced during the forward, texts run in batches of similar length, the forward stops
-after the last named site, and what does not fit into memory is written to memory-mapped files.
+after the block of the last named site, and what does not fit into memory is written to memory-mapped files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from interp.edits.transforms import transforms_of
 from interp.errors import UserError
 from interp.forward.captured import Captured, load_captured, replacing_capture, write_index
 from interp.forward.pattern import by_key_position, by_position, by_query, is_pattern, pattern_shape
-from interp.models.hooks import Frame, Work, check_first, working
+from interp.models.hooks import Frame, Stopped, Work, check_first, working
 from interp.models.model import Model, check_no_dropout
 from interp.models.positions import MEAN, parse_positions_per_text
 from interp.models.sites import Site, expand_sites, parse_site
@@ -33,10 +33,6 @@ CAPTURE_WORDS = ("last", "all", MEAN)
 # A function that runs one batch: `(model, tokens, names, work, last_only=...)` returns the activations by site, each `batch pos ...`,
 # or those of the last position alone. `work` has the transforms to apply.
 Forward = Callable[..., dict[str, Tensor]]
-
-
-class _Done(Exception):
-    """Raised by the collector of the last named site, so that the rest of the model is not computed."""
 
 
 def capture(
@@ -146,22 +142,30 @@ def _shape(model: Model, name: str, rows: list, positions: Any, per_text: Any, u
 def _forward(model: Model, tokens: Tokens, names: Sequence[str], work: Work, *, last_only: bool) -> dict[str, Tensor]:
     check_no_dropout(model)
     activations: dict[str, Tensor] = {}
-    stop_early = "logits" not in names
 
     def collector(name: str) -> Any:
         def collect(value: Tensor, frame: Frame) -> None:
             check_first(activations, name)
             value = by_query(value) if is_pattern(name) else value
             activations[name] = (value[:, -1:] if last_only else value).detach().clone()
-            if stop_early and len(activations) == len(names):
-                raise _Done
 
         return collect
 
-    work = work.plus(Work(collectors={name: (collector(name),) for name in names}))
-    with working(model.hf, work, tokens.lengths), contextlib.suppress(_Done):
+    work = work.plus(Work(collectors={name: (collector(name),) for name in names}, stop=_last_block(model, names)))
+    with working(model.hf, work, tokens.lengths), contextlib.suppress(Stopped):
         model.hf(**tokens.inputs(), use_cache=False, logits_to_keep=1 if last_only else 0)
     return activations
+
+
+def _last_block(model: Model, names: Sequence[str]) -> int | None:
+    """The number of blocks that have to be run for these sites, or None where the unembedding has to be run too.
+
+    A forward does not stop within a block, so that a site is seen that fires a second time in it.
+    """
+    if "logits" in names:
+        return None
+    layers = [parse_site(name).layer for name in names]
+    return max(model.n_layers if layer is None else layer + 1 for layer in layers)
 
 
 def _store(

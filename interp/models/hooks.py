@@ -34,22 +34,31 @@ Collector = Callable[[Tensor, Frame], None]
 BlockCall = tuple[tuple[Any, ...], dict[str, Any]]
 
 
+class Stopped(Exception):
+    """Raised where a forward is to stop early (see `Work.stop`)."""
+
+
 @dataclass(frozen=True)
 class Work:
-    """The transforms and collectors at the sites of one model in the current context, and the prompt lengths and places of its rows."""
+    """The transforms and collectors at the sites of one model in the current context, and the prompt lengths and places of its rows.
+
+    `stop` is the number of blocks after which the forward ends with `Stopped`: with all blocks, after the final norm. None runs it whole.
+    """
 
     transforms: Mapping[str, tuple[Transform, ...]] = field(default_factory=dict)
     collectors: Mapping[str, tuple[Collector, ...]] = field(default_factory=dict)
     prompt_lengths: Int[Tensor, " batch"] | None = None
     rows: tuple[int, ...] | None = None
+    stop: int | None = None
 
     def plus(self, other: Work) -> Work:
-        """Both together: this one's transforms and collectors first; prompt lengths and rows of the other take precedence."""
+        """Both together: this one's transforms and collectors first; prompt lengths, rows and stop of the other take precedence."""
         return Work(
             _join(self.transforms, other.transforms),
             _join(self.collectors, other.collectors),
             self.prompt_lengths if other.prompt_lengths is None else other.prompt_lengths,
             self.rows if other.rows is None else other.rows,
+            self.stop if other.stop is None else other.stop,
         )
 
 
@@ -105,10 +114,11 @@ def install(hf: nn.Module, architecture: Architecture, views: Mapping[str, View]
     check_unshared(hf, architecture)
     _INSTALLED.add(hf)
     body = hf.get_submodule(hf.base_model_prefix)  # type: ignore[arg-type]
+    blocks = list(hf.get_submodule(architecture.blocks).children())
     body.register_forward_pre_hook(_frame_hook(key, id(body)), with_kwargs=True)
-    body.register_forward_hook(_frame_end_hook(id(body)), always_call=True)
-    for layer, block in enumerate(hf.get_submodule(architecture.blocks).children()):
-        block.register_forward_pre_hook(_call_hook(key, id(block)), with_kwargs=True)
+    body.register_forward_hook(_frame_end_hook(key, id(body), len(blocks)), always_call=True)
+    for layer, block in enumerate(blocks):
+        block.register_forward_pre_hook(_call_hook(key, id(block), layer), with_kwargs=True)
         for name, tap in architecture.taps.items():
             module, site = block.get_submodule(tap.path), str(Site(name, layer))
             if KINDS[name].axis == "pattern":
@@ -145,10 +155,15 @@ def _watcher(key: int, owner: int, site: str) -> Callable[[nn.Module], Callable[
     return watcher
 
 
-def _call_hook(key: int, owner: int) -> Callable[..., Any]:
+def _call_hook(key: int, owner: int, layer: int) -> Callable[..., Any]:
+    """A hook that stops the forward before this block where it is to stop there, and else records the arguments of the call."""
+
     def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if id(module) != owner:
+            return
+        _stop_at(key, layer)
         recording = _CALLS.get()
-        if recording is not None and recording[0] == key and id(module) == owner:
+        if recording is not None and recording[0] == key:
             recording[1].append((args[1:], dict(kwargs)))
 
     return hook
@@ -170,12 +185,21 @@ def _frame_hook(key: int, owner: int) -> Callable[..., Any]:
     return hook
 
 
-def _frame_end_hook(owner: int) -> Callable[..., Any]:
+def _frame_end_hook(key: int, owner: int, n_layers: int) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple, output: Any) -> None:
         if id(module) == owner:
             leave_forward(owner)
+            # There is no output where the forward ends in an exception.
+            if output is not None:
+                _stop_at(key, n_layers)
 
     return hook
+
+
+def _stop_at(key: int, layer: int) -> None:
+    work = _WORK.get().get(key)
+    if work is not None and work.stop == layer:
+        raise Stopped
 
 
 def _apply(value: Tensor, site: str, work: Work, count: int | None = None) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from interp.errors import UserError
 from interp.forward.captured import Captured
 from interp.forward.resume import Trace, resume, trace
-from interp.models.hooks import Frame, Transform
+from interp.models.hooks import Frame, Transform, check_first
 from interp.models.model import Model
 from interp.models.pair import ModelPair
 from interp.models.sites import Site, expand_sites, layer_of, parse_site
@@ -147,6 +147,7 @@ def _tap(acts: dict[str, Tensor], name: str) -> Transform:
     """A transform that replaces the activation by a copy, stored under `name`, with respect to which gradients can be taken."""
 
     def tap(x: Tensor, frame: Frame) -> Tensor:
+        check_first(acts, name)
         acts[name] = x.clone()
         return acts[name]
 

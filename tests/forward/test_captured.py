@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
-from interp import Captured, Model, Site, UserError, capture, load_captured, patch
+from interp import Captured, Model, Site, UserError, capture, gradients, load_captured, patch
 from interp.models.architectures import ARCHITECTURES
 from interp.models.hooks import install
 from interp.models.sites import expand_sites
@@ -93,11 +96,55 @@ def test_a_site_that_fires_twice_in_one_forward_is_refused(fresh_gpt2: Model) ->
         return once(once(hidden, *args, **kwargs), *args, **kwargs)
 
     block.forward = twice
-    capture(fresh_gpt2, ["the river"], ["resid_post.0"])
+    assert capture(fresh_gpt2, ["the river"], ["resid_pre.0", "resid_post.0"]).keys() == {"resid_pre.0", "resid_post.0"}
+    # A site is seen to fire twice also where it is the only one, or the last.
+    for site in ("attn_out.0", "pattern.0", "resid_mid.0", "mlp_out.0"):
+        with pytest.raises(UserError, match=rf"{site} fires twice in one forward"):
+            capture(fresh_gpt2, ["the river"], ["resid_pre.0", site])
+    with pytest.raises(UserError, match=r"mlp_out\.0 fires twice in one forward"):
+        gradients(fresh_gpt2, "the river", ["mlp_out.0"], lambda logits: logits[:, 0])
     with pytest.raises(UserError, match=r"mlp_post\.0 fires twice in one forward"):
         capture(fresh_gpt2, ["the river"], ["mlp_post.0", "resid_post.0"])
     with pytest.raises(UserError, match=r"(mlp_out|resid_mid)\.0 fires twice in one forward"):
         patch(fresh_gpt2, "the river", "the stone", metric=lambda logits: logits[:, 0], site="mlp_out", layers=[0])
+
+
+@pytest.mark.parametrize(("module", "site"), [("h.2.mlp", "mlp_out.2"), ("ln_f", "ln_final")])
+def test_a_module_of_the_end_that_runs_twice_is_refused(fresh_gpt2: Model, module: str, site: str) -> None:
+    part = fresh_gpt2.hf.transformer.get_submodule(module)
+    parent = fresh_gpt2.hf.transformer.get_submodule(module.rpartition(".")[0])
+
+    class Twice(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return part(part(x))
+
+    setattr(parent, module.rpartition(".")[2], Twice())
+    with pytest.raises(UserError, match=rf"{site} fires twice in one forward"):
+        capture(fresh_gpt2, ["the river"], [site])
+
+
+@pytest.mark.parametrize(
+    ("sites", "modules"),
+    [
+        (["resid_pre.0", "mlp_out.0"], ["transformer.h.0"]),
+        (["resid_mid.1"], ["transformer.h.0", "transformer.h.1"]),
+        (["ln_final"], ["transformer.h.0", "transformer.h.1", "transformer.h.2", "transformer.ln_f"]),
+    ],
+)
+def test_the_forward_stops_where_the_block_of_the_last_site_is_left(gpt2: Model, sites: list[str], modules: list[str]) -> None:
+    ran: list[str] = []
+
+    def note(name: str) -> Any:
+        return lambda module, args, output: ran.append(name)
+
+    names = [f"transformer.{name}" for name in ("h.0", "h.1", "h.2", "ln_f")] + ["lm_head"]
+    handles = [gpt2.hf.get_submodule(name).register_forward_hook(note(name)) for name in names]
+    try:
+        capture(gpt2, ["the river"], sites)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert ran == modules
 
 
 def test_a_model_whose_blocks_share_modules_is_refused(tokenizer) -> None:
