@@ -20,7 +20,7 @@ from interp.errors import UserError
 from interp.models.architectures import ARCHITECTURES, Architecture
 from interp.models.checkpoints import BUILDING, Checkpoint
 from interp.models.hooks import install
-from interp.models.offloading import parameter_values, weights_digest
+from interp.models.offloading import checksums, parameter_values, weights_digest
 from interp.models.sites import KINDS, Family, Site, site_kind
 from interp.models.views import View, view_of
 
@@ -224,9 +224,9 @@ class Model:
     def digest(self) -> str:
         """A hash of every weight as it is now, by which results and indexes of this model are cached.
 
-        It is computed again after a weight has changed, and at every call while any of them requires gradients.
+        It is computed again after a weight has changed in any way, and at every call while any of them requires gradients.
         """
-        versions = tuple((parameter.data_ptr(), parameter._version) for parameter in self.hf.parameters())
+        versions = checksums(self.hf)
         trained = any(parameter.requires_grad for parameter in self.hf.parameters())
         cached: tuple[Any, str] | None = self.__dict__.get("_digest")
         if cached is None or trained or cached[0] != versions:

@@ -69,3 +69,27 @@ def weights_digest(hf: PreTrainedModel) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def checksums(hf: PreTrainedModel) -> tuple[tuple[int, int, int], ...]:
+    """For each parameter in memory its address, its count of changes in place, and a checksum, by which a change is noticed.
+
+    torch does not count writes through `.data` or numpy. The checksum is about twenty times as fast as `weights_digest`.
+    """
+    return tuple((p.data_ptr(), p._version, _checksum(p.detach())) for p in hf.parameters() if not p.is_meta)
+
+
+def _checksum(values: Tensor) -> int:
+    """The sum of the bytes, read as 64-bit integers and weighted by row, modulo 2 ** 64.
+
+    The weights are odd, so that a change within one row that changes its sum always changes the whole; they differ, so that rows that
+    trade places are noticed too.
+    """
+    data = values.reshape(-1).view(torch.uint8)
+    missing = -data.numel() % 8
+    if missing or data.storage_offset() % 8:
+        data = torch.cat([data, data.new_zeros(missing)])
+    words = data.view(torch.int64)
+    rows = len(values) if values.dim() > 1 and len(words) and len(words) % len(values) == 0 else len(words)
+    sums = words.reshape(rows, -1).sum(dim=1) if rows else words
+    return int((sums * (2 * torch.arange(rows, device=sums.device) + 1)).sum())
