@@ -15,9 +15,11 @@ import torch
 from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad as pad_keys
 
 from interp.errors import UserError
 from interp.forward.captured import Captured
+from interp.forward.pattern import by_query, is_pattern
 from interp.forward.resume import Trace, resume, trace
 from interp.models.hooks import Frame, Transform, check_first
 from interp.models.model import Model
@@ -77,7 +79,8 @@ def gradients(
         sites: of blocks (`resid_post.3`); `resid_post.*` names every layer.
         metric: `LogitDifference`, `LogProbability`, `ProbeProjection`, or any function from the logits of the token after the prompt
             (`cell vocab`, here of one row) to one number per row.
-        positions: `all` gives `batch pos ...` with a mask, `last` the prompts' last positions as `batch ...`, as in `capture`.
+        positions: `all` gives `batch pos ...` with a mask, `last` the prompts' last positions as `batch ...`, as in `capture`;
+            at patterns `batch head pos key_pos`, and `batch head key_pos` at the last position.
 
     Raises:
         UserError: no prompts or sites, an unknown site, one that is in no block, or a metric that has no gradient.
@@ -97,12 +100,22 @@ def gradients(
     if positions not in ("all", "last"):
         raise UserError(f"positions {positions!r} is unknown", "use all or last")
     measure.check(model)
-    runs = [_gradients(trace(model, row, measure.sites(model)), measure, names) for row in rows]
+    longest = max(len(row) for row in rows)
+    runs = [_by_position(_gradients(trace(model, row, measure.sites(model)), measure, names), longest) for row in rows]
     settings = {"texts": len(rows), "gradient_of": repr(measure), "n_layers": model.n_layers}
     if positions == "last":
         return Captured({name: torch.stack([run[name][0, -1] for run in runs]).cpu() for name in names}, "last", None, settings)
     tensors = {name: torch.nn.utils.rnn.pad_sequence([run[name][0] for run in runs], batch_first=True).cpu() for name in names}
+    # As in `capture`, a pattern is `batch head pos key_pos`.
+    tensors = {name: by_query(value) if is_pattern(name) else value for name, value in tensors.items()}
     return Captured(tensors, "all", pad(rows, 0, "right").mask, settings)
+
+
+def _by_position(slopes: dict[str, Tensor], longest: int) -> dict[str, Tensor]:
+    """Gradients of one prompt with positions on the second axis; those at patterns with zeros for keys up to the longest prompt."""
+    return {
+        name: pad_keys(by_query(slope), (0, longest - slope.shape[-1])) if is_pattern(name) else slope for name, slope in slopes.items()
+    }
 
 
 def _estimates(target: Trace, source: Trace, runs: Runs, metric: Any, steps: int | None) -> Float[Tensor, " cell"]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from interp import LogitDifference, Model, ProbeProjection, UserError, gradients, hooked, load_model
+from interp import LogitDifference, Model, ProbeProjection, UserError, capture, gradients, hooked, load_model
 from interp.patching.metrics import ContinuationToxicity
 from tests.conftest import TEXTS
 
@@ -35,7 +35,7 @@ def plain_gradients(model: Model, text: str) -> dict[str, Tensor]:
 
     for layer, block in enumerate(hf.transformer.h if gpt2 else hf.model.layers):
         block.register_forward_hook(leave(f"resid_post.{layer}"))
-        (block.attn.c_proj if gpt2 else block.self_attn.o_proj).register_forward_pre_hook(enter(f"head_out.{layer}"))
+        (block.attn.c_proj if gpt2 else block.self_attn.o_proj).register_forward_pre_hook(enter(f"z.{layer}"))
         (block.mlp.c_proj if gpt2 else block.mlp.down_proj).register_forward_pre_hook(enter(f"mlp_post.{layer}"))
         block.mlp.register_forward_hook(leave(f"mlp_out.{layer}"))
     logits = hf.requires_grad_(True)(ids_of(model, text)).logits[0, -1]
@@ -84,6 +84,30 @@ def test_texts_of_different_lengths_come_back_padded_each_as_by_itself(gpt2: Mod
         assert torch.equal(together["resid_post.1"][row, : len(alone)], alone)
         assert not together["resid_post.1"][row, len(alone) :].any()
         assert torch.equal(last[row], alone[-1])
+
+
+def test_those_at_a_pattern_are_finite_differences_and_shaped_as_captured(gpt2: Model) -> None:
+    model, site, epsilon = load_model(gpt2.plain_copy().double(), tokenizer=gpt2.tokenizer), "pattern.1", 1e-6
+    gradient = gradients(model, TEXT, [site], DIFFERENCE)[site]
+    step = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sides = []
+    for sign in (1, -1):
+        with hooked(model, {site: lambda x, change=sign * epsilon * step: x + change}), torch.no_grad():
+            logits = model.hf(ids_of(model)).logits[0, -1]
+            sides.append(float(logits[5] - logits[300]))
+    assert (sides[0] - sides[1]) / (2 * epsilon) == pytest.approx(float((gradient * step).sum()), rel=1e-5)
+    texts = list(TEXTS)
+    assert len({ids_of(model, text).shape for text in texts}) > 1
+    together, last = gradients(model, texts, [site], DIFFERENCE), gradients(model, texts, [site], DIFFERENCE, positions="last")
+    for positions, values in (("all", together), ("last", last)):
+        assert values[site].shape == capture(model, texts, [site], positions=positions)[site].shape
+    for row, text in enumerate(texts):
+        alone = gradients(model, text, [site], DIFFERENCE)[site][0]
+        count = alone.shape[-1]
+        assert torch.equal(together[site][row, :, :count, :count], alone)
+        assert torch.equal(last[site][row, :, :count], alone[:, -1])
+        assert together[site][row].count_nonzero() == alone.count_nonzero()
+        assert last[site][row].count_nonzero() == alone[:, -1].count_nonzero() > 0
 
 
 def test_a_site_above_what_the_metric_reads_has_a_gradient_of_zero(gpt2: Model) -> None:
