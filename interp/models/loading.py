@@ -20,7 +20,7 @@ from interp.models.offloading import Placement
 
 
 def load_model(
-    source: str | Path | PreTrainedModel, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
+    source: str | Path | PreTrainedModel, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu",
     base: str | Path | None = None, tokenizer: PreTrainedTokenizerBase | None = None, name: str | None = None, device_map: Any = None,
     offload_folder: str | Path | None = None,
 ) -> Model:  # fmt: skip
@@ -29,7 +29,7 @@ def load_model(
     Args:
         source: the folder or id; or a Hugging Face model, which is then used as it is, in its own dtype and on its own device, and
             needs `tokenizer`.
-        dtype: what the weights are computed in, whatever they are stored in.
+        dtype: what the weights are computed in, whatever they are stored in: float32 unless given. For a model in memory, its own.
         base: the model that a LoRA folder adapts, where it differs from the one its configuration names.
         tokenizer: to be used in place of the folder's own.
         device_map: for a model larger than one device: `auto`, or a mapping from module names to devices, `cpu` or `disk`, as
@@ -47,22 +47,24 @@ def load_model(
     if device_map is not None and torch.device(device).type != "cpu":
         raise UserError(f"both device ({device}) and device_map are given", "give one of them")
     placement = None if device_map is None else Placement(device_map, None if offload_folder is None else Path(offload_folder))
-    hf = read_weights(checkpoint, dtype, placement)
+    hf = read_weights(checkpoint, dtype or torch.float32, placement)
     words = tokenizer if tokenizer is not None else read_tokenizer(checkpoint, hf)
     return Model(freeze(hf.to(device) if placement is None else hf), words, name or checkpoint.label, checkpoint)
 
 
 def _wrapped(
-    hf: PreTrainedModel, dtype: torch.dtype, device: str | torch.device, tokenizer: PreTrainedTokenizerBase | None, name: str | None,
+    hf: PreTrainedModel, dtype: torch.dtype | None, device: str | torch.device, tokenizer: PreTrainedTokenizerBase | None, name: str | None,
     unused: Sequence[str],
 ) -> Model:  # fmt: skip
     """The `Model` around a Hugging Face model in memory; raises `UserError` for arguments that ask for another one."""
     if tokenizer is None:
         raise UserError("a model in memory was given without its tokenizer", "give it as tokenizer=")
     first = next(hf.parameters())
-    # The default dtype and device do not count as a request.
-    if dtype not in (torch.float32, first.dtype) or torch.device(device).type not in ("cpu", first.device.type):
-        unused = ["dtype" if dtype not in (torch.float32, first.dtype) else "device", *unused]
+    # The default device does not count as a request.
+    if torch.device(device).type not in ("cpu", first.device.type):
+        unused = ["device", *unused]
+    if dtype not in (None, first.dtype):
+        unused = ["dtype", *unused]
     if unused:
         raise UserError(f"{', '.join(unused)} cannot be given for a model in memory", "it is used as it is; change it first, with model.to")
     check_tokenizer(tokenizer, hf)

@@ -399,6 +399,8 @@ def test_a_model_in_memory_is_wrapped_as_it_is(gpt2_folder: Path, tokenizer: Pre
     assert model.hf is hf
     assert model.dtype == torch.float64
     assert load_model(hf, tokenizer=tokenizer, dtype=torch.float64, name="mine").name == "mine"
+    with pytest.raises(UserError, match="dtype cannot be given for a model in memory"):
+        load_model(hf, tokenizer=tokenizer, dtype=torch.float32)
     expected = capture(gpt2, list(TEXTS), ["logits"])["logits"]
     torch.testing.assert_close(capture(model, list(TEXTS), ["logits"])["logits"], expected, atol=1e-5, rtol=1e-5)
 
