@@ -111,7 +111,8 @@ def load_captured(folder: str | Path) -> Captured:
     if not (target / "index.json").is_file():
         raise UserError(f"{target} holds no capture", "give a folder that capture(spill=...) or Captured.save wrote")
     index = read_json(target / "index.json", "capture it again")
-    tensors = {site: torch.from_numpy(np.load(target / f"{site}.npy", mmap_mode="c")) for site in index["sites"]}
+    # A folder may have a site under its earlier name (see `parse_site`).
+    tensors = {str(parse_site(site)): torch.from_numpy(np.load(target / f"{site}.npy", mmap_mode="c")) for site in index["sites"]}
     mask = torch.from_numpy(np.load(target / "mask.npy")) if (target / "mask.npy").is_file() else None
     return Captured(tensors, index["positions"], mask, index["settings"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,6 +61,16 @@ def test_a_stack_is_in_the_order_of_the_layers_whatever_the_order_of_capture(gpt
         assert torch.equal(stack[layer], acts["resid_post", layer])
     assert torch.equal(acts.stack("resid_post", layers=[2, 0]), stack[[2, 0]])
     assert torch.equal(load_captured(acts.save(tmp_path / "acts")).stack("resid_post"), stack)
+
+
+def test_a_folder_that_was_written_under_an_earlier_name_of_a_site_is_read(gpt2: Model, tmp_path: Path) -> None:
+    acts = capture(gpt2, ALL, ["z.*"])
+    earlier = Captured({name.replace("z.", "head_out."): value for name, value in acts.tensors.items()}, "last", None, acts.settings)
+    again = load_captured(earlier.save(tmp_path / "acts"))
+    assert list(again) == list(acts)
+    for name in ("z.1", "head_out.1"):
+        assert torch.equal(again[name], acts["z.1"])
+    assert torch.equal(again.stack("z"), acts.stack("head_out"))
 
 
 def test_a_stack_with_layers_missing_is_refused(gpt2: Model) -> None:
