@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.models.model import Model
+from interp.models.offloading import parameter_values
 
 
 def frozen_norm(model: Model, layer: int, name: str, raw: Float[Tensor, "*pos d_model"]) -> Float[Tensor, "*pos d_model"]:
@@ -22,8 +23,8 @@ def frozen_norm(model: Model, layer: int, name: str, raw: Float[Tensor, "*pos d_
     if not model.architecture.writes_through_norm:
         return torch.ones_like(raw)
     norm = model.part(layer, model.architecture.taps[name].path)
-    gain = norm.get_parameter("weight").double() + model.architecture.norm_offset
-    return gain * (raw.square().mean(dim=-1, keepdim=True) + norm_epsilon(norm)).rsqrt()
+    gain: Tensor = parameter_values(norm, "weight")
+    return (gain.double() + model.architecture.norm_offset) * (raw.square().mean(dim=-1, keepdim=True) + norm_epsilon(norm)).rsqrt()
 
 
 def output_projection(model: Model, layer: int) -> tuple[Float[Tensor, "head d_head d_model"], Float[Tensor, " d_model"]]:
@@ -52,7 +53,7 @@ def mlp_norm(model: Model, layer: int) -> nn.Module:
 def folded_keys(model: Model, layer: int, neurons: Sequence[int]) -> Float[Tensor, "neuron d_model"]:
     """The key vectors of these neurons times the gain of the norm before them; centred where that norm subtracts the mean."""
     keys = model.key_vectors(layer)[torch.tensor(list(neurons), device=model.device)].detach()
-    folded = keys * (mlp_norm(model, layer).get_parameter("weight") + model.architecture.norm_offset)
+    folded: Tensor = keys * (parameter_values(mlp_norm(model, layer), "weight") + model.architecture.norm_offset)
     return folded - folded.mean(dim=1, keepdim=True) if model.architecture.norm == "layer" else folded
 
 
@@ -60,12 +61,13 @@ def position_embedding(model: Model, position: int) -> Float[Tensor, " d_model"]
     """The embedding of a position, in double precision; zeros where positions are rotary."""
     if model.architecture.positions is None:
         return torch.zeros(model.d_model, dtype=torch.float64, device=model.device)
-    return model.hf.get_submodule(model.architecture.positions).get_parameter("weight")[position].double()
+    embeddings: Tensor = parameter_values(model.hf.get_submodule(model.architecture.positions), "weight")
+    return embeddings[position].double()
 
 
 def unembedding_bias(model: Model, token: int, against: int | None) -> Float[Tensor, ""]:
     """The unembedding's bias for a token, or its difference from that of `against`; in double precision."""
-    bias = dict(model.hf.get_output_embeddings().named_parameters()).get("bias")
+    bias: Tensor | None = parameter_values(model.hf.get_output_embeddings(), "bias")
     if bias is None:
         return torch.zeros((), dtype=torch.float64, device=model.device)
     return bias[token].double() - (bias[against].double() if against is not None else 0)
