@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from interp import Edit, Model
+from interp import Edit, Model, editing, hooked
 from interp.errors import UserError
 from interp.experiments.registry import EXPERIMENTS, Finding, experiment, find_experiments
 from interp.experiments.run import run_report
@@ -83,6 +83,21 @@ def test_a_measurement_is_found_by_weights_and_edits_and_not_by_the_object(gpt2:
     ]  # fmt: skip
     numbers = [study.count(gpt2, (edit,)) for edit in others]
     assert len({*numbers, study.count(gpt2, edits[0]), first}) == len(others) + 2
+
+
+def test_a_model_is_not_measured_inside_a_block_that_changes_it(gpt2: Model) -> None:
+    study, edit = Counting(["a"]), Edit.add("resid_mid.1", torch.ones(gpt2.d_model), 2.0)
+    first = study.count(gpt2)
+    for block in (lambda: editing(gpt2, [edit]), lambda: hooked(gpt2, {"resid_mid.1": lambda x: 2 * x})):
+        for edits in ((), (edit,)):
+            with block(), pytest.raises(UserError, match="'count' is measured inside a block that changes the activations"):
+                study.count(gpt2, edits)
+    assert (study.counted, study.count(gpt2)) == ([1], first)
+    # Edits of one model say nothing of another, nor of what reads no weights.
+    other = Model(gpt2.plain_copy(), gpt2.tokenizer, "another")
+    with editing(gpt2, [edit]):
+        assert study.count(other) == first
+        assert study.count() == 2
 
 
 def test_another_seed_keeps_what_was_not_drawn_with_it() -> None:
