@@ -29,6 +29,14 @@ class Measurement:
     seeded: bool
 
 
+@dataclass(frozen=True)
+class Part:
+    """A study on other data, and the changes that make it out of the whole study."""
+
+    study: Any
+    changes: dict[str, Any]
+
+
 @dataclass(eq=False, kw_only=True)
 class Study:
     """The settings of one report's experiments and a cache of what they measure.
@@ -49,7 +57,7 @@ class Study:
     quick: bool = False
     say: Progress = lambda text: None
     _measurements: dict[tuple[Any, ...], Measurement] = field(default_factory=dict, init=False, repr=False)
-    _parts: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+    _parts: dict[Any, Part] = field(default_factory=dict, init=False, repr=False)
 
     def settings(self) -> dict[str, Any]:
         """The study's settings that a result depends on, which are stored with the result and shown."""
@@ -102,7 +110,7 @@ class Study:
             raise ValueError(f"{', '.join(sorted(data))} cannot be changed while measurements are kept: use dataclasses.replace")
         other = replace(self, **changes)
         other._measurements = {place: entry for place, entry in self._measurements.items() if not entry.seeded}
-        other._parts = {key: part.varied(**changes) for key, part in self._parts.items()}
+        other._parts = {key: Part(part.study.varied(**changes), part.changes) for key, part in self._parts.items()}
         return other
 
     def with_seed(self: AnyStudy, seed: int) -> AnyStudy:
@@ -110,12 +118,18 @@ class Study:
         return self.varied(seed=seed)
 
     def part(self: AnyStudy, key: Any, **changes: Any) -> AnyStudy:
-        """The study on other data, such as some of the prompts; made once for a key, with a cache that lasts as long as this study's."""
+        """The study on other data, such as some of the prompts; made once for a key, with a cache that lasts as long as this study's.
+
+        Raises `ValueError` where the key already stands for other changes.
+        """
         if key not in self._parts:
-            self._parts[key] = replace(self, **changes)
-        part: AnyStudy = self._parts[key]
-        part.say = self.say
-        return part
+            self._parts[key] = Part(replace(self, **changes), changes)
+        part = self._parts[key]
+        if part.changes != changes:
+            raise ValueError(f"the part {key!r} of this study has other data already: use another key")
+        study: AnyStudy = part.study
+        study.say = self.say
+        return study
 
 
 class Studies:

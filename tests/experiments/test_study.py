@@ -110,7 +110,7 @@ def test_another_seed_keeps_what_was_not_drawn_with_it() -> None:
     assert other.measured("measured", object) is measured
     assert other.measured("drawn", object, seeded=True) is not drawn
     assert study.measured("drawn", object, seeded=True) is drawn
-    again = other.part("first", words=["not asked"])
+    again = other.part("first", words=["b"])
     assert (again.words, again.seed) == (["b"], 5)
     assert again.measured("measured", object) is within[0] is not measured
     assert again.measured("drawn", object, seeded=True) is not within[1]
@@ -130,9 +130,20 @@ def test_a_part_is_made_once_and_speaks_as_the_whole_does() -> None:
     study = Counting(["a"])
     part = study.part("first", words=["b"])
     study.say = said.append
-    assert study.part("first", words=["c"]) is part
+    assert study.part("first", words=["b"]) is part
     part.say("hello")
     assert said == ["hello"]
+
+
+def test_a_key_of_a_part_does_not_stand_for_two_parts() -> None:
+    study = Counting(["a"])
+    part = study.part("first", words=["b"])
+    for whole in (study, study.with_seed(3)):
+        for changes in ({"words": ["c"]}, {"words": ["b"], "quick": True}, {}):
+            with pytest.raises(ValueError, match="the part 'first' of this study has other data already"):
+                whole.part("first", **changes)
+    assert study.part("first", words=["b"]) is part
+    assert study.part("second", words=["c"]).words == ["c"]
 
 
 def test_a_report_makes_each_kind_of_study_once_and_only_where_an_experiment_needs_it(tmp_path: Path) -> None:
