@@ -2,8 +2,10 @@
 
 The code is that of the modules which the files of the experiment and of its study import, transitively within this package and
 among the files beside them, without docstrings, comments and formatting, so that a reworded sentence reruns nothing. A module
-lists in `READS` the shipped files that it reads. Each adapter (`ON_REQUEST`) is imported by the model when a method is called
-that makes another library's model: it counts where that method is called, and not for everything that uses a model.
+lists in `READS` the shipped files that it reads; an experiment names in `runs` the grids of training runs that it reads.
+
+Each adapter (`ON_REQUEST`) is imported by the model when a method is called that makes another library's model: it counts where
+that method is called, and not for everything that uses a model.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from interp.environment import versions
 from interp.errors import UserError
 from interp.experiments.registry import Experiment
 from interp.experiments.study import Study
+from interp.runs.schema import LOG
+from interp.runs.trajectory import INDEX, runs_of
 
 PACKAGE = "interp"
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,12 +39,37 @@ ON_REQUEST = {"to_transformer_lens": "interp.adapters.transformer_lens", "to_nns
 
 
 def fingerprint(experiment: Experiment, study: Study) -> str:
-    """A hash of everything that a result depends on."""
+    """A hash of everything that a result depends on.
+
+    Raises `UserError` where runs that the experiment reads are missing, which names them and the command that makes them.
+    """
     parts = [
-        experiment.id, experiment.criterion, versions(COMPUTED_WITH), code_digest(experiment, type(study)),
-        study.fingerprint(logs=experiment.reads_logs),
+        experiment.id, experiment.criterion, versions(COMPUTED_WITH), code_digest(experiment, type(study)), study.fingerprint(),
+        _optional(experiment, study), [runs_digest(name) for name in experiment.runs],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _optional(experiment: Experiment, study: Study) -> list[str]:
+    """The digests of the study's data that the experiment names in `reads`."""
+    known = study.optional_data()
+    for name in experiment.reads:
+        if name not in known:
+            raise ValueError(f"{experiment.id} reads {name!r}, but a {type(study).__name__} has {', '.join(known) or 'no optional data'}")
+    return [known[name]() for name in experiment.reads]
+
+
+def runs_digest(name: str) -> str:
+    """A hash of a grid's index and of the stamp and the log of each of its runs.
+
+    Raises `UserError` where runs are missing, as `runs_of` does.
+    """
+    trajectories = runs_of(name)
+    digest = hashlib.sha256((trajectories.source / INDEX).read_bytes())
+    for run in trajectories.runs:
+        for file in (run.folder / "stamp.json", run.folder / LOG):
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def code_digest(experiment: Experiment, kind: type[Study]) -> str:
@@ -146,8 +175,11 @@ def _module(file: Path, folders: Sequence[Path]) -> ModuleType:
 def _imported(file: Path, changed: int, folders: tuple[Path, ...]) -> set[Path]:
     """The files of the modules that a file imports, inside functions too, and of what it uses of an imported package by attribute."""
     tree = _tree(file, changed)
-    on_request = {node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) and function.name in ON_REQUEST
-                  for node in ast.walk(function) if isinstance(node, ast.ImportFrom) and node.module == ON_REQUEST[function.name]}  # fmt: skip
+    on_request = set()
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef) and function.name in ON_REQUEST:
+            imports = [node for node in ast.walk(function) if isinstance(node, ast.ImportFrom)]
+            on_request |= {node for node in imports if node.module == ON_REQUEST[function.name]}
     files: set[Path | None] = set()
     packages: dict[str, str] = {}
     for node in ast.walk(tree):

@@ -63,12 +63,13 @@ class Study:
         """The study's settings that a result depends on, which are stored with the result and shown."""
         return {"seed": self.seed, "quick": self.quick}
 
-    def fingerprint(self, *, logs: bool = False) -> list[Any]:
-        """Everything that a result depends on, as JSON values: the settings, and digests of models and data.
-
-        `logs`: the experiment reads the logs of the training run too.
-        """
+    def fingerprint(self) -> list[Any]:
+        """Everything that the result of any experiment depends on, as JSON values: the settings, and digests of models and data."""
         return [self.settings()]
+
+    def optional_data(self) -> Mapping[str, Callable[[], str]]:
+        """A function to the digest of each piece of data that only those experiments read that name it in `reads`."""
+        return {}
 
     def manifest(self) -> dict[str, Any]:
         """The models studied, for the head of the report; empty where they are no pair."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -21,9 +23,12 @@ from interp.evaluation.toxicity import LexiconScorer
 from interp.experiments import fingerprint as fingerprints
 from interp.experiments.fingerprint import code_digest, fingerprint, modules_of
 from interp.experiments.registry import EXPERIMENTS, Experiment
-from interp.experiments.run import run_report
+from interp.experiments.run import ReportRun, run_report
+from interp.experiments.study import Study
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.user_files import read_experiments
+from interp.runs.trajectory import RUNS_SETTING
+from tests.runs.test_trajectory import write_run
 from tests.test_house import ALLOWED
 
 PACKAGE = {
@@ -117,7 +122,8 @@ def test_a_file_that_makes_another_librarys_model_counts_with_its_adapter(invent
     adapter = fingerprints.ROOT / "adapters"
     adapter.mkdir()
     (adapter / "nnsight.py").write_text("from interp.unused import NUMBER\n")
-    method = "class Model:\n    def to_nnsight(self):\n        from interp.adapters.nnsight import to_nnsight\n        from interp.inside import NUMBER\n"
+    method = "class Model:\n    def to_nnsight(self):\n        from interp.adapters.nnsight import to_nnsight\n"
+    method += "        from interp.inside import NUMBER\n"
     invented.write("interp/used.py", method)
     invented.write("mine/own.py", "from interp.used import Model\n")
     assert invented.modules() == {"mine/own.py", "interp/used.py", "interp/inside.py"}
@@ -372,9 +378,11 @@ def test_the_file_of_the_study_that_is_asked_for_counts(context: ToxicityContext
     item, code = EXPERIMENTS["A-E8"], fingerprints._code
     before = code_digest(item, ToxicityContext)
     for part in ("context.py", "a_e8_weights.py", "study.py"):
-        monkeypatch.setattr(
-            fingerprints, "_code", lambda file, changed, part=part: code(file, changed) + ("#" if file.name == part else "")
-        )
+
+        def changed_code(file: Path, changed: int, part: str = part) -> str:
+            return code(file, changed) + ("#" if file.name == part else "")
+
+        monkeypatch.setattr(fingerprints, "_code", changed_code)
         assert code_digest(item, ToxicityContext) != before, part
 
 
@@ -382,3 +390,84 @@ def test_logs_count_only_where_they_are_read(context: ToxicityContext, tmp_path:
     other: Any = replace(context, logs=tmp_path)
     assert fingerprint(EXPERIMENTS["A-E9"], other) == fingerprint(EXPERIMENTS["A-E9"], context)
     assert fingerprint(EXPERIMENTS["A-E8"], other) != fingerprint(EXPERIMENTS["A-E8"], context)
+
+
+RUNS = """
+from interp import runs_of
+from interp.experiments import Study
+
+@experiment("MY-E1", claim="MY-C1", title="t", question="q?", criterion="c", refuted_by="r", caveat="v", runs="displacement/invented")
+def run(study: Study) -> Finding:
+    frame = runs_of("displacement/invented").to_frame()
+    return Finding("holds", "s", {"loss": float(frame["loss"].mean())}, {}, {}, {"t": frame}, ())
+"""
+
+
+def test_an_experiment_that_reads_runs_is_left_out_where_they_are_missing_and_rerun_where_they_change(
+    mine: Callable[[str], Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(RUNS_SETTING, str(tmp_path / "runs"))
+    place = tmp_path / "runs" / "displacement" / "invented" / "grid"
+    (tmp_path / "numbers.csv").write_text("1\n")
+    (tmp_path / "other.py").write_text(MINE.replace("numbers.csv", "mine.py") + OTHER, encoding="utf-8")
+    mine(RUNS)
+    read_experiments(tmp_path / "other.py")
+    rows: list[dict[str, Any]] = []
+
+    def write_index() -> None:
+        (place / "index.json").write_text(json.dumps({"command": "bypass train grid displacement/invented", "runs": rows}))
+
+    def report() -> ReportRun:
+        return run_report(Study(), tmp_path / "report", only=["MY-E1", "MY-E2"])
+
+    left_out = report()
+    assert [result.id for result in left_out.results] == ["MY-E2"]
+    assert "the runs of displacement/invented are not there" in left_out.skipped["MY-E1"]
+    assert "`bypass train grid displacement/invented`" in left_out.skipped["MY-E1"]
+
+    for seed in ("1", "2"):
+        stamp = write_run(place / seed / "dpo", [float(seed)])
+        rows.append({"name": f"seed={seed}", "point": {"seed": seed}, "folder": f"{seed}/dpo", "state": "done", "stamp": stamp})
+    rows[1]["state"] = "waiting"
+    write_index()
+    (reason,) = report().skipped.values()
+    assert "1 of the runs in" in reason
+    assert "seed=2: it has not run to its end" in reason
+    assert "run `bypass train grid displacement/invented`" in reason
+
+    rows[1]["state"] = "done"
+    write_index()
+    complete = report()
+    assert (complete.skipped, complete.results[0].statistic) == ({}, {"loss": 1.5})
+    item = EXPERIMENTS["MY-E1"]
+    before = fingerprint(item, Study())
+    assert fingerprint(item, Study()) == before
+    # A run that was made again, with another stamp and log.
+    shutil.rmtree(place / "2")
+    write_run(place / "2" / "dpo", [3.0], base="def")
+    stamp_file = place / "2" / "dpo" / "stamp.json"
+    stamp_file.write_text(json.dumps({"output": "again"}))
+    rows[1]["stamp"] = hashlib.sha256(stamp_file.read_bytes()).hexdigest()
+    write_index()
+    assert fingerprint(item, Study()) != before
+    again = report()
+    assert (again.skipped, again.results[0].statistic) == ({}, {"loss": 2.0})
+    # A log alone that differs, which no stamp says.
+    log = place / "2" / "dpo" / "log.jsonl"
+    log.write_text(log.read_text().replace("3.0", "5.0"))
+    assert report().results[0].statistic == {"loss": 3.0}
+
+
+OTHER = """
+from interp.experiments import Study
+
+@experiment("MY-E2", claim="MY-C2", title="t", question="q?", criterion="c", refuted_by="r", caveat="v")
+def run(study: Study) -> Finding:
+    return Finding("holds", "s", {"a": 1.0}, {}, {}, {"t": pd.DataFrame({"x": [1]})}, ())
+"""
+
+
+def test_an_experiment_that_reads_data_which_its_study_does_not_have_is_refused(context: ToxicityContext) -> None:
+    item = replace(EXPERIMENTS["A-E8"], reads=("photographs",))
+    with pytest.raises(ValueError, match="A-E8 reads 'photographs', but a ToxicityContext has logs"):
+        fingerprint(item, context)

@@ -34,7 +34,7 @@ class Counting(Study):
         key = "drawn" if seeded else "count"
         return int(self.measured(key, lambda: self.counted.append(1) or len(self.counted), of=model, edits=edits, seeded=seeded))
 
-    def fingerprint(self, *, logs: bool = False) -> list[Any]:
+    def fingerprint(self) -> list[Any]:
         return [*super().fingerprint(), self.words]
 
     def manifest(self) -> dict[str, Any]:
