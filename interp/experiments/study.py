@@ -6,12 +6,15 @@ of the model, and the edits. It is never keyed by the identity of an object, whi
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from interp.errors import UserError
 from interp.models.hooks import active
+from interp.models.pair import FORWARD_SETTINGS
 
 if TYPE_CHECKING:
     from interp.edits.edit import Edit
@@ -19,6 +22,15 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 AnyStudy = TypeVar("AnyStudy", bound="Study")
+
+
+def model_digests(model: Model) -> list[str]:
+    """Digests of what a model's answer to a text depends on: the weights, the tokenizer, and the settings of its forward."""
+    tokenizer = model.tokenizer.backend_tokenizer.to_str()
+    # Truncation and padding stand before the tokens; calls of the tokenizer change them.
+    tokens = tokenizer[max(tokenizer.find('"added_tokens"'), 0) :]
+    settings = {name: str(getattr(model.hf.config, name, None)) for name in FORWARD_SETTINGS}
+    return [model.digest, *(hashlib.sha256(text.encode()).hexdigest() for text in (tokens, json.dumps(settings, sort_keys=True)))]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from interp import ModelPair
+from interp import Model, ModelPair
 from interp.data.texts import Passage
 from interp.directions.probe import fit_probe
 from interp.errors import UserError
@@ -201,12 +202,20 @@ def context(pair: ModelPair) -> ToxicityContext:
         lambda c: replace(c, probe=replace(c.probe, metrics=c.probe.metrics | {"auc": 0.123})),
         lambda c: replace(c, pair=ModelPair(c.pair.base, c.pair.base)),
         lambda c: replace(c, scorer=Other()),
+        lambda c: replace(c, pair=with_another_tokenizer(c.pair)),
     ],
 )
 def test_data_and_settings_that_change_rerun(context: ToxicityContext, change: Callable[[ToxicityContext], ToxicityContext]) -> None:
     item = EXPERIMENTS["A-E8"]
     assert fingerprint(item, replace(context)) == fingerprint(item, context)
     assert fingerprint(item, change(context)) != fingerprint(item, context)
+
+
+def with_another_tokenizer(pair: ModelPair) -> ModelPair:
+    """The pair with the same weights and one more token in the tokenizer of both sides."""
+    tokenizer = copy.deepcopy(pair.base.tokenizer)
+    tokenizer.add_tokens(["riverstone"])
+    return ModelPair(*(Model(model.plain_copy(), tokenizer, model.name) for model in pair.sides.values()))
 
 
 class Other(LexiconScorer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from interp import Edit, Model, editing, hooked
 from interp.errors import UserError
 from interp.experiments.registry import EXPERIMENTS, Finding, experiment, find_experiments
 from interp.experiments.run import run_report
-from interp.experiments.study import Studies, Study
+from interp.experiments.study import Studies, Study, model_digests
 from interp.experiments.toxicity.context import ToxicityContext
 
 ABOUT = {"title": "a title", "question": "so?", "criterion": "Holds if so, fails if not.", "refuted_by": "another", "caveat": "none"}
@@ -98,6 +99,25 @@ def test_a_model_is_not_measured_inside_a_block_that_changes_it(gpt2: Model) -> 
     with editing(gpt2, [edit]):
         assert study.count(other) == first
         assert study.count() == 2
+
+
+def test_the_digests_of_a_model_tell_weights_tokenizers_and_forward_settings_apart(gpt2: Model) -> None:
+    def same() -> Model:
+        return Model(gpt2.plain_copy(), copy.deepcopy(gpt2.tokenizer), "another name")
+
+    expected = model_digests(gpt2)
+    read = same()
+    read.tokenizer(["the river", "stone"], padding=True, truncation=True, max_length=3)
+    assert model_digests(read) == expected
+    tokens = same()
+    tokens.tokenizer.add_tokens(["riverstone"])
+    settings = same()
+    settings.hf.config.layer_norm_epsilon *= 10
+    weights = same()
+    with torch.no_grad():
+        next(weights.hf.parameters()).view(-1)[0] += 1
+    differing = [[a == b for a, b in zip(model_digests(model), expected, strict=True)] for model in (weights, tokens, settings)]
+    assert differing == [[False, True, True], [True, False, True], [True, True, False]]
 
 
 def test_another_seed_keeps_what_was_not_drawn_with_it() -> None:
