@@ -80,7 +80,7 @@ def code_digest(experiment: Experiment, kind: type[Study]) -> str:
 
     Raises `UserError` where the code is in no file, such as that of a session that someone types into.
     """
-    files = [_source_of(part) for part in (inspect.unwrap(experiment.run), experiment.study, kind)]
+    files = [_source_of(part) for part in (inspect.unwrap(experiment.run), kind)]
     folders = _folders_of(files)
     digest = hashlib.sha256(kind.__qualname__.encode())
     for file in sorted(modules_of(files)):

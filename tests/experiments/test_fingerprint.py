@@ -383,7 +383,7 @@ def test_another_version_of_a_library_that_computes_reruns(context: ToxicityCont
     assert fingerprint(item, context) == before
 
 
-def test_the_file_of_the_study_that_is_asked_for_counts(context: ToxicityContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_files_of_an_experiment_and_of_its_study_count(context: ToxicityContext, monkeypatch: pytest.MonkeyPatch) -> None:
     item, code = EXPERIMENTS["A-E8"], fingerprints._code
     before = code_digest(item, ToxicityContext)
     for part in ("context.py", "a_e8_weights.py", "study.py"):
