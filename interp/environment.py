@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
@@ -15,10 +16,10 @@ LIBRARIES = (
 )  # fmt: skip
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that are installed, by distribution name."""
+def versions(libraries: Sequence[str] = LIBRARIES) -> dict[str, str]:
+    """Versions of Python and of those of the libraries that are installed, by distribution name."""
     by_name = {"python": platform.python_version()}
-    for name in LIBRARIES:
+    for name in libraries:
         try:
             by_name[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -28,7 +28,8 @@ from interp.experiments.run import KEPT, result_of
 from interp.experiments.study import Studies
 from interp.experiments.toxicity.context import ToxicityContext, make_context
 from interp.files import read_json
-from interp.report.page import TITLES, VERDICTS, Report, read_report, write_report
+from interp.report.page import VERDICTS, Report, read_report, write_report
+from interp.results.groups import TITLES
 from interp.results.result import Result, is_number, plain, show_number, shown
 
 # The page of this app that shows the claim of an experiment.

@@ -16,6 +16,7 @@ import pandas as pd
 
 from interp.errors import UserError
 from interp.experiments.study import Study
+from interp.results.groups import PAPERS
 from interp.results.result import Figure, Verdict
 
 AnyStudy = TypeVar("AnyStudy", bound=Study)
@@ -41,7 +42,8 @@ class Experiment:
 
     Attributes:
         study: the kind of study that `run` takes.
-        reads_logs: whether its result depends on the logs of the training run too.
+        runs: the grids of training runs that it reads, by the name that `runs_of` takes; without them it is left out.
+        reads: further data of the study on which its result depends, by the names in `Study.optional_data`.
     """
 
     id: str
@@ -53,24 +55,39 @@ class Experiment:
     caveat: str
     run: Callable[[Any], Finding]
     study: type[Study]
-    reads_logs: bool = False
+    runs: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
 
 
 EXPERIMENTS: dict[str, Experiment] = {}
 
 
 def experiment(
-    id: str, *, claim: str, title: str, question: str, criterion: str, refuted_by: str, caveat: str, reads_logs: bool = False
+    id: str,
+    *,
+    claim: str,
+    title: str,
+    question: str,
+    criterion: str,
+    refuted_by: str,
+    caveat: str,
+    runs: str | Sequence[str] = (),
+    reads: str | Sequence[str] = (),
 ) -> Callable[[Callable[[AnyStudy], Finding]], Callable[[AnyStudy], Finding]]:
     """Register a function as an experiment of the report, in the order of registration.
 
     The function's parameter must be annotated with the kind of study that it takes.
+
+    Args:
+        runs: the grid of training runs (or several) that the function reads with `runs_of`, such as "displacement/single-token".
+        reads: the names of further data of the study that it reads (see `Study.optional_data`), such as "logs".
     """
+    names = [(value,) if isinstance(value, str) else tuple(value) for value in (runs, reads)]
 
     def register(run: Callable[[AnyStudy], Finding]) -> Callable[[AnyStudy], Finding]:
         if id in EXPERIMENTS:
             raise ValueError(f"two experiments are called {id}")
-        EXPERIMENTS[id] = Experiment(id, claim, title, question, criterion, refuted_by, caveat, run, study_of(id, run), reads_logs)
+        EXPERIMENTS[id] = Experiment(id, claim, title, question, criterion, refuted_by, caveat, run, study_of(id, run), *names)
         return run
 
     return register
@@ -87,8 +104,8 @@ def study_of(id: str, run: Callable[..., Finding]) -> type[Study]:
 
 def _place(item: Experiment) -> tuple[str, str, int, str]:
     """The key by which experiments are sorted: the papers' by paper and number; others follow as registered."""
-    parts = re.fullmatch(r"([ABC])-([A-Z])(\d+)([a-z]?)", item.id)
-    return (parts[1], parts[2], int(parts[3]), parts[4]) if parts else ("~", "", 0, "")
+    parts = re.fullmatch(r"([A-Z])-([A-Z])(\d+)([a-z]?)", item.id)
+    return (parts[1], parts[2], int(parts[3]), parts[4]) if parts and parts[1] in PAPERS else ("~", "", 0, "")
 
 
 def find_experiments(only: Sequence[str] | None) -> list[Experiment]:

@@ -6,11 +6,15 @@ of the model, and the edits. It is never keyed by the identity of an object, whi
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from interp.errors import UserError
+from interp.models.hooks import active
+from interp.models.pair import FORWARD_SETTINGS
 
 if TYPE_CHECKING:
     from interp.edits.edit import Edit
@@ -20,12 +24,29 @@ Progress = Callable[[str], None]
 AnyStudy = TypeVar("AnyStudy", bound="Study")
 
 
+def model_digests(model: Model) -> list[str]:
+    """Digests of what a model's answer to a text depends on: the weights, the tokenizer, and the settings of its forward."""
+    tokenizer = model.tokenizer.backend_tokenizer.to_str()
+    # Truncation and padding stand before the tokens; calls of the tokenizer change them.
+    tokens = tokenizer[max(tokenizer.find('"added_tokens"'), 0) :]
+    settings = {name: str(getattr(model.hf.config, name, None)) for name in FORWARD_SETTINGS}
+    return [model.digest, *(hashlib.sha256(text.encode()).hexdigest() for text in (tokens, json.dumps(settings, sort_keys=True)))]
+
+
 @dataclass(frozen=True)
 class Measurement:
     """A measured value, and whether the study's seed had a part in it."""
 
     value: Any
     seeded: bool
+
+
+@dataclass(frozen=True)
+class Part:
+    """A study on other data, and the changes that make it out of the whole study."""
+
+    study: Any
+    changes: dict[str, Any]
 
 
 @dataclass(eq=False, kw_only=True)
@@ -48,18 +69,19 @@ class Study:
     quick: bool = False
     say: Progress = lambda text: None
     _measurements: dict[tuple[Any, ...], Measurement] = field(default_factory=dict, init=False, repr=False)
-    _parts: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+    _parts: dict[Any, Part] = field(default_factory=dict, init=False, repr=False)
 
     def settings(self) -> dict[str, Any]:
         """The study's settings that a result depends on, which are stored with the result and shown."""
         return {"seed": self.seed, "quick": self.quick}
 
-    def fingerprint(self, *, logs: bool = False) -> list[Any]:
-        """Everything that a result depends on, as JSON values: the settings, and digests of models and data.
-
-        `logs`: the experiment reads the logs of the training run too.
-        """
+    def fingerprint(self) -> list[Any]:
+        """Everything that the result of any experiment depends on, as JSON values: the settings, and digests of models and data."""
         return [self.settings()]
+
+    def optional_data(self) -> Mapping[str, Callable[[], str]]:
+        """A function to the digest of each piece of data that only those experiments read that name it in `reads`."""
+        return {}
 
     def manifest(self) -> dict[str, Any]:
         """The models studied, for the head of the report; empty where they are no pair."""
@@ -70,11 +92,18 @@ class Study:
     ) -> Any:
         """The value of `make()`, computed once for this key, these weights and these edits.
 
+        Raises `UserError` inside a block that edits or hooks the model: the value would be of a model that the key does not name.
+
         Args:
             key: says what is measured, with every argument of the measurement that is no field of the study.
             of: the model that is measured, identified by the digest of its weights; None where no weights are read.
             seeded: whether the value depends on the study's seed or on its other settings; it is then measured again under others.
         """
+        if of is not None and active(of.hf).transforms:
+            raise UserError(
+                f"{key!r} is measured inside a block that changes the activations of {of.name}",
+                "measure outside of the block, and give the edits as `edits`",
+            )
         place = (key, None if of is None else of.digest, *(edit.digest for edit in edits))
         if place not in self._measurements:
             self._measurements[place] = Measurement(make(), seeded)
@@ -94,7 +123,7 @@ class Study:
             raise ValueError(f"{', '.join(sorted(data))} cannot be changed while measurements are kept: use dataclasses.replace")
         other = replace(self, **changes)
         other._measurements = {place: entry for place, entry in self._measurements.items() if not entry.seeded}
-        other._parts = {key: part.varied(**changes) for key, part in self._parts.items()}
+        other._parts = {key: Part(part.study.varied(**changes), part.changes) for key, part in self._parts.items()}
         return other
 
     def with_seed(self: AnyStudy, seed: int) -> AnyStudy:
@@ -102,12 +131,18 @@ class Study:
         return self.varied(seed=seed)
 
     def part(self: AnyStudy, key: Any, **changes: Any) -> AnyStudy:
-        """The study on other data, such as some of the prompts; made once for a key, with a cache that lasts as long as this study's."""
+        """The study on other data, such as some of the prompts; made once for a key, with a cache that lasts as long as this study's.
+
+        Raises `ValueError` where the key already stands for other changes.
+        """
         if key not in self._parts:
-            self._parts[key] = replace(self, **changes)
-        part: AnyStudy = self._parts[key]
-        part.say = self.say
-        return part
+            self._parts[key] = Part(replace(self, **changes), changes)
+        part = self._parts[key]
+        if part.changes != changes:
+            raise ValueError(f"the part {key!r} of this study has other data already: use another key")
+        study: AnyStudy = part.study
+        study.say = self.say
+        return study
 
 
 class Studies:

@@ -5,7 +5,9 @@ This runs code, so only a path that a person typed on the command line may be pa
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import sys
 from pathlib import Path
 
 from interp.errors import UserError
@@ -22,16 +24,23 @@ def read_experiments(file: str | Path) -> list[str]:
     if not path.is_file() or path.suffix != ".py":
         raise UserError(f"{path} is not a Python file", "give the file that holds the experiment, as in docs/adding-an-experiment.md")
     before = dict(EXPERIMENTS)
-    specification = importlib.util.spec_from_file_location(f"bypass_experiment_{path.stem}", path)
+    name = f"bypass_experiment_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    specification = importlib.util.spec_from_file_location(name, path)
     assert specification is not None
     assert specification.loader is not None
+    earlier, module = sys.modules.get(name), importlib.util.module_from_spec(specification)
+    # Where a class is asked for its file, and a dataclass for its annotations, Python looks into the table of modules.
+    sys.modules[name] = module
     try:
-        specification.loader.exec_module(importlib.util.module_from_spec(specification))
+        specification.loader.exec_module(module)
     except Exception as error:  # a user's file may raise anything; the user gets a message instead of a traceback
         EXPERIMENTS.clear()
         EXPERIMENTS.update(before)
+        sys.modules.pop(name)
+        if earlier is not None:
+            sys.modules[name] = earlier
         raise UserError(f"{path} could not be run: {type(error).__name__}: {error}", "correct the file") from error
-    added = [name for name in EXPERIMENTS if name not in before]
+    added = [id for id in EXPERIMENTS if id not in before]
     if not added:
         raise UserError(f"{path} registers no experiment", "decorate a function with interp.experiments.experiment")
     return added

@@ -26,6 +26,7 @@ from interp.errors import UserError
 from interp.files import read_json, write_together
 from interp.report.seeds import Seeds
 from interp.results.figure_layout import untitled
+from interp.results.groups import TITLES
 from interp.results.result import Real, Result, csv_files, file_names, is_number, plain, show_number, shown
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -35,10 +36,6 @@ CELL_AT_MOST = 400
 LONG_CELL = 24
 SEEDS_FILE = "seeds.csv"
 VERDICTS = {"holds": ("✓", "Holds"), "fails": ("✗", "Fails"), "inconclusive": ("?", "Inconclusive")}
-# The origin of a claim, by the first letter of its experiment's id.
-TITLES = {
-    "A": "Paper A", "B": "Paper B", "C": "Paper C", "X": "Beyond the papers", "W": "Other methods for the same effect", "Y": "An alternative explanation",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,11 +12,11 @@ import pandas as pd
 import pytest
 import torch
 
-from interp import Edit, Model
+from interp import Edit, Model, editing, hooked
 from interp.errors import UserError
 from interp.experiments.registry import EXPERIMENTS, Finding, experiment, find_experiments
 from interp.experiments.run import run_report
-from interp.experiments.study import Studies, Study
+from interp.experiments.study import Studies, Study, model_digests
 from interp.experiments.toxicity.context import ToxicityContext
 
 ABOUT = {"title": "a title", "question": "so?", "criterion": "Holds if so, fails if not.", "refuted_by": "another", "caveat": "none"}
@@ -34,7 +35,7 @@ class Counting(Study):
         key = "drawn" if seeded else "count"
         return int(self.measured(key, lambda: self.counted.append(1) or len(self.counted), of=model, edits=edits, seeded=seeded))
 
-    def fingerprint(self, *, logs: bool = False) -> list[Any]:
+    def fingerprint(self) -> list[Any]:
         return [*super().fingerprint(), self.words]
 
     def manifest(self) -> dict[str, Any]:
@@ -85,6 +86,40 @@ def test_a_measurement_is_found_by_weights_and_edits_and_not_by_the_object(gpt2:
     assert len({*numbers, study.count(gpt2, edits[0]), first}) == len(others) + 2
 
 
+def test_a_model_is_not_measured_inside_a_block_that_changes_it(gpt2: Model) -> None:
+    study, edit = Counting(["a"]), Edit.add("resid_mid.1", torch.ones(gpt2.d_model), 2.0)
+    first = study.count(gpt2)
+    for block in (lambda: editing(gpt2, [edit]), lambda: hooked(gpt2, {"resid_mid.1": lambda x: 2 * x})):
+        for edits in ((), (edit,)):
+            with block(), pytest.raises(UserError, match="'count' is measured inside a block that changes the activations"):
+                study.count(gpt2, edits)
+    assert (study.counted, study.count(gpt2)) == ([1], first)
+    # Edits of one model say nothing of another, nor of what reads no weights.
+    other = Model(gpt2.plain_copy(), gpt2.tokenizer, "another")
+    with editing(gpt2, [edit]):
+        assert study.count(other) == first
+        assert study.count() == 2
+
+
+def test_the_digests_of_a_model_tell_weights_tokenizers_and_forward_settings_apart(gpt2: Model) -> None:
+    def same() -> Model:
+        return Model(gpt2.plain_copy(), copy.deepcopy(gpt2.tokenizer), "another name")
+
+    expected = model_digests(gpt2)
+    read = same()
+    read.tokenizer(["the river", "stone"], padding=True, truncation=True, max_length=3)
+    assert model_digests(read) == expected
+    tokens = same()
+    tokens.tokenizer.add_tokens(["riverstone"])
+    settings = same()
+    settings.hf.config.layer_norm_epsilon *= 10
+    weights = same()
+    with torch.no_grad():
+        next(weights.hf.parameters()).view(-1)[0] += 1
+    differing = [[a == b for a, b in zip(model_digests(model), expected, strict=True)] for model in (weights, tokens, settings)]
+    assert differing == [[False, True, True], [True, False, True], [True, True, False]]
+
+
 def test_another_seed_keeps_what_was_not_drawn_with_it() -> None:
     study = Counting(["a"])
     drawn, measured = study.measured("drawn", object, seeded=True), study.measured("measured", object)
@@ -95,7 +130,7 @@ def test_another_seed_keeps_what_was_not_drawn_with_it() -> None:
     assert other.measured("measured", object) is measured
     assert other.measured("drawn", object, seeded=True) is not drawn
     assert study.measured("drawn", object, seeded=True) is drawn
-    again = other.part("first", words=["not asked"])
+    again = other.part("first", words=["b"])
     assert (again.words, again.seed) == (["b"], 5)
     assert again.measured("measured", object) is within[0] is not measured
     assert again.measured("drawn", object, seeded=True) is not within[1]
@@ -115,9 +150,20 @@ def test_a_part_is_made_once_and_speaks_as_the_whole_does() -> None:
     study = Counting(["a"])
     part = study.part("first", words=["b"])
     study.say = said.append
-    assert study.part("first", words=["c"]) is part
+    assert study.part("first", words=["b"]) is part
     part.say("hello")
     assert said == ["hello"]
+
+
+def test_a_key_of_a_part_does_not_stand_for_two_parts() -> None:
+    study = Counting(["a"])
+    part = study.part("first", words=["b"])
+    for whole in (study, study.with_seed(3)):
+        for changes in ({"words": ["c"]}, {"words": ["b"], "quick": True}, {}):
+            with pytest.raises(ValueError, match="the part 'first' of this study has other data already"):
+                whole.part("first", **changes)
+    assert study.part("first", words=["b"]) is part
+    assert study.part("second", words=["c"]).words == ["c"]
 
 
 def test_a_report_makes_each_kind_of_study_once_and_only_where_an_experiment_needs_it(tmp_path: Path) -> None:

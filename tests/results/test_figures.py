@@ -87,6 +87,15 @@ def test_the_colour_is_that_of_the_role_in_the_data_and_no_word_of_a_label_chang
         assert [trace["marker"]["symbol"] for trace in points] == ["circle", "diamond", "circle-open"]
 
 
+def test_the_role_decides_where_the_label_is_the_name_of_another_role() -> None:
+    frame = TOXICITY.assign(side=["Base", "tuned", "edited"], role=["null", "keys", ""])
+    lines = figures.lines("n", frame, x="layer", y="toxicity", colour="side", role="role", **SAY).spec["data"]
+    assert [trace["line"]["color"] for trace in lines] == [COLOURS["null"], FURTHER[0], COLOURS["edited"]]
+    assert [trace["line"]["dash"] for trace in lines] == ["dot", "solid", "dash"]
+    (bars,) = figures.bars("n", frame, x="side", y="toxicity", role="role", **SAY).spec["data"]
+    assert bars["marker"]["color"][0] == COLOURS["null"]
+
+
 def test_a_label_that_is_a_role_needs_no_column_and_one_that_only_mentions_it_has_none() -> None:
     frame = TOXICITY.assign(side=["base", "Tuned", "random keys, base, tuned"])
     spec = figures.lines("n", frame, x="layer", y="toxicity", colour="side", **SAY).spec

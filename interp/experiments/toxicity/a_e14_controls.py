@@ -49,7 +49,7 @@ DRAWN = (
     refuted_by="A lower beta, or fine-tuning without any KL term, that reaches the same toxicity with a change as small and as spread out.",
     caveat="Paper A states this as a hypothesis and tests nothing of it. Beta of IPO, and of DPO with an added SFT term, means something else, so these runs are shown and not compared. Shuffled and reversed labels "
     "cannot reach the same toxicity. Runs of equal steps are not runs of equal toxicity. Everything is read from the table that the training chain wrote; the spread over seeds rests on few seeds.",
-    reads_logs=True,
+    reads="logs",
 )
 def run(context: ToxicityContext) -> Finding:
     log = read_controls(context.logs, context.pair)

@@ -28,7 +28,7 @@ LENGTH, OTHER_LENGTH = 1.25, 2.0
     refuted_by="Rejected sides that are much less fluent, or longer or shorter: tuning could then learn fluency or length and lower toxicity only in passing.",
     caveat="Read from the manifest that the training chain wrote; nothing is measured again, and it holds means, so there is no interval. The scorer that judged the pairs is usually the one that judges the tuned "
     "model. Where the generator used the probe, whatever the report then finds along the probe's direction is in part what was put there.",
-    reads_logs=True,
+    reads="logs",
 )
 def run(context: ToxicityContext) -> Finding:
     log = read_pairs_log(context.logs, context.pair)

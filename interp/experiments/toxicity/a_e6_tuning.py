@@ -32,7 +32,7 @@ MEASURED: tuple[str, ...] = ("toxicity", "toxicity_share", "perplexity", "margin
     refuted_by="A run with shuffled labels in which toxicity falls as far: then optimising any margin does it, and the preference does not matter.",
     caveat="Read from the log of the run that made this pair; it was stopped by a rule on the same development prompts, so how far toxicity falls is set in part by that rule. One run is one seed: the seeds stand in A-E14. "
     "Log-probabilities are means over the training batches, which differ from step to step; those of the first and the last tenth of the steps are compared.",
-    reads_logs=True,
+    reads="logs",
 )
 def run(context: ToxicityContext) -> Finding:
     records = read_tuning_log(context.logs, context.pair)

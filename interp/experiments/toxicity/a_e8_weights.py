@@ -28,7 +28,7 @@ CONTROLS = {"sft": "fine-tuning on the chosen side", "shuffled": "shuffled label
     refuted_by="Toxic value vectors that had been rewritten or shrunk, more than any training of equal steps would: then tuning would have removed what it is said to bypass.",
     caveat="With a small learning rate almost any short training leaves cosines near 1, so a cosine alone says little about DPO. The control runs are read from the training logs of this pair; "
     "where there are none, that this holds is weak evidence. A percentile says where a neuron stands among all, not how far it moved.",
-    reads_logs=True,
+    reads="logs",
 )
 def run(context: ToxicityContext) -> Finding:
     shift = weight_shift(context.pair)

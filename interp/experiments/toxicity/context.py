@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from interp.edits.edit import Edit
 from interp.errors import UserError
 from interp.evaluation.metrics import Perplexity, distinct_n, f1_of, perplexity
 from interp.evaluation.toxicity import Scorer, load_scorer, scorer_digest
-from interp.experiments.study import Study
+from interp.experiments.study import Study, model_digests
 from interp.forward.capture import capture
 from interp.forward.captured import Captured
 from interp.forward.generate import generate, generate_tokens
@@ -63,15 +63,19 @@ class ToxicityContext(Study):
             "seed": self.seed, "quick": self.quick, "scorer": self.scorer.name, "decoding": "greedy",
         } | layer  # fmt: skip
 
-    def fingerprint(self, *, logs: bool = False) -> list[Any]:
-        """The settings, both sides' weights, the prompts and passages, the probe, the scorer, and the logs where they are read."""
+    def fingerprint(self) -> list[Any]:
+        """The settings, both sides' weights, tokenizer and forward settings, the prompts and passages, the probe and the scorer."""
         metrics = {name: round(value, 6) for name, value in self.probe.metrics.items()}
         probe = [[round(x, 6) for x in vector.flatten().tolist()] for vector in (self.direction, self.probe.difference_in_means)]
         return [
-            *super().fingerprint(), self.pair.base.digest, self.pair.tuned.digest, self.prompts,
+            *super().fingerprint(), model_digests(self.pair.base), model_digests(self.pair.tuned), self.prompts,
             [[passage.prompt, passage.continuation] for passage in self.passages], probe, metrics, self.probe.settings,
-            scorer_digest(self.scorer), *([logs_digest(self.logs)] if logs else []),
+            scorer_digest(self.scorer),
         ]  # fmt: skip
+
+    def optional_data(self) -> Mapping[str, Callable[[], str]]:
+        """The digest of the training logs, which few experiments read."""
+        return {"logs": lambda: logs_digest(self.logs)}
 
     def manifest(self) -> dict[str, Any]:
         """The pair's manifest: the source, shape and digest of both sides."""

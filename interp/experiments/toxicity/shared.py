@@ -120,19 +120,14 @@ def row_of(context: ToxicityContext, name: str, model: Model, edits: Sequence[Ed
     }  # fmt: skip
 
 
-def row_of_temporary(
-    context: ToxicityContext, name: str, make: Callable[[], Model], *, model_key: str | None = None, **more: Any
-) -> dict[str, Any]:
-    """`row_of` for a model that is made for this row alone and dropped again, since copies of a large model fill the memory.
-
-    `model_key` identifies the model where several tables have it under different names, so that it is measured once.
-    """
+def row_of_temporary(context: ToxicityContext, name: str, make: Callable[[], Model], **more: Any) -> dict[str, Any]:
+    """`row_of` for a model that is made for this row alone and dropped again, since copies of a large model fill the memory."""
 
     def measure() -> dict[str, Any]:
         # A copy has a cache of its own, which goes with the model.
         return row_of(replace(context), name, make())
 
-    row: dict[str, Any] = context.measured(("made", model_key or name), measure, seeded=True)
+    row: dict[str, Any] = context.measured(("temporary", name), measure, seeded=True)
     return {"model": name, **more, **{key: value for key, value in row.items() if key != "model"}}
 
 
