@@ -48,7 +48,8 @@ def replacing(target: Path, *, shared: bool = False) -> Iterator[Path]:
     """A path beside `target` to write a file or a folder to; it becomes `target` when the block ends without an error.
 
     Until then `target` stays as it was, and it stays so after an error, a full disk or a kill. Folders above `target` are
-    created. What a killed writer left beside it is removed by the next one.
+    created. What a killed writer left beside it is removed by the next one. A writer killed while a folder is exchanged leaves
+    no `target`; the next one moves the old folder back before it begins.
 
     Args:
         shared: several processes may write this target at the same time; each then writes to a name of its own.
@@ -56,6 +57,8 @@ def replacing(target: Path, *, shared: bool = False) -> Iterator[Path]:
     mark = f".{os.getpid()}" if shared else ""
     temporary, old = (target.with_name(f".{target.name}{mark}.{end}") for end in ("tmp", "old"))
     target.parent.mkdir(parents=True, exist_ok=True)
+    if old.exists() and not target.exists():
+        os.replace(old, target)
     _remove(temporary)
     try:
         yield temporary

@@ -108,6 +108,41 @@ def test_a_killed_writer_leaves_the_old_one_and_the_next_one_clears_up(tmp_path:
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"target": "new"}
 
 
+KILLED_BETWEEN = """
+import os, signal, sys
+from pathlib import Path
+from interp.files import replacing
+move = os.replace
+def killed_after(source, target):
+    move(source, target)
+    os.kill(os.getpid(), signal.SIGKILL)
+os.replace = killed_after
+with replacing(Path(sys.argv[1])) as temporary:
+    temporary.mkdir()
+    (temporary / "part").write_text("new")
+"""
+
+
+def test_a_folder_whose_writer_is_killed_between_the_two_moves_is_back_when_the_next_one_begins(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    write_folder(target, "old")
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_BETWEEN, str(target)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert not target.exists(), "the kill was not between the two moves"
+
+    def fail() -> None:
+        with replacing(target):
+            assert content(target) == "old"
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        fail()
+    assert content(target) == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
 def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
     file, texts, seen, stop = tmp_path / "file", ["a" * 300_000, "b" * 300_000], set(), threading.Event()
     write_text(file, texts[0])
