@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from interp.errors import UserError
+from interp.models.hooks import active
 
 if TYPE_CHECKING:
     from interp.edits.edit import Edit
@@ -70,11 +71,18 @@ class Study:
     ) -> Any:
         """The value of `make()`, computed once for this key, these weights and these edits.
 
+        Raises `UserError` inside a block that edits or hooks the model: the value would be of a model that the key does not name.
+
         Args:
             key: says what is measured, with every argument of the measurement that is no field of the study.
             of: the model that is measured, identified by the digest of its weights; None where no weights are read.
             seeded: whether the value depends on the study's seed or on its other settings; it is then measured again under others.
         """
+        if of is not None and active(of.hf).transforms:
+            raise UserError(
+                f"{key!r} is measured inside a block that changes the activations of {of.name}",
+                "measure outside of the block, and give the edits as `edits`",
+            )
         place = (key, None if of is None else of.digest, *(edit.digest for edit in edits))
         if place not in self._measurements:
             self._measurements[place] = Measurement(make(), seeded)

@@ -31,9 +31,13 @@ LONG_LABEL = 14
 
 
 def role_of(part: pd.DataFrame, role: str | None, label: Any) -> str | None:
-    """The role of some rows of a frame: that in their column `role`, else their label where it is one of the five roles, else None."""
-    word = str(part[role].iloc[0]) if role is not None and len(part) else ""
-    return next((name for name in (word, str(label).lower()) if name in COLOURS), None)
+    """The role of some rows of a frame, or None where it is none of the five: that in their column `role`, their label without one.
+
+    The label stands for the role also where the column is empty.
+    """
+    value = part[role].iloc[0] if role is not None and len(part) else None
+    word = str(label).lower() if value is None or pd.isna(value) or value == "" else str(value)
+    return word if word in COLOURS else None
 
 
 def series(
@@ -46,8 +50,8 @@ def series(
     parts = {str(label): part for label, part in frame.groupby(colour, sort=False)}
     roles = {label: role_of(part, role, label) for label, part in parts.items()}
     spare = iter([*FURTHER, *COLOURS.values(), *FURTHER * 10])
-    # A label that is a role ("base") gets the role's hue before a label that only has it ("base, long prompts").
-    hues: dict[str, str] = {label: COLOURS[label.lower()] for label in parts if label.lower() in COLOURS}
+    # Of the series of one role, that whose label is the role itself ("base", not "base, long prompts") gets the role's hue.
+    hues: dict[str, str] = {label: COLOURS[name] for label, name in roles.items() if name is not None and label.lower() == name}
     used = set(hues.values())
     for label, name in roles.items():
         if label not in hues:
