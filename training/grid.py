@@ -17,7 +17,7 @@ from typing import Any
 
 from interp.errors import UserError
 from interp.files import write_json
-from training.recipe import GRID, Recipe, check_settings, load_recipe
+from training.recipe import GRID, Recipe, check_settings, is_seed, load_recipe
 from training.run import is_full, run_one, say
 from training.settings import read_section, setting
 from training.stages import STAGES, lineage, stage_named
@@ -144,7 +144,7 @@ def _choices(axis: str, value: Any, title: str) -> Iterator[Choice]:
     for point in points:
         changes = {key: change for key, change in point.items() if key != "name"}
         check_settings({key: change for key, change in changes.items() if key != "seed"}, f"point {axis}={point['name']}")
-        if not isinstance(changes.get("seed", 0), int):
+        if not is_seed(changes.get("seed", 0)):
             raise UserError(f"the point {axis}={point['name']} has the seed {changes['seed']!r}", "give a number from 0")
         yield Choice(axis, point["name"], changes)
 

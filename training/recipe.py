@@ -138,13 +138,18 @@ def _read(file: Path, below: tuple[Path, ...]) -> Recipe:
         parent = _read(_find(extends, file.parent, f"recipe {file} extends a recipe that is not there:"), (*below, file.resolve()))
     name = settings.pop("name", file.stem)
     seed = settings.pop("seed", parent.seed if parent else 0)
-    if not isinstance(name, str) or not isinstance(seed, int) or seed < 0:
+    if not isinstance(name, str) or not is_seed(seed):
         raise UserError(f"recipe {file} has name {name!r} and seed {seed!r}", "give the name as a string and the seed as a number from 0")
     check_settings(settings, name)
     if parent is not None:
         _own_name(file, name, parent)
         settings = _merged(parent.settings, settings)
     return Recipe(name=name, seed=seed, settings=settings, run=Path(os.environ.get(RUNS_SETTING, "runs")) / name, parent=parent)
+
+
+def is_seed(value: Any) -> bool:
+    """Whether a value read from TOML is a seed: a number from 0, and no bool."""
+    return type(value) is int and value >= 0
 
 
 def check_settings(settings: dict[str, Any], name: str) -> None:

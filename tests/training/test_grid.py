@@ -115,6 +115,9 @@ def test_a_grid_is_the_cross_product_of_its_axes_with_what_reaches_furthest_back
         ("[grid]\nexclude = [{ a = 'z' }]\n[grid.axes]\na = [{ name = 'x' }]\n", r"excludes a=z, which is no point"),
         ("[grid]\nexclude = [{ a = 'x' }]\n[grid.axes]\na = [{ name = 'x' }]\n", r"excludes all of its points"),
         ("[grid]\nstage = 'bundle'\n[grid.axes]\na = [{ name = 'x' }]\n", r"go to 'bundle', which makes nothing"),
+        ("[grid.axes]\nseed = { setting = 'seed', values = [1, -1] }\n", r"point seed=-1 has the seed -1.*a number from 0"),
+        ("[grid.axes]\nseed = { setting = 'seed', values = [true] }\n", r"point seed=True has the seed True.*a number from 0"),
+        ("[grid.axes]\na = [{ name = 'x', seed = 1.5 }]\n", r"point a=x has the seed 1\.5.*a number from 0"),
         ("[grid.axes]\na = [{ name = 'x', dpo = { equal_steps = true } }]\n", r"asks for equal_steps"),
     ],
 )
