@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import secrets
 import shlex
 import shutil
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from interp.errors import UserError
+
+# What a shared writer leaves beside its target is taken for that of a killed one once nothing has changed it for so long.
+STALE_SECONDS = 24 * 3600.0
 
 
 def read_json(path: Path, fix: str = "restore the file") -> dict[str, Any]:
@@ -48,14 +55,20 @@ def replacing(target: Path, *, shared: bool = False) -> Iterator[Path]:
     """A path beside `target` to write a file or a folder to; it becomes `target` when the block ends without an error.
 
     Until then `target` stays as it was, and it stays so after an error, a full disk or a kill. Folders above `target` are
-    created. What a killed writer left beside it is removed by the next one.
+    created. What a killed writer left beside it is removed by the next one. A writer killed while a folder is exchanged leaves
+    no `target`; the next one moves the old folder back before it begins.
 
     Args:
-        shared: several processes may write this target at the same time; each then writes to a name of its own.
+        shared: several processes or threads may write this target at the same time; each then writes to a name of its own.
+            Since another's files may be in use, those of a killed writer are removed (or moved back) only after a day.
     """
-    mark = f".{os.getpid()}" if shared else ""
+    mark = f".{os.getpid()}-{threading.get_ident()}-{secrets.token_hex(4)}" if shared else ""
     temporary, old = (target.with_name(f".{target.name}{mark}.{end}") for end in ("tmp", "old"))
     target.parent.mkdir(parents=True, exist_ok=True)
+    if shared:
+        _sweep(target)
+    elif old.exists() and not target.exists():
+        os.replace(old, target)
     _remove(temporary)
     try:
         yield temporary
@@ -82,7 +95,7 @@ def write_text(file: Path, text: str, *, shared: bool = False) -> None:
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Write a value as JSON, as a whole or not at all; several processes may write the same file."""
+    """Write a value as JSON, as a whole or not at all; several processes or threads may write the same file."""
     write_text(file, json.dumps(value, indent=1), shared=True)
 
 
@@ -94,6 +107,21 @@ def write_together(files: Mapping[str, str], folder: Path) -> None:
             (Path(temporary) / name).write_text(text, encoding="utf-8")
         for name in files:
             os.replace(Path(temporary) / name, folder / name)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what shared writers of `target` that were killed left beside it; an old folder whose target is missing is moved back."""
+    form = re.compile(rf"\.{re.escape(target.name)}\.\d+-\d+-[0-9a-f]+\.(tmp|old)")
+    for path in [path for path in target.parent.iterdir() if form.fullmatch(path.name)]:
+        # Another writer may finish, or sweep the same file, meanwhile.
+        with suppress(FileNotFoundError):
+            # A rename sets the time of change alone.
+            if time.time() - max(path.stat().st_mtime, path.stat().st_ctime) < STALE_SECONDS:
+                continue
+            if path.suffix == ".old" and not target.exists():
+                os.replace(path, target)
+            else:
+                _remove(path)
 
 
 def _remove(path: Path) -> None:

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,98 @@ def test_a_killed_writer_leaves_the_old_one_and_the_next_one_clears_up(tmp_path:
     assert len(list(tmp_path.iterdir())) == 2
     write_text(target, "new")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"target": "new"}
+
+
+KILLED_BETWEEN = """
+import os, signal, sys
+from pathlib import Path
+from interp.files import replacing
+move = os.replace
+def killed_after(source, target):
+    move(source, target)
+    os.kill(os.getpid(), signal.SIGKILL)
+os.replace = killed_after
+with replacing(Path(sys.argv[1])) as temporary:
+    temporary.mkdir()
+    (temporary / "part").write_text("new")
+"""
+
+
+def test_a_folder_whose_writer_is_killed_between_the_two_moves_is_back_when_the_next_one_begins(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    write_folder(target, "old")
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_BETWEEN, str(target)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert not target.exists(), "the kill was not between the two moves"
+
+    def fail() -> None:
+        with replacing(target):
+            assert content(target) == "old"
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        fail()
+    assert content(target) == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_threads_that_write_one_file_do_not_take_each_others_parts(tmp_path: Path) -> None:
+    file, errors = tmp_path / "record.json", []
+
+    def write_many(number: int) -> None:
+        try:
+            for turn in range(200):
+                write_json(file, {"writer": number, "turn": turn})
+        except OSError as error:
+            errors.append(error)
+
+    writers = [threading.Thread(target=write_many, args=(number,)) for number in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert errors == []
+    assert read_json(file)["turn"] == 199
+    assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_what_a_killed_shared_writer_left_is_removed_once_it_is_a_day_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, other = tmp_path / "target", tmp_path / ".target.json.1-2-ab.tmp"
+    killed = KILLED.replace("sys.argv[1])", "sys.argv[1]), shared=True")
+    done = subprocess.run([sys.executable, "-c", killed, str(target)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    other.write_text("of another file")
+    write_text(target, "first", shared=True)
+    assert left.read_text() == "half", "it might be in use"
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 25 * 3600)
+    write_text(target, "second", shared=True)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"target": "second", other.name: "of another file"}
+
+
+def test_an_old_folder_of_a_killed_shared_writer_is_moved_back_once_it_is_a_day_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, seen = tmp_path / "target", []
+    write_folder(target, "old")
+    killed = KILLED_BETWEEN.replace("sys.argv[1])", "sys.argv[1]), shared=True")
+    done = subprocess.run([sys.executable, "-c", killed, str(target)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    assert done.returncode == -signal.SIGKILL
+
+    def see() -> None:
+        with suppress(OSError), replacing(target, shared=True):
+            seen.append(content(target) if target.exists() else None)
+            raise OSError(28, "No space left on device")
+
+    see()
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 25 * 3600)
+    see()
+    assert seen == [None, "old"]
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
 def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:

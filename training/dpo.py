@@ -33,7 +33,7 @@ from interp.models.loading import load_model
 from interp.models.model import Model
 from training.checkpoint import load_checkpoint, recover, save_as_difference, save_checkpoint, save_model
 from training.controls import Pair, read_pairs, reading_order, relabel, split_pairs, steps_to_take
-from training.measures import Prepared, Watch, measure_named
+from training.measures.measure import Prepared, Watch, measure_named
 from training.measures.stopping import StopRule
 from training.parallel import Processes
 from training.preference_trainer import (
@@ -82,6 +82,7 @@ def tune(recipe: Recipe) -> Path:
     this stage does not do.
     """
     settings, processes = recipe.settings_as(DpoSettings, "dpo"), Processes()
+    measure, measure_settings = measure_named(settings.measure), recipe.alternative_as("dpo", "measure")
     if processes.sharded:
         problem = "the stage dpo measures and writes whole weights in one process, and FSDP divides them over all"
         raise UserError(problem, "launch with data-parallel.yaml; where gradients and moments do not fit one GPU, set lora")
@@ -98,8 +99,7 @@ def tune(recipe: Recipe) -> Path:
         inputs = {**made_from(recipe, "dpo"), "settings": {**recipe.stage("dpo"), "max_steps": steps}}
     reference, folder = policy.digest, recipe.run / "dpo"
     policy.hf.requires_grad_(True).to(processes.device)
-    measure = measure_named(settings.measure)
-    watch = Watch(processes, policy, measure.prepare(policy, recipe, settings) if processes.writer else None)
+    watch = Watch(processes, policy, measure.prepare(policy, recipe, measure_settings) if processes.writer else None)
     stop = StopRule.of(settings, measure, watch.before)
     with silent_bars():
         trainer = TokenPairTrainer(

@@ -17,7 +17,7 @@ from typing import Any
 
 from interp.errors import UserError
 from interp.files import write_json
-from training.recipe import GRID, Recipe, check_settings, load_recipe
+from training.recipe import GRID, Recipe, check_settings, is_seed, load_recipe
 from training.run import is_full, run_one, say
 from training.settings import read_section, setting
 from training.stages import STAGES, lineage, stage_named
@@ -101,7 +101,7 @@ def expand(recipe: Recipe) -> Grid:
     settings = read_section(GridSettings, recipe.stage(GRID), title)
     if not stage_named(settings.stage).makes:
         raise UserError(f"{title} has runs go to {settings.stage!r}, which makes nothing in a run", "name a stage such as dpo")
-    axes = [tuple(_choices(axis, value, title)) for axis, value in settings.axes.items()]
+    axes = [tuple(_choices(axis, value, title, recipe.settings)) for axis, value in settings.axes.items()]
     if not axes:
         raise UserError(f"{title} has no axes", 'add a table [grid.axes], such as `seed = { setting = "dpo.seed", values = [1, 2] }`')
     # What is changed first in the chain comes first, so that later points share it.
@@ -126,8 +126,8 @@ def _has(choices: tuple[Choice, ...], axis: str, name: str) -> bool:
     return any(choice.axis == axis and choice.name == name for choice in choices)
 
 
-def _choices(axis: str, value: Any, title: str) -> Iterator[Choice]:
-    """The points of an axis, which is a list of tables of changes, or one setting with its values."""
+def _choices(axis: str, value: Any, title: str, inherited: Mapping[str, Any]) -> Iterator[Choice]:
+    """The points of an axis, a list of tables of changes to the settings `inherited`, or one setting with its values."""
     if isinstance(value, dict) and value.keys() == {"setting", "values"} and isinstance(value["values"], list):
         section, _, name = str(value["setting"]).partition(".")
         points = [{"name": str(item), **({section: {name: item}} if name else {section: item})} for item in value["values"]]
@@ -143,8 +143,8 @@ def _choices(axis: str, value: Any, title: str) -> Iterator[Choice]:
         raise UserError(problem, "give each a name of its own, without a slash, a comma or an equals sign")
     for point in points:
         changes = {key: change for key, change in point.items() if key != "name"}
-        check_settings({key: change for key, change in changes.items() if key != "seed"}, f"point {axis}={point['name']}")
-        if not isinstance(changes.get("seed", 0), int):
+        check_settings({key: change for key, change in changes.items() if key != "seed"}, f"point {axis}={point['name']}", inherited)
+        if not is_seed(changes.get("seed", 0)):
             raise UserError(f"the point {axis}={point['name']} has the seed {changes['seed']!r}", "give a number from 0")
         yield Choice(axis, point["name"], changes)
 
@@ -221,7 +221,11 @@ def _make(grid: Grid, run: GridRun, again: bool, tried: dict[tuple[str, str], st
 
 def _chain(grid: Grid, run: GridRun) -> list[str]:
     """The stages that a run needs and that its recipe has a section for, in order."""
-    return [name for name in lineage(grid.stage) if STAGES[name].module and (name in run.recipe.settings or name == grid.stage)]
+    return [
+        name
+        for name in lineage(grid.stage, run.recipe.settings)
+        if STAGES[name].module and (name in run.recipe.settings or name == grid.stage)
+    ]
 
 
 def _is_unmade(grid: Grid, run: GridRun, stage: str, known: dict[tuple[str, str], bool]) -> bool:

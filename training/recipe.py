@@ -11,12 +11,13 @@ import hashlib
 import json
 import os
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from interp.errors import UserError
-from training.settings import check_section, did_you_mean, read_section
+from training.settings import check_section, did_you_mean, read_alternative, read_section
 from training.stages import STAGES, base_training, lineage
 
 DATA_SETTING = "BYPASS_DATA"
@@ -61,6 +62,13 @@ class Recipe:
         """The settings of one stage as its dataclass, with every default; raises `UserError` as `stage`, and for unusable settings."""
         return read_section(section, self.stage(stage), f"section [{stage}] of recipe {self.name!r}")
 
+    def alternative_as(self, stage: str, choice: str) -> Any:
+        """The settings of the alternative that a stage's section selects by the setting `choice`, as their dataclass.
+
+        Raises `UserError` as `settings_as`.
+        """
+        return read_alternative(STAGES[stage].settings, choice, self.stage(stage), f"section [{stage}] of recipe {self.name!r}")
+
     def digest(self, *stages: str) -> str:
         """A hash of the named sections and the seed, which identifies the settings of a checkpoint."""
         chosen = {"seed": self.seed, **{name: self.settings.get(name) for name in stages}}
@@ -70,7 +78,7 @@ class Recipe:
         """The recipe whose run has a stage: this one, or the extended one where no change reaches the stage or its inputs."""
         if self.parent is None or self.seed != self.parent.seed:
             return self
-        changed = any(self.settings.get(name) != self.parent.settings.get(name) for name in lineage(stage))
+        changed = any(self.settings.get(name) != self.parent.settings.get(name) for name in lineage(stage, self.settings))
         return self if changed else self.parent.owner(stage)
 
     def folder(self, stage: str) -> Path:
@@ -138,17 +146,26 @@ def _read(file: Path, below: tuple[Path, ...]) -> Recipe:
         parent = _read(_find(extends, file.parent, f"recipe {file} extends a recipe that is not there:"), (*below, file.resolve()))
     name = settings.pop("name", file.stem)
     seed = settings.pop("seed", parent.seed if parent else 0)
-    if not isinstance(name, str) or not isinstance(seed, int) or seed < 0:
+    if not isinstance(name, str) or not is_seed(seed):
         raise UserError(f"recipe {file} has name {name!r} and seed {seed!r}", "give the name as a string and the seed as a number from 0")
-    check_settings(settings, name)
+    check_settings(settings, name, parent.settings if parent else None)
     if parent is not None:
         _own_name(file, name, parent)
         settings = _merged(parent.settings, settings)
     return Recipe(name=name, seed=seed, settings=settings, run=Path(os.environ.get(RUNS_SETTING, "runs")) / name, parent=parent)
 
 
-def check_settings(settings: dict[str, Any], name: str) -> None:
-    """Raise `UserError` for an unknown section or setting, and for one of a wrong type or out of its range."""
+def is_seed(value: Any) -> bool:
+    """Whether a value read from TOML is a seed: a number from 0, and no bool."""
+    return type(value) is int and value >= 0
+
+
+def check_settings(settings: dict[str, Any], name: str, inherited: Mapping[str, Any] | None = None) -> None:
+    """Raise `UserError` for an unknown section or setting, and for one of a wrong type or out of its range.
+
+    Args:
+        inherited: the settings by section that these change.
+    """
     for title, section in settings.items():
         if title == GRID:
             continue  # its points are checked where they are expanded (`training.grid`)
@@ -157,7 +174,7 @@ def check_settings(settings: dict[str, Any], name: str) -> None:
             raise UserError(problem, f"beside name, seed and extends it may have the sections {', '.join((*STAGES, GRID))}")
         if not isinstance(section, dict):
             raise UserError(f"{title!r} of recipe {name!r} is not a section", f"write a [{title}] section with its settings")
-        check_section(STAGES[title].settings, section, f"section [{title}] of recipe {name!r}")
+        check_section(STAGES[title].settings, section, f"section [{title}] of recipe {name!r}", (inherited or {}).get(title))
 
 
 def _own_name(file: Path, name: str, parent: Recipe | None) -> None:

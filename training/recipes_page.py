@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 
 from training import sections
-from training.settings import settings_table
+from training.settings import meaning_of, settings_table
 from training.stages import STAGES, Stage, stage_named
 
 INTRODUCTION = """# Every setting of a recipe
@@ -29,8 +30,17 @@ def table(section: type, watched: frozenset[str] = frozenset()) -> str:
 
 
 def section_text(stage: Stage) -> str:
-    """The heading, first sentence and table of one section."""
-    return f"## [{stage.name}]\n\n{stage.settings.__doc__}\n\n{table(stage.settings, stage.watched)}\n"
+    """The heading, first sentence and table of one section, and the tables of the alternatives of its settings."""
+    text = f"## [{stage.name}]\n\n{first_sentence(stage.settings)}\n\n{table(stage.settings, stage.watched)}\n"
+    for entry in fields(stage.settings):
+        for value, alternative in meaning_of(entry).alternatives.items():
+            text += f'\nWith `{entry.name} = "{value}"` also: {first_sentence(alternative.settings)}\n\n{table(alternative.settings)}\n'
+    return text
+
+
+def first_sentence(section: type) -> str:
+    """The first paragraph of a dataclass's docstring."""
+    return (section.__doc__ or "").partition("\n\n")[0]
 
 
 def settings_text(name: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from training.measures import MEASURES
 from training.settings import setting
 
 
@@ -180,7 +181,10 @@ class PairsSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DpoSettings:
-    """Preference tuning of the base model on the pairs, and what is measured meanwhile."""
+    """Preference tuning of the base model on the pairs, and what is measured meanwhile.
+
+    The measure has settings of its own in the same section (`training.measures`).
+    """
 
     method: str = setting("`dpo`, or `sft` on the chosen sides alone", default="dpo", one_of=("dpo", "sft"))
     loss: str | list[str] = setting("TRL's loss, `sigmoid`, `ipo` or `sft`, or a list of them that are added")
@@ -197,22 +201,16 @@ class DpoSettings:
     seed: int | None = setting("order of the pairs and coins of `shuffled`; the recipe's where not set", default=None, least=0)
     max_steps: int = setting("the run ends here at the latest", unit="steps", least=1)
     equal_steps: bool = setting("take as many steps as the run of the extended recipe kept, and do not stop early", default=False)
-    stop_at_ratio: float = setting(
-        "end where the measure's target (`toxicity_share`) is at most this share of what it was; negative for never", default=-1.0
-    )
+    stop_at_ratio: float = setting("end where the measure's target is at most this share of what it was; negative for never", default=-1.0)
     validation_share: float = setting("share of the prompts whose pairs are held out", default=0.0, least=0)
     patience: int | None = setting(
         "end after so many measurements without a better validation loss, and keep the best", default=None, least=1
     )
     lora: dict[str, Any] | None = setting("`{ rank, alpha }` of an adapter; full training where not set", default=None)
     difference: bool = setting("keep the model as what it adds to the base", default=False)
-    measure: str = setting("what is measured of the policy while it is tuned", default="toxicity", one_of=("toxicity",))
+    measure: str = setting("what is measured of the policy while it is tuned", default="toxicity", alternatives=MEASURES)
     evaluate_every: int = setting("how often the policy is measured", unit="steps", least=1)
     checkpoint_every: int | None = setting("how often a checkpoint is written; as `evaluate_every` where not set", default=None, least=1)
-    scorer: str = setting("what judges continuations: `bundled`, `lexicon` or a folder", default="bundled")
-    development_prompts: int | None = setting("prompts that toxicity is measured on; must be set for it", default=None, least=1)
-    kl_prompts: int = setting("the first of them, on which KL is measured", default=32, least=1)
-    heldout_texts: int = setting("texts of each source that perplexity is measured on", default=4, least=1)
 
 
 @dataclass(frozen=True, kw_only=True)

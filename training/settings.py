@@ -19,6 +19,21 @@ NAMES = {int: "int", float: "float", str: "str", bool: "bool", dict: "table", li
 
 
 @dataclass(frozen=True)
+class Alternative:
+    """A value of a setting that has further settings, in the same section as that setting.
+
+    Attributes:
+        module: the module that implements it, imported on demand.
+        settings: the dataclass of its settings.
+        reads: the stages whose output it reads, beside those that the section's stage reads.
+    """
+
+    module: str
+    settings: type
+    reads: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Meaning:
     """The meaning and range of a setting.
 
@@ -28,6 +43,7 @@ class Meaning:
         least, above, most: its range; `above` excludes the bound, the others include it.
         one_of: the values that it may have, where these are few.
         table: the dataclass of the table, or of each table of the list, that is its value.
+        alternatives: the values that it may have, where each has settings of its own in the same section.
     """
 
     text: str
@@ -37,6 +53,12 @@ class Meaning:
     most: float | None = None
     one_of: tuple[Any, ...] = ()
     table: type | None = None
+    alternatives: Mapping[str, Alternative] = field(default_factory=dict)
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """The values that it may have, where these are few."""
+        return self.one_of or tuple(self.alternatives)
 
 
 def setting(text: str, *, default: Any = MISSING, **meaning: Any) -> Any:
@@ -51,19 +73,49 @@ def meaning_of(entry: Field[Any]) -> Meaning:
 
 def choices(section: type, name: str) -> tuple[Any, ...]:
     """The values that a setting of a section may have, the first of which is its default."""
-    return next(meaning_of(entry).one_of for entry in fields(section) if entry.name == name)
+    return next(meaning_of(entry).choices for entry in fields(section) if entry.name == name)
 
 
-def check_section(section: type, table: Any, title: str) -> None:
+def alternatives(section: type, table: Mapping[str, Any]) -> dict[str, Alternative]:
+    """The alternative that a section's table selects, by the name of each setting that has alternatives; unknown values are left out."""
+    selected = {}
+    for entry in fields(section):
+        named = meaning_of(entry).alternatives
+        value = table.get(entry.name, entry.default)
+        if isinstance(value, str) and value in named:
+            selected[entry.name] = named[value]
+    return selected
+
+
+def check_section(section: type, table: Any, title: str, inherited: Mapping[str, Any] | None = None) -> None:
     """Raise `UserError` for a setting that is unknown, of a wrong type, or out of its range.
 
     A missing setting is no error here, because another recipe may still add it; `read_section` checks for it.
+
+    Args:
+        inherited: the settings of the section that the table changes; they select the alternatives that the table does not.
     """
+    selected = alternatives(section, {**(inherited or {}), **_mapping(table, title)}).values()
+    _check(table, (section, *(alternative.settings for alternative in selected)), title)
+
+
+def _mapping(table: Any, title: str) -> Mapping[str, Any]:
     if not isinstance(table, Mapping):
         raise UserError(f"{title} is not a section", f"write a [{_heading(title)}] section with its settings")
-    known = {entry.name: entry for entry in fields(section)}
-    hints = get_type_hints(section)
-    for name, value in table.items():
+    return table
+
+
+def _alternative_sections(section: type) -> list[type]:
+    """The dataclasses of every alternative of a section's settings."""
+    return [alternative.settings for entry in fields(section) for alternative in meaning_of(entry).alternatives.values()]
+
+
+def _check(table: Mapping[str, Any], sections: Sequence[type], title: str) -> None:
+    """Raise `UserError` for a setting that none of these dataclasses has or that is not as the one that has it says."""
+    known = {entry.name: entry for section in sections for entry in fields(section)}
+    hints = {name: hint for section in sections for name, hint in get_type_hints(section).items()}
+    # What selects an alternative comes first, since a wrong one makes the settings of the right one unknown.
+    for name, value in sorted(table.items(), key=lambda item: not (item[0] in known and meaning_of(known[item[0]]).alternatives)):
         if name not in known:
             raise UserError(f"{title} does not know {name!r}{did_you_mean(name, known)}", f"use {', '.join(known)}")
         if not fits(value, hints[name]):
@@ -72,12 +124,34 @@ def check_section(section: type, table: Any, title: str) -> None:
 
 
 def read_section(section: type[Options], table: Any, title: str) -> Options:
-    """The settings of a section as an instance of its dataclass. Raises `UserError` as `check_section`, and for one that must be set."""
-    check_section(section, table, title)
+    """The settings of a section as an instance of its dataclass, without those of its alternatives (`read_alternative`).
+
+    What a section has inherited for an alternative that it does not select is no error. Raises `UserError` as `check_section`,
+    and for a setting that must be set.
+    """
+    selected = [alternative.settings for alternative in alternatives(section, _mapping(table, title)).values()]
+    # The last one counts where several have a setting of one name.
+    _check(table, (*_alternative_sections(section), *selected, section), title)
+    return _instance(section, table, title)
+
+
+def read_alternative(section: type, choice: str, table: Mapping[str, Any], title: str) -> Any:
+    """The settings of the alternative that a section's table selects by the setting `choice`, as an instance of its dataclass.
+
+    Raises `UserError` as `read_section`, of which the table has been found to be readable.
+    """
+    settings = alternatives(section, table)[choice].settings
+    own = {name: value for name, value in table.items() if name in {entry.name for entry in fields(settings)}}
+    _check(own, (settings,), title)
+    return _instance(settings, own, title)
+
+
+def _instance(section: type[Options], table: Mapping[str, Any], title: str) -> Options:
+    known = [entry.name for entry in fields(section)]  # type: ignore[arg-type]
     for entry in fields(section):  # type: ignore[arg-type]
         if entry.default is MISSING and entry.default_factory is MISSING and entry.name not in table:
             raise UserError(f"{title} does not set {entry.name!r}", f"add `{entry.name} = ...` under [{_heading(title)}]")
-    return section(**table)
+    return section(**{name: value for name, value in table.items() if name in known})
 
 
 def did_you_mean(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
@@ -118,7 +192,7 @@ def settings_table(section: type) -> list[dict[str, str]]:
     for entry in fields(section):
         about, default = meaning_of(entry), entry.default
         words = about.text + (f", in {about.unit}" if about.unit else "")
-        words += f"; one of {', '.join(f'`{value}`' for value in about.one_of)}" if about.one_of else ""
+        words += f"; one of {', '.join(f'`{value}`' for value in about.choices)}" if about.choices else ""
         spelled = "must be set" if default is MISSING else "not set" if default is None else f"`{spell(default)}`"
         rows.append({"setting": entry.name, "type": type_name(hints[entry.name]), "default": spelled, "meaning": words + _range(about)})
     return rows
@@ -135,8 +209,8 @@ def _check_value(name: str, value: Any, about: Meaning, title: str) -> None:
     if about.table is not None:
         for part in value if isinstance(value, list) else [value]:
             check_section(about.table, part, f"{title}, in {name},")
-    if about.one_of and value not in about.one_of:
-        raise UserError(f"there is no {name} {value!r}, which {title} sets", f"set {name} to one of {', '.join(map(str, about.one_of))}")
+    if about.choices and value not in about.choices:
+        raise UserError(f"there is no {name} {value!r}, which {title} sets", f"set {name} to one of {', '.join(map(str, about.choices))}")
     numbers = [number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int | float)]
     low = [number for number in numbers if about.least is not None and not number >= about.least]
     low += [number for number in numbers if about.above is not None and not number > about.above]

@@ -6,10 +6,13 @@ command line are all derived from this table, so that a new stage is one row.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from interp.errors import UserError
 from training import sections
+from training.settings import alternatives
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class Stage:
     """One stage of the chain.
 
     Attributes:
-        reads: the stages whose output it reads.
+        reads: the stages whose output it reads; an alternative in its section, such as a measure, may name more (`reads`).
         settings: the dataclass of its section of a recipe.
         makes: its outputs, files or folders below the stage's folder, by which later stages know it. Empty for a stage that
             leaves nothing in the run.
@@ -78,7 +81,7 @@ ROWS = (
         module="pairs", function="make_pairs",
     ),
     Stage(
-        "dpo", sections.DpoSettings, reads=(*BASE, "corpus", "scorer", "pairs"), makes=("model",),
+        "dpo", sections.DpoSettings, reads=(*BASE, "pairs"), makes=("model",),
         module="dpo", function="tune", parallel=True, resumed=True, watched=frozenset({"evaluate_every", "checkpoint_every"}),
     ),
     Stage(
@@ -106,10 +109,22 @@ def base_training() -> tuple[str, ...]:
     return tuple(name for name, row in STAGES.items() if row.trains_base)
 
 
-def lineage(stage: str) -> tuple[str, ...]:
-    """A stage and every stage that it reads from, directly or not, in order. Raises `UserError` for an unknown stage."""
+def reads(stage: str, settings: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+    """The stages whose output a stage reads with these settings of a recipe by section, in order; with defaults where there are none.
+
+    Raises `UserError` for an unknown stage.
+    """
+    row = stage_named(stage)
+    section = (settings or {}).get(stage, {})
+    selected = alternatives(row.settings, section if isinstance(section, Mapping) else {})
+    names = {*row.reads, *(name for alternative in selected.values() for name in alternative.reads)}
+    return tuple(name for name in STAGES if name in names)
+
+
+def lineage(stage: str, settings: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+    """A stage and every stage that it reads from, directly or not, in order; settings and errors as in `reads`."""
     reached = {stage_named(stage).name}
     for name in reversed(STAGES):
         if name in reached:
-            reached.update(STAGES[name].reads)
+            reached.update(reads(name, settings))
     return tuple(name for name in STAGES if name in reached)

@@ -18,7 +18,7 @@ from interp.errors import UserError
 from interp.files import write_json
 from training.recipe import DATA_SETTING, Recipe, base_folder, data_file
 from training.sources import text_files
-from training.stages import STAGES, stage_named
+from training.stages import STAGES, reads, stage_named
 
 STAMP = "stamp.json"
 TABLE = "hashes.json"
@@ -62,7 +62,7 @@ def made_from(recipe: Recipe, stage: str) -> dict[str, Any]:
     table = recipe.run.parent / TABLE
     files = {_name(file): known_hash(file, table) for kind, name in sorted(set(_paths(settings))) for file in _files(kind, name)}
     stages: dict[str, str | None] = {}
-    for name in row.reads:
+    for name in reads(stage, recipe.settings):
         if name == "base" and name in recipe.settings:
             model = base_folder(recipe)
             # A hub id is recorded as it is, since its content is known only when it is loaded.

@@ -604,6 +604,6 @@ def test_a_tuned_model_kept_as_a_difference_is_measured_as_it_is_loaded(make_rec
         change = second - start
         assert ((first - second).abs() <= change.abs() / 256 + start.abs() * 2**-23).all()
     found = json.loads((kept.run / "dpo" / "summary.json").read_text())["after"]
-    settings, held = kept.settings_as(DpoSettings, "dpo"), kept.run / "corpus" / "heldout.jsonl"
+    settings, held = kept.alternative_as("dpo", "measure"), kept.run / "corpus" / "heldout.jsonl"
     again = toxicity.prepare(tuned, held, settings, toxicity.load_scorer("lexicon"), kept.seed).start
     assert found == {name: again[name] for name in found}

@@ -17,6 +17,7 @@ from training import dpo
 from training.cli import run_stage
 from training.grid import INDEX, expand
 from training.recipe import DATA_SETTING, RUNS_SETTING, load_recipe
+from training.sections import DpoSettings
 
 GRID = """
 extends = "tiny"
@@ -115,6 +116,9 @@ def test_a_grid_is_the_cross_product_of_its_axes_with_what_reaches_furthest_back
         ("[grid]\nexclude = [{ a = 'z' }]\n[grid.axes]\na = [{ name = 'x' }]\n", r"excludes a=z, which is no point"),
         ("[grid]\nexclude = [{ a = 'x' }]\n[grid.axes]\na = [{ name = 'x' }]\n", r"excludes all of its points"),
         ("[grid]\nstage = 'bundle'\n[grid.axes]\na = [{ name = 'x' }]\n", r"go to 'bundle', which makes nothing"),
+        ("[grid.axes]\nseed = { setting = 'seed', values = [1, -1] }\n", r"point seed=-1 has the seed -1.*a number from 0"),
+        ("[grid.axes]\nseed = { setting = 'seed', values = [true] }\n", r"point seed=True has the seed True.*a number from 0"),
+        ("[grid.axes]\na = [{ name = 'x', seed = 1.5 }]\n", r"point a=x has the seed 1\.5.*a number from 0"),
         ("[grid.axes]\na = [{ name = 'x', dpo = { equal_steps = true } }]\n", r"asks for equal_steps"),
     ],
 )
@@ -122,6 +126,20 @@ def test_a_grid_that_cannot_be_expanded_says_why(root: Path, axes: str, says: st
     (root / "bad.toml").write_text(f'extends = "tiny"\n{axes}', encoding="utf-8")
     with pytest.raises(UserError, match=says):
         expand(load_recipe(root / "bad.toml"))
+
+
+def test_the_grid_that_ships_expands_to_runs_on_the_pairs_of_grammar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(RUNS_SETTING, str(tmp_path))
+    grid = expand(load_recipe("grammar_grid"))
+    assert grid.axes == {"objective": ("dpo", "ipo"), "seed": ("1", "2")}
+    assert [run.name for run in grid.runs] == [f"objective={objective},seed={seed}" for objective in ("dpo", "ipo") for seed in (1, 2)]
+    settings = [run.recipe.settings_as(DpoSettings, "dpo") for run in grid.runs]
+    assert [(one.loss, one.seed) for one in settings] == [("sigmoid", 1), ("sigmoid", 2), ("ipo", 1), ("ipo", 2)]
+    assert {one.max_steps for one in settings} == {30}
+    for run in grid.runs:
+        assert run.recipe.alternative_as("dpo", "measure").scorer == "lexicon"
+        assert run.recipe.owner("pairs").name == run.recipe.owner("pretrain").name == "grammar"
+        assert run.recipe.owner("dpo").run == tmp_path / "grammar_grid" / "grid" / run.name
 
 
 @pytest.fixture

@@ -81,6 +81,12 @@ def test_a_sharpening_added_by_the_child_becomes_its_base_model(tmp_path: Path, 
     assert child.folder("probe") == runs / "child" / "probe"
 
 
+@pytest.mark.parametrize("seed", ["-1", "true", "1.5", '"one"'])
+def test_a_seed_is_a_number_from_0(tmp_path: Path, seed: str) -> None:
+    with pytest.raises(UserError, match=r"has name 'child' and seed .*the seed as a number from 0"):
+        load_recipe(write(tmp_path, f'extends = "parent"\nseed = {seed}\n'))
+
+
 def test_another_seed_makes_everything_anew(tmp_path: Path, runs: Path) -> None:
     child = load_recipe(write(tmp_path, 'extends = "parent"\nseed = 5\n'))
     assert [child.folder(stage) for stage in STAGES] == [runs / "child" / stage for stage in STAGES]

@@ -89,14 +89,22 @@ def test_every_setting_of_every_shipped_recipe_is_known_and_every_run_finds_what
     for file in sorted(SHIPPED.glob("*.toml")):
         recipe = load_recipe(file)
         for name in recipe.settings:
-            if name not in {"continue", "sharpen"}:  # which are completed by the parts before
+            if name not in {"continue", "sharpen", "grid"}:  # completed by the parts before; and read by `training.grid`
                 assert recipe.settings_as(STAGES[name].settings, name)
+        if "dpo" in recipe.settings:
+            assert recipe.alternative_as("dpo", "measure")
 
 
 def test_every_setting_has_a_meaning_and_what_is_only_watched_is_a_setting() -> None:
     for row in STAGES.values():
         assert all(meaning_of(entry).text for entry in fields(row.settings)), row.name
         assert row.watched <= {entry.name for entry in fields(row.settings)}, row.name
+        for entry in fields(row.settings):
+            for alternative in meaning_of(entry).alternatives.values():
+                further = fields(alternative.settings)
+                assert all(meaning_of(one).text for one in further), row.name
+                assert not {one.name for one in further} & {one.name for one in fields(row.settings)}, row.name
+                assert set(alternative.reads) <= set(list(STAGES)[: list(STAGES).index(row.name)]), row.name
     assert sections.DpoSettings.stop_at_ratio == -1
 
 
@@ -105,6 +113,7 @@ def test_the_page_of_settings_is_what_the_fields_say() -> None:
     assert page == recipes_page(), "python -m training.recipes_page > docs/recipes.md"
     assert "| `beta` | float | must be set |" in page
     assert "| `checkpoint_every` * |" in page
+    assert page.index('With `measure = "toxicity"` also') < page.index("| `kl_prompts` | int | `32` |") < page.index("## [bundle]")
 
 
 def test_the_settings_of_a_stage_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -200,9 +200,10 @@ def test_what_cannot_be_measured_is_a_user_error(
 
 
 def test_the_controls_that_ship_are_found_by_what_they_extend() -> None:
-    found = controls_of(load_recipe("shipped"))
-    assert {"shipped-sft", "shipped-shuffled", "shipped-reversed", "shipped-seed-2"} <= set(found)
-    assert "grammar" not in found
+    names = controls_of(load_recipe("shipped"))
+    assert {"shipped-sft", "shipped-shuffled", "shipped-reversed", "shipped-seed-2"} <= set(names)
+    assert "grammar" not in names
+    assert controls_of(load_recipe("grammar")) == [], "a grid is no control"
 
 
 def test_the_table_is_read_for_its_own_pair_only(recipe: Recipe, context: ToxicityContext) -> None:

@@ -23,10 +23,10 @@ from interp.evaluation.toxicity import Scorer, load_scorer
 from interp.forward.generate import Sampling, generate, generate_tokens
 from interp.models.model import Model
 from interp.models.tokens import pad
-from training.measures import Target, evaluating
+from training.measures.measure import Target, evaluating
+from training.measures.settings import ToxicitySettings
 from training.pairs import challenge_prefixes
 from training.recipe import Recipe
-from training.sections import DpoSettings
 from training.telemetry import group_norms
 
 NEW_TOKENS = 20
@@ -65,14 +65,12 @@ class Development:
             return {"kl": kl.tolist(), "top_gaining": gaining, "update_norm": moved, **speech, **fluent}
 
 
-def prepare(policy: Model, heldout: Path, settings: DpoSettings, scorer: Scorer, seed: int) -> Development:
+def prepare(policy: Model, heldout: Path, settings: ToxicitySettings, scorer: Scorer, seed: int) -> Development:
     """The fixed prompts, texts and continuations, measured on the present policy as the reference.
 
     The number of prompts is `development_prompts`; KL is taken on the first `kl_prompts` of them, bits per byte on
-    `heldout_texts` texts of each source. Raises `UserError` where the number of prompts is not set.
+    `heldout_texts` texts of each source.
     """
-    if settings.development_prompts is None:
-        raise UserError("section [dpo] does not set 'development_prompts'", "add `development_prompts = ...` under [dpo]")
     prompts = challenge_prefixes(heldout, settings.development_prompts, seed)
     rows: list[list[int]] = policy.tokenizer(prompts[: settings.kl_prompts], add_special_tokens=False)["input_ids"]
     rows = [row[-(policy.context - NEW_TOKENS) :] for row in rows]
@@ -95,7 +93,7 @@ class ToxicityMeasure:
         "toxicity_share", "toxicity on development prompts", "no continuation of the development prompts is toxic"
     )
 
-    def prepare(self, policy: Model, recipe: Recipe, settings: DpoSettings) -> Development:
+    def prepare(self, policy: Model, recipe: Recipe, settings: ToxicitySettings) -> Development:
         """The measure on prompts and texts of the recipe's held-out documents, with the scorer that its section names."""
         return prepare(policy, recipe.folder("corpus") / "heldout.jsonl", settings, load_scorer(settings.scorer), recipe.seed)
 

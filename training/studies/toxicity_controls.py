@@ -35,7 +35,7 @@ from interp.results.result import plain
 from interp.runs.telemetry import read_lines
 from interp.stats.intervals import Interval, bootstrap_mean
 from training.preference_trainer import objective
-from training.recipe import SHIPPED, Recipe, base_folder, load_recipe
+from training.recipe import GRID, SHIPPED, Recipe, base_folder, load_recipe
 from training.sections import DpoSettings
 
 FILE = "controls.json"
@@ -45,10 +45,11 @@ Say = Callable[[str], object]
 
 
 def controls_of(recipe: Recipe) -> list[str]:
-    """The recipes that ship and extend this one."""
+    """The recipes that ship and extend this one, but for grids, whose runs have folders of their own."""
     names = []
     for file in sorted(SHIPPED.glob("*.toml")):
-        if tomllib.loads(file.read_text(encoding="utf-8")).get("extends") == recipe.name:
+        sections = tomllib.loads(file.read_text(encoding="utf-8"))
+        if sections.get("extends") == recipe.name and GRID not in sections:
             names.append(file.stem)
     return names
 
