@@ -21,7 +21,7 @@ from interp.results import figures
 from interp.results.result import Figure, is_number, show_number
 from interp.runs.logs import BUNDLED_LOGS, FILES, controls_if_any
 from interp.runs.schema import LOG, MEASURES
-from interp.runs.telemetry import Telemetry, draw, read_telemetry
+from interp.runs.telemetry import NoLog, Telemetry, draw, read_telemetry
 
 SHIPPED = "the run that ships"
 ALIVE = 60.0
@@ -99,10 +99,8 @@ def _telemetry(folder: str, seen: Signature) -> Telemetry | None:
     # A log whose first line is not complete counts as empty.
     try:
         return read_telemetry(folder)
-    except UserError as error:
-        if error.problem.startswith("there is no training log"):
-            return None
-        raise
+    except NoLog:
+        return None
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ def random_controls(
     """
     if other := [edit.op for edit in edits if edit.op not in ("add", "scale_keys")]:
         raise UserError(f"an edit of op {other[0]!r} has no random control here", "use edits that add a direction or scale keys")
-    never = (*exclude, *(neuron for edit in edits for neuron in edit.neurons or ()))
+    scaled: list[Any] = [neuron for edit in edits for neuron in edit.neurons or ()]
     controls: list[list[Edit]] = [[] for _ in range(draws)]
     for number, edit in enumerate(edits):
         # One seed for every edit and draw: with the same one, unrelated edits would get the same directions.
@@ -168,7 +168,7 @@ def random_controls(
             ways = [replace(edit, values=direction) for direction in random_directions(edit.values, draws, seed=own_seed)]
         else:
             neurons: Any = edit.neurons
-            others = frequency_controls(model, neurons, texts, draws=draws, exclude=never, seed=own_seed)
+            others = frequency_controls(model, neurons, texts, draws=draws, exclude=[*exclude, *scaled], seed=own_seed)
             ways = [replace(edit, neurons=neurons) for neurons in others]
         for control, way in zip(controls, ways, strict=True):
             control.append(way)
