@@ -136,14 +136,15 @@ def likeliest(source: Source, prompt: str) -> pd.DataFrame:
     columns: dict[str, list[str]] = {}
     for name, every in tables(source, prompt).items():
         table = every[every["rank"] <= LISTED]
-        labels = table["label"].unique().tolist()
-        columns.setdefault("after", [_place(label) for label in labels])
+        points = table[["point", "step"]].drop_duplicates()
+        columns.setdefault("after", [_place(step, point) for point, step in points.itertuples(index=False)])
         columns[name] = [
             "   ".join(f"{row.token} {row.probability:.0%}" for row in part.itertuples()) for _, part in table.groupby("point")
         ]
     return pd.DataFrame(columns)
 
 
-def _place(label: str) -> str:
-    kind, _, layer = label.partition(" ")
-    return {"embed": "the embedding", "mid": f"attention {layer}", "post": f"MLP {layer}"}[kind]
+def _place(step: str, point: int) -> str:
+    """What came just before a point of the lens, with its layer; a layer has two points, and the embedding is point 0."""
+    layer = (point - 1) // 2
+    return {"embed": "the embedding", "attention": f"attention {layer}", "mlp": f"MLP {layer}"}[step]

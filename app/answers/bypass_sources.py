@@ -27,7 +27,8 @@ from interp.results.result import Figure, figure_of
 
 # What a quick run of A-E11 says: the states, then three controls.
 PHRASES = 4
-MLP = ("changed values", "changed activations", "both", "value bias")
+# The parts of a decomposition that an MLP writes, and their names in the figure.
+MLP = {"changed values": "MLP values", "changed activations": "MLP activations", "both": "MLP both", "value bias": "MLP bias"}
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,7 @@ def written(source: Source, count: int, layer: int) -> Written:
     by = frame.groupby(["layer", "contributor"], sort=False)["share"].sum().reset_index()
     by["layer"] = by["layer"].astype(str)
     parts = decomposition.by_part()
-    names = {part: f"MLP {part.removeprefix('changed ').removeprefix('value ')}" for part in MLP}
-    parts["part"] = [
-        names.get(part, part) + (f" ({sign})" if sign else "") for part, sign in zip(parts["part"], parts["sign"], strict=True)
-    ]
+    parts["part"] = [MLP.get(part, part) + (f" ({sign})" if sign else "") for part, sign in zip(parts["part"], parts["sign"], strict=True)]
     return Written(
         figures.bars(
             "contributors", by, x="layer", y="share", colour="contributor", horizontal=False,

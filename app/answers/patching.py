@@ -29,8 +29,11 @@ from interp.patching.metrics import AnyMetric, ContinuationToxicity, LogitDiffer
 from interp.patching.patch import ACROSS, WITHIN, Runs, make_runs, patch
 from interp.patching.prompt_pairs import align
 
-# The stream after and within a layer, what is added to it, and the units that this is the sum of.
-SITES = ("resid_post", "resid_mid", "attn_out", "mlp_out", "z", "mlp_post")
+_STREAM = [kind.name for kind in KINDS.values() if kind.stream and kind.patched]
+_SUMS = {kind.name: kind.whole_of for kind in KINDS.values() if kind.whole_of}
+# The stream after and within a layer (before it, it is that after the layer below), what is added to it, and the units that this is
+# the sum of. Links and the first choice depend on these names and on their order.
+SITES = (*reversed(_STREAM[1:]), *_SUMS, *_SUMS.values())
 UNITS = {
     "head": ", one head at all tokens at once",
     "neuron": ", one neuron at all tokens at once, for the neurons whose value vectors are the most toxic",

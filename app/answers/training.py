@@ -21,7 +21,7 @@ from interp.results import figures
 from interp.results.result import Figure, is_number, show_number
 from interp.runs.logs import BUNDLED_LOGS, FILES, controls_if_any
 from interp.runs.schema import LOG, MEASURES
-from interp.runs.telemetry import Telemetry, draw, read_telemetry
+from interp.runs.telemetry import NoLog, Telemetry, draw, read_telemetry
 
 SHIPPED = "the run that ships"
 ALIVE = 60.0
@@ -29,6 +29,9 @@ ENDS = ("finished", "stopped")
 # The measures that come first: those of a tuning run, then those of a language model.
 FIRST = ("toxicity", "logp", "margin", "loss", "perplexity", "bits_per_byte")
 AT_FIRST = 4
+# The stages that leave a log, in the order of the chain. It stands here because the app never imports `training`, which has the
+# table of stages; a test compares the two. `sft` is not one of that table: a log of this name is shown before that of `dpo`.
+LOGGED = ("pretrain", "continue", "sharpen", "scorer", "sft", "dpo")
 # How the figure names runs whose labels are not the true ones.
 NULLS = {"shuffled": "null: labels shuffled", "reversed": "labels reversed"}
 # (name, size, time of change) of each log of a run.
@@ -71,8 +74,7 @@ def runs() -> dict[str, Run]:
 
 def _in_order(files: Mapping[str, Path]) -> tuple[tuple[str, Path], ...]:
     """The stages in the order of the chain, others by name."""
-    order = ["pretrain", "continue", "sharpen", "scorer", "sft", "dpo"]
-    return tuple(sorted(files.items(), key=lambda item: (order.index(item[0]) if item[0] in order else len(order), item[0])))
+    return tuple(sorted(files.items(), key=lambda item: (LOGGED.index(item[0]) if item[0] in LOGGED else len(LOGGED), item[0])))
 
 
 def signature(run: Run) -> Signature:
@@ -97,10 +99,8 @@ def _telemetry(folder: str, seen: Signature) -> Telemetry | None:
     # A log whose first line is not complete counts as empty.
     try:
         return read_telemetry(folder)
-    except UserError as error:
-        if error.problem.startswith("there is no training log"):
-            return None
-        raise
+    except NoLog:
+        return None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -39,10 +39,11 @@ def name_of(neuron: Neuron) -> str:
 
 @dataclass(frozen=True)
 class Ranked:
-    """Ranked neurons, and the columns with the values by which they are ranked."""
+    """Ranked neurons, and the columns with the values by which they are ranked; `unit` is that of every such column."""
 
     neurons: tuple[Neuron, ...]
     reasons: pd.DataFrame
+    unit: Literal["", "cosine", "percent"] = ""
 
 
 @st.cache_resource(show_spinner="Ranking the value vectors …", max_entries=3)
@@ -73,7 +74,7 @@ def by_likeness(source: Source, neuron: Neuron, count: int) -> Ranked:
     """The value vectors with the largest cosine with that of one neuron, itself first."""
     base = state.load_pair(source).base
     ranking = rank_values(base, values_at(base, [neuron])[0], top=count)
-    return Ranked(tuple(ranking.neurons), pd.DataFrame({f"cosine with {name_of(neuron)}": ranking.cosines.tolist()}))
+    return Ranked(tuple(ranking.neurons), pd.DataFrame({f"cosine with {name_of(neuron)}": ranking.cosines.tolist()}), "cosine")
 
 
 @st.cache_data(show_spinner=False, max_entries=200)

@@ -110,7 +110,7 @@ def by_selectivity(survey: Survey, count: int) -> Ranked:
     reasons = {
         f"fires on {KINDS[kind]}": [100 * float(survey.rates["base", kind][layer][index]) for layer, index in neurons] for kind in KINDS
     }
-    return Ranked(neurons, pd.DataFrame(reasons))
+    return Ranked(neurons, pd.DataFrame(reasons), "percent")
 
 
 def firing(survey: Survey, neuron: Neuron) -> Figure:

@@ -135,7 +135,7 @@ def rows(page: shell.Page, ranked: Ranked, table: str, names: list[str], chosen:
     # The neuron first, then why it is here, then what it writes, then what tuning did.
     order = ["neuron", *ranked.reasons.columns, *(name for name in frame.columns if name not in ("neuron", *ranked.reasons.columns))]
     row = show.table(
-        frame[order], table, page.words, select=True, height=388, column_config=config(frame),
+        frame[order], table, page.words, select=True, height=388, column_config=config(ranked),
         alt="Value vectors in the order asked for: neuron, words that it promotes, cosine with the probe, how far tuning moved it",
         selection_default={"selection": {"rows": [names.index(chosen)] if chosen in names else []}},
     )  # fmt: skip
@@ -155,8 +155,8 @@ def clicked(table: str, names: list[str]) -> None:
         st.session_state["neuron"] = names[marked[0]]
 
 
-def config(frame: pd.DataFrame) -> dict[str, Any]:
-    """The display of the columns: short names, units, and help."""
+def config(ranked: Ranked | None = None) -> dict[str, Any]:
+    """The display of the columns: short names, units, and help; with `ranked`, also of the columns by which it is ranked."""
     number, text = st.column_config.NumberColumn, st.column_config.TextColumn
     known = {
         "neuron": text(width=62),
@@ -172,11 +172,12 @@ def config(frame: pd.DataFrame) -> dict[str, Any]:
         "value vectors": text(width=170),
         "direction": text(width=76),
     }
-    for name in frame.columns:
-        if name.startswith("fires on"):
-            known[name] = number(format="%.0f %%", help="Share of prompts at whose end it fires, base model.")
-        elif name.startswith("cosine with ") and name not in known:
-            known[name] = number(format="%.3f")
+    units = {
+        "percent": number(format="%.0f %%", help="Share of prompts at whose end it fires, base model."),
+        "cosine": number(format="%.3f"),
+    }
+    if ranked is not None and ranked.unit:
+        known = dict.fromkeys(ranked.reasons.columns, units[ranked.unit]) | known
     return known
 
 
@@ -258,7 +259,7 @@ def directions(page: shell.Page) -> None:
     )  # fmt: skip
     frame = answers.shared(page.source, count)
     show.table(
-        frame, "directions", page.words, column_config=config(frame) | {"promotes": st.column_config.TextColumn(width=560)},
+        frame, "directions", page.words, column_config=config() | {"promotes": st.column_config.TextColumn(width=560)},
         alt="Shared directions of the nearest value vectors and of random ones, with the words that they promote",
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from interp.errors import UserError
 from interp.models.hooks import BlockCall, Frame, Transform, Work, active, check_first, framed, recording_calls, working
 from interp.models.model import Model, check_no_dropout
-from interp.models.sites import layer_of, parse_site
+from interp.models.sites import BETWEEN_BLOCKS, layer_of, parse_site
 from interp.models.tokens import pad
 from interp.models.unembed import unembed
 
@@ -47,8 +47,8 @@ class Trace:
     def __getitem__(self, site: str) -> Float[Tensor, "pos ..."]:
         """The activation at a site: `pos d_model`, `pos d_mlp` or `pos head d_head`."""
         place = parse_site(site)
-        if place.name in ("resid_pre", "resid_post"):
-            return self.stream[layer_of(place) + (place.name == "resid_post")]
+        if place.name in BETWEEN_BLOCKS:
+            return self.stream[layer_of(place) + BETWEEN_BLOCKS[place.name]]
         return self.sites[str(place)][0]
 
     @cached_property

@@ -89,6 +89,8 @@ KINDS: dict[str, SiteKind] = {
 }
 ALIASES = {kind.alias: kind.name for kind in KINDS.values() if kind.alias is not None}
 PATCHED = tuple(kind.name for kind in KINDS.values() if kind.patched)
+# The residual stream between blocks has two names: after layer 2 it is that before layer 3. Each with the layers to count on.
+BETWEEN_BLOCKS = {"resid_pre": 0, "resid_post": 1}
 
 
 @dataclass(frozen=True, order=True)

@@ -49,7 +49,7 @@ class Ranking:
 
 
 @torch.no_grad()
-def rank_values(model: Model, direction: Float[Tensor, " d_model"], *, top: int | None = 128, largest: bool = True) -> Ranking:
+def rank_values(model: Model, direction: Float[Tensor, " d_model"], *, top: int | None = TOXIC_COUNT, largest: bool = True) -> Ranking:
     """The value vectors of all layers ranked by cosine with `direction`, largest first (smallest with `largest=False`).
 
     Args:

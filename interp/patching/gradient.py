@@ -24,7 +24,7 @@ from interp.forward.resume import Trace, resume, trace
 from interp.models.hooks import Frame, Transform, check_first
 from interp.models.model import Model
 from interp.models.pair import ModelPair
-from interp.models.sites import Site, expand_sites, layer_of, parse_site
+from interp.models.sites import BETWEEN_BLOCKS, Site, expand_sites, layer_of, parse_site
 from interp.models.tokens import pad, token_rows
 from interp.patching.maps import Cell, PatchMap
 from interp.patching.metrics import ContinuationToxicity, Metric, as_metric
@@ -173,8 +173,8 @@ def _slope(target: Trace, metric: Metric, site: str, values: Float[Tensor, "step
     model = target.model
     values = values.detach().requires_grad_()
     name, layer, keep = parse_site(site).name, layer_of(site), metric.sites(model)
-    if name in ("resid_pre", "resid_post"):
-        reading = resume(target, layer + (name == "resid_post"), values, keep=keep)
+    if name in BETWEEN_BLOCKS:
+        reading = resume(target, layer + BETWEEN_BLOCKS[name], values, keep=keep)
     else:
         hidden = target.stream[layer].expand(len(values), *target.stream[layer].shape)
         reading = resume(target, layer, hidden, transforms={site: lambda x, frame: values * 1}, keep=keep)

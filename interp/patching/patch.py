@@ -22,7 +22,7 @@ from interp.forward.resume import Reading, Trace, resume, trace
 from interp.models.hooks import Frame
 from interp.models.model import Model
 from interp.models.pair import ModelPair
-from interp.models.sites import layer_of, parse_site
+from interp.models.sites import BETWEEN_BLOCKS, layer_of, parse_site
 from interp.models.tokens import token_rows
 from interp.patching.cells import chunk_size, layers_of, make_cells, patched_kind, selection
 from interp.patching.maps import Cell, PatchMap, token_texts
@@ -221,8 +221,8 @@ def run_patched(
     where, source = where[:, start:], source[start:]
     # A metric that reads no site reads the last token's logits.
     some: dict[str, Any] = {"keep": keep, "start": start, "last_only": not keep}
-    if name in ("resid_pre", "resid_post"):
-        return resume(target, layer + (name == "resid_post"), torch.where(where, source, target[site][start:]), **some)
+    if name in BETWEEN_BLOCKS:
+        return resume(target, layer + BETWEEN_BLOCKS[name], torch.where(where, source, target[site][start:]), **some)
     if name == "mlp_out" and not {f"mlp_out.{layer}", f"resid_mid.{layer}"} & set(keep):
         # Only the addition to the stream follows in this block.
         hidden = target[f"resid_mid.{layer}"][start:] + torch.where(where, source, target[site][start:])

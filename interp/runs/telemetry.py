@@ -26,6 +26,10 @@ from interp.results.result import INFINITIES, Figure
 from interp.runs.schema import FIELDS, FORMER, LOG, MEASURES, OBJECTS, TEXTS, Measure
 
 
+class NoLog(UserError):
+    """A place has no training log, or one without a complete line."""
+
+
 @dataclass(frozen=True)
 class Telemetry:
     """The records of one or several logs; each has its `stage` (the folder or file that it was read from)."""
@@ -173,7 +177,7 @@ def _gaining(frame: pd.DataFrame, parts_of_label: Sequence[pd.Series], about: Me
 def read_telemetry(path: str | Path) -> Telemetry:
     """The telemetry at `path`: a log file, the folder of a stage, or the folder of a run with the logs of all its stages.
 
-    Raises `UserError` where there is no log, and for a damaged line that is not the last.
+    Raises `NoLog` where there is no log, and `UserError` for a damaged line that is not the last.
     """
     place = Path(path)
     if place.is_file():
@@ -186,7 +190,7 @@ def read_telemetry(path: str | Path) -> Telemetry:
         }
     records = tuple({"stage": stage, **record} for stage, file in files.items() for record in read_lines(file))
     if not records:
-        raise UserError(f"there is no training log at {place}", "name a run folder, the folder of one of its stages, or its log.jsonl")
+        raise NoLog(f"there is no training log at {place}", "name a run folder, the folder of one of its stages, or its log.jsonl")
     return Telemetry(records, place)
 
 

@@ -144,36 +144,44 @@ def _phrase(strength: str, draw: int | None, edited: bool) -> str:
 
 
 def random_controls(
-    model: Model, edits: Sequence[Edit], texts: Sequence[str], *, draws: int, exclude: Sequence[Neuron] = ()
+    model: Model, edits: Sequence[Edit], texts: Sequence[str], *, draws: int, exclude: Sequence[Neuron] = (), seed: int = 0
 ) -> list[list[Edit]]:
     """Random controls of edits, one list per draw: each differs from `edits` in nothing but its direction or its neurons.
 
     A direction that is added becomes a random one of the same norm; the keys that are scaled become those of other neurons of the same
-    layers that fire about as often at the end of `texts`.
+    layers that fire about as often at the end of `texts`. Each edit's controls are drawn independently of those of the others.
 
     Args:
         exclude: neurons that no control is drawn from, besides those of `edits`.
+        seed: of the draws.
 
     Raises `UserError` for edits of other kinds, and where a layer has no neurons left to draw from.
     """
     if other := [edit.op for edit in edits if edit.op not in ("add", "scale_keys")]:
         raise UserError(f"an edit of op {other[0]!r} has no random control here", "use edits that add a direction or scale keys")
-    drawn: list[list[Edit]] = [[] for _ in range(draws)]
-    for edit in edits:
+    scaled: list[Any] = [neuron for edit in edits for neuron in edit.neurons or ()]
+    controls: list[list[Edit]] = [[] for _ in range(draws)]
+    for number, edit in enumerate(edits):
+        # One seed for every edit and draw: with the same one, unrelated edits would get the same directions.
+        own_seed = seed + number * draws
         if edit.values is not None:
-            ways = [replace(edit, values=direction) for direction in random_directions(edit.values, draws, seed=0)]
+            ways = [replace(edit, values=direction) for direction in random_directions(edit.values, draws, seed=own_seed)]
         else:
             neurons: Any = edit.neurons
-            ways = [replace(edit, neurons=others) for others in frequency_controls(model, neurons, texts, draws=draws, exclude=exclude)]
-        for control, way in zip(drawn, ways, strict=True):
+            others = frequency_controls(model, neurons, texts, draws=draws, exclude=[*exclude, *scaled], seed=own_seed)
+            ways = [replace(edit, neurons=neurons) for neurons in others]
+        for control, way in zip(controls, ways, strict=True):
             control.append(way)
-    return drawn
+    return controls
 
 
 def frequency_controls(
-    model: Model, neurons: Sequence[Neuron], texts: Sequence[str], *, draws: int, exclude: Sequence[Neuron] = ()
+    model: Model, neurons: Sequence[Neuron], texts: Sequence[str], *, draws: int, exclude: Sequence[Neuron] = (), seed: int = 0
 ) -> list[tuple[Neuron, ...]]:
-    """For each draw, other neurons of the same layers that fire about as often at the end of `texts`, in the order of `neurons`."""
+    """For each draw, other neurons of the same layers that fire about as often at the end of `texts`, in the order of `neurons`.
+
+    The first draw has this seed, and each further one the next.
+    """
     rows = token_rows(model, list(texts), max_tokens=min(LONGEST, model.context))
     rates = firing_rates(model, rows, [[len(row) - 1] for row in rows], sorted({layer for layer, _ in neurons}))
-    return [tuple(frequency_matched(neurons, rates, seed=draw, exclude=exclude)) for draw in range(draws)]
+    return [tuple(frequency_matched(neurons, rates, seed=seed + draw, exclude=exclude)) for draw in range(draws)]

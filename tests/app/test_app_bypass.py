@@ -170,6 +170,13 @@ def test_the_lens_shows_what_interp_reads(source: settings.Source, pair: ModelPa
     assert f"{first.base:.1%}" in html_of(at)
 
 
+def test_the_likeliest_tokens_stand_beside_the_half_layer_after_which_they_are_read(source: settings.Source, pair: ModelPair) -> None:
+    frame = bypass_lens.likeliest(source, "the quick wintle sings")
+    halves = [f"{kind} {layer}" for layer in range(pair.base.n_layers) for kind in ("attention", "MLP")]
+    assert frame["after"].tolist() == ["the embedding", *halves]
+    assert {"base", "tuned"} == {*frame.columns} - {"after"}
+
+
 def test_a_typed_word_is_looked_up_as_one_token_or_refused(source: settings.Source, pair: ModelPair) -> None:
     expected = pair.base.tokenizer(" snarg", add_special_tokens=False)["input_ids"]
     assert [bypass_lens.one_token(pair.base, "snarg")] == expected

@@ -21,6 +21,7 @@ from interp import Edit, ModelPair, UserError, generate
 from interp.data.lexicon import mask
 from interp.directions.probe import probe_for
 from interp.forward.capture import capture
+from interp.models.sites import PATCHED
 from interp.models.unembed import unembed
 from interp.patching.maps import Cell, PatchMap
 from interp.patching.metrics import LogitDifference, LogProbability, ProbeProjection
@@ -87,6 +88,11 @@ def test_within_one_model_a_differing_word_is_found_where_it_stands(served: Path
     assert torch.allclose(drawn.flatten(), expected.effects[0, 0], atol=1e-5)
     differs = [place for place in range(drawn.shape[1]) if float(drawn[:, place].abs().max()) > 1e-4]
     assert differs[0] == 1, "no place before the word that differs may have an effect"
+
+
+def test_the_sites_to_choose_are_those_that_links_name_in_their_order() -> None:
+    assert patching.SITES == ("resid_post", "resid_mid", "attn_out", "mlp_out", "z", "mlp_post")
+    assert set(patching.SITES) <= set(PATCHED)
 
 
 def test_a_link_with_the_earlier_name_of_a_site_opens_that_site(served: Path) -> None:

@@ -21,6 +21,7 @@ from interp.results.result import show_number
 from interp.runs.logs import BUNDLED_LOGS
 from interp.runs.telemetry import draw, read_telemetry
 from tests.app.app_pages import html_of, open_page
+from training.stages import ROWS
 from training.telemetry import TelemetryLog
 
 HOSTILE = "<script>alert(1)</script> **b** $x$"
@@ -53,6 +54,12 @@ def test_the_run_that_ships_is_what_one_sees_first(served: Path) -> None:
     assert specs[0] == "Toxicity of continuations of fixed prompts"
     assert len(specs) == answers.AT_FIRST, "the tiny pair has no control runs of its own"
     assert any("No control run" in element.value for element in at.caption)
+
+
+def test_the_stages_with_a_log_are_in_the_order_of_the_chain() -> None:
+    chain = [row.name for row in ROWS]
+    assert [name for name in chain if name in answers.LOGGED] == [name for name in answers.LOGGED if name != "sft"]
+    assert {row.name for row in ROWS if row.resumed} <= set(answers.LOGGED)
 
 
 def test_a_log_that_grows_is_followed_and_half_a_line_waits_for_its_other_half(served: Path) -> None:

@@ -16,6 +16,8 @@ from streamlit.testing.v1 import AppTest
 from app import jobs, neuron_view, pins, settings, show, state
 from app.answers import vectors as answers
 from app.answers import vectors_firing as firing
+from app.answers.vectors import Ranked
+from app.views import vectors as views
 from interp import ModelPair, UserError, max_activating
 from interp.data.lexicon import mask
 from interp.diffing.weights import neuron_shift
@@ -144,6 +146,15 @@ def test_more_like_this_ranks_by_similarity_with_it_first(pair: ModelPair) -> No
     assert at.query_params["like"] in ("1.5", ["1.5"])
     again = open_page("vectors", by="Similarity", like="1.5")
     assert table(again)["neuron"].tolist() == frame["neuron"].tolist()
+
+
+def test_the_values_that_rank_are_shown_in_their_unit_whatever_the_column_is_called() -> None:
+    frame = pd.DataFrame({"first": [0.5], "rank": [1]})
+    for unit, shown in (("percent", "%.0f %%"), ("cosine", "%.3f")):
+        formats = views.config(Ranked(((0, 1),), frame, unit))  # type: ignore[arg-type]
+        assert formats["first"]["type_config"]["format"] == shown
+        assert formats["rank"] == views.config()["rank"]
+    assert "first" not in views.config(Ranked(((0, 1),), frame))
 
 
 def test_where_it_fires_is_what_both_models_do(pair: ModelPair) -> None:

@@ -11,7 +11,7 @@ from interp import Edit, Model, UserError, capture
 from interp.forward.resume import resume, trace
 from interp.models.architectures import ARCHITECTURES
 from interp.models.hooks import Work, working
-from interp.models.sites import KINDS, PATCHED, Site, layer_of, parse_site, site_kind, sites_page, whole_site
+from interp.models.sites import BETWEEN_BLOCKS, KINDS, PATCHED, Site, layer_of, parse_site, site_kind, sites_page, whole_site
 from interp.patching.metrics import LogitDifference
 from interp.patching.patch import patch
 from tests import ROOT
@@ -157,3 +157,14 @@ def test_names_are_read_and_refused() -> None:
         layer_of("logits")
     with pytest.raises(UserError, match="not a site"):
         site_kind("resid_mid.3")
+
+
+@torch.no_grad()
+def test_the_stream_between_blocks_has_the_name_of_either_side(gpt2: Model) -> None:
+    run = trace(gpt2, [5, 6, 7, 8])
+    assert {name: KINDS[name].stream for name in BETWEEN_BLOCKS} == {"resid_pre": True, "resid_post": True}
+    for layer in range(gpt2.n_layers):
+        for name, further in BETWEEN_BLOCKS.items():
+            activation = capture(gpt2, [[5, 6, 7, 8]], [f"{name}.{layer}"], positions="all")[f"{name}.{layer}"][0]
+            torch.testing.assert_close(run.stream[layer + further], activation, rtol=0, atol=0)
+            assert torch.equal(run[f"{name}.{layer}"], run.stream[layer + further])

@@ -16,7 +16,7 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, Lla
 from interp import UserError
 from interp.bundled import BUNDLED
 from interp.runs.schema import FIELDS, MEASURES
-from interp.runs.telemetry import draw, read_telemetry
+from interp.runs.telemetry import NoLog, draw, read_telemetry
 from training.telemetry import Monitor, TelemetryLog, forget_after, gradient_norms, group_norms, parameter_groups
 
 WHOLE: dict[str, Any] = {
@@ -82,8 +82,11 @@ def test_a_last_line_that_is_still_being_written_is_left_out_and_damage_elsewher
     log.write_text('{"loss": 2.0}\n')
     with pytest.raises(UserError, match=r"line 1 .* no record of a step"):
         read_telemetry(log)
-    with pytest.raises(UserError, match="no training log at"):
+    with pytest.raises(NoLog, match="no training log at"):
         read_telemetry(tmp_path / "nowhere")
+    log.write_text('{"step": 1, "lo')
+    with pytest.raises(NoLog, match="no training log at"):
+        read_telemetry(log)
 
 
 def test_the_logs_of_before_the_schema_are_read_under_its_names() -> None:

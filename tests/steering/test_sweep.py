@@ -15,6 +15,7 @@ from interp.evaluation.metrics import evaluate, kl_to
 from interp.models.tokens import token_rows
 from interp.neurons.firing import firing_rates
 from interp.stats.intervals import bootstrap_mean
+from interp.stats.nulls import random_directions
 from interp.steering.sweep import at_strength, frequency_controls, random_controls, sweep
 from tests.conftest import Planted
 
@@ -107,6 +108,31 @@ def test_control_neurons_are_others_of_the_layer_that_fire_about_as_often(gpt2: 
             assert float(gaps[other]) <= float(gaps.sort().values[32 + len(neurons) + len(spared)])
     (control, *_) = random_controls(gpt2, [Edit.scale_keys(neurons, 5.0)], PROMPTS, draws=2, exclude=spared)
     assert control == [Edit.scale_keys(list(draws[0]), 5.0)]
+
+
+def test_the_controls_of_several_edits_are_drawn_independently(gpt2: Model) -> None:
+    generator = torch.Generator().manual_seed(5)
+    first, second = torch.randn(2, gpt2.d_model, generator=generator)
+    neurons, others = [(0, 3), (0, 9)], [(0, 4), (0, 11)]
+    edits = [
+        Edit.add("resid_mid.0", first, 2.0), Edit.add("resid_mid.1", second, 2.0),
+        Edit.scale_keys(neurons, 5.0), Edit.scale_keys(others, 3.0),
+    ]  # fmt: skip
+    controls = random_controls(gpt2, edits, PROMPTS, draws=3)
+    directions = torch.stack([edit.values for control in controls for edit in control[:2]])  # type: ignore[misc]
+    cosines = torch.nn.functional.cosine_similarity(directions[:, None], directions[None], dim=-1) - torch.eye(6)
+    assert cosines.abs().max() < 0.8
+    for control in controls:
+        for edit in control[2:]:
+            assert not {*neurons, *others} & set(edit.neurons)  # type: ignore[arg-type]
+    same = random_controls(gpt2, [edits[2], edits[2]], PROMPTS, draws=3)
+    assert len({edit.neurons for control in same for edit in control}) == 6
+    # One edit alone has the numbers that it had before, and every number is set by the seed.
+    assert [control[0] for control in controls] == [control for (control,) in random_controls(gpt2, edits[:1], PROMPTS, draws=3)]
+    (alone,) = random_controls(gpt2, edits[:1], PROMPTS, draws=1)
+    assert torch.equal(alone[0].values, random_directions(first, 1, seed=0)[0])  # type: ignore[arg-type]
+    assert random_controls(gpt2, edits, PROMPTS, draws=3, seed=0) == controls
+    assert all(new != old for new, old in zip(random_controls(gpt2, edits, PROMPTS, draws=3, seed=100), controls, strict=True))
 
 
 def test_a_strength_is_the_factor_of_keys_and_multiplies_what_is_added(gpt2: Model) -> None:

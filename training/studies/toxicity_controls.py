@@ -34,13 +34,13 @@ from interp.neurons.ranking import rank_values
 from interp.results.result import plain
 from interp.runs.telemetry import read_lines
 from interp.stats.intervals import Interval, bootstrap_mean
+from interp.steering.unalign import FACTOR, KEYS
 from training.preference_trainer import objective
 from training.recipe import GRID, SHIPPED, Recipe, base_folder, load_recipe
 from training.sections import DpoSettings
 
 FILE = "controls.json"
 TOXIC = 16
-KEYS, FACTOR = 7, 10.0
 Say = Callable[[str], object]
 
 

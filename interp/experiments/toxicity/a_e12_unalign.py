@@ -14,14 +14,14 @@ from interp.experiments.toxicity import shared
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.models.model import Model, Neuron, by_layer
 from interp.neurons.firing import firing_rates
-from interp.neurons.ranking import rank_values
+from interp.neurons.ranking import TOXIC_COUNT, rank_values
 from interp.results import figures
 from interp.results.result import Figure, Verdict
 from interp.stats.intervals import bootstrap_difference, bootstrap_mean
 from interp.stats.nulls import frequency_matched
+from interp.steering.unalign import FACTOR, KEYS
 
-FACTOR = 10.0
-COUNTS = (7, 16)
+COUNTS = (KEYS, 16)
 FACTORS = (2.0, 5.0, 10.0, 20.0)
 KEY_COUNTS = (1, 3, 7, 16, 32)
 # Random keys and the curves are measured on so many prompts and passages; they are compared with the same prompts only.
@@ -51,7 +51,7 @@ def _ablated(neurons: list[Neuron]) -> tuple[Edit, ...]:
 )
 def run(context: ToxicityContext) -> Finding:
     base, tuned = context.pair.base, context.pair.tuned
-    top = min(128, tuned.n_layers * tuned.d_mlp)
+    top = min(TOXIC_COUNT, tuned.n_layers * tuned.d_mlp)
     ranked = rank_values(tuned, context.direction, top=top).neurons
     before, after = context.toxicity(base), context.toxicity(tuned)
     lost = float(before.mean() - after.mean())

@@ -19,14 +19,13 @@ from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity import shared
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.models.model import Neuron
-from interp.neurons.ranking import rank_values
+from interp.neurons.ranking import TOXIC_COUNT, rank_values
 from interp.results import figures
 from interp.results.result import Figure, Verdict
 from interp.stats.intervals import bootstrap_difference
 from interp.stats.nulls import perturbed, random_directions, random_neurons
+from interp.steering.unalign import FACTOR, KEYS
 
-KEYS = 7
-FACTOR = 10.0
 RISE = 1.03
 # Where paper A reads the offset: layer 19 of 24.
 DEPTH = 19 / 24
@@ -129,7 +128,7 @@ Family = dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]
 def _keys(context: ToxicityContext, held_out: ToxicityContext, goal: float) -> Family:
     """Rows of keys scaled by up to the paper's factor, without their biases."""
     tuned = context.pair.tuned
-    ranked = rank_values(tuned, context.direction, top=min(128, tuned.n_layers * tuned.d_mlp)).neurons
+    ranked = rank_values(tuned, context.direction, top=min(TOXIC_COUNT, tuned.n_layers * tuned.d_mlp)).neurons
 
     def scaled(neurons: Sequence[Neuron]) -> Callable[[float], tuple[Edit, ...]]:
         return lambda strength: (Edit.scale_keys(neurons, 1 + strength),) if strength else ()
