@@ -13,7 +13,7 @@ from interp import Model, ModelPair, patch
 from interp.bundled import BUNDLED
 from interp.data.texts import challenge_prompts
 from interp.models.loading import load_model
-from interp.models.model import freeze
+from interp.models.modes import freeze
 from interp.models.tokens import token_rows
 from interp.patching.gradient import attribution_patch
 from interp.patching.metrics import LogitDifference

@@ -168,10 +168,16 @@ _HOMES = {
 _MODULES = {"figures"}
 
 
+# Who has a model has its `to_transformer_lens()` and `to_nnsight()`, which the adapters enter when they are imported.
+_CONVERTED = frozenset({"Model", "ModelPair", "load_model"})
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'interp' has no attribute {name!r}")
     module = import_module(f"interp.{_HOMES[name]}")
+    if name in _CONVERTED:
+        import_module("interp.adapters")
     globals()[name] = value = module if name in _MODULES else getattr(module, name)
     return value
 

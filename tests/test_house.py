@@ -44,11 +44,8 @@ NEVER = {
     # The gate stands below all of the app, so that whoever waits at it makes no circle.
     "app.importing": ("app",),
 }
-# `model.to_transformer_lens()` and `.to_nnsight()` are promised to users; each imports its adapter when it is called.
 # The command line mounts the commands of training and app when one of them is called.
 ALLOWED = {
-    ("interp.models.model", "interp.adapters.transformer_lens"),
-    ("interp.models.model", "interp.adapters.nnsight"),
     ("interp.cli", "training.cli"),
     ("interp.cli", "app.launch"),
 }
@@ -254,7 +251,7 @@ def test_importing_interp_loads_no_heavy_library_in_a_roundabout_way() -> None:
         ("interp.directions.probe", "import importlib\ndef late():\n    importlib.import_module('app.jobs')\n"),
         ("interp.models.hooks", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from interp.edits.edit import Edit\n"),
         ("interp.models.model", "def late():\n    from interp.forward.capture import capture\n"),
-        ("interp.models.pair", "def late():\n    from interp.adapters.nnsight import to_nnsight\n"),
+        ("interp.models.model", "def late():\n    from interp.adapters.nnsight import to_nnsight\n"),
         ("interp.edits.edit", "from interp.forward import capture\n"),
         ("interp.models.model", "def late():\n    from interp import capture\n"),
         ("interp.models.model", "import interp\ndef late(model):\n    return interp.capture(model)\n"),
@@ -282,7 +279,6 @@ def test_the_rule_of_arrows_sees_a_breach(module: str, source: str) -> None:
     ("module", "source"),
     [
         ("interp.cli", "def train():\n    from training import cli\n"),
-        ("interp.models.model", "def late():\n    from interp.adapters.nnsight import to_nnsight\n"),
         ("interp.edits.edit", "from interp.models.sites import Site\nfrom interp.edits import transforms\n"),
         ("interp.commands.common", "from interp import Edit, workbench\n"),
         ("interp.forward.capture", "import interp\nfrom interp import Model, UserError\nModel = interp.Model\n"),

@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.errors import UserError
-from interp.models.model import Model, freeze
+from interp.models.model import Model
+from interp.models.modes import freeze
 from interp.models.weights import writers
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from interp.edits.transforms import transforms_of
 from interp.errors import UserError
 from interp.forward.generate import GREEDY, Sampling, generate, generate_tokens
 from interp.models.hooks import Work, working
-from interp.models.model import Model, check_no_dropout
+from interp.models.model import Model
+from interp.models.modes import check_no_dropout
 from interp.models.tokens import Tokens, batches, next_token_losses, pad, predicted, token_rows
 from interp.stats.intervals import Interval, bootstrap_mean, bootstrap_ratio
 

@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA_NAME = "READS"
 # The libraries whose code a result may depend on, in the package itself and in its scorers.
 COMPUTED_WITH = ("torch", "transformers", "tokenizers", "numpy", "pandas", "scikit-learn", "detoxify")
-# The methods of a model that import an adapter, which stands above it.
+# The methods of a model that call an adapter, which models do not import.
 ON_REQUEST = {"to_transformer_lens": "interp.adapters.transformer_lens", "to_nnsight": "interp.adapters.nnsight"}
 
 
@@ -175,18 +175,13 @@ def _module(file: Path, folders: Sequence[Path]) -> ModuleType:
 def _imported(file: Path, changed: int, folders: tuple[Path, ...]) -> set[Path]:
     """The files of the modules that a file imports, inside functions too, and of what it uses of an imported package by attribute."""
     tree = _tree(file, changed)
-    on_request = set()
-    for function in ast.walk(tree):
-        if isinstance(function, ast.FunctionDef) and function.name in ON_REQUEST:
-            imports = [node for node in ast.walk(function) if isinstance(node, ast.ImportFrom)]
-            on_request |= {node for node in imports if node.module == ON_REQUEST[function.name]}
     files: set[Path | None] = set()
     packages: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             files |= {_file_of(alias.name, folders) for alias in node.names}
             packages |= dict((alias.asname, alias.name) if alias.asname else (alias.name.split(".")[0],) * 2 for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node not in on_request:
+        elif isinstance(node, ast.ImportFrom):
             module = _absolute(node, file)
             files |= {_home(module, alias.name, folders) for alias in node.names}
             packages |= {alias.asname or alias.name: f"{module}.{alias.name}" for alias in node.names}

@@ -23,7 +23,8 @@ from interp.errors import UserError
 from interp.forward.captured import Captured, load_captured, replacing_capture, write_index
 from interp.forward.pattern import by_key_position, by_position, by_query, is_pattern, pattern_shape
 from interp.models.hooks import Frame, Stopped, Work, check_first, working
-from interp.models.model import Model, check_no_dropout
+from interp.models.model import Model
+from interp.models.modes import check_no_dropout
 from interp.models.positions import MEAN, parse_positions_per_text
 from interp.models.sites import Site, expand_sites, parse_site
 from interp.models.tokens import Tokens, batches, pad, token_rows

@@ -18,7 +18,8 @@ from interp.edits.edit import Edit
 from interp.edits.transforms import transforms_of
 from interp.errors import UserError
 from interp.models.hooks import Work, working
-from interp.models.model import Model, check_no_dropout
+from interp.models.model import Model
+from interp.models.modes import check_no_dropout
 from interp.models.tokens import Tokens, batches, check_rows, pad, positions_of, token_rows
 
 

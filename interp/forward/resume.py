@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from interp.errors import UserError
 from interp.models.hooks import BlockCall, Frame, Transform, Work, active, check_first, framed, recording_calls, working
-from interp.models.model import Model, check_no_dropout
+from interp.models.model import Model
+from interp.models.modes import check_no_dropout
 from interp.models.sites import BETWEEN_BLOCKS, layer_of, parse_site
 from interp.models.tokens import pad
 from interp.models.unembed import unembed

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from interp.errors import UserError
 from interp.models.checkpoints import check_tokenizer, open_checkpoint, read_tokenizer, read_weights
-from interp.models.model import Model, freeze
+from interp.models.model import Model
+from interp.models.modes import freeze
 from interp.models.offloading import Placement
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -252,15 +252,11 @@ class Model:
 
     def to_transformer_lens(self) -> Any:
         """A TransformerLens `TransformerBridge` on a copy of the weights, raw; see `interp.adapters` for the names of sites."""
-        from interp.adapters.transformer_lens import to_transformer_lens
-
-        return to_transformer_lens(self)
+        return _converter("transformer_lens")(self)
 
     def to_nnsight(self) -> Any:
         """An nnsight `TransformersModel` on a copy of the weights; see `interp.adapters` for its names of sites."""
-        from interp.adapters.nnsight import to_nnsight
-
-        return to_nnsight(self)
+        return _converter("nnsight")(self)
 
     def manifest(self) -> dict[str, Any]:
         """The model's origin, sizes, dtype and digest, as JSON."""
@@ -273,19 +269,14 @@ class Model:
         }  # fmt: skip
 
 
-def freeze(hf: PreTrainedModel) -> PreTrainedModel:
-    """The same model in evaluation mode (no dropout) with weights that do not require gradients."""
-    frozen: PreTrainedModel = hf.eval().requires_grad_(False)
-    return frozen
+# Converters to other libraries, by name. `interp.adapters` enters its own here when it is imported: models import nothing above them.
+CONVERTERS: dict[str, Callable[[Model], Any]] = {}
 
 
-def check_no_dropout(model: Model) -> None:
-    """Raise `UserError` where dropout is active, because its activations then differ from forward to forward."""
-    for part in model.hf.modules():
-        rate = part.p if isinstance(part, nn.Dropout) else getattr(part, "attention_dropout", 0.0)
-        if part.training and isinstance(rate, float) and rate > 0:
-            problem = f"{model.name} is in training mode with a dropout of {rate:g}, so no two forwards of it agree"
-            raise UserError(problem, "call model.hf.eval() first, and model.hf.train() afterwards")
+def _converter(library: str) -> Callable[[Model], Any]:
+    if library not in CONVERTERS:
+        raise UserError(f"no adapter for {library} has been imported", "import interp.adapters, or take the model's class from interp")
+    return CONVERTERS[library]
 
 
 Neuron = tuple[int, int]

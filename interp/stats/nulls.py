@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import UserError
-from interp.models.model import Model, Neuron, freeze
+from interp.models.model import Model, Neuron
+from interp.models.modes import freeze
 from interp.models.tokens import next_token_losses, pad
 
 if TYPE_CHECKING:

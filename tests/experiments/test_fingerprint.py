@@ -28,9 +28,9 @@ from interp.experiments.run import ReportRun, run_report
 from interp.experiments.study import Study
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.user_files import read_experiments
+from interp.models.model import CONVERTERS
 from interp.runs.trajectory import RUNS_SETTING
 from tests.runs.test_trajectory import write_run
-from tests.test_house import ALLOWED
 
 PACKAGE = {
     "interp/__init__.py": '"""The package."""\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from interp.lazy import handed\n',
@@ -111,7 +111,7 @@ def test_what_is_used_of_a_package_by_attribute_counts(invented: Invented) -> No
 
 
 def test_an_adapter_counts_where_its_method_is_called_and_not_for_all_that_use_a_model() -> None:
-    assert set(fingerprints.ON_REQUEST.values()) == {name for module, name in ALLOWED if module == "interp.models.model"}
+    assert set(fingerprints.ON_REQUEST) == {f"to_{library}" for library in CONVERTERS}
     run = Path(fingerprints.__file__).with_name("toxicity")
     for file in (run / "a_e1_probe.py", run / "w_e1_detoxify.py"):
         names = {place.relative_to(fingerprints.ROOT).as_posix() for place in modules_of([file, run / "context.py"])}
@@ -123,9 +123,7 @@ def test_a_file_that_makes_another_librarys_model_counts_with_its_adapter(invent
     adapter = fingerprints.ROOT / "adapters"
     adapter.mkdir()
     (adapter / "nnsight.py").write_text("from interp.unused import NUMBER\n")
-    method = "class Model:\n    def to_nnsight(self):\n        from interp.adapters.nnsight import to_nnsight\n"
-    method += "        from interp.inside import NUMBER\n"
-    invented.write("interp/used.py", method)
+    invented.write("interp/used.py", "class Model:\n    def to_nnsight(self):\n        from interp.inside import NUMBER\n")
     invented.write("mine/own.py", "from interp.used import Model\n")
     assert invented.modules() == {"mine/own.py", "interp/used.py", "interp/inside.py"}
     invented.write("mine/own.py", "from interp.used import Model\n\ndef run(study):\n    return study.model.to_nnsight()\n")

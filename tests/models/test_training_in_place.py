@@ -13,7 +13,8 @@ from interp import capture, generate
 from interp.errors import UserError
 from interp.evaluation.metrics import kl_to, perplexity
 from interp.forward.resume import trace
-from interp.models.model import Model, freeze
+from interp.models.model import Model
+from interp.models.modes import freeze
 from interp.models.offloading import weights_digest
 
 TEXT = "the quick wintle sings under a river"
