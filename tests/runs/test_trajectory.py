@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,32 @@ def test_an_axis_with_the_name_of_a_field_stands_beside_it(grid: Callable[..., P
     frame = read_trajectories(place).to_frame()
     assert frame["axis.loss"].dropna().unique().tolist() == ["sigmoid"]
     assert frame["loss"].tolist()[:2] == [0.5, 0.25]
+
+
+def test_an_axis_named_run_does_not_take_the_place_of_the_runs_name(grid: Callable[..., Path]) -> None:
+    name = "objective=dpo,seed=1"
+    frame = read_trajectories(grid(changes={name: {"point": {"run": "first"}}})).to_frame()
+    assert frame.loc[frame["axis.run"] == "first", "run"].unique().tolist() == [name]
+    assert frame["run"].nunique() == 4
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("summary.json", '{"base": ', r"summary\.json is not readable JSON"),
+        ("summary.json", "[1]", r"summary\.json holds a list, not an object"),
+        ("log.jsonl", '{"step": 1}\n{"step"\n{"step": 2}\n', r"line 2 of the log .* is damaged"),
+    ],
+)
+def test_a_run_with_a_damaged_file_is_missing_and_the_others_are_read(
+    grid: Callable[..., Path], file: str, content: str, reason: str
+) -> None:
+    place, name = grid(), "objective=ipo,seed=1"
+    (place / name / "dpo" / file).write_text(content, encoding="utf-8")
+    trajectories = read_trajectories(place)
+    assert len(trajectories.runs) == 3
+    assert list(trajectories.missing) == [name]
+    assert re.search(reason, trajectories.missing[name])
 
 
 @pytest.mark.parametrize(
