@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from interp.errors import UserError
+from interp.files import read_json
 from interp.runs.schema import LOG
 from interp.runs.telemetry import Telemetry, read_lines
 
@@ -52,13 +53,14 @@ class Trajectories:
     def to_frame(self) -> pd.DataFrame:
         """One row per run and step: `run`, the grid's axes, `step`, and the fields of the telemetry that were measured there.
 
-        Objects are columns `field.key`; a run's axis that has the name of a field is `axis.NAME`.
+        Objects are columns `field.key`; an axis that is named as a field, or `run`, is the column `axis.NAME`.
         """
         frames = []
         for run in self.runs:
             steps = Telemetry(tuple(record for record in run.telemetry.records if "event" not in record), run.telemetry.source).to_frame()
             frame = steps.drop(columns="stage")
-            labels = {"run": run.name} | {f"axis.{axis}" if axis in frame else axis: name for axis, name in run.point.items()}
+            reserved = {"run", *frame.columns}
+            labels = {"run": run.name} | {f"axis.{axis}" if axis in reserved else axis: name for axis, name in run.point.items()}
             for place, (column, value) in enumerate(labels.items()):
                 frame.insert(place, column, value)
             frames.append(frame)
@@ -158,11 +160,14 @@ def _read_run(name: str, point: dict[str, str], folder: Path, base: str | None) 
     file = folder / LOG
     if not file.is_file():
         return None, f"there is no log at {file}"
-    records = tuple({"stage": folder.name, **record} for record in read_lines(file))
+    summary = folder / "summary.json"
+    try:
+        records = tuple({"stage": folder.name, **record} for record in read_lines(file))
+        starting_weights = read_json(summary).get("base") if summary.is_file() else None
+    except UserError as error:
+        return None, error.problem
     if not records or records[-1].get("event") not in ("finished", "stopped") or not (folder / "stamp.json").is_file():
         return None, "it has not run to its end"
-    summary = folder / "summary.json"
-    starting_weights = json.loads(summary.read_text(encoding="utf-8")).get("base") if summary.is_file() else None
     if base is not None and starting_weights != base:
         return None, f"it began from other weights ({starting_weights or 'not recorded'}, where {base} belong)"
     return Trajectory(name, point, folder, Telemetry(records, file), starting_weights), ""
