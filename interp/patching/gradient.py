@@ -27,7 +27,7 @@ from interp.models.pair import ModelPair
 from interp.models.sites import BETWEEN_BLOCKS, Site, expand_sites, layer_of, parse_site
 from interp.models.tokens import pad, token_rows
 from interp.patching.maps import Cell, PatchMap
-from interp.patching.metrics import ContinuationToxicity, Metric, as_metric
+from interp.patching.metrics import ContinuationToxicity, Metric, as_metric, functions_of
 from interp.patching.patch import Runs, baselines, make_runs
 
 ROUNDING = 1e-5
@@ -65,8 +65,9 @@ def attribution_patch(
     values = torch.stack(estimates) + target.unsqueeze(-1)
     settings = {**runs.settings, "steps": steps}
     return PatchMap(
-        runs.site, runs.metrics[0].label, method, runs.directions, runs.cells, runs.tokens, values, target, source, None, settings
-    )
+        runs.site, runs.metrics[0].label, method, runs.directions, runs.cells, runs.tokens, values, target, source, None, settings,
+        functions_of(runs.metrics),
+    )  # fmt: skip
 
 
 def gradients(
@@ -216,7 +217,7 @@ def agreement(measured: PatchMap, estimated: PatchMap, *, top: int = 10) -> Agre
 
     Raises `UserError` for maps of other cells, sites, metrics or directions, or fewer than 2 cells.
     """
-    same = ("site", "metric", "directions", "cells")
+    same = ("site", "metric", "functions", "directions", "cells")
     different = [name for name in same if getattr(measured, name) != getattr(estimated, name)]
     if different:
         raise UserError(f"the maps differ in {', '.join(different)}", "make both with the same arguments")

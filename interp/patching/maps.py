@@ -6,7 +6,7 @@ Measured maps and estimated ones (attribution patching) have the same type, so t
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +53,7 @@ class PatchMap:
         target: the metric of the run that is patched, as it is.
         source: the metric of the run that the activations come from.
         null: the metric with random changes of equal size in place of the source's, if they were asked for.
+        functions: the caller's own functions of the logits that were measured, which a label does not tell apart; empty for other metrics.
     """
 
     site: str
@@ -66,6 +67,7 @@ class PatchMap:
     source: Float[Tensor, "direction prompt"]
     null: Float[Tensor, "draw direction prompt cell"] | None
     settings: dict[str, Any]
+    functions: tuple[Callable[..., Any], ...] = ()
 
     @property
     def unit(self) -> str | None:

@@ -193,6 +193,11 @@ def each_metric(metric: Any, count: int) -> list[AnyMetric]:
     return metrics
 
 
+def functions_of(metrics: Sequence[AnyMetric]) -> tuple[Callable[[Tensor], Tensor], ...]:
+    """The caller's own functions of the logits among the metrics, in order."""
+    return tuple(item.function for item in metrics if isinstance(item, LogitFunction))
+
+
 def as_metric(metric: Any) -> AnyMetric:
     """The metric itself, or a function of the logits as a metric; raises `UserError` for anything else."""
     is_class = isinstance(metric, type)

@@ -26,7 +26,7 @@ from interp.models.sites import BETWEEN_BLOCKS, layer_of, parse_site
 from interp.models.tokens import token_rows
 from interp.patching.cells import chunk_size, layers_of, make_cells, patched_kind, selection
 from interp.patching.maps import Cell, PatchMap, token_texts
-from interp.patching.metrics import AnyMetric, ContinuationToxicity, Metric, each_metric
+from interp.patching.metrics import AnyMetric, ContinuationToxicity, Metric, each_metric, functions_of
 from interp.patching.prompt_pairs import align
 
 WITHIN = ("denoising", "noising")
@@ -113,7 +113,7 @@ def patch(
     settings = {**runs.settings, "null_draws": null_draws, "seed": seed}
     return PatchMap(
         runs.site, runs.metrics[0].label, "patching", runs.directions, runs.cells, runs.tokens, values[0], unpatched, full,
-        values[1:] if null_draws else None, settings,
+        values[1:] if null_draws else None, settings, functions_of(runs.metrics),
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from interp import (
     ModelPair,
     ProbeProjection,
     UserError,
+    agreement,
     attribution_patch,
     patch,
     path_patch,
@@ -50,6 +51,14 @@ def test_a_function_of_the_logits_measures_paths_and_pairs(gpt2: Model, pair: Mo
     torch.testing.assert_close(own.values, metric.values, equal_nan=True)
     across = [patch(pair, CLEAN, metric=metric) for metric in (by_hand, DIFFERENCE)]
     assert torch.equal(across[0].values, across[1].values)
+
+
+def test_maps_of_different_functions_are_not_compared(gpt2: Model) -> None:
+    one, other = (lambda logits: logits[:, 5]), (lambda logits: logits[:, 300])
+    measured, estimated = patch(gpt2, CLEAN, CORRUPTED, metric=one), attribution_patch(gpt2, CLEAN, CORRUPTED, metric=one)
+    assert agreement(measured, estimated).top == 10
+    with pytest.raises(UserError, match="the maps differ in functions"):
+        agreement(measured, attribution_patch(gpt2, CLEAN, CORRUPTED, metric=other))
 
 
 def test_words_stand_for_their_tokens(gpt2: Model) -> None:
