@@ -169,7 +169,7 @@ _MODULES = {"figures"}
 
 
 # Who has a model has its `to_transformer_lens()` and `to_nnsight()`, which the adapters enter when they are imported.
-_CONVERTED = frozenset({"Model", "ModelPair", "load_model"})
+_CONVERTED = ("Model", "load_model", "ModelPair")
 
 
 def __getattr__(name: str) -> Any:

@@ -21,6 +21,7 @@ DOTTED = {
     ("app.answers.summary", "name"): "a neuron",
     ("app.views.bypass", "name"): "a neuron",
     ("interp.experiments.fingerprint", "module"): "a module",
+    ("interp.experiments.fingerprint", "alias.name"): "a module",
     ("interp.models.offloading", "name"): "a parameter",
     ("interp.models.parameters", "name"): "a parameter",
     ("interp.models.parameters", "path"): "a parameter or a module path",
