@@ -18,7 +18,6 @@ from interp.models.model import Model, Neuron
 from interp.models.tokens import token_rows
 
 CHUNK = 16
-CANDIDATES = 16
 LONGEST = 40
 # Added to the rate on plain texts: few texts cannot tell a neuron that never fires there from one that fires seldom.
 OFTEN_ENOUGH = 0.02

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from interp.models.pair import ModelPair
 
 CANDIDATES = 32
+# The same for neurons that are matched in how often they fire.
+FREQUENCY_CANDIDATES = 16
 # The most texts and logits of one backward pass: more would not fit into memory beside the gradients of a large model.
 TEXTS, LOGITS = 8, 2**22
 
@@ -148,7 +150,7 @@ def frequency_matched(
     *,
     seed: int,
     exclude: Sequence[Neuron] = (),
-    candidates: int = CANDIDATES,
+    candidates: int = FREQUENCY_CANDIDATES,
 ) -> list[Neuron]:
     """A random other neuron of the same layer for each neuron, among the `candidates` whose firing rate is nearest.
 
