@@ -71,6 +71,8 @@ def test_a_layer_without_others_and_a_missing_neuron_are_refused(gpt2) -> None:
 
 
 def test_neurons_that_fire_as_often_are_drawn_among_the_sixteen_nearest() -> None:
+    from interp.stats.nulls import frequency_matched
+
     rates = {0: torch.arange(200).float()}
     drawn = {frequency_matched([(0, 100)], rates, seed=seed)[0][1] for seed in range(400)}
     assert drawn == {*range(92, 109)} - {100}
