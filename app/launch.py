@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from app.settings import DEMO
+from app.settings import DEMO, PAIR
 from interp.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,13 +41,14 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def launch(port: int = 8501, host: str = "localhost", browser: bool = True, demo: bool = False) -> int:
+def launch(port: int = 8501, host: str = "localhost", browser: bool = True, demo: bool = False, pair: tuple[str, str] | None = None) -> int:
     """Serve the app until it is stopped (Ctrl-C, or a request to terminate); return the exit code of the server.
 
     Args:
         host: the address that it listens on; anything but `localhost` lets other machines in.
         browser: open a window.
         demo: for visitors: limits on the length of prompts and continuations.
+        pair: the two sides, or a pair's name twice, that the app opens on.
 
     Raises:
         UserError: Streamlit is not installed, the port is taken, or the host is no address of this machine.
@@ -55,7 +56,7 @@ def launch(port: int = 8501, host: str = "localhost", browser: bool = True, demo
     if find_spec("streamlit") is None:
         raise UserError("the browser app needs streamlit, which is not installed", "run `pip install bypass-workbench[app]`, or `make app`")
     check_port(host, port)
-    process = subprocess.Popen(command(port, host), env=environment(demo))
+    process = subprocess.Popen(command(port, host), env=environment(demo, pair))
     # In place of Streamlit's own greeting, which requests this machine's address from an outside server.
     sys.stdout.write(f"Bypass listens on http://{host}:{port} (stop it with Ctrl-C)\n")
     sys.stdout.flush()
@@ -114,11 +115,12 @@ def healthy(url: str, process: subprocess.Popen) -> bool:
     return False
 
 
-def environment(demo: bool) -> dict[str, str]:
-    """The environment of the server, in which this package can be imported whether or not it is installed."""
+def environment(demo: bool, pair: tuple[str, str] | None = None) -> dict[str, str]:
+    """The environment of the server: the pair that it opens on, and where this package is imported from, installed or not."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    chosen = {PAIR: "::".join(pair)} if pair is not None else {}
     quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    return quiet | os.environ | {"PYTHONPATH": os.pathsep.join(paths), DEMO: "1" if demo else "0"}
+    return quiet | os.environ | {"PYTHONPATH": os.pathsep.join(paths), DEMO: "1" if demo else "0"} | chosen
 
 
 def check_port(host: str, port: int) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from interp.data.texts import TEXTS_FOLDER
 from interp.errors import UserError
+from interp.models.named import NAMED, installed
 
 PAIR, MODELS, REPORT, RUNS, DEMO = "BYPASS_PAIR", "BYPASS_MODELS", "BYPASS_REPORT", "BYPASS_RUNS", "BYPASS_DEMO"
 BUNDLED = "bundled"
@@ -76,7 +77,7 @@ def limits() -> Limits:
 
 
 def offered() -> dict[str, Source]:
-    """The pairs on offer, by name: the one of `BYPASS_PAIR` first, the one that ships, and those of `BYPASS_MODELS`.
+    """The pairs on offer, by name: that of `BYPASS_PAIR`, the one that ships, named ones that are installed, those of `BYPASS_MODELS`.
 
     `BYPASS_MODELS` is a folder with one folder per pair, each with `base` and `tuned` in it. What this user may not read is
     not offered.
@@ -84,8 +85,10 @@ def offered() -> dict[str, Source]:
     pairs: dict[str, Source] = {}
     text = os.environ.get(PAIR, "").strip()
     if text:
-        pairs["chosen at the start"] = parse_pair(text)
+        source = parse_pair(text)
+        pairs[source[0] if source[0] == source[1] and source[0] in NAMED else "chosen at the start"] = source
     pairs[BUNDLED] = None
+    pairs |= {name: (name, name) for name in NAMED if installed(name) and name not in pairs}
     root = Path(os.environ.get(MODELS, ""))
     if os.environ.get(MODELS, "").strip() and os.path.isdir(root) and os.access(root, os.R_OK | os.X_OK):
         for folder in sorted(root.iterdir()):
@@ -100,10 +103,12 @@ def _readable(file: Path) -> bool:
 
 
 def parse_pair(text: str) -> tuple[str, str]:
-    """The two names of `base::tuned`. Raises `UserError` for other text."""
+    """The two names of `base::tuned`, or the name of a pair twice. Raises `UserError` for other text."""
+    if text in NAMED:
+        return text, text
     base, separator, tuned = text.partition("::")
     if not (separator and base.strip() and tuned.strip()):
-        raise UserError(f"{text!r} does not name two models", "write base::tuned, each a folder or a hub id")
+        raise UserError(f"{text!r} does not name two models", f"write base::tuned, each a folder or a hub id, or {' or '.join(NAMED)}")
     return base.strip(), tuned.strip()
 
 

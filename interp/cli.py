@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -21,7 +22,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from interp.commands.common import PAIR_HELP, PAIR_VALUES
 from interp.errors import UserError
+from interp.models.named import NAMED
 
 DEBUG = "BYPASS_DEBUG"
 COMMANDS = {
@@ -48,10 +51,29 @@ class Commands(TyperGroup):
 
     def main(self, args: Any = None, prog_name: str | None = None, *, standalone_mode: bool = True, **named: Any) -> Any:  # type: ignore[override]
         """Run the command that the arguments name; without arguments, show the help."""
-        arguments = list(sys.argv[1:] if args is None else args) or ["--help"]
+        arguments = with_both_sides(list(sys.argv[1:] if args is None else args)) or ["--help"]
         if not standalone_mode:
             return super().main(arguments, prog_name, standalone_mode=False, **named)
         sys.exit(guarded(lambda: super(Commands, self).main(arguments, prog_name, standalone_mode=False, **named)))
+
+
+def with_both_sides(arguments: list[str]) -> list[str]:
+    """The arguments with the name of a pair written twice, once for each side, as `--pair` takes two values.
+
+    After `--pair smollm2`, what follows is a second value only where it is a folder, a GGUF file or a hub id.
+    """
+    whole: list[str] = []
+    for place, argument in enumerate(arguments):
+        option, _, joined = argument.partition("=")
+        if option == "--pair" and joined in NAMED:
+            whole += ["--pair", joined, joined]
+            continue
+        whole.append(argument)
+        if place and arguments[place - 1] == "--pair" and argument in NAMED:
+            following = arguments[place + 1] if place + 1 < len(arguments) else ""
+            if not (os.path.isdir(following) or following.endswith(".gguf") or re.fullmatch(r"[\w.-]+/[\w.-]+", following)):
+                whole.append(argument)
+    return whole
 
 
 def guarded(call: Callable[[], Any]) -> int:
@@ -130,11 +152,12 @@ if _launchable():
         host: Annotated[str, typer.Option(help="the address that it listens on")] = "localhost",
         browser: Annotated[bool, typer.Option(help="open a browser window")] = True,
         demo: Annotated[bool, typer.Option(help="for visitors: nothing can be loaded or saved")] = False,
+        pair: Annotated[tuple[str, str] | None, typer.Option("--pair", metavar=PAIR_VALUES, help=f"what it opens on: {PAIR_HELP}")] = None,
     ) -> None:
         """Open the workbench in a browser."""
         from app.launch import launch
 
-        raise typer.Exit(launch(port=port, host=host, browser=browser, demo=demo))
+        raise typer.Exit(launch(port=port, host=host, browser=browser, demo=demo, pair=pair))
 
 
 def quiet() -> None:

@@ -109,6 +109,16 @@ def write_together(files: Mapping[str, str], folder: Path) -> None:
             os.replace(Path(temporary) / name, folder / name)
 
 
+def cache_folder() -> Path | None:
+    """The folder in which indexes and converted models are cached between calls, or None where no folder can be written."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bypass"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
 def _sweep(target: Path) -> None:
     """Remove what shared writers of `target` that were killed left beside it; an old folder whose target is missing is moved back."""
     form = re.compile(rf"\.{re.escape(target.name)}\.\d+-\d+-[0-9a-f]+\.(tmp|old)")

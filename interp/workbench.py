@@ -1,4 +1,4 @@
-"""`Sides` (the models that names on the command line stand for), their device, and the cache folder; the app uses them too."""
+"""`Sides` (the models that names on the command line stand for), and their device; the app uses them too."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from interp.errors import UserError
+from interp.models.named import NAMED, named_tuned
 
 if TYPE_CHECKING:
     from interp.directions.probe import Probe
@@ -30,14 +31,20 @@ class Sides:
     probe: Path | None = None
     device: str | None = None
 
+    @property
+    def named_pair(self) -> str | None:
+        """The name of a named pair, which stands for both sides; None for two sources, or for the pair that ships."""
+        return self.pair[0] if self.pair is not None and self.pair[0] == self.pair[1] and self.pair[0] in NAMED else None
+
     def source(self, name: str) -> str:
-        """The folder or hub id that a name on the command line stands for."""
+        """The folder, hub id or named model that a name on the command line stands for."""
         from interp.bundled import BUNDLED
 
         if name not in ("base", "tuned"):
             return name
         if self.pair is not None:
-            return self.pair[name == "tuned"]
+            named = self.named_pair
+            return self.pair[name == "tuned"] if named is None or name == "base" else str(named_tuned(named))
         if not (BUNDLED / name / "config.json").is_file():
             raise UserError("no pair ships with this checkout", "name one with --pair BASE TUNED, or name a folder or a hub id")
         return str(BUNDLED / name)
@@ -57,7 +64,7 @@ class Sides:
 
         hush()
         device = chosen_device(self.device)
-        name = None if self.pair else "bundled pair"
+        name = self.named_pair if self.pair else "bundled pair"
         return ModelPair.load(self.source("base"), self.source("tuned"), device=device, name=name)
 
     def named(self, name: str) -> dict[str, Model]:
@@ -122,13 +129,3 @@ def hush() -> None:
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-
-
-def cache_folder() -> Path | None:
-    """The folder in which indexes are cached between calls, or None where no folder can be written."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bypass"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    return folder if os.access(folder, os.W_OK) else None

@@ -282,7 +282,7 @@ def test_the_rule_of_arrows_sees_a_breach(module: str, source: str) -> None:
         ("interp.edits.edit", "from interp.models.sites import Site\nfrom interp.edits import transforms\n"),
         ("interp.commands.common", "from interp import Edit, workbench\n"),
         ("interp.forward.capture", "import interp\nfrom interp import Model, UserError\nModel = interp.Model\n"),
-        ("app.state", "from interp.workbench import cache_folder\n"),
+        ("app.state", "from interp.files import cache_folder\n"),
     ],
 )
 def test_the_rule_of_arrows_lets_the_rest_pass(module: str, source: str) -> None:

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from interp.errors import UserError
 from interp.files import replacing
-from interp.models.checkpoints import quiet
+from interp.models.building import quiet
 from interp.models.difference import save_difference, take_difference
 from interp.models.loading import load_model
 from interp.models.offloading import weights_digest

@@ -99,7 +99,8 @@ class Recipe:
 def base_folder(recipe: Recipe) -> Path:
     """The folder of the base model, on which probe, pairs and DPO work: that of the last stage of the recipe that trains it.
 
-    A recipe with a section [base] takes the `model` that it names instead: a folder (below `BYPASS_DATA` or not) or a hub id.
+    A recipe with a section [base] takes the `model` that it names instead: a folder (below `BYPASS_DATA` or not), a hub id or a
+    named model.
     Raises `UserError` for a recipe that pretrains all the same.
     """
     if "base" not in recipe.settings:

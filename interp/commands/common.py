@@ -25,10 +25,9 @@ if TYPE_CHECKING:
     from interp.data.texts import Passage
     from interp.forward.generate import Sampling
 
-MODEL_HELP = "base, tuned, a folder or a hub id"
-Pair = Annotated[
-    tuple[str, str] | None, typer.Option("--pair", metavar="BASE TUNED", help="folders or hub ids in place of the bundled pair")
-]
+MODEL_HELP = "base, tuned, a folder, a GGUF file or a hub id"
+PAIR_VALUES, PAIR_HELP = "BASE TUNED | NAME", "folders, GGUF files or hub ids, or a name such as smollm2"
+Pair = Annotated[tuple[str, str] | None, typer.Option("--pair", metavar=PAIR_VALUES, help=f"in place of the bundled pair: {PAIR_HELP}")]
 Device = Annotated[
     str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda or cuda:1 [default: what BYPASS_DEVICE names, or cpu]")
 ]

@@ -11,7 +11,7 @@ import typer
 from interp import workbench
 from interp.commands import common
 from interp.errors import UserError
-from interp.workbench import cache_folder
+from interp.files import cache_folder
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,9 +7,6 @@ empty or foreign vocabulary.
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +15,12 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as hf_logging
 
 from interp.errors import UserError
 from interp.files import not_allowed, read_json
+from interp.models.building import BUILDING, quiet
+from interp.models.gguf import cached_gguf, gguf_note, is_gguf
+from interp.models.named import NAMED, named_base
 from interp.models.offloading import Placement, parameters_of
 from interp.models.overlays import apply_difference, is_difference, merge_adapter, overlay_in
 
@@ -36,15 +35,21 @@ IGNORED_TENSORS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The origin of weights: a local folder, a hub id, or a folder with a LoRA adapter or a difference over a base."""
+    """The origin of weights: a local folder, a hub id, or a folder with a LoRA adapter or a difference over a base.
+
+    Of a GGUF file, `folder` is that of its conversion in the cache, and `file` the file itself.
+    """
 
     source: str
     folder: Path | None
     adapter_base: str | None = None
+    file: Path | None = None
 
     @property
     def label(self) -> str:
-        """The folder's name, or the hub id."""
+        """The folder's name, that of a GGUF file without its ending, or the hub id."""
+        if self.file is not None:
+            return self.file.stem
         return self.folder.name if self.folder else self.source
 
     def weight_files(self) -> list[Path]:
@@ -60,12 +65,16 @@ class Checkpoint:
         return {name for name in dtypes if name.startswith(("F", "BF"))}
 
     def describe(self) -> dict[str, Any]:
-        """Path, stored dtypes, base of an adapter, and the SHA-256 of every weight file."""
+        """Path, stored dtypes, base of an adapter, the SHA-256 of every weight file, and the quantisation of a GGUF file."""
         hashes: dict[str, str] = {}
         for file in self.weight_files():
             with file.open("rb") as stream:
                 hashes[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-        return {"path": self.source, "files": hashes, "stored_dtype": sorted(self.stored_dtypes()), "adapter_base": self.adapter_base}
+        note = gguf_note(self.folder) if self.folder is not None else None
+        return {
+            "path": str(self.file or self.source), "files": hashes, "stored_dtype": sorted(self.stored_dtypes()),
+            "adapter_base": self.adapter_base, **({"gguf": note} if note is not None else {}),
+        }  # fmt: skip
 
 
 def open_checkpoint(source: str | Path, base: str | Path | None = None) -> Checkpoint:
@@ -84,7 +93,11 @@ def _open(source: str | Path, base: str | Path | None) -> Checkpoint:
     text = str(source).strip()
     if not text or "\0" in text:
         raise UserError(f"{text!r} names no model", "give a folder or a hub id such as openai-community/gpt2-medium")
-    folder = Path(text).expanduser()
+    folder = named_base(text) if text in NAMED else Path(text).expanduser()
+    if is_gguf(folder):
+        cached = cached_gguf(folder)
+        _check_folder(cached)
+        return Checkpoint(str(cached), cached, file=folder)
     if folder.is_file():
         fix = (
             "convert it first: bypass convert FILE.pt --like MODEL"
@@ -139,26 +152,6 @@ def check_safetensors(file: Path) -> None:
                 raise UserError(f"{file} holds no tensors", "save the model again")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is corrupt or truncated ({error})", "copy or download it again") from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the progress bars and warnings of transformers inside the block; progress is shown by this project itself."""
-    verbosity, bar = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(verbosity)
-        if bar:
-            hf_logging.enable_progress_bar()
-
-
-# While transformers builds a model to load weights into, it replaces torch's initialisation functions for the whole process. Where
-# two threads overlap, the second takes the replacements for the originals and leaves them in place, and whatever this process
-# initialises afterwards is uninitialised memory. So models are built by one thread at a time.
-BUILDING = threading.RLock()
 
 
 def read_weights(checkpoint: Checkpoint, dtype: torch.dtype, placement: Placement | None = None) -> PreTrainedModel:

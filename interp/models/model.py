@@ -18,7 +18,8 @@ from transformers.initialization import no_init_weights
 from interp.data.lexicon import mask
 from interp.errors import UserError
 from interp.models.architectures import ARCHITECTURES, Architecture
-from interp.models.checkpoints import BUILDING, Checkpoint
+from interp.models.building import BUILDING
+from interp.models.checkpoints import Checkpoint
 from interp.models.hooks import install
 from interp.models.offloading import checksums, parameter_values, weights_digest
 from interp.models.sites import KINDS, Family, Site, site_kind

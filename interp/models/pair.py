@@ -12,6 +12,7 @@ from interp.bundled import BUNDLED
 from interp.errors import UserError
 from interp.models.loading import load_model
 from interp.models.model import Model
+from interp.models.named import NAMED, named_tuned
 
 # Settings of a configuration that change the forward, but not the shapes of the weights.
 FORWARD_SETTINGS = (
@@ -85,6 +86,18 @@ class ModelPair:
     def bundled(cls, *, device: str | torch.device = "cpu") -> ModelPair:
         """The pair that ships with the project: a small GPT-2 before and after DPO against toxic continuations."""
         return cls.load(BUNDLED / "base", BUNDLED / "tuned", device=device, name="bundled pair")
+
+    @classmethod
+    def named(cls, name: str, *, device: str | torch.device = "cpu") -> ModelPair:
+        """A pair by its name: `shipped`, or `smollm2` (SmolLM2-135M-Instruct before and after DPO with a LoRA adapter).
+
+        Raises `UserError` for an unknown name, and where the package that carries the base model is not installed.
+        """
+        if name == "shipped":
+            return cls.bundled(device=device)
+        if name not in NAMED:
+            raise UserError(f"there is no pair named {name!r}", f"use one of shipped, {', '.join(NAMED)}, or ModelPair.load(BASE, TUNED)")
+        return cls.load(name, named_tuned(name), device=device, name=name)
 
     @property
     def sides(self) -> dict[str, Model]:
