@@ -19,6 +19,7 @@ from app.answers import argument, summary
 from app.answers import start as answers
 from app.answers.left_in_place import left_in_place
 from app.jobs import Cancelled, Runner, runner
+from app.launch import environment
 from interp import Edit, ModelPair, UserError, generate
 from interp.data.lexicon import mask
 from interp.data.texts import challenge_prompts, passages
@@ -370,3 +371,13 @@ def test_jobs_are_shared_by_all_who_look_at_the_same_pair(source: settings.Sourc
     assert summary.job_keys(source) == summary.job_keys(source)
     assert len(set(summary.job_keys(source))) == 2
     assert runner.find(summary.job_keys(source)[0]) is None
+
+
+def test_a_named_pair_is_offered_where_it_is_installed_and_opened_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "installed", lambda name: False)
+    assert "smollm2" not in settings.offered()
+    monkeypatch.setattr(settings, "installed", lambda name: True)
+    assert list(settings.offered()) == [settings.BUNDLED, "smollm2"]
+    monkeypatch.setenv(settings.PAIR, "smollm2")
+    assert list(settings.offered().items()) == [("smollm2", ("smollm2", "smollm2")), (settings.BUNDLED, None)]
+    assert environment(demo=False, pair=("a", "b"))[settings.PAIR] == "a::b"

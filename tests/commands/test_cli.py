@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from interp import Edit, Model, UserError, generate, load_model
-from interp.cli import COMMANDS, app, guarded
+from interp.cli import COMMANDS, app, guarded, with_both_sides
 from interp.data.texts import Passage
 from interp.directions.probe import fit_probe, probe_for, save_probe
 from interp.evaluation.metrics import perplexity
+from interp.models.named import NAMED
 from interp.neurons.ranking import rank_values
+from interp.workbench import Sides
 from tests import ROOT
-from tests.conftest import Planted, gpt2_config, make_hf, save
+from tests.conftest import CONFIGS, Planted, gpt2_config, make_hf, make_tokenizer, save
 
 Invoke = Callable[..., Any]
 PROMPTS = "the quick river\nblorp and\na 🙂 stone\n"
@@ -271,3 +274,55 @@ def test_train_runs_the_stages_by_name_in_order(invoke: Invoke, monkeypatch: pyt
     invoke("train", "all", "shipped")
     stages = ["corpus", "tokenizer", "pretrain", "continue", "scorer", "probe", "pairs", "dpo", "bundle"]
     assert [stage for stage, _ in ran[1:]] == stages, "those that the recipe has"
+
+
+@pytest.mark.parametrize(
+    ("typed", "whole"),
+    [
+        ("generate base Hi --pair smollm2", "generate base Hi --pair smollm2 smollm2"),
+        ("generate --pair smollm2 base Hi", "generate --pair smollm2 smollm2 base Hi"),
+        ("generate --pair=smollm2 base Hi", "generate --pair smollm2 smollm2 base Hi"),
+        ("report --pair smollm2 --quick", "report --pair smollm2 smollm2 --quick"),
+        ("generate --pair smollm2 someone/tuned base Hi", "generate --pair smollm2 someone/tuned base Hi"),
+        ("generate --pair smollm2 tuned.gguf base Hi", "generate --pair smollm2 tuned.gguf base Hi"),
+        ("generate --pair here there base Hi", "generate --pair here there base Hi"),
+        ("generate --pair", "generate --pair"),
+    ],
+)
+def test_the_name_of_a_pair_stands_for_both_sides(typed: str, whole: str) -> None:
+    assert with_both_sides(typed.split()) == whole.split()
+
+
+def test_a_folder_after_the_name_of_a_pair_is_its_tuned_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tuned").mkdir()
+    assert with_both_sides(["--pair", "smollm2", "tuned"]) == ["--pair", "smollm2", "tuned"]
+
+
+def test_a_named_pair_names_its_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = NAMED["smollm2"]
+    monkeypatch.setitem(NAMED, "smollm2", replace(named, tuned=tmp_path))
+    sides = Sides(("smollm2", "smollm2"))
+    assert (sides.named_pair, sides.source("base")) == ("smollm2", "smollm2")
+    with pytest.raises(UserError, match="the tuned side of smollm2 is not in"):
+        sides.source("tuned")
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    assert sides.source("tuned") == str(tmp_path)
+    assert Sides(("smollm2", "x/y")).named_pair is None
+
+
+def test_convert_reads_a_gguf_file_and_says_how_far_it_is_from_the_original(invoke: Invoke, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    from tests.models.test_gguf import write_gguf
+
+    tokenizer = make_tokenizer()
+    hf = make_hf(CONFIGS["llama"](), tokenizer)
+    save(hf, tokenizer, tmp_path / "original")
+    write_gguf(hf, tokenizer, tmp_path / "small.gguf", "llama")
+    output = invoke("convert", "small.gguf", "--like", "original", "--out", "out")
+    assert "written: out" in output
+    assert "(32.0 bits a weight)" in output
+    assert "same_likeliest_token" in output
+    assert "small" in invoke("generate", "small.gguf", "the quick", "--new-tokens", "2")
+    again = json.loads(invoke("convert", "small.gguf", "--like", "original", "--out", "twice", "--json"))
+    assert again["rounding"]["weights_error"] == 0
