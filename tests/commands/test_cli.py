@@ -319,10 +319,10 @@ def test_convert_reads_a_gguf_file_and_says_how_far_it_is_from_the_original(invo
     hf = make_hf(CONFIGS["llama"](), tokenizer)
     save(hf, tokenizer, tmp_path / "original")
     write_gguf(hf, tokenizer, tmp_path / "small.gguf", "llama")
-    output = invoke("convert", "small.gguf", "--like", "original", "--out", "out")
+    output = invoke("convert", "small.gguf", "--like", "original", "--out", "out").output
     assert "written: out" in output
     assert "(32.0 bits a weight)" in output
     assert "same_likeliest_token" in output
-    assert "small" in invoke("generate", "small.gguf", "the quick", "--new-tokens", "2")
-    again = json.loads(invoke("convert", "small.gguf", "--like", "original", "--out", "twice", "--json"))
+    assert "small" in invoke("generate", "small.gguf", "the quick", "--new-tokens", "2").output
+    again = invoke("convert", "small.gguf", "--like", "original", "--out", "twice", "--json")
     assert again["rounding"]["weights_error"] == 0
