@@ -139,6 +139,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gpt2": _GPT2,
     "llama": _LLAMA,
     "mistral": _LLAMA,
+    "ministral": _LLAMA,
+    "smollm3": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
     "gemma": _glu("post_attention_layernorm", norm_offset=1.0),
