@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,21 +10,13 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from interp import Model
-from interp.models.architectures import ARCHITECTURES
 from interp.models.weights import mlp_norm, output_projection, position_embedding, writers
-from tests.adapters.test_oracles import OTHERS
-from tests.conftest import CONFIGS, make_hf
-
-KINDS: dict[str, Any] = {**CONFIGS, **OTHERS}
+from tests.models.families import FAMILIES, Family
 
 
-@pytest.fixture(params=sorted(KINDS))
-def every(request: pytest.FixtureRequest, tokenizer: Any) -> Model:
-    return Model(make_hf(KINDS[request.param](), tokenizer), tokenizer, request.param)
-
-
-def test_every_architecture_is_among_those_that_are_checked_here() -> None:
-    assert set(KINDS) == set(ARCHITECTURES)
+@pytest.fixture(params=sorted(FAMILIES))
+def every(request: pytest.FixtureRequest, families: Callable[[str], Family]) -> Model:
+    return families(request.param).model
 
 
 def test_layout_norm_positions_and_paths_are_those_of_the_modules(every: Model) -> None:
