@@ -17,7 +17,7 @@ from transformers.initialization import no_init_weights
 
 from interp.data.lexicon import mask
 from interp.errors import UserError
-from interp.models.architectures import ARCHITECTURES, Architecture
+from interp.models.architectures import Architecture, architecture_of
 from interp.models.checkpoints import BUILDING, Checkpoint
 from interp.models.hooks import install
 from interp.models.offloading import checksums, parameter_values, weights_digest
@@ -40,10 +40,7 @@ class Model:
     architecture: Architecture = field(init=False)
 
     def __post_init__(self) -> None:
-        kind = self.hf.config.model_type
-        if kind not in ARCHITECTURES:
-            raise UserError(f"{self.name} is of type {kind!r}, which is not supported", f"use one of: {', '.join(ARCHITECTURES)}")
-        object.__setattr__(self, "architecture", ARCHITECTURES[kind])
+        object.__setattr__(self, "architecture", architecture_of(self.hf, self.name))
         install(self.hf, self.architecture, {name: self.view(name) for name in self.architecture.taps})
 
     def __repr__(self) -> str:

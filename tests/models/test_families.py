@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from interp import Edit, Model, capture, editing
 from interp.forward.generate import generate_tokens
+from interp.forward.resume import resume, trace
 from interp.models.architectures import ARCHITECTURES
 from interp.models.tokens import Tokens, pad, token_rows
 from interp.models.unembed import unembed
@@ -252,12 +253,28 @@ def logits(hf: PreTrainedModel, tokens: Tokens) -> Tensor:
 def test_greedy_continuations_of_a_left_padded_batch_are_hugging_faces(family: Family, rows: list[list[int]]) -> None:
     tokens, end = pad(rows, 0, "left"), family.model.tokenizer.eos_token_id
     written = family.plain.generate(
-        tokens.ids, attention_mask=tokens.mask.long(), max_new_tokens=12, do_sample=False, pad_token_id=end, eos_token_id=end
+        tokens.ids, attention_mask=tokens.mask.long(), max_new_tokens=8, do_sample=False, pad_token_id=end, eos_token_id=end
     )[:, tokens.ids.shape[1] :].tolist()  # fmt: skip
     expected = [row[: row.index(end)] if end in row else row for row in written]
     assert len({tuple(row) for row in expected}) > 1
-    assert generate_tokens(family.model, rows, max_new_tokens=12) == expected
-    assert generate_tokens(family.model, rows, max_new_tokens=12, cache=False) == expected
+    assert generate_tokens(family.model, rows, max_new_tokens=8) == expected
+    assert generate_tokens(family.model, rows, max_new_tokens=8, cache=False) == expected
     edits = [Edit.add("resid_mid.1", direction(family.model.d_model), 0.5, positions="from_last")]
-    edited = generate_tokens(family.model, rows, max_new_tokens=12, edits=edits)
-    assert edited == generate_tokens(family.model, rows, max_new_tokens=12, edits=edits, cache=False) != expected
+    edited = generate_tokens(family.model, rows, max_new_tokens=8, edits=edits)
+    assert edited == generate_tokens(family.model, rows, max_new_tokens=8, edits=edits, cache=False) != expected
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("start", [0, 1, 6])
+def test_a_run_resumed_at_a_position_under_a_change_is_the_whole_forward_with_that_edit(
+    family: Family, rows: list[list[int]], start: int
+) -> None:  # fmt: skip
+    model, row, vector = family.model, max(rows, key=len), direction(family.model.d_model)
+    run = trace(model, row)
+    hidden = run.stream[1, start:].clone()
+    hidden[[0, -3]] += vector
+    resumed = resume(run, 1, hidden.unsqueeze(0), start=start).logits[0]
+    edits = [Edit.add("resid_pre.1", vector, positions=[start, len(row) - 3])]
+    expected, plain = (capture(model, [row], ["logits"], edits=applied)["logits"][0] for applied in (edits, []))
+    torch.testing.assert_close(resumed, expected, atol=1e-5, rtol=1e-4)
+    assert float((expected - plain).abs().max()) > 1e-3
