@@ -169,7 +169,10 @@ class Model:
         return bias if bias is not None else torch.zeros(self.d_mlp, device=self.device, dtype=self.dtype)
 
     def value_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-        """The value vectors of a layer, one row per neuron: what it writes to the residual stream per unit of activation."""
+        """The value vectors of a layer, one row per neuron: what it writes to the residual stream per unit of activation.
+
+        Where a norm follows the MLP (Gemma 2 and 3), `interp.models.weights.written_values` are what reaches the stream.
+        """
         return self.projection(layer, self.architecture.value)
 
     def value_bias(self, layer: int) -> Float[Tensor, " d_model"]:

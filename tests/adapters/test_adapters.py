@@ -25,7 +25,7 @@ from interp.models.checkpoints import Checkpoint
 from interp.models.hooks import Work
 from interp.models.tokens import pad, token_rows
 from tests.conftest import TEXTS, make_hf
-from tests.models.families import FAMILIES, Family
+from tests.models.families import FAMILIES, UNKNOWN_TO_LENS, Family
 
 pytest.importorskip("transformer_lens", reason="needs the extra `lens`")
 pytest.importorskip("nnsight", reason="needs the extra `lens`")
@@ -51,10 +51,6 @@ def forwards(model: Model) -> dict[str, Forward]:
     from interp.adapters.transformer_lens import transformer_lens_forward
 
     return {"transformer_lens": transformer_lens_forward(model), "nnsight": nnsight_forward(model)}
-
-
-# The families that TransformerLens does not know.
-UNKNOWN_TO_LENS = {"ministral"}
 
 
 @dataclass(frozen=True)

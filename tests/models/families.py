@@ -34,6 +34,8 @@ from transformers import (
 from interp import Model, load_model
 from tests.conftest import make_hf, save
 
+# The types that TransformerLens does not know; nnsight knows all.
+UNKNOWN_TO_LENS = {"ministral"}
 # Shorter than the texts, so that a window of attention hides something.
 WINDOW = 4
 EPSILON = 1e-6

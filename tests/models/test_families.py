@@ -17,9 +17,12 @@ from interp.forward.resume import resume, trace
 from interp.models.architectures import ARCHITECTURES
 from interp.models.tokens import Tokens, pad, token_rows
 from interp.models.unembed import unembed
-from interp.models.weights import frozen_norm, mlp_norm, output_projection
+from interp.models.weights import frozen_norm, mlp_norm, output_projection, written_values
+from interp.neurons.ranking import rank_values, values_at
+from interp.neurons.vocabulary import build_index, top_tokens
+from tests import ROOT
 from tests.conftest import TEXTS
-from tests.models.families import FAMILIES, TRAITS, WINDOW, Family, Traits, by_hand
+from tests.models.families import FAMILIES, TRAITS, UNKNOWN_TO_LENS, WINDOW, Family, Traits, by_hand
 
 pytestmark = pytest.mark.oracle
 ALL = list(TEXTS)
@@ -41,6 +44,23 @@ def rows(family: Family) -> list[list[int]]:
 
 def test_every_architecture_is_among_these_families() -> None:
     assert set(FAMILIES) == set(TRAITS) == set(ARCHITECTURES)
+
+
+def test_the_page_of_models_names_these_families_and_what_is_special_to_each() -> None:
+    lines = [line for line in (ROOT / "docs" / "models.md").read_text("utf-8").splitlines() if line.startswith("| `")]
+    table = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines]
+    assert [name for name, *_ in table] == list(ARCHITECTURES)
+    for name, _, special, lens, nnsight in table:
+        traits = TRAITS[name]
+        assert (lens, nnsight) == ("no" if name in UNKNOWN_TO_LENS else "yes", "yes")
+        said = {
+            "a sliding window": any(traits.windows), "a sliding window in every layer": all(traits.windows),
+            "without rotary embedding": None in traits.ropes, "norms of queries and keys": traits.norms_heads,
+            "norms behind attention and MLP": traits.norms_writes, "scaled embedding": traits.scaled_embedding,
+            "capped scores and logits": traits.cap is not None, "capped": traits.final_cap is not None,
+            "learned positions": ARCHITECTURES[name].positions is not None,
+        }  # fmt: skip
+        assert {words: words in special for words in said} == said, name
 
 
 @torch.no_grad()
@@ -106,6 +126,26 @@ def test_heads_and_neurons_weighted_by_what_they_write_make_what_layers_write(fa
         raw = acts[f"mlp_post.{layer}"].double() @ model.value_vectors(layer).double() + model.value_bias(layer)
         wrote = raw * frozen_norm(model, layer, "mlp_out", raw)
         torch.testing.assert_close(wrote.float(), acts[f"mlp_out.{layer}"], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_neuron_by_itself_writes_along_its_value_vector_as_it_reaches_the_stream(family: Family) -> None:
+    model, neuron = family.model, 7
+    alone = [Edit.set("mlp_post.1", 0.0), Edit.set("mlp_post.1", 2.0, [neuron])]
+    written = capture(model, ALL, ["mlp_out.1"], edits=alone)["mlp_out.1"]
+    vector = written_values(model, 1)[neuron]
+    if family.traits.norms_writes:
+        torch.testing.assert_close(torch.cosine_similarity(written, vector, dim=-1), torch.ones(len(ALL)))
+        assert float(torch.cosine_similarity(vector, model.value_vectors(1)[neuron], dim=0)) < 0.999, "the gain turns it"
+    else:
+        torch.testing.assert_close(written - model.value_bias(1), 2 * vector.expand(len(ALL), -1), atol=1e-5, rtol=1e-4)
+    # What ranks, names and subtracts value vectors uses them as they are written.
+    assert torch.equal(values_at(model, [(1, neuron)])[0], vector)
+    best = rank_values(model, vector, top=1)
+    assert best.neurons == [(1, neuron)]
+    torch.testing.assert_close(best.norms[0], vector.norm())
+    words = top_tokens(model, vector, top=3).ids[0]
+    torch.testing.assert_close(torch.as_tensor(build_index(model, top=3).ids[model.d_mlp + neuron]).long(), words.long())
 
 
 @torch.no_grad()
