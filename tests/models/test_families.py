@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from interp import Edit, Model, capture, editing
+from interp import Edit, Model, capture, editing, hooked
 from interp.forward.generate import generate_tokens
 from interp.forward.resume import resume, trace
 from interp.models.architectures import ARCHITECTURES
@@ -281,6 +281,26 @@ def test_an_edit_equals_the_same_change_of_the_weights(family: Family, rows: lis
         edited = logits(family.model.hf, tokens)
     torch.testing.assert_close(edited, expected, atol=1e-5, rtol=1e-4)
     assert float((edited - plain).abs().max()) > 1e-3, "an edit that changes nothing tests nothing"
+
+
+def test_adding_to_the_stream_is_the_same_wherever_it_is_added(family: Family) -> None:
+    """What is added to what a layer writes is added to the stream behind it: the next norm reads it, and so does the skip connection."""
+    vector = direction(family.model.d_model)
+    same = {"resid_mid.1": ["attn_out.1"], "resid_post.0": ["mlp_out.0", "resid_pre.1"]}
+    for site, others in same.items():
+        expected, *got = (
+            capture(family.model, ALL, ["logits"], positions="all", edits=[Edit.add(at, vector, 1.5)])["logits"] for at in (site, *others)
+        )
+        for each in got:
+            torch.testing.assert_close(each, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_pattern_that_is_changed_is_what_mixes_the_values(family: Family) -> None:
+    model = family.model
+    with hooked(model, {"pattern.1": lambda pattern: torch.eye(pattern.shape[-1]).expand_as(pattern)}):
+        acts = capture(model, ALL, ["v.1", "z.1"], positions="all")
+    own = acts["v.1"].repeat_interleave(model.n_heads // model.n_kv_heads, dim=2)
+    torch.testing.assert_close(acts["z.1"], own, atol=1e-6, rtol=1e-5)
 
 
 @torch.no_grad()
