@@ -15,7 +15,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jaxtyping
 import pytest
@@ -34,6 +34,9 @@ from transformers import (
 )  # fmt: skip
 
 from interp import Model, ModelPair, load_model
+
+if TYPE_CHECKING:
+    from tests.models.families import Family
 
 N_LAYERS, N_HEADS, D_MODEL, CONTEXT = 3, 4, 32, 64
 EOS = "<|endoftext|>"
@@ -130,6 +133,21 @@ def make_folder(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.Tem
         return made[kind, seed]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def families(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Family]:
+    """`families(name)`: the tiny model of one of `FAMILIES` (tests/models/families.py), made once."""
+    from tests.models.families import make_family
+
+    made: dict[str, Family] = {}
+
+    def of(name: str) -> Family:
+        if name not in made:
+            made[name] = make_family(name, tokenizer, tmp_path_factory.mktemp("families") / name)
+        return made[name]
+
+    return of
 
 
 @pytest.fixture(scope="session")

@@ -38,9 +38,12 @@ def to_transformer_lens(model: Model) -> Any:
     transformer_lens = library("transformer_lens")
     with LOCK, warnings.catch_warnings():
         verbosity = logging.get_verbosity()
+        hf = model.plain_copy()
+        # The bridge knows a model by this entry of its configuration, which one that was built in memory lacks.
+        hf.config.architectures = [type(hf).__name__]
         try:
             bridge = transformer_lens.TransformerBridge.boot_transformers(
-                model.name, hf_model=model.plain_copy(), tokenizer=copy.deepcopy(model.tokenizer), device=str(model.device),
+                model.name, hf_model=hf, tokenizer=copy.deepcopy(model.tokenizer), device=str(model.device),
                 dtype=model.dtype,
             )  # fmt: skip
         except ValueError as error:

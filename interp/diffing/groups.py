@@ -24,6 +24,7 @@ from interp.errors import UserError
 from interp.forward.capture import capture
 from interp.models.model import Model
 from interp.models.pair import ModelPair
+from interp.models.weights import check_neurons_add_up
 
 # Toxic or anti-toxic (along or against the direction), positive or negative activation in the base model.
 CELLS = ("TP", "TN", "AP", "AN")
@@ -73,7 +74,11 @@ def activity(model: Model, rows: Sequence[Sequence[int]], positions: Sequence[Se
 
 
 def alignments(model: Model, direction: Float[Tensor, " d_model"]) -> Float[Tensor, " neuron"]:
-    """How much each neuron adds to the projection on the unit direction per unit of activation: `v . d`."""
+    """How much each neuron adds to the projection on the unit direction per unit of activation: `v . d`.
+
+    Raises `UserError` for a direction that is none, or an architecture that norms the MLP's output.
+    """
+    check_neurons_add_up(model)
     norm = float(direction.double().norm())
     if not 0 < norm < float("inf") or direction.shape != (model.d_model,):
         raise UserError(

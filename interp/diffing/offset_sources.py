@@ -19,9 +19,9 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 from interp.errors import UserError
+from interp.models.weights import check_neurons_add_up
 
 if TYPE_CHECKING:
-    from interp.models.model import Model
     from interp.models.pair import ModelPair
 
 Mode = Literal["fixed", "code"]
@@ -119,7 +119,7 @@ def decompose(
 
     Source: experiment A-E11. Raises `UserError` for an offset of zero, or an architecture that norms the MLP's output.
     """
-    _check_linear(pair.base)
+    check_neurons_add_up(pair.base)
     offset = pooled(tuned[f"resid_mid.{layer}"] - base[f"resid_mid.{layer}"], weights)
     length = float(offset.norm())
     if length == 0:
@@ -154,10 +154,3 @@ def _of_mlp(pair: ModelPair, layer: int, base: Means, tuned: Means, weights: Ten
     ]
     biases = (model.value_bias(layer).detach().double().cpu() @ unit for model in (pair.tuned, pair.base))
     return [*rows, ("value bias", "", float(next(biases) - next(biases)))]
-
-
-def _check_linear(model: Model) -> None:
-    if model.architecture.writes_through_norm:
-        raise UserError(
-            f"{model.name} norms what its MLP writes, so that the neurons' parts do not add up", "use an architecture without that norm"
-        )

@@ -71,8 +71,10 @@ def values_projected(model: Model, bases: Mapping[int, Float[Tensor, "direction 
     Args:
         bases: for each layer orthonormal rows that span the subspace.
 
-    Source: the edit of ProFS (Uppaal et al., 2025). Raises `UserError` for rows of another width or not orthonormal.
+    Source: the edit of ProFS (Uppaal et al., 2025). Raises `UserError` for rows of another width or not orthonormal, and for an
+    architecture that norms what its layers write.
     """
+    _check_writes(model)
     changed = Model(freeze(model.plain_copy()), model.tokenizer, f"{model.name}, values projected")
     for layer, rows in bases.items():
         wide = rows.to(model.device, torch.float64)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from interp.errors import UserError
 from interp.models.sites import Family
@@ -139,12 +140,35 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gpt2": _GPT2,
     "llama": _LLAMA,
     "mistral": _LLAMA,
+    "ministral": _LLAMA,
+    "smollm3": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
     "gemma": _glu("post_attention_layernorm", norm_offset=1.0),
     "gemma2": _SANDWICH,
     "gemma3_text": _SANDWICH,
 }
+
+
+def check_model_type(model_type: object, name: str) -> None:
+    """Raise `UserError`, with the list of those that load, for a model type that is not in the table; `name` is the model's."""
+    if model_type not in ARCHITECTURES:
+        raise UserError(
+            f"{name} is of type {model_type!r}, which is not supported", f"give a model of one of these types: {', '.join(ARCHITECTURES)}"
+        )
+
+
+def architecture_of(hf: PreTrainedModel, name: str) -> Architecture:
+    """The row of the table for this model; raises `UserError` where there is none, or where it is no causal language model."""
+    config: Any = hf.config
+    check_model_type(config.model_type, name)
+    if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False):
+        problem = f"tokens of {name} attend to later ones too (is_causal or use_bidirectional_attention in its config.json)"
+        raise UserError(problem, "give a model that continues texts; this one embeds them")
+    if hf.get_output_embeddings() is None:
+        problem = f"{name} is a {type(hf).__name__}, which has no unembedding and so no logits of tokens"
+        raise UserError(problem, "give the model for causal language modelling (its class is named ...ForCausalLM or ...LMHeadModel)")
+    return ARCHITECTURES[config.model_type]
 
 
 def check_unshared(hf: nn.Module, architecture: Architecture) -> None:

@@ -84,7 +84,7 @@ def watch_attention(
         if output is not None and not watched[-1].seen:
             raise UserError(
                 f"{site} cannot be read: the model's attention kernel does not show its weights",
-                "call model.hf.set_attn_implementation('sdpa'), or load the model anew",
+                "call model.hf.set_attn_implementation('eager'), or load the model anew",
             )
 
     attention.register_forward_pre_hook(begin)

@@ -14,7 +14,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from interp.errors import UserError
-from interp.models.checkpoints import check_tokenizer, open_checkpoint, read_tokenizer, read_weights
+from interp.files import read_json
+from interp.models.architectures import check_model_type
+from interp.models.checkpoints import Checkpoint, check_tokenizer, open_checkpoint, read_tokenizer, read_weights
 from interp.models.model import Model
 from interp.models.modes import freeze
 from interp.models.offloading import Placement
@@ -45,12 +47,22 @@ def load_model(
         unused = {"base": base, "device_map": device_map, "offload_folder": offload_folder}
         return _wrapped(source, dtype, device, tokenizer, name, [key for key, value in unused.items() if value is not None])
     checkpoint = open_checkpoint(source, base)
+    _check_type(checkpoint)
     if device_map is not None and torch.device(device).type != "cpu":
         raise UserError(f"both device ({device}) and device_map are given", "give one of them")
     placement = None if device_map is None else Placement(device_map, None if offload_folder is None else Path(offload_folder))
     hf = read_weights(checkpoint, dtype or torch.float32, placement)
     words = tokenizer if tokenizer is not None else read_tokenizer(checkpoint, hf)
     return Model(freeze(hf.to(device) if placement is None else hf), words, name or checkpoint.label, checkpoint)
+
+
+def _check_type(checkpoint: Checkpoint) -> None:
+    """Raise `UserError` for a folder whose model is not of a type that loads, before its weights are read."""
+    if checkpoint.folder is not None and checkpoint.adapter_base is None:
+        model_type = read_json(checkpoint.folder / "config.json").get("model_type")
+        # transformers has its own rules for a file that names no type; `Model` checks what they lead to.
+        if model_type is not None:
+            check_model_type(model_type, checkpoint.label)
 
 
 def _wrapped(

@@ -17,7 +17,7 @@ from transformers.initialization import no_init_weights
 
 from interp.data.lexicon import mask
 from interp.errors import UserError
-from interp.models.architectures import ARCHITECTURES, Architecture
+from interp.models.architectures import Architecture, architecture_of
 from interp.models.building import BUILDING
 from interp.models.checkpoints import Checkpoint
 from interp.models.hooks import install
@@ -41,10 +41,7 @@ class Model:
     architecture: Architecture = field(init=False)
 
     def __post_init__(self) -> None:
-        kind = self.hf.config.model_type
-        if kind not in ARCHITECTURES:
-            raise UserError(f"{self.name} is of type {kind!r}, which is not supported", f"use one of: {', '.join(ARCHITECTURES)}")
-        object.__setattr__(self, "architecture", ARCHITECTURES[kind])
+        object.__setattr__(self, "architecture", architecture_of(self.hf, self.name))
         install(self.hf, self.architecture, {name: self.view(name) for name in self.architecture.taps})
 
     def __repr__(self) -> str:
@@ -173,7 +170,10 @@ class Model:
         return bias if bias is not None else torch.zeros(self.d_mlp, device=self.device, dtype=self.dtype)
 
     def value_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-        """The value vectors of a layer, one row per neuron: what it writes to the residual stream per unit of activation."""
+        """The value vectors of a layer, one row per neuron: what it writes to the residual stream per unit of activation.
+
+        Where a norm follows the MLP (Gemma 2 and 3), `interp.models.weights.written_values` are what reaches the stream.
+        """
         return self.projection(layer, self.architecture.value)
 
     def value_bias(self, layer: int) -> Float[Tensor, " d_model"]:

@@ -18,7 +18,7 @@ from interp.models.named import NAMED, named_tuned
 FORWARD_SETTINGS = (
     "num_attention_heads", "num_key_value_heads", "head_dim", "layer_norm_epsilon", "rms_norm_eps", "activation_function", "hidden_act",
     "hidden_activation", "rope_parameters", "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "sliding_window", "use_sliding_window",
-    "layer_types", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping",
+    "layer_types", "no_rope_layers", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping",
 )  # fmt: skip
 
 

@@ -188,12 +188,16 @@ page is generated from the table in `interp/models/sites.py`: `python -m interp.
 - *alias*: an earlier name of the same site. It is still read wherever a site is named; what is written uses the new name.
 - *axes*: what `capture(..., positions="all")` returns; with `positions="last"` or `"mean"` there is no `pos`.
 - *sum over its units*: the site whose heads or neurons this one sums, each weighted by what it writes, plus a bias.
+- `attn_out` and `mlp_out` are what is added to the residual stream: `resid_mid` is `resid_pre` plus `attn_out`, `resid_post` is
+  `resid_mid` plus `mlp_out`. Where a norm stands behind attention and MLP (Gemma 2 and 3), they are read after it, and the sum over
+  units is what enters that norm.
 - *edit*: whether an `Edit` can act at it. A pattern's numbers belong to pairs of positions, which an edit cannot name: edit `q` or
   `k`, which make the pattern, or `z`, which it makes.
 - *patch*: whether `patch(..., site=...)` takes it, and which units it can patch one by one.
 - Every site can be captured. `positions="last"` gives of a pattern the row of the last token (`batch head key_pos`). Key positions
   are counted as positions are, from the first token of each text; beyond a text they hold 0.
 - *models*: `gelu` stands for models with a plain MLP (GPT-2), `glu` for those with a gated one (Llama, Mistral, Qwen, Gemma).
+  [models.md](models.md) lists the types of models that load.
 """
 
 

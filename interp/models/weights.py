@@ -1,4 +1,4 @@
-"""Weights other than those of neurons, by meaning: output projections, norms, position embeddings, biases."""
+"""Weights by meaning: value vectors as they are written, output projections, norms, position embeddings, biases."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from interp.errors import UserError
 from interp.models.model import Model
 from interp.models.offloading import parameter_values
 
@@ -25,6 +26,28 @@ def frozen_norm(model: Model, layer: int, name: str, raw: Float[Tensor, "*pos d_
     norm = model.part(layer, model.architecture.taps[name].path)
     gain: Tensor = parameter_values(norm, "weight")
     return (gain.double() + model.architecture.norm_offset) * (raw.square().mean(dim=-1, keepdim=True) + norm_epsilon(norm)).rsqrt()
+
+
+def written_values(model: Model, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+    """The value vectors of a layer as they reach the residual stream, one row per neuron.
+
+    Where a norm follows the MLP (Gemma 2 and 3), each is multiplied by that norm's gain; what is written per unit of activation is
+    then this vector divided by the norm's scale, one number for all neurons of the layer at a position. Elsewhere they are the
+    value vectors themselves.
+    """
+    values = model.value_vectors(layer)
+    if not model.architecture.writes_through_norm:
+        return values
+    gain: Tensor = parameter_values(model.part(layer, model.architecture.taps["mlp_out"].path), "weight")
+    return values * (gain + model.architecture.norm_offset)
+
+
+def check_neurons_add_up(model: Model) -> None:
+    """Raise `UserError` where a norm follows the MLP: what its neurons write then depends on one another's activations."""
+    if model.architecture.writes_through_norm:
+        raise UserError(
+            f"{model.name} norms what its MLP writes, so that the neurons' parts do not add up", "use an architecture without that norm"
+        )
 
 
 def output_projection(model: Model, layer: int) -> tuple[Float[Tensor, "head d_head d_model"], Float[Tensor, " d_model"]]:

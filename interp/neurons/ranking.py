@@ -19,6 +19,7 @@ from torch import Tensor
 from interp.data.lexicon import mask
 from interp.errors import UserError
 from interp.models.model import Neuron
+from interp.models.weights import written_values
 from interp.neurons.vocabulary import top_tokens
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def rank_values(model: Model, direction: Float[Tensor, " d_model"], *, top: int 
         raise UserError(f"the top {top} value vectors were asked for", "ask for at least 1")
     cosines, norms = [], []
     for layer in range(model.n_layers):
-        values = model.value_vectors(layer).float()
+        values = written_values(model, layer).float()
         norms.append(values.norm(dim=1).cpu())
         cosines.append(
             einsum(values, unit.to(values.device), "neuron d_model, d_model -> neuron").cpu()
@@ -75,8 +76,8 @@ def rank_values(model: Model, direction: Float[Tensor, " d_model"], *, top: int 
 
 
 def values_at(model: Model, neurons: Sequence[Neuron]) -> Float[Tensor, "neuron d_model"]:
-    """The value vectors of these neurons, in this order."""
-    return _stack(model, neurons, model.value_vectors)
+    """The value vectors of these neurons as they reach the residual stream (see `written_values`), in this order."""
+    return _stack(model, neurons, lambda layer: written_values(model, layer))
 
 
 def keys_at(model: Model, neurons: Sequence[Neuron]) -> Float[Tensor, "neuron d_model"]:

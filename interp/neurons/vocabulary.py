@@ -25,6 +25,7 @@ from torch import Tensor
 from interp.data.lexicon import is_toxic_word, mask
 from interp.errors import UserError
 from interp.files import replacing
+from interp.models.weights import written_values
 
 if TYPE_CHECKING:
     from interp.models.model import Model
@@ -134,7 +135,7 @@ def build_index(
     if stored is None:
         parts: list[tuple[Tensor, Tensor]] = []
         for layer in range(model.n_layers):
-            ids, scores = _project(model, model.value_vectors(layer), top, False, True)
+            ids, scores = _project(model, written_values(model, layer), top, False, True)
             # A half-precision score cannot hold what is beyond its range; clamping keeps it finite and first.
             limit = torch.finfo(torch.float16).max
             parts.append((ids.to(torch.int32).cpu(), scores.clamp(-limit, limit).half().cpu()))

@@ -17,6 +17,7 @@ from interp.errors import UserError
 from interp.models.model import Model, Neuron
 from interp.models.modes import freeze
 from interp.models.tokens import next_token_losses, pad
+from interp.models.weights import written_values
 
 if TYPE_CHECKING:
     from interp.models.pair import ModelPair
@@ -76,7 +77,7 @@ def _draw(model: Model, neurons: Sequence[Neuron], seed: int, exclude: Sequence[
         if layer not in free:
             free[layer] = torch.ones(model.d_mlp, dtype=torch.bool)
             free[layer][[i for at, i in (*neurons, *exclude) if at == layer and 0 <= i < model.d_mlp]] = False
-            norms[layer] = model.value_vectors(layer).float().norm(dim=1).cpu()
+            norms[layer] = written_values(model, layer).float().norm(dim=1).cpu()
     controls: list[Neuron] = []
     for layer, index in neurons:
         pool = free[layer].nonzero()[:, 0]

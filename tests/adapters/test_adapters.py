@@ -9,12 +9,12 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import Gemma2Config, Gemma3TextConfig
 
 from interp import Captured, Edit, Model, UserError, capture, editing
 from interp.adapters import run
@@ -24,7 +24,8 @@ from interp.forward.capture import Forward
 from interp.models.checkpoints import Checkpoint
 from interp.models.hooks import Work
 from interp.models.tokens import pad, token_rows
-from tests.conftest import TEXTS, glu_settings, make_hf
+from tests.conftest import TEXTS, make_hf
+from tests.models.families import FAMILIES, UNKNOWN_TO_LENS, Family
 
 pytest.importorskip("transformer_lens", reason="needs the extra `lens`")
 pytest.importorskip("nnsight", reason="needs the extra `lens`")
@@ -45,20 +46,36 @@ def vector(width: int, seed: int = 1) -> Tensor:
     return torch.randn(width, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("engine", OTHERS)
-@pytest.mark.parametrize("positions", ["last", "all"])
-def test_every_site_of_ragged_prompts_is_the_same_through_every_engine(any_model: Model, engine: str, positions: str) -> None:
-    close(
-        run(any_model, ALL, sites=any_model.sites(), engine=engine, positions=positions),
-        capture(any_model, ALL, any_model.sites(), positions=positions),
-    )
-
-
 def forwards(model: Model) -> dict[str, Forward]:
     from interp.adapters.nnsight import nnsight_forward
     from interp.adapters.transformer_lens import transformer_lens_forward
 
     return {"transformer_lens": transformer_lens_forward(model), "nnsight": nnsight_forward(model)}
+
+
+@dataclass(frozen=True)
+class Engines:
+    """A tiny model of one family, and the forwards of the engines that know it."""
+
+    model: Model
+    forwards: dict[str, Forward]
+
+
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def engines(request: pytest.FixtureRequest, families: Callable[[str], Family]) -> Engines:
+    model = families(request.param).model
+    if request.param in UNKNOWN_TO_LENS:
+        from interp.adapters.nnsight import nnsight_forward
+
+        return Engines(model, {"nnsight": nnsight_forward(model)})
+    return Engines(model, forwards(model))
+
+
+@pytest.mark.parametrize("positions", ["last", "all"])
+def test_every_site_of_ragged_prompts_is_the_same_through_every_engine(engines: Engines, positions: str) -> None:
+    expected = capture(engines.model, ALL, engines.model.sites(), positions=positions)
+    for forward in engines.forwards.values():
+        close(capture(engines.model, ALL, engines.model.sites(), positions=positions, forward=forward), expected)
 
 
 def edits_of(model: Model) -> dict[str, list[Edit]]:
@@ -113,17 +130,20 @@ def test_positions_units_and_batches_mean_the_same_through_every_engine(gpt2: Mo
         )
 
 
-def test_every_position_of_left_padded_rows_is_the_same(any_model: Model) -> None:
+def test_every_position_of_left_padded_rows_is_the_same_under_edits(engines: Engines) -> None:
     """`run` pads on the left for `last` only; the engines themselves are right at every real position."""
     from interp.edits.transforms import transforms_of
     from interp.forward.capture import _forward
 
-    tokens = pad(token_rows(any_model, ALL), 0, "left")
-    edits = [Edit.add("resid_mid.1", vector(any_model.d_model), positions=[1]), Edit.scale("mlp_post.0", 2.0, positions="from_last")]
-    work = Work(transforms_of(edits, any_model), rows=tuple(range(len(ALL))))
-    expected = _forward(any_model, tokens, any_model.sites(), work, last_only=False)
-    for engine, forward in forwards(any_model).items():
-        got = forward(any_model, tokens, any_model.sites(), work, last_only=False)
+    model, tokens = engines.model, pad(token_rows(engines.model, ALL), 0, "left")
+    edits = [
+        Edit.add("resid_mid.1", vector(model.d_model), positions=[1]), Edit.scale("mlp_post.0", 2.0, positions="from_last"),
+        Edit.add("attn_out.0", vector(model.d_model, 2)), Edit.add("mlp_out.1", vector(model.d_model, 3)), Edit.scale("logits", 2.0),
+    ]  # fmt: skip
+    work = Work(transforms_of(edits, model), rows=tuple(range(len(ALL))))
+    expected = _forward(model, tokens, model.sites(), work, last_only=False)
+    for engine, forward in engines.forwards.items():
+        got = forward(model, tokens, model.sites(), work, last_only=False)
         assert set(got) == set(expected)
         for site, value in expected.items():
             torch.testing.assert_close(
@@ -144,26 +164,16 @@ def test_a_block_of_edits_around_the_call_applies_through_every_engine(gpt2: Mod
     assert not torch.allclose(plain["logits"], expected["logits"])
 
 
-def test_norms_after_attention_and_capped_logits_are_where_the_engines_look(tokenizer: Any) -> None:
-    config = Gemma2Config(**glu_settings(), head_dim=16, sliding_window=4, query_pre_attn_scalar=16, final_logit_softcapping=2.0)
-    model = Model(make_hf(config, tokenizer), tokenizer, "gemma2")
-    edits = [
-        Edit.add("attn_out.0", vector(32)),
-        Edit.add("mlp_out.1", vector(32)),
-        Edit.add("resid_mid.2", vector(32)),
-        Edit.scale("logits", 2.0),
-    ]
-    expected = capture(model, ALL, model.sites(), edits=edits)
-    for engine in OTHERS:
-        close(run(model, ALL, sites=model.sites(), edits=edits, engine=engine), expected)
+@pytest.mark.parametrize("name", sorted(UNKNOWN_TO_LENS))
+def test_an_architecture_that_transformer_lens_does_not_know_is_named(families: Callable[[str], Family], name: str) -> None:
+    with pytest.raises(UserError, match=f"TransformerLens cannot wrap {name}"):
+        run(families(name).model, ALL, sites=["logits"], engine="transformer_lens")
 
 
-def test_an_architecture_that_transformer_lens_does_not_know_is_named(tokenizer: Any) -> None:
-    config = Gemma3TextConfig(**glu_settings(), head_dim=16, sliding_window=4, query_pre_attn_scalar=16)
-    model = Model(make_hf(config, tokenizer), tokenizer, "gemma3")
-    with pytest.raises(UserError, match="TransformerLens cannot wrap gemma3"):
-        run(model, ALL, sites=["logits"], engine="transformer_lens")
-    close(run(model, ALL, sites=model.sites(), engine="nnsight"), capture(model, ALL, model.sites()))
+def test_a_model_built_in_memory_is_known_to_transformer_lens_as_well(tokenizer: Any) -> None:
+    model = Model(make_hf(FAMILIES["gemma3_text"](), tokenizer), tokenizer, "gemma3")
+    assert model.hf.config.architectures is None
+    close(run(model, ALL, sites=["attn_out.1", "logits"], engine="transformer_lens"), capture(model, ALL, ["attn_out.1", "logits"]))
 
 
 def test_the_model_is_untouched_by_the_adapters(fresh_gpt2: Model) -> None:

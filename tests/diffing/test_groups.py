@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -178,6 +180,12 @@ def test_only_the_most_aligned_neurons_get_a_cell() -> None:
 def test_a_direction_that_is_zero_is_refused(gpt2: Model) -> None:
     with pytest.raises(UserError, match="norm 0"):
         alignments(gpt2, torch.zeros(gpt2.d_model))
+
+
+def test_neurons_whose_parts_do_not_add_up_are_refused(families: Any) -> None:
+    model = families("gemma2").model
+    with pytest.raises(UserError, match="the neurons' parts do not add up"):
+        alignments(model, torch.ones(model.d_model))
 
 
 @pytest.mark.oracle

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -68,6 +70,13 @@ def test_no_strength_changes_nothing_and_twice_the_strength_reflects(gpt2: Model
     reflected = orthogonalised(gpt2, direction, 2.0)
     for layer in range(gpt2.n_layers):
         torch.testing.assert_close(reflected.value_vectors(layer) @ unit, -gpt2.value_vectors(layer) @ unit, atol=1e-5, rtol=1e-4)
+
+
+def test_where_a_norm_follows_no_matrix_can_lose_what_the_stream_gets(families: Any) -> None:
+    model = families("gemma2").model
+    for change in (lambda: values_projected(model, {1: torch.eye(model.d_model)[:1]}), lambda: orthogonalised(model, torch.ones(32))):
+        with pytest.raises(UserError, match="through a norm"):
+            change()
 
 
 @pytest.mark.oracle

@@ -87,19 +87,6 @@ def test_positions_select_prompt_or_continuation(gpt2: Model) -> None:
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("use_cache", [True, False])
-def test_greedy_decoding_equals_hugging_face(any_model: Model, use_cache: bool) -> None:
-    rows = token_rows(any_model, PROMPTS)
-    tokens = pad(rows, any_model.tokenizer.pad_token_id, "left")
-    theirs = any_model.hf.generate(
-        input_ids=tokens.ids, attention_mask=tokens.mask.long(), max_new_tokens=12, do_sample=False, use_cache=use_cache,
-        pad_token_id=any_model.tokenizer.pad_token_id, eos_token_id=None,
-    )  # fmt: skip
-    ours = generate_tokens(any_model, rows, max_new_tokens=12, stop_at_end=False, cache=use_cache)
-    assert ours == theirs[:, tokens.ids.shape[1] :].tolist()
-
-
-@pytest.mark.oracle
 @pytest.mark.parametrize("where", ["prompt", "generated", "from_last"])
 def test_hugging_faces_own_generate_inside_a_block_meets_the_same_edits(model: Model, where: str) -> None:
     edit = Edit.add("resid_mid.1", vector(model.d_model), 4.0, where)

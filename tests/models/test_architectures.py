@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
+from transformers import LlamaForSequenceClassification, LlamaModel
 from transformers.pytorch_utils import Conv1D
 
-from interp import Model
+from interp import Model, UserError, load_model
 from interp.models.architectures import ARCHITECTURES
 from interp.models.weights import mlp_norm, output_projection, position_embedding, writers
-from tests.adapters.test_oracles import OTHERS
-from tests.conftest import CONFIGS, make_hf
-
-KINDS: dict[str, Any] = {**CONFIGS, **OTHERS}
+from tests.models.families import FAMILIES, Family
 
 
-@pytest.fixture(params=sorted(KINDS))
-def every(request: pytest.FixtureRequest, tokenizer: Any) -> Model:
-    return Model(make_hf(KINDS[request.param](), tokenizer), tokenizer, request.param)
-
-
-def test_every_architecture_is_among_those_that_are_checked_here() -> None:
-    assert set(KINDS) == set(ARCHITECTURES)
+@pytest.fixture(params=sorted(FAMILIES))
+def every(request: pytest.FixtureRequest, families: Callable[[str], Family]) -> Model:
+    return families(request.param).model
 
 
 def test_layout_norm_positions_and_paths_are_those_of_the_modules(every: Model) -> None:
@@ -63,3 +61,34 @@ def test_what_heads_and_neurons_write_and_where_positions_are(every: Model) -> N
     assert torch.equal(constant, torch.zeros_like(constant) if bias is None else bias.double())
     assert torch.equal(values, every.value_vectors(1))
     assert bool(position_embedding(every, 2).any()) == (every.architecture.positions is not None)
+
+
+@pytest.mark.parametrize("model_type", ["gemma3", "phi3", "olmo2", "mixtral", "invented"])
+def test_a_type_that_does_not_load_is_refused_before_its_weights_are_read_with_the_list_of_those_that_do(
+    tmp_path: Path, model_type: str
+) -> None:
+    save_file({"not.of.this.model": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "text_config": {"model_type": "gemma3_text"}}), "utf-8")
+    with pytest.raises(UserError, match=f"of type '{model_type}', which is not supported") as refused:
+        load_model(tmp_path)
+    assert refused.value.fix.endswith(f"one of these types: {', '.join(ARCHITECTURES)}")
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value"), [("gemma3_text", "use_bidirectional_attention", True), ("llama", "is_causal", False)]
+)
+def test_a_model_whose_tokens_attend_to_later_ones_is_refused(
+    families: Callable[[str], Family], tmp_path: Path, name: str, setting: str, value: bool
+) -> None:
+    folder = shutil.copytree(families(name).folder, tmp_path / name)
+    settings = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps({**settings, setting: value}), "utf-8")
+    with pytest.raises(UserError, match="attend to later ones too"):
+        load_model(folder)
+
+
+def test_a_model_in_memory_without_logits_of_tokens_is_refused(families: Callable[[str], Family]) -> None:
+    family = families("llama")
+    for kind in (LlamaForSequenceClassification, LlamaModel):
+        with pytest.raises(UserError, match=f"is a {kind.__name__}, which has no unembedding"):
+            load_model(kind(family.plain.config), tokenizer=family.model.tokenizer)

@@ -125,7 +125,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a config that is a list": (content("config.json", b"[1]"), "holds a list, not an object"),
     "a binary config": (content("config.json", b"\xff\x00\xfe"), "config.json is not readable JSON"),
     "a config without a type": (config(model_type=..., architectures=...), "could not be loaded"),
-    "a config of an unknown type": (config(model_type="gtp2"), "could not be loaded"),
+    "a config of an unknown type": (config(model_type="gtp2"), "of type 'gtp2', which is not supported"),
     "a config with a word for a number": (config(n_layer="three"), "could not be loaded"),
     "a config with no heads": (config(n_head=0), "could not be loaded"),
     "a config with an impossible number of heads": (config(n_head=5), "could not be loaded"),
