@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from interp.errors import UserError
+from interp.errors import Notice, UserError
 
 DEBUG = "BYPASS_DEBUG"
 COMMANDS = {
@@ -92,6 +92,11 @@ def _say(text: str, code: int) -> int:
     return code
 
 
+def _show_notice(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
+    """Print a `Notice` as one line on stderr."""
+    _say(str(message), 0)
+
+
 app = typer.Typer(
     name="bypass", cls=Commands, add_completion=False, context_settings={"help_option_names": ["-h", "--help"]},
     help="What does preference tuning change inside a language model, and what does it leave behind?",
@@ -141,6 +146,8 @@ def quiet() -> None:
     """Keep libraries from writing to stderr, which is for error lines and the progress bar."""
     if os.environ.get(DEBUG, "0") in ("", "0"):
         warnings.filterwarnings("ignore")
+        warnings.filterwarnings("always", category=Notice)
+        warnings.showwarning = _show_notice
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from interp.errors import UserError
 from interp.files import write_json
-from interp.models.checkpoints import quiet
+from interp.models.libraries import quiet
 from training.corpus import write_corpus
 from training.evaluation import held_out_passages
 from training.loop import Task, train

@@ -67,7 +67,7 @@ def _read_model(folder: Path, architecture: str | None) -> tuple[Any, Any]:
     import transformers
     from safetensors import SafetensorError
 
-    from interp.models.checkpoints import BUILDING, quiet
+    from interp.models.libraries import BUILDING, quiet
 
     fix = "copy the folder again, or convert the model again"
     if architecture not in ARCHITECTURES:

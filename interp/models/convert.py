@@ -17,7 +17,8 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.files import replacing
-from interp.models.checkpoints import IGNORED_TENSORS, open_checkpoint, read_tokenizer, read_weights
+from interp.models.checkpoints import IGNORED_TENSORS, open_checkpoint, read_weights
+from interp.models.tokenizer import read_tokenizer
 
 PREFIXES = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "policy.")
 HEAD = "lm_head.weight"
