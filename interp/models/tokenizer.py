@@ -109,10 +109,18 @@ def _check_against_file(tokenizer: PreTrainedTokenizerBase, file: Path, what: st
     other = next((token for token, number in vocabulary.items() if own.get(token) != number), None)
     if other is not None:
         raise UserError(f"{what} gives {other!r} the number {own.get(other)}, but {file.name} says {vocabulary[other]}", fix)
-    for text in SAMPLES:
+    for text in (*SAMPLES, *_own_words(expected)):
         ids, right = tokenizer(text, add_special_tokens=False)["input_ids"], expected.encode(text, add_special_tokens=False).ids
         if ids != right:
             raise UserError(f"{what} divides {text!r} into {len(ids)} tokens, but {file.name} into {len(right)} or others", fix)
+
+
+def _own_words(words: Tokenizer) -> list[str]:
+    """Texts of neighbours in the vocabulary: tokens that stand there because of how text was divided when it was made."""
+    special = words.get_added_tokens_decoder()
+    ids = [number for number in range(words.get_vocab_size(with_added_tokens=True)) if number not in special]
+    starts = range(0, len(ids), max(8, len(ids) // 256))
+    return [words.decode(ids[start : start + 8]) for start in starts]
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, hf: PreTrainedModel, what: str = "the tokenizer") -> None:
