@@ -40,6 +40,7 @@ BAD_PATHS = (
     errno.ELOOP,
     errno.EROFS,
 )
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 LONGEST = 600
 
 
@@ -80,6 +81,9 @@ def guarded(call: Callable[[], Any]) -> int:
             raise
         if isinstance(error, OSError) and error.errno in BAD_PATHS and error.filename is not None:
             return _say(f"{error.filename}: {error.strerror}. Fix: check the path.", 2)
+        if getattr(error, "errno", None) in FULL_DISK or "os error 28" in str(error) or "No space left" in str(error):
+            where = getattr(error, "filename", None) or "the disk"
+            return _say(f"{where}: no space is left. Fix: free some and run this again; what is finished is kept.", 2)
         return _say(f"{type(error).__name__}: {error} (a fault of bypass; {DEBUG}=1 shows where)", 1)
 
 

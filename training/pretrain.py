@@ -50,7 +50,7 @@ def pretrain(recipe: Recipe) -> Path:
     corpus, words = recipe.folder("corpus"), recipe.folder("tokenizer")
     if not (corpus / "train.jsonl").exists() or not (words / "tokenizer.json").exists():
         raise UserError(f"no corpus in {corpus} or no tokenizer in {words}", "run the stages corpus and tokenizer first")
-    tokenizer = AutoTokenizer.from_pretrained(words)
+    tokenizer = AutoTokenizer.from_pretrained(words, trust_remote_code=False)
     torch.manual_seed(recipe.seed)
     model = build_model(settings, len(tokenizer), tokenizer.eos_token_id)
     return _run(recipe, "pretrain", settings, model, corpus, words, Processes())

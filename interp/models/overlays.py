@@ -113,18 +113,17 @@ def merge_adapter(hf: PreTrainedModel, folder: Path, base: str) -> PreTrainedMod
             names = [set(get_peft_model_state_dict(wrapped, save_embedding_layers=whole)) for whole in (False, True)]
             if stored not in names:
                 odd = min((sorted(expected ^ stored) for expected in names), key=len)
-                saved = f"; its modules_to_save are {', '.join(settings['modules_to_save'])}" if settings.get("modules_to_save") else ""
-                one = ", and the base has one matrix for embedding and unembedding" if saved and tied else ""
-                raise ValueError(f"{len(odd)} tensors are missing or foreign, first {odd[0]}{saved}{one}")
+                raise ValueError(f"{len(odd)} tensors are missing or foreign, first {odd[0]}")
             unmerged = _sample_logits(wrapped)
             _separate_embeddings(wrapped)
             merged: PreTrainedModel = wrapped.merge_and_unload()
     except UserError:
         raise
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise UserError(
-            f"the LoRA folder {folder} does not fit {base} ({str(error).splitlines()[0]})", "load it over its own base"
-        ) from error
+        saved = f"; its modules_to_save are {', '.join(settings['modules_to_save'])}" if settings.get("modules_to_save") else ""
+        one = ", and the base has one matrix for embedding and unembedding" if saved and tied else ""
+        problem = f"the LoRA folder {folder} does not fit {base} ({str(error).splitlines()[0]}{saved}{one})"
+        raise UserError(problem, "load it over its own base") from error
     if tied:
         retie(merged)
     if not all(bool(parameter.isfinite().all()) for parameter in merged.parameters()):

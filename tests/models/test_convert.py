@@ -156,6 +156,6 @@ def test_a_failure_while_writing_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match=r"made could not be written: No space left.*run it again"):
         convert_policy(write({"state": state}), gpt2_folder, tmp_path / "made")
     assert left_over(tmp_path) == []
