@@ -133,7 +133,7 @@ def _run(
         chosen(settings, name)
     folder = recipe.folder(stage)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = AutoTokenizer.from_pretrained(recipe.folder("tokenizer"))
+    tokenizer = AutoTokenizer.from_pretrained(recipe.folder("tokenizer"), trust_remote_code=False)
     with processes.writer_first():
         tokens = pack(corpus / "train.jsonl", tokenizer, ids / "train.npy")
         heldout = pack(corpus / "heldout.jsonl", tokenizer, ids / "heldout.npy")
