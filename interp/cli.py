@@ -22,6 +22,7 @@ import typer
 from typer.core import TyperGroup
 
 from interp.errors import Notice, UserError
+from interp.files import FULL_DISK
 
 DEBUG = "BYPASS_DEBUG"
 COMMANDS = {
@@ -40,7 +41,6 @@ BAD_PATHS = (
     errno.ELOOP,
     errno.EROFS,
 )
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 LONGEST = 600
 
 

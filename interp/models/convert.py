@@ -7,7 +7,6 @@ kept: widening it would hide from the comparison of two sides that one of them w
 
 from __future__ import annotations
 
-import errno
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from interp.errors import Notice, UserError
-from interp.files import replacing
+from interp.files import FULL_DISK, replacing
 from interp.models.checkpoints import IGNORED_TENSORS, open_checkpoint, read_weights
 from interp.models.folders import TOKENIZER_FILES
 from interp.models.states import VALUE_HEADS, odd_prefix, read_state, without_prefixes
@@ -69,7 +68,7 @@ def _full_disk_told(target: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error) or "os error 28" in str(error):
+        if getattr(error, "errno", None) in FULL_DISK or "No space left" in str(error) or "os error 28" in str(error):
             problem = f"{target} could not be written: No space left on device"
             raise UserError(problem, "free some space, or name another folder, and run it again: nothing half-written was left") from error
         raise
