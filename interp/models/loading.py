@@ -54,6 +54,8 @@ def load_model(
         raise UserError(f"both device ({device}) and device_map are given", "give one of them")
     placement = None if device_map is None else Placement(device_map, None if offload_folder is None else Path(offload_folder))
     hf = read_weights(checkpoint, dtype or torch.float32, placement)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, hf)
     words = tokenizer if tokenizer is not None else read_tokenizer(checkpoint, hf)
     return Model(freeze(hf.to(device) if placement is None else hf), words, name or checkpoint.label, checkpoint)
 

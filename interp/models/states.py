@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -111,8 +111,9 @@ def _stripped(names: Mapping[str, str], prefix: str) -> dict[str, str]:
     return {old: name.removeprefix(prefix) for old, name in names.items()}
 
 
-def _fit(names: object, expected: Mapping[str, Tensor]) -> int:
-    return sum(name in expected for name in names)  # type: ignore[attr-defined]
+def _fit(names: Iterable[str], expected: Mapping[str, Tensor]) -> int:
+    """How many of the names are names of the model."""
+    return sum(name in expected for name in names)
 
 
 def _shards(index: Path) -> dict[str, Tensor]:

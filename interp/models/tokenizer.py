@@ -51,13 +51,14 @@ def read_tokenizer(checkpoint: Checkpoint, hf: PreTrainedModel) -> PreTrainedTok
         owner = open_checkpoint(owner.adapter_base)
     what = f"the tokenizer in {owner.source}"
     tokenizer = tokenizer_in(owner.folder, owner.source)
-    check_tokenizer(tokenizer, hf, what)
     size, vocabulary = len(tokenizer), hf.get_input_embeddings().weight.shape[0]
+    # Which token fills a batch changes nothing, and one without a row in the model cannot.
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= vocabulary:
+        tokenizer.pad_token = tokenizer.eos_token
+    check_tokenizer(tokenizer, hf, what)
     if size < 0.9 * vocabulary:
         problem = f"{what} has {size} entries, the model {vocabulary}: it belongs to another model"
         raise UserError(problem, "use its own, or pass tokenizer=")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= vocabulary:
-        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
@@ -68,8 +69,9 @@ def tokenizer_in(folder: Path, source: str | None = None) -> PreTrainedTokenizer
     try:
         with listening(what, checked=("`tokenizer_class` is",)):
             if not (folder / FILE).is_file():
-                return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+                by_class: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+                return by_class
+            tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
             _add_names_of_the_class(tokenizer, folder)
     except UserError:
         raise
@@ -127,7 +129,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, hf: PreTrainedModel, wha
     """Raise `UserError` for a tokenizer that is empty or has more entries than the model.
 
     Added tokens may lie beyond the model's rows, as the image token of Gemma 3 does in its text models: no text but their own name
-    holds them, `check_rows` refuses that, and the model cannot generate them. BOS and EOS may not.
+    holds them, `check_rows` refuses that, and the model cannot generate them. BOS, EOS and the padding token may not.
     """
     vocabulary = hf.get_input_embeddings().weight.shape[0]
     ids = tokenizer("hello world", add_special_tokens=False)["input_ids"]
@@ -139,7 +141,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, hf: PreTrainedModel, wha
         raise UserError(
             f"{what} has {len(tokenizer)} entries, but the model only {vocabulary}: it belongs to another model", "use the model's own"
         )
-    for name in ("bos_token", "eos_token"):
+    for name in ("bos_token", "eos_token", "pad_token"):
         token = getattr(tokenizer, name)
         if token is not None and str(token) in beyond:
             raise UserError(
