@@ -40,8 +40,11 @@ def hub_folder(hub_id: str) -> Path:
     if cached is not None and is_complete(cached):
         return cached
     folder = Path(hub_id).expanduser()
-    if cached is None and (folder.is_absolute() or hub_id.startswith((".", "~")) or hub_id.count("/") > 1 or _stands_in_a_folder(folder)):
-        raise UserError(f"there is no folder {folder}", _did_you_mean(folder) or "give an existing folder or a hub id")
+    meant = _did_you_mean(folder)
+    # A folder may bear the name of an owner on the hub, so that a name in it is taken for a path only where one like it is there.
+    a_path = folder.is_absolute() or hub_id.startswith((".", "~")) or hub_id.count("/") > 1 or (meant and len(folder.parts) > 1)
+    if cached is None and a_path:
+        raise UserError(f"there is no folder {folder}", meant or "give an existing folder or a hub id")
     try:
         return Path(snapshot_download(hub_id, allow_patterns=list(READ), ignore_patterns=["*/*"]))
     except FAULTS as error:
@@ -50,13 +53,8 @@ def hub_folder(hub_id: str) -> Path:
             return cached
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         problem = f"there is no folder {hub_id!r} here, and the hub id {hub_id!r} could not be loaded ({first.rstrip('.')})"
-        fix = _did_you_mean(folder) or "check the id and the network, or download the model and give its folder"
+        fix = meant or "check the id and the network, or download the model and give its folder"
         raise UserError(problem, fix) from error
-
-
-def _stands_in_a_folder(path: Path) -> bool:
-    """Whether the path has a parent that exists here: `runs/modle` beside a folder `runs` is a path, and no hub id."""
-    return len(path.parts) > 1 and path.parent.is_dir()
 
 
 def _did_you_mean(path: Path) -> str:

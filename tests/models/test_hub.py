@@ -120,7 +120,8 @@ def test_a_mistyped_path_is_told_as_such(gpt2_folder: Path, tmp_path: Path, monk
     shutil.copytree(gpt2_folder, tmp_path / "tiny-gpt2")
     for source, problem, fix in (
         ("runs/modle", r"^there is no folder runs/modle", "give runs/model, if that is meant"),
-        ("runs/zzz", r"^there is no folder runs/zzz", "give an existing folder or a hub id"),
+        ("runs/zzz", r"^there is no folder 'runs/zzz' here, and the hub id 'runs/zzz' could not be loaded", "check the id and the network"),
+        ("/nowhere/model", r"^there is no folder /nowhere/model", "give an existing folder or a hub id"),
         ("./modle", r"^there is no folder modle", "give an existing folder or a hub id"),
         ("tiny-gpt-2", r"there is no folder 'tiny-gpt-2' here, and the hub id 'tiny-gpt-2' could not be loaded", "give tiny-gpt2, if"),
         ("nobody/model", r"the hub id 'nobody/model' could not be loaded", "check the id and the network"),
