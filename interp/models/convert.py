@@ -92,11 +92,10 @@ def _without_padding_tokens(
         return state, ""
     own, kept = tokenizer_in(source).get_vocab(), tokenizer.get_vocab()
     extra = {token: number for token, number in own.items() if kept.get(token) != number}
-    if kept.keys() - own.keys() or any("pad" not in token.lower() for token in extra):
-        other = min((kept.keys() - own.keys()) | extra.keys())
-        raise UserError(
-            f"the tokenizer in {source} is another one than the model's, first at {other!r}", "name the model that it was tuned from"
-        )
+    foreign = {token for token in extra if "pad" not in token.lower()} | (kept.keys() - own.keys())
+    if foreign:
+        problem = f"the tokenizer in {source} is another one than the model's, first at {min(foreign)!r}"
+        raise UserError(problem, "name the model it was tuned from with --like")
     embeddings = [name for name in state if name in expected and name.endswith(("wte.weight", "embed_tokens.weight", HEAD))]
     rows = {name: len(expected[name]) for name in embeddings if len(state[name]) > len(expected[name])}
     if not rows or any(number < min(rows.values()) for number in extra.values()):

@@ -54,7 +54,7 @@ def test_other_engines_have_its_logits_too(engine: str, odd_folder: Path) -> Non
     rows = token_rows(model, [TEXTS[0]])
     with torch.no_grad():
         expected = model.hf(torch.tensor(rows)).logits
-    seen = run(model, [TEXTS[0]], ["logits"], engine=engine, positions="all")["logits"]
+    seen = run(model, [TEXTS[0]], sites=["logits"], engine=engine, positions="all")["logits"]
     torch.testing.assert_close(seen, expected, atol=1e-4, rtol=1e-4)
 
 
