@@ -53,7 +53,7 @@ def convert_policy(file: str | Path, like: str | Path, out: str | Path) -> Path:
     state, padding = _without_padding_tokens(source, state, expected, tokenizer)
     state = _fitted(source, str(like), state, expected, prefixes, tied=bool(hf.config.tie_word_embeddings))
     hf.load_state_dict(state, strict=True)
-    with _full_disk_told(target), replacing(target, shared=True) as temporary:
+    with _naming_full_disk(target), replacing(target, shared=True) as temporary:
         hf.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
     for what in (heads, padding):
@@ -63,7 +63,7 @@ def convert_policy(file: str | Path, like: str | Path, out: str | Path) -> Path:
 
 
 @contextmanager
-def _full_disk_told(target: Path) -> Iterator[None]:
+def _naming_full_disk(target: Path) -> Iterator[None]:
     """Raise `UserError` with the path where the disk is full: the writer of safetensors says neither its name nor an error number."""
     try:
         yield
@@ -77,8 +77,8 @@ def _full_disk_told(target: Path) -> Iterator[None]:
 def _without_value_heads(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     """The state without the value heads of trainers, which are no part of the language model, and what was left out in words."""
     heads = [name for name in state if name not in expected and any(f".{head}" in f".{name}" for head in VALUE_HEADS)]
-    told = f"left out the value head of the trainer ({', '.join(sorted(heads)[:2])})" if heads else ""
-    return {name: tensor for name, tensor in state.items() if name not in heads}, told
+    note = f"left out the value head of the trainer ({', '.join(sorted(heads)[:2])})" if heads else ""
+    return {name: tensor for name, tensor in state.items() if name not in heads}, note
 
 
 def _without_padding_tokens(
@@ -90,9 +90,9 @@ def _without_padding_tokens(
     """
     if not source.is_dir() or not any((source / name).is_file() for name in TOKENIZER_FILES):
         return state, ""
-    own, kept = tokenizer_in(source).get_vocab(), tokenizer.get_vocab()
-    extra = {token: number for token, number in own.items() if kept.get(token) != number}
-    foreign = {token for token in extra if "pad" not in token.lower()} | (kept.keys() - own.keys())
+    own, vocabulary = tokenizer_in(source).get_vocab(), tokenizer.get_vocab()
+    extra = {token: number for token, number in own.items() if vocabulary.get(token) != number}
+    foreign = {token for token in extra if "pad" not in token.lower()} | (vocabulary.keys() - own.keys())
     if foreign:
         problem = f"the tokenizer in {source} is another one than the model's, first at {min(foreign)!r}"
         raise UserError(problem, "name the model it was tuned from with --like")

@@ -31,35 +31,35 @@ def check_base(checkpoint: Checkpoint, base: str | Path) -> None:
     named = named_base(checkpoint.folder)
     if named is None or checkpoint.adapter_base is None or _same_name(named, str(base)):
         return
-    given = open_checkpoint(base)
+    base_checkpoint = open_checkpoint(base)
     place = _place(named)
-    if place is not None and place.resolve() == given.folder.resolve():
+    if place is not None and place.resolve() == base_checkpoint.folder.resolve():
         return
     try:
         other = None if place is None else open_checkpoint(place)
     except UserError:  # one that is quantised, say, or pickled
         other = None
     if other is None:
-        _check_names(checkpoint, given, named)
-    elif not _same_weights(other, given):
-        raise _another(checkpoint, given, named)
+        _check_names(checkpoint, base_checkpoint, named)
+    elif not _same_weights(other, base_checkpoint):
+        raise _another(checkpoint, base_checkpoint, named)
 
 
-def _check_names(checkpoint: Checkpoint, given: Checkpoint, named: str) -> None:
+def _check_names(checkpoint: Checkpoint, base_checkpoint: Checkpoint, named: str) -> None:
     """The comparison that is left where the named base cannot be read on this machine."""
-    adapted_too = given.adapter_base is not None and _same_name(given.adapter_base, named)
-    tail, own = (QUANTISED.sub("", Path(name).name).lower() for name in (named, given.source))
+    adapted_too = base_checkpoint.adapter_base is not None and _same_name(base_checkpoint.adapter_base, named)
+    tail, own = (QUANTISED.sub("", Path(name).name).lower() for name in (named, base_checkpoint.source))
     looks_like_a_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", named) is not None
-    if adapted_too or (given.on_hub and looks_like_a_hub_id and tail != own):
-        raise _another(checkpoint, given, named)
+    if adapted_too or (base_checkpoint.on_hub and looks_like_a_hub_id and tail != own):
+        raise _another(checkpoint, base_checkpoint, named)
     unread = f"the adapter {checkpoint.source} was made for {named}, which cannot be read here"
-    warnings.warn(f"{unread}: that {given.source} is the same model is not checked", Notice, stacklevel=4)
+    warnings.warn(f"{unread}: that {base_checkpoint.source} is the same model is not checked", Notice, stacklevel=4)
 
 
-def _another(checkpoint: Checkpoint, given: Checkpoint, named: str) -> UserError:
+def _another(checkpoint: Checkpoint, base_checkpoint: Checkpoint, named: str) -> UserError:
     return UserError(
-        f"the adapter {checkpoint.source} was made for {named}, and not for {given.source}",
-        f"give {named} as the base; or, if it was trained on {given.source}, "
+        f"the adapter {checkpoint.source} was made for {named}, and not for {base_checkpoint.source}",
+        f"give {named} as the base; or, if it was trained on {base_checkpoint.source}, "
         f"write that under base_model_name_or_path in {checkpoint.folder / ADAPTER_NOTE}",
     )
 

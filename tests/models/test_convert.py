@@ -82,10 +82,10 @@ INSIDE = {
 def test_names_of_wrappers_inside_names_are_known(
     wrapper: str, state: State, write: Callable[[object], Path], gpt2_folder: Path, tuned_folder: Path, tmp_path: Path
 ) -> None:
-    held = {INSIDE[wrapper](name): tensor for name, tensor in state.items()}
-    assert held.keys() != state.keys()
-    made = convert_policy(write({"state": held}), gpt2_folder, tmp_path / "made")
-    assert load_model(made).digest == load_model(tuned_folder).digest
+    wrapped = {INSIDE[wrapper](name): tensor for name, tensor in state.items()}
+    assert wrapped.keys() != state.keys()
+    converted = convert_policy(write({"state": wrapped}), gpt2_folder, tmp_path / "made")
+    assert load_model(converted).digest == load_model(tuned_folder).digest
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "base_model.model.", "module.model."])
@@ -93,8 +93,8 @@ def test_a_prefix_that_the_architecture_has_itself_is_taken_off_once(
     prefix: str, write: Callable[[object], Path], llama_folder: Path, tmp_path: Path
 ) -> None:
     hf = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32)
-    held = {prefix + name: tensor for name, tensor in hf.state_dict().items()}
-    assert load_model(convert_policy(write(held), llama_folder, tmp_path / "made")).digest == load_model(llama_folder).digest
+    wrapped = {prefix + name: tensor for name, tensor in hf.state_dict().items()}
+    assert load_model(convert_policy(write(wrapped), llama_folder, tmp_path / "made")).digest == load_model(llama_folder).digest
 
 
 def test_a_value_head_is_left_out_and_told(
@@ -104,8 +104,8 @@ def test_a_value_head_is_left_out_and_told(
     for number, prefix in enumerate(("", "pretrained_model.")):
         file = write({"state": {**{prefix + name: tensor for name, tensor in state.items()}, **head}})
         with pytest.warns(Notice, match=r"left out the value head of the trainer \(v_head\.summary\.bias"):
-            made = convert_policy(file, gpt2_folder, tmp_path / f"made-{number}")
-        assert load_model(made).digest == load_model(tuned_folder).digest
+            converted = convert_policy(file, gpt2_folder, tmp_path / f"made-{number}")
+        assert load_model(converted).digest == load_model(tuned_folder).digest
 
 
 def test_a_prefix_that_is_not_known_is_named(state: State, write: Callable[[object], Path], gpt2_folder: Path, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_safetensors_and_shards_of_either_kind_are_read(
     expected = load_model(tuned_folder).digest
     assert load_model(convert_policy(tuned_folder / "model.safetensors", gpt2_folder, tmp_path / "single")).digest == expected
     names = [name for name in state if name != "lm_head.weight"]
-    for kind, save in (("pytorch_model.bin", torch.save), ("model.safetensors", lambda held, file: save_file(held, str(file)))):
+    for kind, save in (("pytorch_model.bin", torch.save), ("model.safetensors", lambda wrapped, file: save_file(wrapped, str(file)))):
         folder = tmp_path / kind.replace(".", "-")
         folder.mkdir()
         ending = kind.rpartition(".")[2]
@@ -133,8 +133,8 @@ def test_safetensors_and_shards_of_either_kind_are_read(
             save({f"module.{name}": state[name] for name in names if files[name] == file}, folder / file)
         (folder / f"{kind}.index.json").write_text(json.dumps({"weight_map": {f"module.{name}": file for name, file in files.items()}}))
         for number, source in enumerate((folder, folder / f"{kind}.index.json")):
-            made = convert_policy(source, gpt2_folder, tmp_path / f"{kind}-{number}")
-            assert load_model(made).digest == expected
+            converted = convert_policy(source, gpt2_folder, tmp_path / f"{kind}-{number}")
+            assert load_model(converted).digest == expected
         (folder / f"part-1.{ending}").unlink()
         with pytest.raises(UserError, match=rf"lacks weight files that its index names: part-1\.{ending}"):
             convert_policy(folder, gpt2_folder, tmp_path / "made")
@@ -172,8 +172,8 @@ def test_a_padding_token_that_was_added_is_taken_out(gpt2_folder: Path, tuned_fo
     with pytest.raises(UserError, match="1 token more than base"):
         ModelPair.load(gpt2_folder, tmp_path / "padded")
     with pytest.warns(Notice, match=r"took out '\[PAD\]'"):
-        made = convert_policy(tmp_path / "padded", gpt2_folder, tmp_path / "made")
-    pair = ModelPair.load(gpt2_folder, made)
+        converted = convert_policy(tmp_path / "padded", gpt2_folder, tmp_path / "made")
+    pair = ModelPair.load(gpt2_folder, converted)
     assert pair.tuned.digest == load_model(tuned_folder).digest
     assert torch.equal(pair.tuned.hf(torch.arange(9).unsqueeze(0)).logits, before)
     words.add_tokens(["zimbrakreth"])
