@@ -88,7 +88,7 @@ def offered() -> dict[str, Source]:
         source = parse_pair(text)
         pairs[source[0] if source[0] == source[1] and source[0] in NAMED else "chosen at the start"] = source
     pairs[BUNDLED] = None
-    pairs |= {name: (name, name) for name in NAMED if installed(name) and name not in pairs}
+    pairs |= {name: (name, name) for name in NAMED if name not in pairs and installed(name) and NAMED[name].tuned.is_dir()}
     root = Path(os.environ.get(MODELS, ""))
     if os.environ.get(MODELS, "").strip() and os.path.isdir(root) and os.access(root, os.R_OK | os.X_OK):
         for folder in sorted(root.iterdir()):

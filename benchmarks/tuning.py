@@ -18,7 +18,7 @@ from interp import Model
 from interp.directions.probe import bundled_probe
 from interp.evaluation.toxicity import LexiconScorer
 from interp.forward.generate import Sampling, generate_tokens
-from interp.models.building import quiet
+from interp.models.libraries import quiet
 from interp.models.tokens import token_rows
 from training.generators import pplm
 from training.generators.task import Task

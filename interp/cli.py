@@ -23,7 +23,8 @@ import typer
 from typer.core import TyperGroup
 
 from interp.commands.common import PAIR_HELP, PAIR_VALUES
-from interp.errors import UserError
+from interp.errors import Notice, UserError
+from interp.files import FULL_DISK
 from interp.models.named import NAMED
 
 DEBUG = "BYPASS_DEBUG"
@@ -102,6 +103,9 @@ def guarded(call: Callable[[], Any]) -> int:
             raise
         if isinstance(error, OSError) and error.errno in BAD_PATHS and error.filename is not None:
             return _say(f"{error.filename}: {error.strerror}. Fix: check the path.", 2)
+        if getattr(error, "errno", None) in FULL_DISK or "os error 28" in str(error) or "No space left" in str(error):
+            where = getattr(error, "filename", None) or "the disk"
+            return _say(f"{where}: no space is left. Fix: free some and run this again; what is finished is kept.", 2)
         return _say(f"{type(error).__name__}: {error} (a fault of bypass; {DEBUG}=1 shows where)", 1)
 
 
@@ -112,6 +116,11 @@ def _say(text: str, code: int) -> int:
         line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
     sys.stderr.write(line + "\n")
     return code
+
+
+def _show_notice(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
+    """Print a `Notice` as one line on stderr."""
+    _say(str(message), 0)
 
 
 app = typer.Typer(
@@ -164,6 +173,8 @@ def quiet() -> None:
     """Keep libraries from writing to stderr, which is for error lines and the progress bar."""
     if os.environ.get(DEBUG, "0") in ("", "0"):
         warnings.filterwarnings("ignore")
+        warnings.filterwarnings("always", category=Notice)
+        warnings.showwarning = _show_notice
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -13,3 +13,7 @@ class UserError(ValueError):
         self.problem = problem
         self.fix = fix
         super().__init__(f"{problem}. Fix: {fix}." if fix else f"{problem}.")
+
+
+class Notice(UserWarning):
+    """What a result may depend on and the user should know, in one line; the command line prints it on stderr."""

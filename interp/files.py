@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from interp.errors import UserError
 
 # What a shared writer leaves beside its target is taken for that of a killed one once nothing has changed it for so long.
 STALE_SECONDS = 24 * 3600.0
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 def read_json(path: Path, fix: str = "restore the file") -> dict[str, Any]:
@@ -84,6 +86,11 @@ def replacing(target: Path, *, shared: bool = False) -> Iterator[Path]:
             _remove(old)
         else:
             os.replace(temporary, target)
+    except OSError as error:
+        # Writing to a full disk names no file.
+        if error.errno in FULL_DISK and error.filename is None:
+            error.filename = str(target)
+        raise
     finally:
         _remove(temporary)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from interp.errors import UserError
-from interp.models.named import NAMED, named_tuned
+from interp.models.named import NAMED, tuned_folder
 
 if TYPE_CHECKING:
     from interp.directions.probe import Probe
@@ -44,7 +44,7 @@ class Sides:
             return name
         if self.pair is not None:
             named = self.named_pair
-            return self.pair[name == "tuned"] if named is None or name == "base" else str(named_tuned(named))
+            return self.pair[name == "tuned"] if named is None or name == "base" else str(tuned_folder(named))
         if not (BUNDLED / name / "config.json").is_file():
             raise UserError("no pair ships with this checkout", "name one with --pair BASE TUNED, or name a folder or a hub id")
         return str(BUNDLED / name)

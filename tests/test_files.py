@@ -62,8 +62,9 @@ def test_a_failure_while_writing_leaves_the_old_one_and_nothing_beside_it(write:
             write(temporary, "half")
             raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as caught:
         half()
+    assert caught.value.filename == str(target)
     assert content(target) == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 

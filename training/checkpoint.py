@@ -26,8 +26,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from interp.errors import UserError
 from interp.files import replacing
-from interp.models.building import quiet
 from interp.models.difference import save_difference, take_difference
+from interp.models.libraries import quiet
 from interp.models.loading import load_model
 from interp.models.offloading import weights_digest
 from training.stamps import differences, file_hash

@@ -28,7 +28,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from interp.errors import UserError
 from interp.files import replacing, write_json
-from interp.models.building import quiet
+from interp.models.libraries import quiet
 from interp.models.loading import load_model
 from interp.models.model import Model
 from training.checkpoint import load_checkpoint, recover, save_as_difference, save_checkpoint, save_model

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from interp.errors import UserError
 from interp.files import write_json
-from interp.models.building import quiet
+from interp.models.libraries import quiet
 from training.corpus import write_corpus
 from training.evaluation import held_out_passages
 from training.loop import Task, train
@@ -50,7 +50,7 @@ def pretrain(recipe: Recipe) -> Path:
     corpus, words = recipe.folder("corpus"), recipe.folder("tokenizer")
     if not (corpus / "train.jsonl").exists() or not (words / "tokenizer.json").exists():
         raise UserError(f"no corpus in {corpus} or no tokenizer in {words}", "run the stages corpus and tokenizer first")
-    tokenizer = AutoTokenizer.from_pretrained(words)
+    tokenizer = AutoTokenizer.from_pretrained(words, trust_remote_code=False)
     torch.manual_seed(recipe.seed)
     model = build_model(settings, len(tokenizer), tokenizer.eos_token_id)
     return _run(recipe, "pretrain", settings, model, corpus, words, Processes())
@@ -133,7 +133,7 @@ def _run(
         chosen(settings, name)
     folder = recipe.folder(stage)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = AutoTokenizer.from_pretrained(recipe.folder("tokenizer"))
+    tokenizer = AutoTokenizer.from_pretrained(recipe.folder("tokenizer"), trust_remote_code=False)
     with processes.writer_first():
         tokens = pack(corpus / "train.jsonl", tokenizer, ids / "train.npy")
         heldout = pack(corpus / "heldout.jsonl", tokenizer, ids / "heldout.npy")

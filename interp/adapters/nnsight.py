@@ -177,7 +177,7 @@ def _trace_on_ndif(
 def _ndif_model(model: Model) -> Any:
     """The weightless nnsight model that names this hub model to NDIF; raises `UserError` where NDIF cannot run it."""
     source = None if model.checkpoint is None else model.checkpoint.source
-    if model.checkpoint is None or model.checkpoint.folder is not None or model.checkpoint.adapter_base is not None:
+    if model.checkpoint is None or not model.checkpoint.on_hub or model.checkpoint.adapter_base is not None:
         raise UserError(
             f"{model.name} is a private checkpoint ({source or 'made in memory'}), and NDIF runs models of the hub only",
             "leave remote out to run it here, or load a model by its hub id",

@@ -13,7 +13,9 @@ from interp.errors import UserError
 
 
 def convert(
-    file: Annotated[Path, typer.Argument(help="a GGUF file, a policy.pt with the weights under `state`, or a detoxify .ckpt")],
+    file: Annotated[
+        Path, typer.Argument(help="a GGUF file; a policy.pt, .bin or .safetensors, the index of shards, their folder; or a detoxify .ckpt")
+    ],
     like: Annotated[
         str | None, typer.Option(help=f"the model that a policy was tuned from, or the original of a GGUF file: {common.MODEL_HELP}")
     ] = None,
@@ -35,7 +37,7 @@ def convert(
         raise UserError("a policy holds weights alone", "name the model it was tuned from: --like MODEL")
     if not target.parent.is_dir():
         raise UserError(f"there is no folder {target.parent}", "make it, or name another with --out DIR")
-    if not file.is_file():
+    if not file.exists() or (detoxify and not file.is_file()):
         raise UserError(f"{file} is not a file" if file.exists() else f"there is no file {file}", "check the path")
     workbench.hush()
     rounding: dict[str, Any] | None = None

@@ -26,7 +26,7 @@ from interp.data.texts import toxicity_texts
 from interp.directions.probe_data import SHUFFLES, cosine, features_of, read_data
 from interp.errors import UserError
 from interp.files import read_json, replacing
-from interp.models.checkpoints import check_safetensors
+from interp.models.folders import check_safetensors
 from interp.models.tokens import token_rows
 from interp.neurons.vocabulary import top_tokens
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from interp.errors import UserError
 from interp.models.model import Model
 from interp.models.modes import freeze
+from interp.models.tying import untie
 from interp.models.weights import writers
 
 if TYPE_CHECKING:
@@ -96,10 +97,7 @@ def _remove_rows(rows: Tensor, unit: Float[Tensor, " d_model"], strength: Real) 
 
 def _untied(model: Model) -> PreTrainedModel:
     copy = model.plain_copy()
-    output = copy.get_output_embeddings()
-    if output.weight is copy.get_input_embeddings().weight:
-        output.weight = nn.Parameter(output.weight.detach().clone())
-        copy.config.tie_word_embeddings = False
+    untie(copy)
     return copy
 
 

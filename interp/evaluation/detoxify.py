@@ -67,7 +67,7 @@ def _read_model(folder: Path, architecture: str | None) -> tuple[Any, Any]:
     import transformers
     from safetensors import SafetensorError
 
-    from interp.models.building import BUILDING, quiet
+    from interp.models.libraries import BUILDING, quiet
 
     fix = "copy the folder again, or convert the model again"
     if architecture not in ARCHITECTURES:
@@ -77,7 +77,7 @@ def _read_model(folder: Path, architecture: str | None) -> tuple[Any, Any]:
             model, report = getattr(transformers, architecture).from_pretrained(
                 folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True, local_files_only=True
             )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"the scorer in {folder} cannot be read: {error}", fix) from error
     wrong = [key for kind in ("missing_keys", "mismatched_keys", "unexpected_keys") for key in report.get(kind, ())]
@@ -131,7 +131,7 @@ def convert_detoxify(checkpoint: str | Path, target: str | Path, *, like: str | 
     state = {name: tensor for name, tensor in state.items() if not name.endswith("embeddings.position_ids")}
     try:
         config = model_class.config_class.from_pretrained(source, num_labels=outputs)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         model = model_class(config)
         model.load_state_dict(state, strict=True)
     except (OSError, ValueError, RuntimeError) as error:

@@ -23,7 +23,7 @@ from interp.forward.generate import GREEDY, Sampling, generate, generate_tokens
 from interp.models.hooks import Work, working
 from interp.models.model import Model
 from interp.models.modes import check_no_dropout
-from interp.models.tokens import Tokens, batches, next_token_losses, pad, predicted, token_rows
+from interp.models.tokens import Tokens, batches, check_vocabulary, next_token_losses, pad, predicted, token_rows
 from interp.stats.intervals import Interval, bootstrap_mean, bootstrap_ratio
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def perplexity(
             f"window {width} and stride {step} are not usable", f"give 2 <= window <= {model.context} and 1 <= stride <= window"
         )
     ids: list[list[int]] = model.tokenizer(["\n\n".join(texts)] if joined else list(texts), add_special_tokens=False)["input_ids"]
+    check_vocabulary(model, ids)
     owners = [(number, span) for number, row in enumerate(ids) for span in _windows(row, width, step)]
     spans = [span for _, span in owners]
     if not spans:

@@ -1,7 +1,7 @@
 """Reading checkpoints from disk or hub, with an error wherever a library would silently load wrong weights.
 
-`open_checkpoint` checks the files before any library reads them; `read_weights` loads strictly; `read_tokenizer` refuses an
-empty or foreign vocabulary.
+`open_checkpoint` checks the files before any library reads them; `read_weights` loads strictly. Files of a hub id are looked up in
+the local cache or downloaded into it, and from there on the folder that holds them is treated like any other.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from interp.errors import UserError
-from interp.files import not_allowed, read_json
-from interp.models.building import BUILDING, quiet
+from interp.files import not_allowed
+from interp.models.folders import check_folder, check_no_code, check_safetensors, weight_files
 from interp.models.gguf import cached_gguf, gguf_note, is_gguf
-from interp.models.named import NAMED, named_base
+from interp.models.hub import hub_folder
+from interp.models.libraries import listening
+from interp.models.named import NAMED, base_file
 from interp.models.offloading import Placement, parameters_of
 from interp.models.overlays import apply_difference, is_difference, merge_adapter, overlay_in
+from interp.models.tying import record_tying
 
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "vocab.txt")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # Errors that transformers raises for a wrong config.json, and those of reading a file.
 LOADING_FAULTS = (
     OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ArithmeticError, SafetensorError, StrictDataclassError,
@@ -35,14 +36,16 @@ IGNORED_TENSORS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The origin of weights: a local folder, a hub id, or a folder with a LoRA adapter or a difference over a base.
+    """The origin of weights: a local folder or a hub id, where its files lie, and the base of a LoRA adapter or a difference.
 
+    `folder` is the folder itself, or the snapshot of a hub id in the local cache; `source` is the path or the id as it was given.
     Of a GGUF file, `folder` is that of its conversion in the cache, and `file` the file itself.
     """
 
     source: str
-    folder: Path | None
+    folder: Path
     adapter_base: str | None = None
+    on_hub: bool = False
     file: Path | None = None
 
     @property
@@ -50,11 +53,11 @@ class Checkpoint:
         """The folder's name, that of a GGUF file without its ending, or the hub id."""
         if self.file is not None:
             return self.file.stem
-        return self.folder.name if self.folder else self.source
+        return self.source if self.on_hub else self.folder.name
 
     def weight_files(self) -> list[Path]:
-        """The safetensors files of the folder, sorted; none for a hub id."""
-        return sorted(self.folder.glob("*.safetensors")) if self.folder else []
+        """The safetensors files that loading reads, sorted; for an adapter or a difference its own."""
+        return weight_files(self.folder)
 
     def stored_dtypes(self) -> set[str]:
         """The dtypes of the floating-point tensors on disk."""
@@ -65,15 +68,16 @@ class Checkpoint:
         return {name for name in dtypes if name.startswith(("F", "BF"))}
 
     def describe(self) -> dict[str, Any]:
-        """Path, stored dtypes, base of an adapter, the SHA-256 of every weight file, and the quantisation of a GGUF file."""
+        """Path or hub id with the commit, stored dtypes, base of an adapter, SHA-256 of every weight file, quantisation of a GGUF file."""
         hashes: dict[str, str] = {}
         for file in self.weight_files():
             with file.open("rb") as stream:
                 hashes[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-        note = gguf_note(self.folder) if self.folder is not None else None
+        origin = {"path": str(self.file or self.source), **({"commit": self.folder.name} if self.on_hub else {})}
+        note = gguf_note(self.folder)
         return {
-            "path": str(self.file or self.source), "files": hashes, "stored_dtype": sorted(self.stored_dtypes()),
-            "adapter_base": self.adapter_base, **({"gguf": note} if note is not None else {}),
+            **origin, "files": hashes, "stored_dtype": sorted(self.stored_dtypes()), "adapter_base": self.adapter_base,
+            **({"gguf": note} if note is not None else {}),
         }  # fmt: skip
 
 
@@ -93,10 +97,10 @@ def _open(source: str | Path, base: str | Path | None) -> Checkpoint:
     text = str(source).strip()
     if not text or "\0" in text:
         raise UserError(f"{text!r} names no model", "give a folder or a hub id such as openai-community/gpt2-medium")
-    folder = named_base(text) if text in NAMED else Path(text).expanduser()
+    folder = base_file(text) if text in NAMED else Path(text).expanduser()
     if is_gguf(folder):
         cached = cached_gguf(folder)
-        _check_folder(cached)
+        check_folder(cached)
         return Checkpoint(str(cached), cached, file=folder)
     if folder.is_file():
         fix = (
@@ -105,53 +109,17 @@ def _open(source: str | Path, base: str | Path | None) -> Checkpoint:
             else "give the folder that holds it"
         )
         raise UserError(f"{folder} is a file, and a model is a folder with config.json and safetensors", fix)
-    if not folder.is_dir():
-        if folder.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
-            raise UserError(f"there is no folder {folder}", "give an existing folder or a hub id")
-        return Checkpoint(text, None)
+    on_hub = not folder.is_dir()
+    if on_hub:
+        folder = hub_folder(text)
+    source = text if on_hub else str(folder)
+    check_no_code(folder)
     overlay = overlay_in(folder, base)
     if overlay is not None:
         check_safetensors(overlay.weights)
-        return Checkpoint(str(folder), folder, overlay.base)
-    _check_folder(folder)
-    return Checkpoint(str(folder), folder)
-
-
-def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} has no config.json", "give a folder that save_pretrained wrote")
-    read_json(folder / "config.json")
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickles = [file.name for pattern in PICKLES for file in folder.glob(pattern)]
-        if pickles:
-            raise UserError(f"{folder} holds only pickled weights ({', '.join(pickles)})", "convert them: bypass convert FILE --like MODEL")
-        raise UserError(f"{folder} holds no weights", "add model.safetensors, as save_pretrained writes it")
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        indexed = set(read_json(index).get("weight_map", {}).values())
-        missing = sorted(indexed - {file.name for file in files})
-        if missing:
-            raise UserError(f"{folder} lacks weight files that its index names: {', '.join(missing)}", "download them again")
-    for file in files:
-        check_safetensors(file)
-
-
-def check_safetensors(file: Path) -> None:
-    """Raise `UserError` where a safetensors file may not be read, is a Git LFS pointer, truncated or corrupt."""
-    try:
-        with file.open("rb") as stream:
-            start = stream.read(40)
-    except PermissionError as error:
-        raise not_allowed(file) from error
-    if start.startswith(b"version https://git-lfs"):
-        raise UserError(f"{file} is a Git LFS pointer, not the weights", "run git lfs pull in that repository")
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            if not list(tensors.keys()):
-                raise UserError(f"{file} holds no tensors", "save the model again")
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is corrupt or truncated ({error})", "copy or download it again") from error
+        return Checkpoint(source, folder, overlay.base, on_hub)
+    check_folder(folder)
+    return Checkpoint(source, folder, None, on_hub)
 
 
 def read_weights(checkpoint: Checkpoint, dtype: torch.dtype, placement: Placement | None = None) -> PreTrainedModel:
@@ -164,25 +132,19 @@ def read_weights(checkpoint: Checkpoint, dtype: torch.dtype, placement: Placemen
         if placement is not None:
             problem = f"{checkpoint.source} holds what changes a base, and that cannot be spread over devices"
             raise UserError(problem, "save the whole tuned model and load that")
-        assert checkpoint.folder is not None
         base = open_checkpoint(checkpoint.adapter_base)
         if is_difference(checkpoint.folder):
             return apply_difference(read_weights(base, torch.float32), checkpoint.folder, checkpoint.adapter_base).to(dtype)
         return merge_adapter(read_weights(base, dtype), checkpoint.folder, checkpoint.adapter_base)
     try:
-        with BUILDING, quiet():
-            config = AutoConfig.from_pretrained(checkpoint.source, local_files_only=checkpoint.folder is not None)
+        with listening(checkpoint.source):
+            config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
             hf, report = AutoModelForCausalLM.from_pretrained(
-                checkpoint.source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True,
-                local_files_only=checkpoint.folder is not None, **device_options,
+                checkpoint.folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True,
+                local_files_only=True, trust_remote_code=False, **device_options,
             )  # fmt: skip
     except LOADING_FAULTS as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if checkpoint.folder is None:
-            raise UserError(
-                f"the hub id {checkpoint.source!r} could not be loaded ({first})",
-                "check the id and the network, or download the model and give its folder",
-            ) from error
         raise UserError(f"{checkpoint.source} could not be loaded ({first})", "check config.json against the weights") from error
     _check_report(checkpoint, report)
     tensors = hf.state_dict().items() if placement is None else parameters_of(hf)
@@ -193,6 +155,7 @@ def read_weights(checkpoint: Checkpoint, dtype: torch.dtype, placement: Placemen
             "use a checkpoint from before the training diverged",
         )
     hf.config._name_or_path = checkpoint.source
+    record_tying(hf)
     return hf
 
 
@@ -214,41 +177,4 @@ def _check_report(checkpoint: Checkpoint, report: dict[str, Any]) -> None:
         raise UserError(
             f"{where} holds {len(foreign)} tensors that its architecture does not have, first {foreign[0]}",
             "correct config.json or convert it",
-        )
-
-
-def read_tokenizer(checkpoint: Checkpoint, hf: PreTrainedModel) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer; raises `UserError` where it is absent, empty, too large or not this model's."""
-    source, local = checkpoint.source, checkpoint.folder is not None
-    if checkpoint.folder is not None and not any((checkpoint.folder / name).is_file() for name in TOKENIZER_FILES):
-        if checkpoint.adapter_base is None:
-            raise UserError(f"{source} has no tokenizer files ({', '.join(TOKENIZER_FILES)})", "copy them from the model it was tuned from")
-        parent = open_checkpoint(checkpoint.adapter_base)
-        source, local = parent.source, parent.folder is not None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
-    except Exception as error:  # tokenizers raises bare Exception for a corrupt file
-        raise UserError(f"the tokenizer in {source} could not be read ({str(error).splitlines()[0]})", "restore its files") from error
-    check_tokenizer(tokenizer, hf, f"the tokenizer in {source}")
-    size, vocabulary = len(tokenizer), hf.get_input_embeddings().weight.shape[0]
-    if size < 0.9 * vocabulary:
-        raise UserError(
-            f"the tokenizer in {source} has {size} entries, the model {vocabulary}: it belongs to another model",
-            "use its own, or pass tokenizer=",
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, hf: PreTrainedModel, what: str = "the tokenizer") -> None:
-    """Raise `UserError` for a tokenizer that is empty or has more entries than the model."""
-    size, vocabulary = len(tokenizer), hf.get_input_embeddings().weight.shape[0]
-    ids = tokenizer("hello world", add_special_tokens=False)["input_ids"]
-    if not ids or tokenizer.decode(ids).strip().lower() != "hello world":
-        raise UserError(f"{what} is empty: it reads 'hello world' as {len(ids)} tokens and cannot give it back", "restore its files")
-    if size > vocabulary:
-        raise UserError(
-            f"{what} has {size} entries, but the model only {vocabulary}: it belongs to another model",
-            "use the model's own",
         )

@@ -1,4 +1,4 @@
-"""`convert_policy`: writes the `policy.pt` of a DPO trainer as a folder of safetensors that loads strictly.
+"""`convert_policy`: writes the weights of another tool, such as the `policy.pt` of a DPO trainer, as a folder that loads strictly.
 
 Such a file holds weights alone, so they are checked against the model that was tuned: every name and every shape has to
 agree, because a tensor that is dropped or left at its initial value would give a different model. The precision of the file is
@@ -7,19 +7,24 @@ kept: widening it would hide from the comparison of two sides that one of them w
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from interp.errors import UserError
-from interp.files import replacing
-from interp.models.checkpoints import IGNORED_TENSORS, open_checkpoint, read_tokenizer, read_weights
+from interp.errors import Notice, UserError
+from interp.files import FULL_DISK, replacing
+from interp.models.checkpoints import IGNORED_TENSORS, open_checkpoint, read_weights
+from interp.models.folders import TOKENIZER_FILES
+from interp.models.states import VALUE_HEADS, odd_prefix, read_state, without_prefixes
+from interp.models.tokenizer import read_tokenizer, tokenizer_in
 
-PREFIXES = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "policy.")
 HEAD = "lm_head.weight"
 
 
@@ -37,66 +42,66 @@ def convert_policy(file: str | Path, like: str | Path, out: str | Path) -> Path:
     source, target = Path(file), Path(out)
     if target.exists():
         raise UserError(f"{target} exists already", "remove it, or name another folder")
-    state = _without_prefixes(_read_state(source))
+    state = read_state(source)
     dtype = _precision(source, state)
     checkpoint = open_checkpoint(like)
     hf = read_weights(checkpoint, dtype)
     tokenizer = read_tokenizer(checkpoint, hf)
-    state = _fitted(source, str(like), state, hf.state_dict(), tied=bool(hf.config.tie_word_embeddings))
+    expected = hf.state_dict()
+    state, heads = _without_value_heads(state, expected)
+    state, prefixes = without_prefixes(state, expected)
+    state, padding = _without_padding_tokens(source, state, expected, tokenizer)
+    state = _fitted(source, str(like), state, expected, prefixes, tied=bool(hf.config.tie_word_embeddings))
     hf.load_state_dict(state, strict=True)
-    with replacing(target, shared=True) as temporary:
+    with _naming_full_disk(target), replacing(target, shared=True) as temporary:
         hf.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+    for what in (heads, padding):
+        if what:
+            warnings.warn(f"{target}: {what}", Notice, stacklevel=2)
     return target
 
 
-def _read_state(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise UserError(f"there is no file {file}", "give the path of a policy.pt")
+@contextmanager
+def _naming_full_disk(target: Path) -> Iterator[None]:
+    """Raise `UserError` with the path where the disk is full: the writer of safetensors says neither its name nor an error number."""
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{file} {_why_not_plain(error)}", _fix_of(error)) from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError, AttributeError, UnicodeDecodeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{file} is not a checkpoint of torch, or is damaged: {reason}", "copy or download it again") from error
-    state = content
-    for key in ("state", "state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            state = content[key]
-            break
-    if not isinstance(state, Mapping) or not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        is_mapping = isinstance(content, Mapping)
-        keys = f"the keys {', '.join(map(str, list(content)[:5]))}" if is_mapping else f"a {type(content).__name__}"
-        raise UserError(
-            f"{file} holds {keys}, and no weights by name under `state`", "save it as torch.save({'state': model.state_dict()}, FILE)"
-        )
-    return dict(state)
+        yield
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) in FULL_DISK or "No space left" in str(error) or "os error 28" in str(error):
+            problem = f"{target} could not be written: No space left on device"
+            raise UserError(problem, "free some space, or name another folder, and run it again: nothing half-written was left") from error
+        raise
 
 
-def _why_not_plain(error: Exception) -> str:
-    text = str(error)
-    if "numpy" in text or "_codecs" in text:
-        return "holds numpy values beside the weights (trainers store their metrics so), and reading those could run code"
-    if "Unsupported global" in text or "Unsupported class" in text or "GLOBAL" in text:
-        return "holds objects beside the weights, and reading those could run code"
-    return f"is not a checkpoint of torch, or is damaged: {text.strip().splitlines()[0] if text.strip() else type(error).__name__}"
+def _without_value_heads(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """The state without the value heads of trainers, which are no part of the language model, and what was left out in words."""
+    heads = [name for name in state if name not in expected and any(f".{head}" in f".{name}" for head in VALUE_HEADS)]
+    note = f"left out the value head of the trainer ({', '.join(sorted(heads)[:2])})" if heads else ""
+    return {name: tensor for name, tensor in state.items() if name not in heads}, note
 
 
-def _fix_of(error: Exception) -> str:
-    if "not a checkpoint" in _why_not_plain(error):
-        return "copy or download it again"
-    return (
-        'where you trust the file, save its weights alone: python -c "import torch; '
-        "torch.save({'state': torch.load('FILE', weights_only=False)['state']}, 'clean.pt')\""
-    )
+def _without_padding_tokens(
+    source: Path, state: dict[str, Tensor], expected: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerBase
+) -> tuple[dict[str, Tensor], str]:
+    """The state without the rows of padding tokens that a folder's tokenizer has beyond those of the model, and their names in words.
 
-
-def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state with the prefixes of wrappers (DDP, FSDP, compile) removed from every name."""
-    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in state)), None):
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return state
+    Raises `UserError` where a folder's tokenizer differs in more than that: its weights belong to its own tokens.
+    """
+    if not source.is_dir() or not any((source / name).is_file() for name in TOKENIZER_FILES):
+        return state, ""
+    own, vocabulary = tokenizer_in(source).get_vocab(), tokenizer.get_vocab()
+    extra = {token: number for token, number in own.items() if vocabulary.get(token) != number}
+    foreign = {token for token in extra if "pad" not in token.lower()} | (vocabulary.keys() - own.keys())
+    if foreign:
+        problem = f"the tokenizer in {source} is another one than the model's, first at {min(foreign)!r}"
+        raise UserError(problem, "name the model it was tuned from with --like")
+    embeddings = [name for name in state if name in expected and name.endswith(("wte.weight", "embed_tokens.weight", HEAD))]
+    rows = {name: len(expected[name]) for name in embeddings if len(state[name]) > len(expected[name])}
+    if not rows or any(number < min(rows.values()) for number in extra.values()):
+        return state, ""
+    cut = {name: tensor[: rows[name]].clone() if name in rows else tensor for name, tensor in state.items()}
+    return cut, f"took out {', '.join(map(repr, extra)) or 'rows without a token'}, which the model it was tuned from does not have"
 
 
 def _precision(file: Path, state: Mapping[str, Tensor]) -> torch.dtype:
@@ -109,7 +114,9 @@ def _precision(file: Path, state: Mapping[str, Tensor]) -> torch.dtype:
     return next(iter(dtypes))
 
 
-def _fitted(file: Path, like: str, state: dict[str, Tensor], expected: Mapping[str, Tensor], *, tied: bool) -> dict[str, Any]:
+def _fitted(
+    file: Path, like: str, state: dict[str, Tensor], expected: Mapping[str, Tensor], prefixes: list[str], *, tied: bool
+) -> dict[str, Any]:
     """The state with exactly the names and shapes of the model; raises `UserError` where it differs."""
     # Old versions stored the causal mask as a buffer; a name that the model knows is never dropped.
     state = {name: tensor for name, tensor in state.items() if name in expected or not name.endswith(IGNORED_TENSORS)}
@@ -120,10 +127,18 @@ def _fitted(file: Path, like: str, state: dict[str, Tensor], expected: Mapping[s
                 f"{file} has an output matrix of its own, but {like} ties it to the embedding", "name the model it was tuned from"
             )
         state[HEAD] = state[embedding]
+    surplus = sorted(state.keys() - expected.keys())
     for names, what in ((expected.keys() - state.keys(), "lacks"), (state.keys() - expected.keys(), "has a surplus of")):
         if names:
+            without = f", without the prefix{'es' if len(prefixes) > 1 else ''} {' and '.join(prefixes)}" if prefixes else ""
+            odd = (
+                odd_prefix(min(names), expected) if what != "lacks" else next(filter(None, (odd_prefix(n, expected) for n in surplus)), "")
+            )
             raise UserError(
-                f"{file} {what} {len(names)} tensors against {like}, first {min(names)}", "name the model it was tuned from with --like"
+                f"{file} {what} {len(names)} tensors against {like}, first {min(names)}{without}",
+                f"rename them: their names begin with {odd}, a prefix that is not known here"
+                if odd
+                else "name the model it was tuned from with --like",
             )
     for name, tensor in state.items():
         if tensor.shape != expected[name].shape:

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 from interp.errors import UserError
 from interp.files import cache_folder, read_json, replacing
 from interp.models.architectures import ARCHITECTURES
-from interp.models.building import BUILDING, quiet
+from interp.models.libraries import BUILDING, quiet
 
 NOTE, FORMAT = "gguf.json", "bypass-gguf-1"
 MAGIC = b"GGUF"

@@ -16,10 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from interp.errors import UserError
 from interp.files import read_json
 from interp.models.architectures import check_model_type
-from interp.models.checkpoints import Checkpoint, check_tokenizer, open_checkpoint, read_tokenizer, read_weights
+from interp.models.checkpoints import Checkpoint, open_checkpoint, read_weights
+from interp.models.lineage import check_base
 from interp.models.model import Model
 from interp.models.modes import freeze
 from interp.models.offloading import Placement
+from interp.models.tokenizer import check_tokenizer, read_tokenizer
 
 
 def load_model(
@@ -33,7 +35,8 @@ def load_model(
         source: the folder or id; or a Hugging Face model, which is then used as it is, in its own dtype and on its own device, and
             needs `tokenizer`.
         dtype: what the weights are computed in, whatever they are stored in: float32 unless given. For a model in memory, its own.
-        base: the model that a LoRA folder adapts, where it differs from the one its configuration names.
+        base: the model that a LoRA folder adapts, where the one that its configuration names lies elsewhere now. Another model
+            than that is refused where it can be told (`interp.models.lineage`).
         tokenizer: to be used in place of the folder's own.
         device_map: for a model larger than one device: `auto`, or a mapping from module names to devices, `cpu` or `disk`, as
             accelerate takes it (in place of `device`). Reading and edits work as ever; a model with offloaded layers must not be
@@ -48,10 +51,14 @@ def load_model(
         return _wrapped(source, dtype, device, tokenizer, name, [key for key, value in unused.items() if value is not None])
     checkpoint = open_checkpoint(source, base)
     _check_type(checkpoint)
+    if base is not None:
+        check_base(checkpoint, base)
     if device_map is not None and torch.device(device).type != "cpu":
         raise UserError(f"both device ({device}) and device_map are given", "give one of them")
     placement = None if device_map is None else Placement(device_map, None if offload_folder is None else Path(offload_folder))
     hf = read_weights(checkpoint, dtype or torch.float32, placement)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, hf)
     words = tokenizer if tokenizer is not None else read_tokenizer(checkpoint, hf)
     return Model(freeze(hf.to(device) if placement is None else hf), words, name or checkpoint.label, checkpoint)
 

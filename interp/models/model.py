@@ -18,11 +18,12 @@ from transformers.initialization import no_init_weights
 from interp.data.lexicon import mask
 from interp.errors import UserError
 from interp.models.architectures import Architecture, architecture_of
-from interp.models.building import BUILDING
 from interp.models.checkpoints import Checkpoint
 from interp.models.hooks import install
+from interp.models.libraries import BUILDING
 from interp.models.offloading import checksums, parameter_values, weights_digest
 from interp.models.sites import KINDS, Family, Site, site_kind
+from interp.models.tying import is_tied
 from interp.models.views import View, view_of
 
 
@@ -244,8 +245,11 @@ class Model:
             problem = f"some weights of {self.name} are offloaded, so it cannot be copied"
             raise UserError(problem, "load it on one device, without device_map")
         # The configuration is copied too, because a user of the copy may switch its attention to another implementation.
+        config = deepcopy(self.hf.config)
+        # It may say that the unembedding is the embedding where the weights are not.
+        config.tie_word_embeddings = is_tied(self.hf)
         with BUILDING, no_init_weights():
-            copy = type(self.hf)(deepcopy(self.hf.config))
+            copy = type(self.hf)(config)
         # The initialisation that was skipped would have tied them.
         copy.tie_weights()
         copy.load_state_dict(self.hf.state_dict())

@@ -30,11 +30,11 @@ NAMED = {
 
 
 def installed(name: str) -> bool:
-    """Whether both sides of a named pair are at hand."""
-    return find_spec(NAMED[name].package) is not None and (NAMED[name].tuned / ADAPTER_NOTE).is_file()
+    """Whether the package that carries a named base model is installed."""
+    return find_spec(NAMED[name].package) is not None
 
 
-def named_base(name: str) -> Path:
+def base_file(name: str) -> Path:
     """The file of a named base model, whose package is not imported; raises `UserError` where it is not installed."""
     named = NAMED[name]
     spec = find_spec(named.package)
@@ -45,7 +45,7 @@ def named_base(name: str) -> Path:
     return file
 
 
-def named_tuned(name: str) -> Path:
+def tuned_folder(name: str) -> Path:
     """The folder of the tuned side of a named pair; raises `UserError` where it is not there."""
     folder = NAMED[name].tuned
     if not (folder / ADAPTER_NOTE).is_file():

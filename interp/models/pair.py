@@ -12,7 +12,8 @@ from interp.bundled import BUNDLED
 from interp.errors import UserError
 from interp.models.loading import load_model
 from interp.models.model import Model
-from interp.models.named import NAMED, named_tuned
+from interp.models.named import NAMED, tuned_folder
+from interp.models.tying import is_tied, untie
 
 # Settings of a configuration that change the forward, but not the shapes of the weights.
 FORWARD_SETTINGS = (
@@ -30,6 +31,7 @@ def compare_checkpoints(base: Model, tuned: Model) -> None:
             f"the sides differ in architecture: base is {first.model_type}, tuned is {second.model_type}",
             "give two checkpoints of one model",
         )
+    _check_added_tokens(base, tuned)
     shapes = [{name: tuple(p.shape) for name, p in model.hf.named_parameters()} for model in (base, tuned)]
     for name in sorted(shapes[0].keys() | shapes[1].keys()):
         if shapes[0].get(name) != shapes[1].get(name):
@@ -42,7 +44,8 @@ def compare_checkpoints(base: Model, tuned: Model) -> None:
             raise UserError(
                 f"the sides differ in {key}: {getattr(first, key, None)} and {getattr(second, key, None)}", "correct config.json"
             )
-    if base.tokenizer.get_vocab() != tuned.tokenizer.get_vocab():
+    vocabularies = [_vocabulary(side, other) for side, other in ((base, tuned), (tuned, base))]
+    if vocabularies[0] != vocabularies[1]:
         raise UserError(
             "the sides have different tokenizers, so the same text would be different tokens", "copy the base model's tokenizer files"
         )
@@ -57,6 +60,40 @@ def compare_checkpoints(base: Model, tuned: Model) -> None:
             f"the sides are stored in different precision (base {sorted(stored[0])}, tuned {sorted(stored[1])}): rounding is no tuning",
             "save both in one dtype, rounding the base before tuning starts",
         )
+
+
+def _vocabulary(side: Model, other: Model) -> dict[str, int]:
+    """The tokens of a side that have to be those of the other one too.
+
+    Not one beyond the model's rows, which is never read and never generated, nor a padding token that the other does not know.
+    """
+    theirs = other.tokenizer.get_vocab()
+    own = {token: n for token, n in side.tokenizer.get_vocab().items() if n < side.d_vocab}
+    filler = side.tokenizer.pad_token
+    if filler not in theirs and own.get(filler) not in theirs.values():
+        own.pop(filler, None)
+    return own
+
+
+def _check_added_tokens(base: Model, tuned: Model) -> None:
+    """Raise `UserError` where one side has rows for added tokens that the other lacks, with the command that takes them out.
+
+    They are not taken out here, because that changes what the model computes: its probabilities are then over fewer tokens.
+    """
+    names = {"base": base, "tuned": tuned}
+    smaller, larger = sorted(names, key=lambda name: names[name].d_vocab)
+    few, many = names[smaller], names[larger]
+    added = getattr(many.tokenizer, "added_tokens_decoder", {})
+    extra = range(few.d_vocab, many.d_vocab)
+    if not extra or few.d_model != many.d_model or not all(token in added or token >= len(many.tokenizer) for token in extra):
+        return
+    listed = ", ".join(repr(str(added[token])) for token in extra if token in added)
+    fix = f"give as {smaller} the model with these tokens, as it was before it was tuned"
+    padding = all("pad" in str(added[token]).lower() for token in extra if token in added)
+    if padding and many.checkpoint is not None and few.checkpoint is not None:
+        fix = f"take out what the other lacks: bypass convert {many.checkpoint.source} --like {few.checkpoint.source} --out DIR"
+    count = f"{len(extra)} token{'s' if len(extra) > 1 else ''}"
+    raise UserError(f"{larger} has {count} more than {smaller}{f': {listed}' if listed else ', all without a name'}", fix)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +116,10 @@ class ModelPair:
         """
         first = load_model(base, dtype=dtype, device=device, name="base")
         second = load_model(tuned, dtype=dtype, device=device, base=base, name="tuned")
+        # Where one side alone has an unembedding of its own, the other gets a copy of its embedding, which changes none of its logits.
+        if is_tied(first.hf) != is_tied(second.hf):
+            untie(first.hf)
+            untie(second.hf)
         compare_checkpoints(first, second)
         return cls(first, second, name or f"{first.checkpoint.label} / {second.checkpoint.label}")  # type: ignore[union-attr]
 
@@ -97,7 +138,7 @@ class ModelPair:
             return cls.bundled(device=device)
         if name not in NAMED:
             raise UserError(f"there is no pair named {name!r}", f"use one of shipped, {', '.join(NAMED)}, or ModelPair.load(BASE, TUNED)")
-        return cls.load(name, named_tuned(name), device=device, name=name)
+        return cls.load(name, tuned_folder(name), device=device, name=name)
 
     @property
     def sides(self) -> dict[str, Model]:

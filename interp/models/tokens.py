@@ -106,7 +106,6 @@ def _rows_of(model: Any, texts: Sequence[Any]) -> list[list[int]]:
 
 def check_rows(model: Any, rows: Sequence[Sequence[int]]) -> None:
     """Raise `UserError` for a row that is empty, longer than the context, or not of this vocabulary."""
-    vocabulary = model.d_vocab
     for number, row in enumerate(rows):
         if not len(row):
             raise UserError(f"text {number} is empty: it has no tokens", "give at least one character, or set add_bos=True")
@@ -114,8 +113,20 @@ def check_rows(model: Any, rows: Sequence[Sequence[int]]) -> None:
             raise UserError(
                 f"text {number} has {len(row)} tokens, but the model reads at most {model.context}", "shorten it, or set max_tokens"
             )
-        if min(row) < 0 or max(row) >= vocabulary:
-            raise UserError(f"text {number} holds token ids from {min(row)} to {max(row)}", f"use ids from 0 to {vocabulary - 1}")
+    check_vocabulary(model, rows)
+
+
+def check_vocabulary(model: Any, rows: Sequence[Sequence[int]]) -> None:
+    """Raise `UserError` for a row with a token that the model has no row for, by its name where the tokenizer knows it."""
+    vocabulary = model.d_vocab
+    for number, row in enumerate(rows):
+        token = max(row, default=0)
+        if token >= vocabulary and token < len(model.tokenizer):
+            name = model.tokenizer.convert_ids_to_tokens(token)
+            problem = f"text {number} holds the token {name!r} ({token}), for which the model has no row"
+            raise UserError(problem, "write it otherwise: its tokenizer knows it, but the model cannot read it")
+        if token >= vocabulary or min(row, default=0) < 0:
+            raise UserError(f"text {number} holds token ids from {min(row)} to {token}", f"use ids from 0 to {vocabulary - 1}")
 
 
 def batches(lengths: Sequence[int], *, batch_size: int, batch_tokens: int) -> list[list[int]]:

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -301,7 +302,7 @@ def hub_gpt2(gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> Model:
     monkeypatch.setattr(CONFIG.API, "APIKEY", "a key")
     monkeypatch.setattr(CONFIG.APP, "REMOTE_LOGGING", False)
     monkeypatch.setattr("interp.adapters.nnsight.POLL_SECONDS", 0.01)
-    return Model(gpt2.hf, gpt2.tokenizer, "lab/tiny", Checkpoint("lab/tiny", None))
+    return Model(gpt2.hf, gpt2.tokenizer, "lab/tiny", Checkpoint("lab/tiny", Path("lab/tiny"), on_hub=True))
 
 
 class Server:

@@ -7,7 +7,9 @@ stdout, and not one file more or less on disk than before.
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from interp.cli import app
+from interp.cli import app, quiet
+from interp.errors import Notice
 from tests.conftest import D_MODEL
 
 Bad = tuple[str, str, str]
@@ -275,3 +278,30 @@ def test_an_interrupt_ends_with_130(broken: dict[str, Path], invoke: Callable[[l
     result = invoke(["score", str(broken["texts"])])
     assert result.exit_code == 130
     assert "Traceback" not in result.output
+
+
+def test_a_full_disk_is_told_with_its_path(
+    broken: dict[str, Path], invoke: Callable[[list[str]], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **named: Any) -> Any:
+        raise OSError(28, "No space left on device", "somewhere/result.json")
+
+    monkeypatch.setattr("interp.data.texts.read_texts", fail)
+    result = invoke(["score", str(broken["texts"])])
+    assert result.exit_code == 2
+    line = "bypass: somewhere/result.json: no space is left. Fix: free some and run this again; what is finished is kept."
+    assert result.stderr.splitlines() == [line]
+
+
+def test_a_notice_is_one_line_on_stderr_and_other_warnings_are_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS", "TOKENIZERS_PARALLELISM"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    monkeypatch.delenv("BYPASS_DEBUG", raising=False)
+    with warnings.catch_warnings():
+        quiet()
+        for _ in range(2):
+            warnings.warn("the base was\nnot checked", Notice, stacklevel=1)
+        warnings.warn("an argument is old", FutureWarning, stacklevel=1)
+    assert capsys.readouterr().err == "bypass: the base was not checked\n" * 2
