@@ -12,6 +12,7 @@ from interp.bundled import BUNDLED
 from interp.errors import UserError
 from interp.models.loading import load_model
 from interp.models.model import Model
+from interp.models.tokens import adds_bos, end_tokens
 
 # Settings of a configuration that change the forward, but not the shapes of the weights.
 FORWARD_SETTINGS = (
@@ -45,6 +46,11 @@ def compare_checkpoints(base: Model, tuned: Model) -> None:
         raise UserError(
             "the sides have different tokenizers, so the same text would be different tokens", "copy the base model's tokenizer files"
         )
+    if adds_bos(base) != adds_bos(tuned):
+        with_bos, without = ("base", "tuned") if adds_bos(base) else ("tuned", "base")
+        raise UserError(
+            f"texts begin with a BOS token in {with_bos} and not in {without}", "choose one for both: --bos or --no-bos (bos= in Python)"
+        )
     probe = "The quick brown fox,\n  1984 don't stop: café 🙂"
     if base.tokenizer(probe, add_special_tokens=False)["input_ids"] != tuned.tokenizer(probe, add_special_tokens=False)["input_ids"]:
         raise UserError("the sides' tokenizers cut the same text differently", "copy the base model's tokenizer files")
@@ -69,15 +75,15 @@ class ModelPair:
     @classmethod
     def load(
         cls, base: str | Path, tuned: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
-        name: str | None = None,
+        name: str | None = None, bos: bool | None = None,
     ) -> ModelPair:  # fmt: skip
-        """The pair of two models, loaded and checked to be comparable.
+        """The pair of two models, loaded and checked to be comparable; `bos` as in `load_model`.
 
         Raises:
             UserError: as `load_model`, or where architecture, shape, tokenizer or stored precision differ.
         """
-        first = load_model(base, dtype=dtype, device=device, name="base")
-        second = load_model(tuned, dtype=dtype, device=device, base=base, name="tuned")
+        first = load_model(base, dtype=dtype, device=device, name="base", bos=bos)
+        second = load_model(tuned, dtype=dtype, device=device, base=base, name="tuned", bos=bos)
         compare_checkpoints(first, second)
         return cls(first, second, name or f"{first.checkpoint.label} / {second.checkpoint.label}")  # type: ignore[union-attr]
 
@@ -90,6 +96,24 @@ class ModelPair:
     def sides(self) -> dict[str, Model]:
         """Both models, by `base` and `tuned`."""
         return {"base": self.base, "tuned": self.tuned}
+
+    @property
+    def same_weights(self) -> bool:
+        """Whether every weight of both sides is the same, so that the pair shows nothing of tuning."""
+        return self.base.digest == self.tuned.digest
+
+    def notes(self) -> list[str]:
+        """What a reader of any result of this pair has to know first, in sentences; mostly nothing."""
+        notes = []
+        if self.same_weights:
+            notes.append("Both sides have the same weights: whatever is compared between them, there is no tuning to be seen.")
+        ends = [end_tokens(model) for model in self.sides.values()]
+        if set(ends[0]) != set(ends[1]):
+            words = [" ".join(self.base.tokenizer.decode([token]) for token in tokens) or "no token" for tokens in ends]
+            notes.append(f"The sides stop at different tokens: base at {words[0]}, tuned at {words[1]} (generation_config.json).")
+        if adds_bos(self.base):
+            notes.append(f"Texts begin with the BOS token {self.base.tokenizer.bos_token}; --no-bos leaves it out.")
+        return notes
 
     def manifest(self) -> dict[str, Any]:
         """Both sides' manifests and the library versions."""

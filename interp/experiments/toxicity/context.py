@@ -19,10 +19,11 @@ from interp.edits.edit import Edit
 from interp.errors import UserError
 from interp.evaluation.metrics import Perplexity, distinct_n, f1_of, perplexity
 from interp.evaluation.toxicity import Scorer, load_scorer, scorer_digest
-from interp.experiments.study import Study, model_digests
+from interp.experiments.study import Study
 from interp.forward.capture import capture
 from interp.forward.captured import Captured
 from interp.forward.generate import generate, generate_tokens
+from interp.models.digests import model_digests
 from interp.models.model import Model
 from interp.models.pair import ModelPair
 from interp.models.tokens import token_rows
