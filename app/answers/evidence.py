@@ -28,6 +28,7 @@ from interp.experiments.run import KEPT, result_of
 from interp.experiments.study import Studies
 from interp.experiments.toxicity.context import ToxicityContext, make_context
 from interp.files import read_json
+from interp.models.digests import model_key
 from interp.report.page import VERDICTS, Report, read_report, write_report
 from interp.results.groups import TITLES
 from interp.results.result import Result, is_number, plain, show_number, shown
@@ -138,7 +139,7 @@ def left_out(report: Report | None) -> dict[str, str]:
 def job_key(pair: ModelPair, folder: Path) -> str:
     """The key of the run that adds to this report: one for everyone who looks at it, and a new one after each that is done."""
     for number in range(1000):
-        key = key_of("report", pair.base.digest, pair.tuned.digest, str(folder), number)
+        key = key_of("report", model_key(pair.base), model_key(pair.tuned), str(folder), number)
         job = runner.find(key)
         if job is None or job.state != "done":
             break

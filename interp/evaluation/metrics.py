@@ -205,7 +205,8 @@ def evaluate(
         batch_size=batch_size,
     )
     settings = {
-        "max_new_tokens": max_new_tokens, "max_prompt_tokens": max_prompt_tokens, "bos": adds_bos(model), "temperature": sampling.temperature, "top_k": sampling.top_k,
+        "max_new_tokens": max_new_tokens, "max_prompt_tokens": max_prompt_tokens, "bos": adds_bos(model),
+        "temperature": sampling.temperature, "top_k": sampling.top_k,
         "top_p": sampling.top_p, "seed": sampling.seed,
         "scorer": scorer.name, "edits": [edit.to_json() for edit in edits], "model": model.digest,
     }  # fmt: skip

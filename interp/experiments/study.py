@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from interp.errors import UserError
-from interp.models.digests import model_digests
+from interp.models.digests import model_key
 from interp.models.hooks import active
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Study:
 
         Args:
             key: says what is measured, with every argument of the measurement that is no field of the study.
-            of: the model that is measured, identified by `model_digests`; None where no weights are read.
+            of: the model that is measured, identified by `model_key`; None where no weights are read.
             seeded: whether the value depends on the study's seed or on its other settings; it is then measured again under others.
         """
         if of is not None and active(of.hf).transforms:
@@ -93,7 +93,7 @@ class Study:
                 f"{key!r} is measured inside a block that changes the activations of {of.name}",
                 "measure outside of the block, and give the edits as `edits`",
             )
-        place = (key, None if of is None else "-".join(model_digests(of)), *(edit.digest for edit in edits))
+        place = (key, None if of is None else model_key(of), *(edit.digest for edit in edits))
         if place not in self._measurements:
             self._measurements[place] = Measurement(make(), seeded)
         return self._measurements[place].value

@@ -75,8 +75,8 @@ def capture(
             "capture fewer sites or positions='last', or give spill=FOLDER",
         )
     mask = pad(rows, 0, "right").mask if positions == "all" and rows else None
-    settings = {"texts": len(rows), "edits": [edit.to_json() for edit in edits], "bos": bos if bos is not None else adds_bos(model), "max_tokens": max_tokens,
-                "n_layers": model.n_layers}  # fmt: skip
+    settings = {"texts": len(rows), "edits": [edit.to_json() for edit in edits], "max_tokens": max_tokens,
+                "bos": adds_bos(model) if bos is None else bos, "n_layers": model.n_layers}  # fmt: skip
 
     def fill(store: Mapping[str, np.ndarray]) -> None:
         for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=batch_tokens):

@@ -24,10 +24,15 @@ def model_digests(model: Model) -> list[str]:
     The settings are every entry of the configuration and of the generation config, BOS and end tokens, dtype and kind of device.
     """
     settings = {
-        "config": _entries(model.hf.config), "generation": _entries(model.hf.generation_config), "bos": adds_bos(model),
+        "config": config_entries(model.hf.config), "generation": config_entries(model.hf.generation_config), "bos": adds_bos(model),
         "ends": end_tokens(model), "dtype": str(model.dtype), "device": model.device.type,
     }  # fmt: skip
     return [model.digest, tokenizer_digest(model.tokenizer), _digest(json.dumps(settings, sort_keys=True, default=str))]
+
+
+def model_key(model: Model) -> str:
+    """`model_digests` as one word, the key under which a result of this model may be kept."""
+    return "-".join(model_digests(model))
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -47,7 +52,8 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return _digest(json.dumps([rules, special, template, tokenizer("a")["input_ids"]], sort_keys=True, default=str))
 
 
-def _entries(config: Any) -> dict[str, Any]:
+def config_entries(config: Any) -> dict[str, Any]:
+    """The entries of a configuration, without those that say where it came from."""
     return {} if config is None else {name: value for name, value in config.to_dict().items() if name not in ORIGIN}
 
 

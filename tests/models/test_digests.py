@@ -43,7 +43,7 @@ def set_config(name: str, value: Any) -> Callable[[Model], None]:
 CHANGES: dict[str, tuple[int, Callable[[Model], None]]] = {
     "weights": (0, weights),
     "a token": (1, lambda model: model.tokenizer.add_tokens(["riverstone"]) and None),
-    "a rule": (1, lambda model: setattr(model.tokenizer.backend_tokenizer, "pre_tokenizer", pre_tokenizers.ByteLevel(add_prefix_space=True))),
+    "a rule": (1, lambda model: setattr(model.tokenizer.backend_tokenizer, "pre_tokenizer", pre_tokenizers.Whitespace())),
     "the end token": (1, lambda model: setattr(model.tokenizer, "eos_token", "the")),
     "the chat template": (1, lambda model: setattr(model.tokenizer, "chat_template", "{{ messages }}")),
     "eps": (2, set_config("rms_norm_eps", 1e-3)),
