@@ -58,8 +58,9 @@ def verdict_of(result: Result) -> str:
 
 
 def counts(results: Sequence[Result]) -> dict[str, int]:
-    """The number of experiments by verdict, in the words of the page."""
-    return {" ".join(VERDICTS[name]): sum(result.verdict == name for result in results) for name in VERDICTS}
+    """The number of experiments by verdict, in the words of the page; `not applicable` only where there are any."""
+    numbers = {name: sum(result.verdict == name for result in results) for name in VERDICTS}
+    return {" ".join(VERDICTS[name]): number for name, number in numbers.items() if number or name != "not applicable"}
 
 
 def effects(result: Result) -> list[tuple[str, str, str, str]]:

@@ -18,6 +18,7 @@ def report(
     out: Annotated[Path, typer.Option("--out", help="the folder that the report is written to")] = Path("report"),
     pair: common.Pair = None,
     device: common.Device = None,
+    bos: common.Bos = None,
     only: Annotated[
         list[str] | None, typer.Option("--only", metavar="ID", help="this experiment or claim, such as A-E12; can be repeated")
     ] = None,
@@ -59,7 +60,7 @@ def report(
     find_experiments(only)
     starts, texts = common.prompts_from(prompts), common.passages_from(passages)
     with common.progress(1, "loading the pair") as (bar, task):
-        named = workbench.Sides(pair, probe, device)
+        named = common.sides(pair, probe, device, bos)
         sides = named.both()
         bar.update(task, description="the probe")
         judge = None if probe is None else named.probe_of("base", sides.base)
@@ -78,6 +79,7 @@ def report(
             seed,
             seeds,
             scorer,
+            bos,
             [
                 *(("--prompts", prompts), ("--passages", passages), ("--probe", probe), ("--logs", logs)),
                 *(("--experiment", file) for file in experiment or ()),
@@ -91,9 +93,12 @@ def report(
             {"id": r.id, "claim": r.claim, "verdict": r.verdict, "statistic": r.statistic, "null": r.null, "seconds": r.seconds}
             for r in ran.results
         ]
-        record = {"page": str(ran.page), "json": str(out / "report.json"), "experiments": experiments, "skipped": ran.skipped}
+        record = {"page": str(ran.page), "json": str(out / "report.json"), "experiments": experiments, "skipped": ran.skipped,
+                  "notes": list(ran.notes)}  # fmt: skip
         common.print_json(record | ({"seeds": ran.seeds.to_json()} if ran.seeds is not None else {}))
         return
+    for sentence in ran.notes:
+        common.print_line(common.shown(sentence, show_words))
     print_summary(ran.results, show_words=show_words)
     if ran.seeds is not None:
         print_seeds(ran.seeds)
@@ -103,13 +108,15 @@ def report(
 
 
 def _command(
-    pair: tuple[str, str] | None, device: str, quick: bool, seed: int, seeds: int, scorer: str, files: list[tuple[str, Path | None]]
+    pair: tuple[str, str] | None, device: str, quick: bool, seed: int, seeds: int, scorer: str,
+    bos: bool | None, files: list[tuple[str, Path | None]]
 ) -> str:  # fmt: skip
     """The command line that gives the same numbers again."""
     words = ["bypass", "report"]
     words += ["--pair", *pair] if pair else []
     words += ["--device", device] if device != "cpu" else []
     words += ["--quick"] if quick else []
+    words += [] if bos is None else ["--bos" if bos else "--no-bos"]
     words += ["--seed", str(seed)] if seed else []
     words += ["--seeds", str(seeds)] if seeds > 1 else []
     words += [word for option, file in files if file for word in (option, str(file))]

@@ -76,6 +76,14 @@ class Study:
         """The models studied, for the head of the report; empty where they are no pair."""
         return {}
 
+    def notes(self) -> list[str]:
+        """What a reader has to know before any result, in sentences."""
+        return []
+
+    def not_applicable(self, about: str) -> str | None:
+        """Why a claim on `pair` or on `base` (`Experiment.about`) cannot be tested with this study, as a sentence; None where it can."""
+        return None
+
     def measured(
         self, key: Any, make: Callable[[], Any], *, of: Model | None = None, edits: Sequence[Edit] = (), seeded: bool = False
     ) -> Any:
@@ -168,6 +176,10 @@ class Studies:
     def has(self, kind: type[Study]) -> bool:
         """Whether the report can make a study of this kind."""
         return any(issubclass(known, kind) for known in self._makers)
+
+    def notes(self) -> list[str]:
+        """The notes of the first study that was made."""
+        return next((study.notes() for study in self._made.values()), [])
 
     def manifest(self) -> dict[str, Any]:
         """The manifest of the first study that was made; empty where there is none."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,14 @@ def compare_checkpoints(base: Model, tuned: Model) -> None:
         )
 
 
+def notes_on(model: Model) -> list[str]:
+    """What a reader of any result of this model has to know first: whether its texts begin with BOS, where that is a question."""
+    token, default = model.tokenizer.bos_token, adds_bos(replace(model, bos=None))
+    if adds_bos(model):
+        return [f"Texts begin with the BOS token {token}{', as the tokenizer has it' if default else ', as asked'}."]
+    return [f"Texts begin without the BOS token {token}, which the tokenizer adds by default."] if default else []
+
+
 @dataclass(frozen=True, eq=False)
 class ModelPair:
     """A model before and after preference tuning, checked to be comparable."""
@@ -111,9 +119,7 @@ class ModelPair:
         if set(ends[0]) != set(ends[1]):
             words = [" ".join(self.base.tokenizer.decode([token]) for token in tokens) or "no token" for tokens in ends]
             notes.append(f"The sides stop at different tokens: base at {words[0]}, tuned at {words[1]} (generation_config.json).")
-        if adds_bos(self.base):
-            notes.append(f"Texts begin with the BOS token {self.base.tokenizer.bos_token}; --no-bos leaves it out.")
-        return notes
+        return [*notes, *notes_on(self.base)]
 
     def manifest(self) -> dict[str, Any]:
         """Both sides' manifests and the library versions."""

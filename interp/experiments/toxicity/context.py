@@ -22,15 +22,16 @@ from interp.evaluation.toxicity import Scorer, load_scorer, scorer_digest
 from interp.experiments.study import Study
 from interp.forward.capture import capture
 from interp.forward.captured import Captured
-from interp.forward.generate import generate, generate_tokens
+from interp.forward.generate import count_cut, generate, generate_tokens, note_on_cut
 from interp.models.digests import model_digests
 from interp.models.model import Model
 from interp.models.pair import ModelPair
-from interp.models.tokens import token_rows
+from interp.models.tokens import adds_bos, token_rows
 from interp.neurons.ranking import TOXIC_COUNT, Ranking, rank_values
 from interp.runs.logs import BUNDLED_LOGS, logs_digest
 
 BATCH = 512
+SAME_WEIGHTS = "Not applicable: both sides of the pair have the same weights, so there is no tuning to test the claim on."
 
 
 @dataclass(eq=False)
@@ -58,11 +59,13 @@ class ToxicityContext(Study):
 
     def settings(self) -> dict[str, Any]:
         """The study's settings that a result depends on."""
-        layer = {} if self.layer is None else {"layer": self.layer}
+        special: dict[str, Any] = {} if self.layer is None else {"layer": self.layer}
+        special |= {"bos": True} if adds_bos(self.pair.base) else {}
+        special |= {"prompts_cut": self.cut} if self.cut else {}
         return {
             "prompts": len(self.prompts), "passages": len(self.passages), "new_tokens": self.new_tokens, "draws": self.draws,
             "seed": self.seed, "quick": self.quick, "scorer": self.scorer.name, "decoding": "greedy",
-        } | layer  # fmt: skip
+        } | special  # fmt: skip
 
     def fingerprint(self) -> list[Any]:
         """The settings, both sides' weights, tokenizer and forward settings, the prompts and passages, the probe and the scorer."""
@@ -77,6 +80,14 @@ class ToxicityContext(Study):
     def optional_data(self) -> Mapping[str, Callable[[], str]]:
         """The digest of the training logs, which few experiments read."""
         return {"logs": lambda: logs_digest(self.logs)}
+
+    def notes(self) -> list[str]:
+        """What is to be known of the pair and the prompts before any result."""
+        return [*self.pair.notes(), *([note_on_cut(self.cut, len(self.prompts), self._room)] if self.cut else [])]
+
+    def not_applicable(self, about: str) -> str | None:
+        """Why a claim on the tuning cannot be tested: both sides have the same weights."""
+        return SAME_WEIGHTS if about == "pair" and self.pair.same_weights else None
 
     def manifest(self) -> dict[str, Any]:
         """The pair's manifest: the source, shape and digest of both sides."""
@@ -97,10 +108,19 @@ class ToxicityContext(Study):
         return self.pair.base.context - self.new_tokens
 
     def prompt_rows(self) -> list[list[int]]:
-        """The challenge prompts as token ids, truncated so that the continuation fits into the context."""
+        """The challenge prompts as token ids: of longer ones the last, so that the continuation fits into the context."""
         base = self.pair.base
-        rows: list[list[int]] = self.measured("rows", lambda: token_rows(base, self.prompts, max_tokens=self._room), of=base)
+
+        def read() -> list[list[int]]:
+            return token_rows(base, self.prompts, max_tokens=self._room, keep="last")
+
+        rows: list[list[int]] = self.measured("rows", read, of=base)
         return rows
+
+    @cached_property
+    def cut(self) -> int:
+        """The number of prompts that are longer than the context allows, of which the last tokens are read."""
+        return count_cut(self.pair.base, self.prompts, self._room)
 
     def continuations(self, model: Model, edits: Sequence[Edit] = ()) -> list[str]:
         """Greedy continuations of the challenge prompts."""
