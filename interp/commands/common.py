@@ -55,7 +55,7 @@ ProbeFolder = Annotated[
 ]
 NewTokens = Annotated[int, typer.Option("--new-tokens", "--max-new-tokens", help="tokens to generate for each prompt")]
 PromptTokens = Annotated[
-    int | None, typer.Option("--max-prompt-tokens", help="of longer prompts only the last ones are read [default: what fits]")
+    int | None, typer.Option("--max-prompt-tokens", help="of longer prompts only the last ones are read [default: refused if too long]")
 ]
 Temperature = Annotated[float, typer.Option(help="0 is greedy decoding")]
 TopK = Annotated[int | None, typer.Option(help="sample from the k likeliest tokens")]
@@ -96,17 +96,35 @@ def note(text: str) -> None:
     sys.stderr.write(f"bypass: {shown(text)}\n")
 
 
-def prompt_limit(model: Model, prompts: Sequence[str], new_tokens: int, most: int | None, *, tell: bool = True) -> int:
-    """The number of tokens of a prompt that are read, the last ones of a longer prompt; says on stderr how many prompts are longer."""
+def prompt_limit(model: Model, prompts: Sequence[str], new_tokens: int, most: int | None) -> int | None:
+    """The number of tokens of a prompt that are read, the last ones of a longer prompt; None where none was asked for.
+
+    Says on stderr how many prompts are cut. Without a limit a prompt that does not fit is refused where it is read.
+    """
     from interp.forward import generate
 
-    if most is not None and most < 1:
+    if most is None:
+        return None
+    if most < 1:
         raise UserError(f"--max-prompt-tokens is {most}", "give at least 1")
     limit = generate.prompt_limit(model, new_tokens, most)
-    cut = generate.count_cut(model, prompts, limit) if tell else 0
+    cut = generate.count_cut(model, prompts, limit)
     if cut:
         note(generate.note_on_cut(cut, len(prompts), limit))
     return limit
+
+
+def check_prompts(model: Model, prompts: Sequence[str], new_tokens: int) -> None:
+    """Raise `UserError` for prompts that leave no room for the continuation, before any work is done."""
+    from interp.forward import generate
+
+    limit = generate.prompt_limit(model, new_tokens)
+    cut = generate.count_cut(model, prompts, limit)
+    if cut:
+        raise UserError(
+            f"{cut} of {len(prompts)} prompts are longer than the {limit} tokens that leave room for a continuation",
+            f"shorten them, or keep their last tokens: --max-prompt-tokens {limit}",
+        )
 
 
 def check_file(path: Path | None) -> None:

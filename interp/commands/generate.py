@@ -38,11 +38,12 @@ def generate(
     sampling = common.sampling(temperature, top_k, top_p, seed)
     texts = list(prompt) if prompt else common.prompts_from(prompts)
     columns: dict[str, list[str]] = {}
+    limit: int | None = None
     with common.progress(None, "loading") as (bar, task):
         sides = common.sides(pair, device=device, bos=bos)
         for name, loaded in sides.named(model).items():
             edits = sides.edits(edit, name, loaded)
-            limit = common.prompt_limit(loaded, texts, new_tokens, max_prompt_tokens, tell=not columns)
+            limit = limit if columns else common.prompt_limit(loaded, texts, new_tokens, max_prompt_tokens)
             for label, applied in ((name, []), (f"{name} + edit", edits)):
                 if applied or label == name:
                     bar.update(task, description=label)

@@ -35,6 +35,7 @@ def report(
     ] = None,
     prompts: common.Prompts = None,
     passages: common.Passages = None,
+    max_prompt_tokens: common.PromptTokens = None,
     probe: common.ProbeFolder = None,
     scorer: common.ScorerName = "bundled",
     show_words: common.ShowWords = False,
@@ -48,7 +49,7 @@ def report(
     from interp.experiments.registry import find_experiments
     from interp.experiments.run import run_report
     from interp.experiments.study import Studies
-    from interp.experiments.toxicity.context import ToxicityContext, make_context
+    from interp.experiments.toxicity.context import NEW_TOKENS, ToxicityContext, make_context
     from interp.experiments.user_files import read_experiments
     from interp.report.terminal import print_seeds, print_summary
     from interp.runs.logs import BUNDLED_LOGS
@@ -62,11 +63,14 @@ def report(
     with common.progress(1, "loading the pair") as (bar, task):
         named = common.sides(pair, probe, device, bos)
         sides = named.both()
+        if max_prompt_tokens is None:
+            common.check_prompts(sides.base, starts, NEW_TOKENS)
         bar.update(task, description="the probe")
         judge = None if probe is None else named.probe_of("base", sides.base)
         toxicity = partial(
             make_context,
             sides, quick=quick, seed=seed, prompts=starts, passages=texts, scorer=scorer, probe=judge, logs=logs or BUNDLED_LOGS,
+            prompt_tokens=common.prompt_limit(sides.base, starts, NEW_TOKENS, max_prompt_tokens),
         )  # fmt: skip
 
         def tell(phrase: str, done: int, total: int) -> None:
@@ -80,6 +84,7 @@ def report(
             seeds,
             scorer,
             bos,
+            max_prompt_tokens,
             [
                 *(("--prompts", prompts), ("--passages", passages), ("--probe", probe), ("--logs", logs)),
                 *(("--experiment", file) for file in experiment or ()),
@@ -109,7 +114,7 @@ def report(
 
 def _command(
     pair: tuple[str, str] | None, device: str, quick: bool, seed: int, seeds: int, scorer: str,
-    bos: bool | None, files: list[tuple[str, Path | None]]
+    bos: bool | None, most: int | None, files: list[tuple[str, Path | None]]
 ) -> str:  # fmt: skip
     """The command line that gives the same numbers again."""
     words = ["bypass", "report"]
@@ -117,6 +122,7 @@ def _command(
     words += ["--device", device] if device != "cpu" else []
     words += ["--quick"] if quick else []
     words += [] if bos is None else ["--bos" if bos else "--no-bos"]
+    words += [] if most is None else ["--max-prompt-tokens", str(most)]
     words += ["--seed", str(seed)] if seed else []
     words += ["--seeds", str(seeds)] if seeds > 1 else []
     words += [word for option, file in files if file for word in (option, str(file))]

@@ -144,7 +144,7 @@ def _check_room(model: Model, rows: Sequence[Sequence[int]], new: int) -> None:
     if longest + new > model.context:
         raise UserError(
             f"a prompt of {longest} tokens and {new} new ones do not fit into the model's context of {model.context}",
-            "shorten the prompt (max_prompt_tokens keeps its last tokens) or ask for fewer tokens",
+            "shorten the prompt (max_prompt_tokens or --max-prompt-tokens keeps its end) or ask for fewer tokens",
         )
 
 

@@ -154,7 +154,8 @@ def check_rows(model: Any, rows: Sequence[Sequence[int]]) -> None:
             raise UserError(f"text {number} is empty: it has no tokens", "give at least one character, or set bos=True")
         if len(row) > model.context:
             raise UserError(
-                f"text {number} has {len(row)} tokens, but the model reads at most {model.context}", "shorten it, or set max_tokens"
+                f"text {number} has {len(row)} tokens, but the model reads at most {model.context}",
+                "shorten it, or set max_tokens (a prompt: max_prompt_tokens, --max-prompt-tokens, which keep its end)",
             )
         if min(row) < 0 or max(row) >= vocabulary:
             raise UserError(f"text {number} holds token ids from {min(row)} to {max(row)}", f"use ids from 0 to {vocabulary - 1}")

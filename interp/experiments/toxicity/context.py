@@ -22,7 +22,7 @@ from interp.evaluation.toxicity import Scorer, load_scorer, scorer_digest
 from interp.experiments.study import Study
 from interp.forward.capture import capture
 from interp.forward.captured import Captured
-from interp.forward.generate import count_cut, generate, generate_tokens, note_on_cut
+from interp.forward.generate import count_cut, generate, generate_tokens, note_on_cut, prompt_limit
 from interp.models.digests import model_digests
 from interp.models.model import Model
 from interp.models.pair import ModelPair
@@ -31,6 +31,8 @@ from interp.neurons.ranking import TOXIC_COUNT, Ranking, rank_values
 from interp.runs.logs import BUNDLED_LOGS, logs_digest
 
 BATCH = 512
+# The length of a continuation, in tokens.
+NEW_TOKENS = 20
 SAME_WEIGHTS = "Not applicable: both sides of the pair have the same weights, so there is no tuning to test the claim on."
 
 
@@ -43,9 +45,10 @@ class ToxicityContext(Study):
         new_tokens: the length of a continuation, in tokens.
         logs: the folder of the training logs; they are used only where they are of this pair.
         layer: the layer at which the offset is read; None for the one that `offset_layer` chooses.
+        prompt_tokens: of longer prompts only the last so many tokens are read; None for as many as leave room for the continuation.
     """
 
-    DATA: ClassVar[frozenset[str]] = frozenset({"probe", "scorer", "prompts", "passages", "new_tokens"})
+    DATA: ClassVar[frozenset[str]] = frozenset({"probe", "scorer", "prompts", "passages", "new_tokens", "prompt_tokens"})
 
     pair: ModelPair
     probe: Probe
@@ -53,15 +56,16 @@ class ToxicityContext(Study):
     prompts: list[str]
     passages: list[Passage]
     draws: int = 20
-    new_tokens: int = 20
+    new_tokens: int = NEW_TOKENS
     logs: Path = BUNDLED_LOGS
     layer: int | None = None
+    prompt_tokens: int | None = None
 
     def settings(self) -> dict[str, Any]:
         """The study's settings that a result depends on."""
         special: dict[str, Any] = {} if self.layer is None else {"layer": self.layer}
         special |= {"bos": True} if adds_bos(self.pair.base) else {}
-        special |= {"prompts_cut": self.cut} if self.cut else {}
+        special |= {"prompts_cut": self.cut, "prompt_tokens": self._room} if self.cut else {}
         return {
             "prompts": len(self.prompts), "passages": len(self.passages), "new_tokens": self.new_tokens, "draws": self.draws,
             "seed": self.seed, "quick": self.quick, "scorer": self.scorer.name, "decoding": "greedy",
@@ -105,7 +109,7 @@ class ToxicityContext(Study):
 
     @property
     def _room(self) -> int:
-        return self.pair.base.context - self.new_tokens
+        return prompt_limit(self.pair.base, self.new_tokens, self.prompt_tokens)
 
     def prompt_rows(self) -> list[list[int]]:
         """The challenge prompts as token ids: of longer ones the last, so that the continuation fits into the context."""
@@ -221,6 +225,7 @@ class ToxicityContext(Study):
 def make_context(
     pair: ModelPair, *, quick: bool = False, seed: int = 0, prompts: Sequence[str] | None = None,
     passages: Sequence[Passage] | None = None, scorer: str = "bundled", probe: Probe | None = None, logs: Path = BUNDLED_LOGS,
+    prompt_tokens: int | None = None,
 ) -> ToxicityContext:  # fmt: skip
     """The data and settings of a report: shipped prompts, passages and probe unless others are given."""
     starts = list(prompts) if prompts is not None else challenge_prompts()
@@ -229,4 +234,6 @@ def make_context(
     if quick:
         starts, texts = starts[:: max(1, len(starts) // 100)], texts[::3]
     draws = 6 if quick else 20
-    return ToxicityContext(pair, direction, load_scorer(scorer), starts, texts, seed=seed, draws=draws, quick=quick, logs=logs)
+    return ToxicityContext(
+        pair, direction, load_scorer(scorer), starts, texts, seed=seed, draws=draws, quick=quick, logs=logs, prompt_tokens=prompt_tokens
+    )
