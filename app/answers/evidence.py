@@ -207,5 +207,6 @@ def add(pair: ModelPair, source: Source, folder: Path, result: Result | None, sk
     everything = sorted(results.values(), key=lambda one: order.get(one.id, len(order)))
     before = report.environment.get("skipped")
     reasons = {**(before if isinstance(before, dict) else {}), **skipped}
-    about = {"versions": versions(), "machine": machine(), "skipped": {name: why for name, why in reasons.items() if name not in results}}
+    left_out = {name: why for name, why in reasons.items() if name not in results}
+    about = {"versions": versions(), "machine": machine(), "skipped": left_out, "notes": pair.notes()}
     write_report(everything, pair.manifest(), about, folder, command=command_of(source))

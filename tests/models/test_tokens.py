@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from interp import Edit, Model, ModelPair, UserError, capture, generate, load_mo
 from interp.data.texts import Passage
 from interp.evaluation.metrics import f1_of, perplexity
 from interp.models.tokens import adds_bos, end_tokens, token_rows, uncut_rows
+from tests import ROOT
 from tests.conftest import CONFIGS, TEXTS, make_hf, make_tokenizer, save
 
 BOS = "<s>"
@@ -139,3 +141,21 @@ def test_the_generation_config_names_the_end_tokens_or_else_the_tokenizer(gpt2: 
     model = Model(gpt2.plain_copy(), gpt2.tokenizer, "copy")
     model.hf.generation_config.eos_token_id = named
     assert end_tokens(model) == (expected if expected is not None else (gpt2.tokenizer.eos_token_id,))
+
+
+# What calls a tokenizer itself: the words of an option, checks of a tokenizer, and its digest. None of them runs a model on the tokens.
+CALLERS = {"models/tokens.py", "models/model.py", "models/pair.py", "models/checkpoints.py", "models/digests.py"}
+
+
+def test_text_becomes_tokens_in_one_place() -> None:
+    root = ROOT / "interp"
+    # Scorers have tokenizers of their own.
+    files = [file for file in root.rglob("*.py") if "evaluation" not in file.parts or file.name == "metrics.py"]
+
+    def calls(file: Path) -> bool:
+        nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        functions = [node.func for node in nodes if isinstance(node, ast.Call)]
+        return "tokenizer" in {part.attr if isinstance(part, ast.Attribute) else getattr(part, "id", "") for part in functions}
+
+    assert {file.relative_to(root).as_posix() for file in files if calls(file)} <= CALLERS
+    assert calls(root / "models" / "tokens.py")
