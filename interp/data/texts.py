@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -132,7 +131,8 @@ def stream_texts(path: str | Path) -> Iterator[str]:
                 if by_line:
                     texts = [text_of(f"{file}, line {at}", row, "text") for at, row in objects(file, content, number)]
                 else:
-                    texts = [line for _, line in (lines if any_text else partial(plain_lines, file))(content)]
+                    numbered = lines(content) if any_text else plain_lines(file, content)
+                    texts = [line for _, line in numbered]
                 any_text = any_text or bool(texts)
                 yield from texts
     except OSError as error:

@@ -210,8 +210,12 @@ def scorer_digest(scorer: Scorer) -> str:
     digest = getattr(scorer, "digest", None)
     if digest is not None:
         return str(digest)
-    with _LOCK:
-        return _KEYS.setdefault(scorer, f"{scorer.name}-{secrets.token_hex(8)}")
+    key = f"{scorer.name}-{secrets.token_hex(8)}"
+    try:
+        with _LOCK:
+            return _KEYS.setdefault(scorer, key)
+    except TypeError:  # an object without a hash, such as a dataclass, cannot be looked up
+        return key
 
 
 def load_scorer(source: str | Path = "bundled", *, device: str = "cpu", batch_size: int = 64) -> Scorer:

@@ -92,7 +92,7 @@ def experiment(
     def register(run: Callable[[AnyStudy], Finding]) -> Callable[[AnyStudy], Finding]:
         if id in EXPERIMENTS:
             raise ValueError(f"two experiments are called {id}")
-        EXPERIMENTS[id] = Experiment(id, claim, title, question, criterion, refuted_by, caveat, run, study_of(id, run), *names, about)
+        EXPERIMENTS[id] = Experiment(id, claim, title, question, criterion, refuted_by, caveat, run, study_of(id, run), *names, about=about)
         return run
 
     return register

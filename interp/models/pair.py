@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from interp.bundled import BUNDLED
 from interp.errors import UserError
 from interp.models.loading import load_model
 from interp.models.model import Model
-from interp.models.tokens import adds_bos, end_tokens
+from interp.models.tokens import adds_bos, default_bos, end_tokens
 
 # Settings of a configuration that change the forward, but not the shapes of the weights.
 FORWARD_SETTINGS = (
@@ -66,7 +66,7 @@ def compare_checkpoints(base: Model, tuned: Model) -> None:
 
 def notes_on(model: Model) -> list[str]:
     """What a reader of any result of this model has to know first: whether its texts begin with BOS, where that is a question."""
-    token, default = model.tokenizer.bos_token, adds_bos(replace(model, bos=None))
+    token, default = model.tokenizer.bos_token, default_bos(model.tokenizer)
     if adds_bos(model):
         return [f"Texts begin with the BOS token {token}{', as the tokenizer has it' if default else ', as asked'}."]
     return [f"Texts begin without the BOS token {token}, which the tokenizer adds by default."] if default else []

@@ -111,10 +111,13 @@ def uncut_rows(model: Any, texts: Sequence[str] | Sequence[Sequence[int]], *, bo
 
 def adds_bos(model: Any) -> bool:
     """Whether a text begins with the BOS token: as the model was loaded (`Model.bos`), or else as its tokenizer does by default."""
-    if model.bos is not None:
-        return bool(model.bos)
-    first = model.tokenizer.bos_token_id
-    return first is not None and model.tokenizer("a")["input_ids"][:1] == [first]
+    return default_bos(model.tokenizer) if model.bos is None else bool(model.bos)
+
+
+def default_bos(tokenizer: Any) -> bool:
+    """Whether a tokenizer begins a text with its BOS token by default."""
+    first = tokenizer.bos_token_id
+    return first is not None and tokenizer("a")["input_ids"][:1] == [first]
 
 
 def end_tokens(model: Any) -> tuple[int, ...]:
