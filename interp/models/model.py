@@ -46,6 +46,8 @@ class Model:
         kind = self.hf.config.model_type
         if kind not in ARCHITECTURES:
             raise UserError(f"{self.name} is of type {kind!r}, which is not supported", f"use one of: {', '.join(ARCHITECTURES)}")
+        if self.bos and self.tokenizer.bos_token_id is None:
+            raise UserError(f"texts were to begin with a BOS token, but the tokenizer of {self.name} has none", "leave it off")
         object.__setattr__(self, "architecture", ARCHITECTURES[kind])
         install(self.hf, self.architecture, {name: self.view(name) for name in self.architecture.taps})
 

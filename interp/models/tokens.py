@@ -21,7 +21,7 @@ from torch.nn import functional
 from interp.errors import UserError
 
 PaddingSide = Literal["left", "right"]
-Part = Literal["first", "last"]
+WhichEnd = Literal["first", "last"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def pad(rows: Sequence[Sequence[int]], filler: int, side: PaddingSide = "left") 
 
 def token_rows(
     model: Any, texts: Sequence[str] | Sequence[Sequence[int]], *, bos: bool | None = None, max_tokens: int | None = None,
-    keep: Part = "first",
+    keep: WhichEnd = "first",
 ) -> list[list[int]]:  # fmt: skip
     """The token ids of each text, at most `max_tokens` of them: the first ones, or the last ones after the BOS token.
 
@@ -80,7 +80,7 @@ def token_rows(
     return rows
 
 
-def _cut(row: list[int], most: int, keep: Part, bos: int | None) -> list[int]:
+def _cut(row: list[int], most: int, keep: WhichEnd, bos: int | None) -> list[int]:
     if len(row) <= most or keep == "first":
         return row[:most]
     lead = int(row[0] == bos and most > 1)

@@ -89,7 +89,8 @@ def _tables_of(path: Path) -> set[str]:
         tables = {csv_name(str(item["id"]), table) for item in record["experiments"] for table in item["tables"]}
     except (UserError, KeyError, TypeError):
         return set()
-    return tables | ({SEEDS_FILE} if "seeds" in record else set())
+    # A name with a folder in it is none that a report has written.
+    return {name for name in tables if Path(name).name == name} | ({SEEDS_FILE} if "seeds" in record else set())
 
 
 def pair_label(manifest: Mapping[str, Any]) -> str:

@@ -83,6 +83,8 @@ def test_sides_of_which_one_adds_bos_are_refused_until_one_way_is_chosen(folder:
 def test_a_tokenizer_without_bos_cannot_add_one(gpt2: Model) -> None:
     with pytest.raises(UserError, match=r"the tokenizer has none.*--no-bos"):
         token_rows(gpt2, ["a"], bos=True)
+    with pytest.raises(UserError, match="were to begin with a BOS token, but the tokenizer of copy has none"):
+        Model(gpt2.hf, gpt2.tokenizer, "copy", bos=True)
 
 
 @torch.no_grad()

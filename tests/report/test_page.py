@@ -227,6 +227,17 @@ def test_the_tables_of_an_earlier_report_in_the_folder_are_removed_and_nothing_e
     assert set(pd.read_csv(tmp_path / "A-E12-short.csv")["pair"].str.split(" ").str[0]) == {"another"}
 
 
+def test_no_file_outside_of_the_folder_is_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "report"
+    write_report([made()], MANIFEST, ENVIRONMENT, folder)
+    (tmp_path / "mine-long.csv").write_text("of the user\n")
+    record = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    record["experiments"][0]["id"] = "../mine"
+    (folder / "report.json").write_text(json.dumps(record), encoding="utf-8")
+    write_report([made()], MANIFEST, ENVIRONMENT, folder)
+    assert (tmp_path / "mine-long.csv").is_file()
+
+
 def test_notes_stand_above_everything_else_and_what_is_not_applicable_says_why(tmp_path: Path) -> None:
     result = dataclasses.replace(
         made(),
