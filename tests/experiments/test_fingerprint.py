@@ -205,7 +205,6 @@ def context(pair: ModelPair) -> ToxicityContext:
         lambda c: replace(c, pair=with_settings(c.pair, "generation_config", eos_token_id=[3, 4])),
         lambda c: replace(c, pair=with_settings(c.pair, "config", final_logit_softcapping=5.0)),
         lambda c: replace(c, pair=with_settings(c.pair, "config", layer_norm_epsilon=0.01)),
-        lambda c: replace(c, pair=ModelPair(*(replace(model, bos=True) for model in c.pair.sides.values()))),
         lambda c: replace(c, scorer=Undescribed()),
     ],
 )
