@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from app.model_queue import model_queue
 from interp import Edit, Model, Sampling, stream
+from interp.models.digests import model_key
 
 OnText = Callable[[int, str, bool], None]
 
@@ -27,7 +28,7 @@ class EditedModel:
     def key(self, prompt: str, new_tokens: int, sampling: Sampling) -> str:
         """The cache key of the continuation of a prompt."""
         edits = [edit.to_json() for edit in self.edits]
-        return json.dumps([self.model.digest, edits, prompt, new_tokens, vars(sampling)], sort_keys=True)
+        return json.dumps([model_key(self.model), edits, prompt, new_tokens, vars(sampling)], sort_keys=True)
 
 
 class TextCache:

@@ -10,6 +10,7 @@ from app.answers import vectors_firing as firing
 from app.answers.vectors import name_of
 from app.answers.vectors_firing import Survey
 from interp import Examples, UserError
+from interp.models.digests import model_key
 from interp.models.model import Neuron
 from interp.neurons.example_results import Window
 from interp.neurons.vocabulary import JUDGED_TOKENS
@@ -118,7 +119,7 @@ COLUMNS = {
 
 def survey_key(page: shell.Page) -> str:
     """The key of the job that reads all texts that ship with this pair."""
-    return jobs.key_of("texts", page.pair.base.digest, page.pair.tuned.digest)
+    return jobs.key_of("texts", model_key(page.pair.base), model_key(page.pair.tuned))
 
 
 def surveyed(page: shell.Page) -> Survey | None:
@@ -170,7 +171,7 @@ def ask_examples(page: shell.Page, neuron: Neuron) -> Examples | None:
     """The examples of one neuron that is not near the probe, or None and the button that starts the search."""
     pair, name = page.pair, name_of(neuron)
     examples: Examples | None = job_view.ask(
-        jobs.key_of("examples", pair.base.digest, pair.tuned.digest, neuron), f"Reading the texts that ship for {name}",
+        jobs.key_of("examples", model_key(pair.base), model_key(pair.tuned), neuron), f"Reading the texts that ship for {name}",
         lambda step: firing.examples(pair, [neuron], step), f"Read the texts for {name}",
         note=f"This neuron is not among the {len(state.toxic_neurons(page.source))} nearest to the probe: the texts are read for it alone.",
         help="Reads 760 short texts with both models, once for this neuron.",

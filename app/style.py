@@ -40,6 +40,7 @@ h1 {letter-spacing: -.02em}
 .verdict.holds {border-left: 4px solid #119a86}
 .verdict.fails {border-left: 4px double #b5503c}
 .verdict.inconclusive {border-left: 4px dotted #858b94}
+.verdict.applicable {border-left: 1px solid #858b94}
 .effects {border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: 0 0 1rem; width: 100%; max-width: 60rem}
 .effects th, .effects td {text-align: left; font-weight: 400; padding: .3rem 1rem .3rem 0; border: 0;
   border-bottom: 1px solid rgba(128,134,145,.25); vertical-align: middle}

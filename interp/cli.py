@@ -45,6 +45,9 @@ BAD_PATHS = (
     errno.EROFS,
 )
 LONGEST = 600
+# The exit code of a command that was stopped with Ctrl-C.
+STOPPED = 130
+INTERRUPTED = "interrupted. Run the same command again: a report and a training run go on from what is finished"
 
 
 class Commands(TyperGroup):
@@ -82,6 +85,9 @@ def guarded(call: Callable[[], Any]) -> int:
     try:
         code = call()
         sys.stdout.flush()
+        if code == STOPPED:
+            # Typer turns Ctrl-C into this exit code without a word.
+            return _say(INTERRUPTED, STOPPED)
         return code if isinstance(code, int) else 0
     except BrokenPipeError:
         # The reader of stdout has gone (`bypass lens ... | head`); what is left in the buffer must not fail again at exit.
@@ -89,7 +95,7 @@ def guarded(call: Callable[[], Any]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        return _say("interrupted", 130)
+        return _say(INTERRUPTED, STOPPED)
     except typer.Abort:
         return _say("aborted", 1)
     except typer.TyperException as error:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,12 +24,16 @@ DEVICE = "BYPASS_DEVICE"
 class Sides:
     """The models that `base` and `tuned` stand for, and the probe that `probe` stands for: those of the options, or those that ship.
 
-    `device` is where they compute; None takes the device that `BYPASS_DEVICE` names, as the app does.
+    `device` is where they compute; None takes the device that `BYPASS_DEVICE` names, as the app does. `bos` is whether texts begin
+    with the BOS token, None as the tokenizer does. `tell` is called with what has to be known of the models that are loaded.
     """
 
     pair: tuple[str, str] | None = None
     probe: Path | None = None
     device: str | None = None
+    bos: bool | None = None
+    tell: Callable[[str], None] = lambda text: None
+    _told: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     @property
     def named_pair(self) -> str | None:
@@ -52,11 +56,15 @@ class Sides:
     def load(self, name: str) -> Model:
         """One loaded model; raises `UserError` as `load_model` does."""
         from interp.models.loading import load_model
+        from interp.models.pair import notes_on
 
         hush()
         device = chosen_device(self.device)
         base = self.source("base") if name == "tuned" else None
-        return load_model(self.source(name), base=base, device=device, name=name if name in ("base", "tuned") else None)
+        label = name if name in ("base", "tuned") else None
+        model = load_model(self.source(name), base=base, device=device, name=label, bos=self.bos)
+        self._say(notes_on(model))
+        return model
 
     def both(self) -> ModelPair:
         """The pair, checked to be comparable."""
@@ -65,7 +73,16 @@ class Sides:
         hush()
         device = chosen_device(self.device)
         name = self.named_pair if self.pair else "bundled pair"
-        return ModelPair.load(self.source("base"), self.source("tuned"), device=device, name=name)
+        pair = ModelPair.load(self.source("base"), self.source("tuned"), device=device, name=name, bos=self.bos)
+        self._say(pair.notes())
+        return pair
+
+    def _say(self, sentences: Sequence[str]) -> None:
+        """Tell what has not been told yet."""
+        for sentence in sentences:
+            if sentence not in self._told:
+                self._told.add(sentence)
+                self.tell(sentence)
 
     def named(self, name: str) -> dict[str, Model]:
         """Models by name: both sides for `both`, else one model under its own name."""

@@ -27,8 +27,9 @@ from interp.data.lexicon import profanity_pattern
 from interp.directions.probe import Probe, load_probe
 from interp.errors import UserError
 from interp.evaluation.metrics import distinct_n
-from interp.evaluation.toxicity import Scorer, load_scorer
+from interp.evaluation.toxicity import Scorer, load_scorer, scorer_digest
 from interp.files import write_text
+from interp.models.digests import model_key
 from interp.models.loading import load_model
 from interp.models.model import Model
 from interp.models.tokens import batches, next_token_losses, pad, predicted
@@ -176,7 +177,7 @@ def draft_all(generator: Generator, task: Task, file: Path | None = None) -> tup
 
 def digest_of(generator: Generator, task: Task) -> str:
     """A hash of everything that a generator's drafts depend on, except its code."""
-    parts: dict[str, Any] = {"base": task.base.digest, "seed": task.seed, "scorer": task.scorer.name, "prompts": task.prompts}
+    parts: dict[str, Any] = {"base": model_key(task.base), "seed": task.seed, "scorer": scorer_digest(task.scorer), "prompts": task.prompts}
     parts |= {"new_tokens": task.settings["new_tokens"], "options": generator.options(task.settings)}
     if generator.uses_probe:
         parts["probe"] = [task.probe().weights.tolist(), task.probe().bias.tolist()]

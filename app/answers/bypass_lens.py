@@ -86,7 +86,7 @@ def one_token(model: Model, word: str) -> int:
     """The token of a typed word, after a space or as it stands. Raises `UserError` where the word is several tokens."""
     pieces: list[int] = []
     for text in (" " + word.strip(), word):
-        pieces = token_rows(model, [text])[0]
+        pieces = token_rows(model, [text], bos=False)[0]
         if len(pieces) == 1:
             return pieces[0]
     listed = " | ".join(model.tokenizer.decode([piece]) for piece in pieces[:8])

@@ -28,6 +28,7 @@ from interp.experiments.run import KEPT, result_of
 from interp.experiments.study import Studies
 from interp.experiments.toxicity.context import ToxicityContext, make_context
 from interp.files import read_json
+from interp.models.digests import model_key
 from interp.report.page import VERDICTS, Report, read_report, write_report
 from interp.results.groups import TITLES
 from interp.results.result import Result, is_number, plain, show_number, shown
@@ -57,8 +58,9 @@ def verdict_of(result: Result) -> str:
 
 
 def counts(results: Sequence[Result]) -> dict[str, int]:
-    """The number of experiments by verdict, in the words of the page."""
-    return {" ".join(VERDICTS[name]): sum(result.verdict == name for result in results) for name in VERDICTS}
+    """The number of experiments by verdict, in the words of the page; `not applicable` only where there are any."""
+    numbers = {name: sum(result.verdict == name for result in results) for name in VERDICTS}
+    return {" ".join(VERDICTS[name]): number for name, number in numbers.items() if number or name != "not applicable"}
 
 
 def effects(result: Result) -> list[tuple[str, str, str, str]]:
@@ -138,7 +140,7 @@ def left_out(report: Report | None) -> dict[str, str]:
 def job_key(pair: ModelPair, folder: Path) -> str:
     """The key of the run that adds to this report: one for everyone who looks at it, and a new one after each that is done."""
     for number in range(1000):
-        key = key_of("report", pair.base.digest, pair.tuned.digest, str(folder), number)
+        key = key_of("report", model_key(pair.base), model_key(pair.tuned), str(folder), number)
         job = runner.find(key)
         if job is None or job.state != "done":
             break
@@ -205,5 +207,6 @@ def add(pair: ModelPair, source: Source, folder: Path, result: Result | None, sk
     everything = sorted(results.values(), key=lambda one: order.get(one.id, len(order)))
     before = report.environment.get("skipped")
     reasons = {**(before if isinstance(before, dict) else {}), **skipped}
-    about = {"versions": versions(), "machine": machine(), "skipped": {name: why for name, why in reasons.items() if name not in results}}
+    left_out = {name: why for name, why in reasons.items() if name not in results}
+    about = {"versions": versions(), "machine": machine(), "skipped": left_out, "notes": pair.notes()}
     write_report(everything, pair.manifest(), about, folder, command=command_of(source))

@@ -66,7 +66,7 @@ def lengths(source: Source, side: str) -> dict[str, float]:
     model = model_of(source, side)
     sites = [f"{name}.{layer}" for layer in range(model.n_layers) for name in ("resid_mid", "resid_post")]
     texts = challenge_prompts()
-    rows = token_rows(model, texts[:: max(1, len(texts) // LENGTH_PROMPTS)], max_tokens=min(LONGEST, model.context))
+    rows = token_rows(model, texts[:: max(1, len(texts) // LENGTH_PROMPTS)], max_tokens=min(LONGEST, model.context), keep="last")
     states = capture(model, rows, sites)
     return {site: float(states[site].norm(dim=-1).mean()) for site in sites}
 

@@ -88,7 +88,7 @@ def survey(pair: ModelPair, neurons: Sequence[Neuron], step: Step) -> Survey:
     for side, model in pair.sides.items():
         for kind, prompts in texts.items():
             step(f"how often neurons fire on {KINDS[kind]}, {side}", len(rates), 20)
-            rows = token_rows(model, prompts, max_tokens=LONGEST)
+            rows = token_rows(model, prompts, max_tokens=LONGEST, keep="last")
             rates[side, kind] = firing_rates(model, rows, [[len(row) - 1] for row in rows], layers)
     step("which neurons fire on provocation only", 4, 20)
     selective = tuple(selective_first(pair.base, neurons, texts["challenge"], texts["neutral"]))

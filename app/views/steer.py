@@ -16,6 +16,7 @@ from app.edit_forms import NEUTRAL, Form, command, python, shortened
 from app.jobs import key_of
 from app.shell import Page
 from interp import UserError
+from interp.models.digests import model_key
 
 ASKED, EVERY = "steer_asked", 4
 
@@ -69,7 +70,7 @@ def strength_sweep(page: Page, chosen: Chosen, new: int) -> None:
         help="More prompts give narrower bands and take longer. None of them decided which keys are selective.",
     )  # fmt: skip
     values = ", ".join(f"{value / chosen.unit:.3g}" for value in steer.strengths(form, points))
-    question = (page.pair.base.digest, page.pair.tuned.digest, form, points, prompts, new)
+    question = (model_key(page.pair.base), model_key(page.pair.tuned), form, points, prompts, new)
     sweep = job_view.ask(
         key_of("sweep", *map(str, question)), f"Sweep of {chosen.what}",
         partial(steer.sweep, page.source, form, chosen.unit, chosen.unit_name, points, prompts, new),

@@ -21,13 +21,13 @@ ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 def run(
     model: Model, prompts: Sequence[str] | Sequence[Sequence[int]], *, sites: Sequence[str], edits: Sequence[Edit] = (),
-    engine: str = "hooks", positions: Any = "last", units: Mapping[str, Sequence[int]] | None = None, add_bos: bool = False,
+    engine: str = "hooks", positions: Any = "last", units: Mapping[str, Sequence[int]] | None = None, bos: bool | None = None,
     max_tokens: int | None = None, batch_size: int = 64, remote: bool | str = False, seconds: float | int = 600,
 ) -> Captured:  # fmt: skip
     """The activations at these sites, under these edits, captured by this engine.
 
     Args:
-        prompts, sites, edits, positions, units, add_bos, max_tokens, batch_size: as in `capture`.
+        prompts, sites, edits, positions, units, bos, max_tokens, batch_size: as in `capture`.
         engine: `hooks` (this project's own, on the model itself), `transformer_lens` or `nnsight`; these two make a copy of
             the weights at every call, which takes the memory of a second model and about a second.
         remote: with `nnsight`, True runs the model of that hub id on NDIF, whatever was done to the weights here; `dry` only
@@ -45,7 +45,7 @@ def run(
     if remote and engine != "nnsight":
         raise UserError(f"the engine {engine} cannot run on NDIF", "use engine='nnsight' with remote")
     settings: dict[str, Any] = {
-        "positions": positions, "units": units, "edits": edits, "add_bos": add_bos, "max_tokens": max_tokens, "batch_size": batch_size,
+        "positions": positions, "units": units, "edits": edits, "bos": bos, "max_tokens": max_tokens, "batch_size": batch_size,
     }  # fmt: skip
     if engine == "transformer_lens":
         from interp.adapters.transformer_lens import transformer_lens_forward

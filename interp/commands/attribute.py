@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from interp import workbench
 from interp.commands import common
 from interp.errors import UserError
 
@@ -35,6 +34,7 @@ def attribute(
     top: Annotated[int, typer.Option(help="heads or neurons to print; the others are one row")] = 10,
     pair: common.Pair = None,
     device: common.Device = None,
+    bos: common.Bos = None,
     show_words: common.ShowWords = False,
     as_json: common.AsJson = False,
 ) -> None:
@@ -48,7 +48,7 @@ def attribute(
     from interp.lens.attribution import attribute as run
 
     with common.progress(None, "loading") as (bar, task):
-        models = workbench.Sides(pair, device=device).named(model)
+        models = common.sides(pair, device=device, bos=bos).named(model)
         reader = next(iter(models.values()))
         ids = [reader.token(word) for word in (token, against) if word is not None]
         if len(set(ids)) < len(ids):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from interp import workbench
 from interp.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 
     from interp.data.texts import Passage
     from interp.forward.generate import Sampling
+    from interp.models.model import Model
 
+PROMPTS_HELP = "txt with one a line; csv, tsv, json or jsonl with `prompt`"
 MODEL_HELP = "base, tuned, a folder, a GGUF file or a hub id"
 PAIR_VALUES, PAIR_HELP = "BASE TUNED | NAME", "folders, GGUF files or hub ids, or a name such as smollm2"
 Pair = Annotated[tuple[str, str] | None, typer.Option("--pair", metavar=PAIR_VALUES, help=f"in place of the bundled pair: {PAIR_HELP}")]
@@ -35,20 +38,24 @@ Edits = Annotated[
     list[str] | None,
     typer.Option("--edit", metavar="EDIT", help="scale_keys:5.770,4.12:10 · subtract:resid_post.5:probe:20 · a JSON file; can be repeated"),
 ]
+Bos = Annotated[
+    bool | None, typer.Option("--bos/--no-bos", help="begin every text with the BOS token, or not [default: as the model's tokenizer does]")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON for machines, with raw words")]
 ShowWords = Annotated[bool, typer.Option("--show-words", help="do not mask profanity")]
 ScorerName = Annotated[str, typer.Option("--scorer", help="bundled, lexicon, or a folder that bypass convert --detoxify wrote")]
-Prompts = Annotated[Path | None, typer.Option("--prompts", help="one a line, or jsonl with `prompt` [default: those that ship]")]
+Prompts = Annotated[Path | None, typer.Option("--prompts", help=f"{PROMPTS_HELP} [default: those that ship]")]
 Passages = Annotated[
-    Path | None,
-    typer.Option("--passages", help="jsonl with `prompt` and `continuation`, for perplexity and F1 [default: those that ship]"),
+    Path | None, typer.Option("--passages", help="csv, tsv, json or jsonl with `prompt` and `continuation` [default: those that ship]")
 ]
 ProbeFolder = Annotated[
     Path | None,
     typer.Option("--probe", help="a folder that bypass train probe wrote [default: the one that ships, or one fitted here]"),
 ]
 NewTokens = Annotated[int, typer.Option("--new-tokens", "--max-new-tokens", help="tokens to generate for each prompt")]
-PromptTokens = Annotated[int | None, typer.Option("--max-prompt-tokens", help="keep only the first ones of longer prompts")]
+PromptTokens = Annotated[
+    int | None, typer.Option("--max-prompt-tokens", help="of longer prompts only the last ones are read [default: refused if too long]")
+]
 Temperature = Annotated[float, typer.Option(help="0 is greedy decoding")]
 TopK = Annotated[int | None, typer.Option(help="sample from the k likeliest tokens")]
 TopP = Annotated[float | None, typer.Option(help="sample from the likeliest tokens of this total probability")]
@@ -74,6 +81,49 @@ def passages_from(path: Path | None) -> list[Passage]:
     from interp.data import texts
 
     return texts.passages() if path is None else texts.read_passages(path)
+
+
+def sides(
+    pair: tuple[str, str] | None = None, probe: Path | None = None, device: str | None = None, bos: bool | None = None
+) -> workbench.Sides:  # fmt: skip
+    """The models that the options of a command name; what has to be known of them is said on stderr as they are loaded."""
+    return workbench.Sides(pair, probe, device, bos, note)
+
+
+def note(text: str) -> None:
+    """Write one line to stderr: what a reader of the result has to know."""
+    sys.stderr.write(f"bypass: {shown(text)}\n")
+
+
+def prompt_limit(model: Model, prompts: Sequence[str], new_tokens: int, most: int | None) -> int | None:
+    """The number of tokens of a prompt that are read, the last ones of a longer prompt; None where none was asked for.
+
+    Says on stderr how many prompts are cut. Without a limit a prompt that does not fit is refused where it is read.
+    """
+    from interp.forward import generate
+
+    if most is None:
+        return None
+    if most < 1:
+        raise UserError(f"--max-prompt-tokens is {most}", "give at least 1")
+    limit = generate.prompt_limit(model, new_tokens, most)
+    cut = generate.count_cut(model, prompts, limit)
+    if cut:
+        note(generate.note_on_cut(cut, len(prompts), limit))
+    return limit
+
+
+def check_prompts(model: Model, prompts: Sequence[str], new_tokens: int) -> None:
+    """Raise `UserError` for prompts that leave no room for the continuation, before any work is done."""
+    from interp.forward import generate
+
+    limit = generate.prompt_limit(model, new_tokens)
+    cut = generate.count_cut(model, prompts, limit)
+    if cut:
+        raise UserError(
+            f"{cut} of {len(prompts)} prompts are longer than the {limit} tokens that leave room for a continuation",
+            f"shorten them, or keep their last tokens: --max-prompt-tokens {limit}",
+        )
 
 
 def check_file(path: Path | None) -> None:
@@ -114,10 +164,14 @@ def numbers(text: str, what: str) -> list[float]:
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON without NaN and infinity, which not every reader accepts."""
+    """Print a value as JSON without NaN and infinity, which not every reader accepts.
+
+    Where stdout is not UTF-8 every other letter than ASCII is written as the escape that JSON has for it.
+    """
     from interp.results.result import plain
 
-    sys.stdout.write(json.dumps(plain(value), ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+    encoding = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "").replace("_", "")
+    sys.stdout.write(json.dumps(plain(value), ensure_ascii=encoding != "utf8", indent=1, allow_nan=False) + "\n")
 
 
 def shown(text: str, show_words: bool = False) -> str:

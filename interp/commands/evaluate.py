@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from interp import workbench
 from interp.commands import common
 
 
@@ -18,6 +17,7 @@ def evaluate(
     edit: common.Edits = None,
     pair: common.Pair = None,
     device: common.Device = None,
+    bos: common.Bos = None,
     probe: common.ProbeFolder = None,
     scorer: common.ScorerName = "bundled",
     new_tokens: common.NewTokens = 20,
@@ -38,10 +38,11 @@ def evaluate(
     sampling = common.sampling(temperature, top_k, top_p, seed)
     prompt_texts, texts = common.prompts_from(prompts), common.passages_from(passages)
     with common.progress(None, "loading") as (bar, task):
-        sides = workbench.Sides(pair, probe, device)
+        sides = common.sides(pair, probe, device, bos)
         loaded = sides.load(model)
         edits = sides.edits(edit, model, loaded)
         judge = load_scorer(scorer)
+        limit = common.prompt_limit(loaded, prompt_texts, new_tokens, max_prompt_tokens)
         bar.update(task, description=f"{len(prompt_texts)} prompts")
         evaluation = metrics.evaluate(
             loaded,
@@ -50,7 +51,7 @@ def evaluate(
             edits=edits,
             passages=texts,
             max_new_tokens=new_tokens,
-            max_prompt_tokens=max_prompt_tokens,
+            max_prompt_tokens=limit,
             sampling=sampling,
         )
     if csv is not None:

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from interp import workbench
 from interp.commands import common
 from interp.errors import UserError
 
@@ -18,7 +17,8 @@ def generate(
     edit: common.Edits = None,
     pair: common.Pair = None,
     device: common.Device = None,
-    prompts: Annotated[Path | None, typer.Option("--prompts", help="a file of prompts in place of PROMPT")] = None,
+    bos: common.Bos = None,
+    prompts: Annotated[Path | None, typer.Option("--prompts", help=f"a file in place of PROMPT: {common.PROMPTS_HELP}")] = None,
     new_tokens: common.NewTokens = 20,
     max_prompt_tokens: common.PromptTokens = None,
     temperature: common.Temperature = 0.0,
@@ -38,15 +38,17 @@ def generate(
     sampling = common.sampling(temperature, top_k, top_p, seed)
     texts = list(prompt) if prompt else common.prompts_from(prompts)
     columns: dict[str, list[str]] = {}
+    limit: int | None = None
     with common.progress(None, "loading") as (bar, task):
-        sides = workbench.Sides(pair, device=device)
+        sides = common.sides(pair, device=device, bos=bos)
         for name, loaded in sides.named(model).items():
             edits = sides.edits(edit, name, loaded)
+            limit = limit if columns else common.prompt_limit(loaded, texts, new_tokens, max_prompt_tokens)
             for label, applied in ((name, []), (f"{name} + edit", edits)):
                 if applied or label == name:
                     bar.update(task, description=label)
                     columns[label] = continue_(
-                        loaded, texts, max_new_tokens=new_tokens, edits=applied, sampling=sampling, max_prompt_tokens=max_prompt_tokens
+                        loaded, texts, max_new_tokens=new_tokens, edits=applied, sampling=sampling, max_prompt_tokens=limit
                     )
     if as_json:
         common.print_json([{"prompt": text, **{label: column[row] for label, column in columns.items()}} for row, text in enumerate(texts)])

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from interp import workbench
 from interp.commands import common
 
 if TYPE_CHECKING:
@@ -23,13 +22,14 @@ def lens(
     edit: common.Edits = None,
     pair: common.Pair = None,
     device: common.Device = None,
+    bos: common.Bos = None,
     show_words: common.ShowWords = False,
     as_json: common.AsJson = False,
 ) -> None:
     """The logit lens at every half layer: the likeliest tokens, or the probability of one word."""
     rows: list[dict[str, Any]] = []
     with common.progress(None, "loading") as (bar, task):
-        sides = workbench.Sides(pair, device=device)
+        sides = common.sides(pair, device=device, bos=bos)
         for name, loaded in sides.named(model).items():
             bar.update(task, description=name)
             edits = sides.edits(edit, name, loaded)

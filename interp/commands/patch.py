@@ -49,6 +49,7 @@ def patch(
     top: Annotated[int, typer.Option(help="rows to print for each direction")] = 10,
     pair: common.Pair = None,
     device: common.Device = None,
+    bos: common.Bos = None,
     probe: common.ProbeFolder = None,
     scorer: common.ScorerName = "bundled",
     new_tokens: common.NewTokens = 20,
@@ -77,7 +78,7 @@ def patch(
     agreed: Agreement | None = None
     patch_map: PatchMap | PathMap
     with common.progress(1, "loading") as (bar, task):
-        sides = workbench.Sides(pair, probe, device)
+        sides = common.sides(pair, probe, device, bos)
         subject: Model | ModelPair = sides.both() if corrupted is None else sides.load(model)
         reader: Model = _reader(subject)
         measure = _metric(reader, model if corrupted is not None else "base", sides, metric, tokens, token, scorer, new_tokens)

@@ -18,6 +18,7 @@ def report(
     out: Annotated[Path, typer.Option("--out", help="the folder that the report is written to")] = Path("report"),
     pair: common.Pair = None,
     device: common.Device = None,
+    bos: common.Bos = None,
     only: Annotated[
         list[str] | None, typer.Option("--only", metavar="ID", help="this experiment or claim, such as A-E12; can be repeated")
     ] = None,
@@ -34,6 +35,7 @@ def report(
     ] = None,
     prompts: common.Prompts = None,
     passages: common.Passages = None,
+    max_prompt_tokens: common.PromptTokens = None,
     probe: common.ProbeFolder = None,
     scorer: common.ScorerName = "bundled",
     show_words: common.ShowWords = False,
@@ -47,7 +49,7 @@ def report(
     from interp.experiments.registry import find_experiments
     from interp.experiments.run import run_report
     from interp.experiments.study import Studies
-    from interp.experiments.toxicity.context import ToxicityContext, make_context
+    from interp.experiments.toxicity.context import NEW_TOKENS, ToxicityContext, make_context
     from interp.experiments.user_files import read_experiments
     from interp.report.terminal import print_seeds, print_summary
     from interp.runs.logs import BUNDLED_LOGS
@@ -59,13 +61,16 @@ def report(
     find_experiments(only)
     starts, texts = common.prompts_from(prompts), common.passages_from(passages)
     with common.progress(1, "loading the pair") as (bar, task):
-        named = workbench.Sides(pair, probe, device)
+        named = common.sides(pair, probe, device, bos)
         sides = named.both()
+        if max_prompt_tokens is None:
+            common.check_prompts(sides.base, starts, NEW_TOKENS)
         bar.update(task, description="the probe")
         judge = None if probe is None else named.probe_of("base", sides.base)
         toxicity = partial(
             make_context,
             sides, quick=quick, seed=seed, prompts=starts, passages=texts, scorer=scorer, probe=judge, logs=logs or BUNDLED_LOGS,
+            prompt_tokens=common.prompt_limit(sides.base, starts, NEW_TOKENS, max_prompt_tokens),
         )  # fmt: skip
 
         def tell(phrase: str, done: int, total: int) -> None:
@@ -78,6 +83,8 @@ def report(
             seed,
             seeds,
             scorer,
+            bos,
+            max_prompt_tokens,
             [
                 *(("--prompts", prompts), ("--passages", passages), ("--probe", probe), ("--logs", logs)),
                 *(("--experiment", file) for file in experiment or ()),
@@ -91,9 +98,12 @@ def report(
             {"id": r.id, "claim": r.claim, "verdict": r.verdict, "statistic": r.statistic, "null": r.null, "seconds": r.seconds}
             for r in ran.results
         ]
-        record = {"page": str(ran.page), "json": str(out / "report.json"), "experiments": experiments, "skipped": ran.skipped}
+        record = {"page": str(ran.page), "json": str(out / "report.json"), "experiments": experiments, "skipped": ran.skipped,
+                  "notes": list(ran.notes)}  # fmt: skip
         common.print_json(record | ({"seeds": ran.seeds.to_json()} if ran.seeds is not None else {}))
         return
+    for sentence in ran.notes:
+        common.print_line(common.shown(sentence, show_words))
     print_summary(ran.results, show_words=show_words)
     if ran.seeds is not None:
         print_seeds(ran.seeds)
@@ -103,13 +113,16 @@ def report(
 
 
 def _command(
-    pair: tuple[str, str] | None, device: str, quick: bool, seed: int, seeds: int, scorer: str, files: list[tuple[str, Path | None]]
+    pair: tuple[str, str] | None, device: str, quick: bool, seed: int, seeds: int, scorer: str,
+    bos: bool | None, most: int | None, files: list[tuple[str, Path | None]]
 ) -> str:  # fmt: skip
     """The command line that gives the same numbers again."""
     words = ["bypass", "report"]
     words += ["--pair", *pair] if pair else []
     words += ["--device", device] if device != "cpu" else []
     words += ["--quick"] if quick else []
+    words += [] if bos is None else ["--bos" if bos else "--no-bos"]
+    words += [] if most is None else ["--max-prompt-tokens", str(most)]
     words += ["--seed", str(seed)] if seed else []
     words += ["--seeds", str(seeds)] if seeds > 1 else []
     words += [word for option, file in files if file for word in (option, str(file))]

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from interp import workbench
 from interp.commands import common
 from interp.errors import UserError
 
@@ -24,6 +23,7 @@ def sweep(
     passages: common.Passages = None,
     pair: common.Pair = None,
     device: common.Device = None,
+    bos: common.Bos = None,
     probe: common.ProbeFolder = None,
     scorer: common.ScorerName = "bundled",
     new_tokens: common.NewTokens = 20,
@@ -43,13 +43,14 @@ def sweep(
 
     texts, plain = common.prompts_from(prompts), common.passages_from(passages)
     with common.progress(len(factors), "loading") as (bar, task):
-        sides = workbench.Sides(pair, probe, device)
+        sides = common.sides(pair, probe, device, bos)
         loaded = sides.load(model)
         edits = sides.edits(edit, model, loaded)
         judge = load_scorer(scorer)
+        limit = common.prompt_limit(loaded, texts, new_tokens, max_prompt_tokens)
         measured = measure(
             loaded, edits, factors, texts, judge, passages=plain, kl_tokens=KL_TOKENS, max_new_tokens=new_tokens,
-            max_prompt_tokens=max_prompt_tokens, sampling=common.sampling(0.0, None, None, seed), seed=seed,
+            max_prompt_tokens=limit, sampling=common.sampling(0.0, None, None, seed), seed=seed,
             step=lambda phrase, done, total: bar.update(task, description=phrase, completed=done),
         )  # fmt: skip
         bar.update(task, completed=len(factors))

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from interp import workbench
 from interp.commands import common
 from interp.errors import UserError
 from interp.files import cache_folder
@@ -37,6 +36,7 @@ def vectors(
     top: Annotated[int, typer.Option(help="how many")] = 16,
     pair: common.Pair = None,
     device: common.Device = None,
+    bos: common.Bos = None,
     probe: common.ProbeFolder = None,
     show_words: common.ShowWords = False,
     as_json: common.AsJson = False,
@@ -51,7 +51,7 @@ def vectors(
     masked = not (show_words or as_json)
     windows: Examples | None = None
     with common.progress(None, "loading") as (bar, task):
-        sides = workbench.Sides(pair, probe, device)
+        sides = common.sides(pair, probe, device, bos)
         models = sides.named(model or ("both" if model is None else model))
         bar.update(task, description="reading value vectors")
         if neuron is not None:

@@ -26,6 +26,7 @@ from interp.data.texts import toxicity_texts
 from interp.directions.probe_data import SHUFFLES, cosine, features_of, read_data
 from interp.errors import UserError
 from interp.files import read_json, replacing
+from interp.models.digests import model_key
 from interp.models.folders import check_safetensors
 from interp.models.tokens import token_rows
 from interp.neurons.vocabulary import top_tokens
@@ -225,12 +226,13 @@ def probe_for(model: Model, *, seed: int = 0) -> Probe:
         shipped = bundled_probe()
         if shipped.matches(model):
             return shipped
-    if (model.digest, seed) not in _FITTED:
+    key = model_key(model), seed
+    if key not in _FITTED:
         texts = toxicity_texts()
         labels = [int(item.toxic) for item in texts]
         fitted = fit_probe(model, [item.text for item in texts], labels, seed=seed, max_tokens=min(FITTED_TOKENS, model.context))
-        _FITTED[model.digest, seed] = fitted
-    return _FITTED[model.digest, seed]
+        _FITTED[key] = fitted
+    return _FITTED[key]
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

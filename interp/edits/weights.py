@@ -38,7 +38,7 @@ def interpolated(base: Model, tuned: Model, share: Real) -> Model:
         if name not in other or other[name].shape != parameter.shape:
             raise UserError(f"the tensor {name} of {base.name} has no counterpart in {tuned.name}", "give two models of one shape")
         parameter.lerp_(other[name].to(parameter.device, parameter.dtype), float(share))
-    return Model(freeze(copy), base.tokenizer, f"{base.name} + {share:g} × ({tuned.name} − {base.name})")
+    return Model(freeze(copy), base.tokenizer, f"{base.name} + {share:g} × ({tuned.name} − {base.name})", bos=base.bos)
 
 
 @torch.no_grad()
@@ -56,7 +56,7 @@ def orthogonalised(model: Model, direction: Float[Tensor, " d_model"], strength:
     for module in copy.modules():
         if isinstance(module, nn.Embedding) and module.embedding_dim == model.d_model:
             _remove_rows(module.weight, unit, strength)
-    changed = Model(freeze(copy), model.tokenizer, f"{model.name}, orthogonalised")
+    changed = Model(freeze(copy), model.tokenizer, f"{model.name}, orthogonalised", bos=model.bos)
     for layer in range(model.n_layers):
         for rows, bias in writers(changed, layer):
             _remove_rows(rows, unit, strength)
@@ -76,7 +76,7 @@ def values_projected(model: Model, bases: Mapping[int, Float[Tensor, "direction 
     architecture that norms what its layers write.
     """
     _check_writes(model)
-    changed = Model(freeze(model.plain_copy()), model.tokenizer, f"{model.name}, values projected")
+    changed = Model(freeze(model.plain_copy()), model.tokenizer, f"{model.name}, values projected", bos=model.bos)
     for layer, rows in bases.items():
         wide = rows.to(model.device, torch.float64)
         square = torch.eye(len(rows), dtype=torch.float64, device=wide.device)

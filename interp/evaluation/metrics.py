@@ -23,7 +23,7 @@ from interp.forward.generate import GREEDY, Sampling, generate, generate_tokens
 from interp.models.hooks import Work, working
 from interp.models.model import Model
 from interp.models.modes import check_no_dropout
-from interp.models.tokens import Tokens, batches, check_vocabulary, next_token_losses, pad, predicted, token_rows
+from interp.models.tokens import Tokens, adds_bos, batches, next_token_losses, pad, predicted, token_rows, uncut_rows
 from interp.stats.intervals import Interval, bootstrap_mean, bootstrap_ratio
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ def perplexity(
         raise UserError(
             f"window {width} and stride {step} are not usable", f"give 2 <= window <= {model.context} and 1 <= stride <= window"
         )
-    ids: list[list[int]] = model.tokenizer(["\n\n".join(texts)] if joined else list(texts), add_special_tokens=False)["input_ids"]
-    check_vocabulary(model, ids)
+    ids = uncut_rows(model, ["\n\n".join(texts)] if joined else list(texts))
     owners = [(number, span) for number, row in enumerate(ids) for span in _windows(row, width, step)]
     spans = [span for _, span in owners]
     if not spans:
@@ -178,7 +177,7 @@ class Evaluation:
 def f1_of(model: Model, passages: Sequence[Passage], *, new_tokens: int = 20, edits: Sequence[Edit] = ()) -> np.ndarray:
     """F1 of greedy continuations of each passage's first part against its real continuation, cut to as many tokens."""
     prompts = token_rows(model, [passage.prompt for passage in passages])
-    references = [row[:new_tokens] for row in token_rows(model, [passage.continuation for passage in passages])]
+    references = [row[:new_tokens] for row in token_rows(model, [passage.continuation for passage in passages], bos=False)]
     return token_f1(generate_tokens(model, prompts, max_new_tokens=new_tokens, edits=edits, batch_size=256), references)
 
 
@@ -206,7 +205,8 @@ def evaluate(
         batch_size=batch_size,
     )
     settings = {
-        "max_new_tokens": max_new_tokens, "temperature": sampling.temperature, "top_k": sampling.top_k,
+        "max_new_tokens": max_new_tokens, "max_prompt_tokens": max_prompt_tokens, "bos": adds_bos(model),
+        "temperature": sampling.temperature, "top_k": sampling.top_k,
         "top_p": sampling.top_p, "seed": sampling.seed,
         "scorer": scorer.name, "edits": [edit.to_json() for edit in edits], "model": model.digest,
     }  # fmt: skip

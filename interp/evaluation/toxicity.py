@@ -9,13 +9,16 @@ from a detoxify checkpoint.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -26,12 +29,16 @@ from interp.bundled import BUNDLED
 from interp.data.lexicon import HOSTILE_KINDS, LEXICON_FILE, lexicon, word_pattern
 from interp.errors import UserError
 from interp.evaluation.detoxify import load_detector
+from interp.models.digests import config_entries, tokenizer_digest
 from interp.models.offloading import weights_digest
 
 CLASSES = ("toxicity", "severe_toxicity", "obscene", "threat", "insult", "identity_attack")
 BUNDLED_SCORER = BUNDLED / "scorer"
 CACHE_SIZE = 100_000
 WINDOW_SLACK = 8
+# The keys of scorers without a digest, and the lock for them.
+_KEYS: MutableMapping[Scorer, str] = WeakKeyDictionary()
+_LOCK = threading.Lock()
 
 
 @runtime_checkable
@@ -139,9 +146,11 @@ class ClassifierScorer:
 
     @cached_property
     def digest(self) -> str:
-        """A hash of the classifier's weights and of its tokenizer, part of the cache key of results scored with it."""
-        words = self.detector.tokenizer.backend_tokenizer.to_str()
-        return f"{weights_digest(self.detector.model)}-{hashlib.blake2b(words.encode(), digest_size=16).hexdigest()}"
+        """A hash of the classifier's weights, tokenizer, configuration and classes, part of the cache key of results scored with it."""
+        tokenizer, model = self.detector.tokenizer, self.detector.model
+        settings = [tokenizer_digest(tokenizer), tokenizer.model_max_length, self.classes, config_entries(model.config)]
+        words = json.dumps(settings, sort_keys=True, default=str)
+        return f"{weights_digest(model)}-{hashlib.blake2b(words.encode(), digest_size=16).hexdigest()}"
 
     def _compute(self, texts: list[str]) -> Float[np.ndarray, "texts classes"]:
         """Scores of distinct texts: cut into windows, sorted by length, in batches of at most `batch_size`."""
@@ -193,8 +202,20 @@ def _frame(table: Float[np.ndarray, "texts classes"], classes: tuple[str, ...]) 
 
 
 def scorer_digest(scorer: Scorer) -> str:
-    """A key of a scorer for caches: its digest, or its name where it has none (a user's own scorer may have none)."""
-    return str(getattr(scorer, "digest", scorer.name))
+    """A key of a scorer for caches: its digest.
+
+    A user's own scorer may have none. Its name does not say what it computes, so its key is that of this object alone, and what is
+    scored with it is computed anew in every session.
+    """
+    digest = getattr(scorer, "digest", None)
+    if digest is not None:
+        return str(digest)
+    key = f"{scorer.name}-{secrets.token_hex(8)}"
+    try:
+        with _LOCK:
+            return _KEYS.setdefault(scorer, key)
+    except TypeError:  # an object without a hash, such as a dataclass, cannot be looked up
+        return key
 
 
 def load_scorer(source: str | Path = "bundled", *, device: str = "cpu", batch_size: int = 64) -> Scorer:

@@ -33,7 +33,7 @@ PACKAGE = "interp"
 ROOT = Path(__file__).resolve().parents[1]
 DATA_NAME = "READS"
 # The libraries whose code a result may depend on, in the package itself and in its scorers.
-COMPUTED_WITH = ("torch", "transformers", "tokenizers", "numpy", "pandas", "scikit-learn", "detoxify")
+COMPUTED_WITH = ("torch", "transformers", "tokenizers", "numpy", "pandas", "scikit-learn", "scipy", "einops", "detoxify")
 # The methods of a model that call an adapter, which models do not import.
 ON_REQUEST = {"to_transformer_lens": "interp.adapters.transformer_lens", "to_nnsight": "interp.adapters.nnsight"}
 

@@ -10,7 +10,7 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pandas as pd
 
@@ -20,6 +20,7 @@ from interp.results.groups import PAPERS
 from interp.results.result import Figure, Verdict
 
 AnyStudy = TypeVar("AnyStudy", bound=Study)
+About = Literal["pair", "base"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Experiment:
         study: the kind of study that `run` takes.
         runs: the grids of training runs that it reads, by the name that `runs_of` takes; without them it is left out.
         reads: further data of the study on which its result depends, by the names in `Study.optional_data`.
+        about: `pair` for a claim on what tuning changed, `base` for one on the base model alone, which needs no tuned side.
     """
 
     id: str
@@ -57,6 +59,7 @@ class Experiment:
     study: type[Study]
     runs: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
+    about: About = "pair"
 
 
 EXPERIMENTS: dict[str, Experiment] = {}
@@ -73,6 +76,7 @@ def experiment(
     caveat: str,
     runs: str | Sequence[str] = (),
     reads: str | Sequence[str] = (),
+    about: About = "pair",
 ) -> Callable[[Callable[[AnyStudy], Finding]], Callable[[AnyStudy], Finding]]:
     """Register a function as an experiment of the report, in the order of registration.
 
@@ -81,13 +85,14 @@ def experiment(
     Args:
         runs: the grid of training runs (or several) that the function reads with `runs_of`, such as "displacement/single-token".
         reads: the names of further data of the study that it reads (see `Study.optional_data`), such as "logs".
+        about: `base` for a claim on the base model alone: it is tested also where both sides have the same weights.
     """
     names = [(value,) if isinstance(value, str) else tuple(value) for value in (runs, reads)]
 
     def register(run: Callable[[AnyStudy], Finding]) -> Callable[[AnyStudy], Finding]:
         if id in EXPERIMENTS:
             raise ValueError(f"two experiments are called {id}")
-        EXPERIMENTS[id] = Experiment(id, claim, title, question, criterion, refuted_by, caveat, run, study_of(id, run), *names)
+        EXPERIMENTS[id] = Experiment(id, claim, title, question, criterion, refuted_by, caveat, run, study_of(id, run), *names, about=about)
         return run
 
     return register

@@ -15,9 +15,9 @@ from pathlib import Path
 from interp.environment import machine, versions
 from interp.errors import UserError
 from interp.experiments.fingerprint import fingerprint
-from interp.experiments.registry import Experiment, find_experiments
+from interp.experiments.registry import Experiment, Finding, find_experiments
 from interp.experiments.study import Studies, Study
-from interp.report.page import write_report
+from interp.report.page import pair_label, write_report
 from interp.report.seeds import Seeds, seeds_of
 from interp.results.result import Result, load_result, save_result
 
@@ -27,18 +27,21 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class ReportRun:
-    """What a report produced: its results, the page, the reason for each experiment left out, and the verdicts of other seeds if any."""
+    """What a report produced: its results, the page, the reason for each experiment left out, and the verdicts of other seeds if any,
+    and what is to be known before any result."""
 
     results: tuple[Result, ...]
     page: Path
     skipped: dict[str, str]
     seeds: Seeds | None = None
+    notes: tuple[str, ...] = ()
 
 
 def run_experiment(experiment: Experiment, study: Study) -> Result:
     """Run one experiment and join its finding with what was written down before."""
     started = time.perf_counter()
-    finding = experiment.run(study)
+    why = study.not_applicable(experiment.about)
+    finding = experiment.run(study) if why is None else Finding("not applicable", why, {}, {}, {}, {}, ())
     return Result(
         id=experiment.id, claim=experiment.claim, title=experiment.title, question=experiment.question, criterion=experiment.criterion,
         verdict=finding.verdict, summary=finding.summary, statistic=finding.statistic, null=finding.null, interval=finding.interval,
@@ -93,16 +96,17 @@ def run_report(
     if not reported:
         raise UserError("no experiment could be run: " + "; ".join(f"{name}: {why}" for name, why in skipped.items()), "see the reasons")
     across = seeds_of(by_seed) if seeds > 1 else None
+    notes = studies.notes()
     page = write_report(
         reported,
         studies.manifest(),
-        {"versions": versions(), "machine": machine(), "skipped": skipped},
+        {"versions": versions(), "machine": machine(), "skipped": skipped, "notes": notes},
         target,
         show_words=show_words,
         command=command,
         seeds=across,
     )
-    return ReportRun(reported, page, skipped, across)
+    return ReportRun(reported, page, skipped, across, tuple(notes))
 
 
 def result_of(experiment: Experiment, study: Study, folder: Path) -> Result:
@@ -112,5 +116,5 @@ def result_of(experiment: Experiment, study: Study, folder: Path) -> Result:
     if file.is_file():
         return load_result(file)
     result = run_experiment(experiment, study)
-    save_result(result, place)
+    save_result(result, place, pair_label(study.manifest()))
     return result

@@ -1,20 +1,18 @@
 """`Study`: the settings that the experiments of one report share, and a cache of what they measure of models.
 
-A paper's study is a subclass with that paper's data. The cache is keyed by what a measurement depends on: its name, the weights
-of the model, and the edits. It is never keyed by the identity of an object, which another object may have later.
+A paper's study is a subclass with that paper's data. The cache is keyed by what a measurement depends on: its name, the weights,
+tokenizer and settings of the model, and the edits. It is never keyed by the identity of an object, which another object may have later.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from interp.errors import UserError
+from interp.models.digests import model_key
 from interp.models.hooks import active
-from interp.models.pair import FORWARD_SETTINGS
 
 if TYPE_CHECKING:
     from interp.edits.edit import Edit
@@ -22,15 +20,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 AnyStudy = TypeVar("AnyStudy", bound="Study")
-
-
-def model_digests(model: Model) -> list[str]:
-    """Digests of what a model's answer to a text depends on: the weights, the tokenizer, and the settings of its forward."""
-    tokenizer = model.tokenizer.backend_tokenizer.to_str()
-    # Truncation and padding stand before the tokens; calls of the tokenizer change them.
-    tokens = tokenizer[max(tokenizer.find('"added_tokens"'), 0) :]
-    settings = {name: str(getattr(model.hf.config, name, None)) for name in FORWARD_SETTINGS}
-    return [model.digest, *(hashlib.sha256(text.encode()).hexdigest() for text in (tokens, json.dumps(settings, sort_keys=True)))]
 
 
 @dataclass(frozen=True)
@@ -87,16 +76,24 @@ class Study:
         """The models studied, for the head of the report; empty where they are no pair."""
         return {}
 
+    def notes(self) -> list[str]:
+        """What a reader has to know before any result, in sentences."""
+        return []
+
+    def not_applicable(self, about: str) -> str | None:
+        """Why a claim on `pair` or on `base` (`Experiment.about`) cannot be tested with this study, as a sentence; None where it can."""
+        return None
+
     def measured(
         self, key: Any, make: Callable[[], Any], *, of: Model | None = None, edits: Sequence[Edit] = (), seeded: bool = False
     ) -> Any:
-        """The value of `make()`, computed once for this key, these weights and these edits.
+        """The value of `make()`, computed once for this key, this model (its weights, tokenizer and settings) and these edits.
 
         Raises `UserError` inside a block that edits or hooks the model: the value would be of a model that the key does not name.
 
         Args:
             key: says what is measured, with every argument of the measurement that is no field of the study.
-            of: the model that is measured, identified by the digest of its weights; None where no weights are read.
+            of: the model that is measured, identified by `model_key`; None where no weights are read.
             seeded: whether the value depends on the study's seed or on its other settings; it is then measured again under others.
         """
         if of is not None and active(of.hf).transforms:
@@ -104,13 +101,13 @@ class Study:
                 f"{key!r} is measured inside a block that changes the activations of {of.name}",
                 "measure outside of the block, and give the edits as `edits`",
             )
-        place = (key, None if of is None else of.digest, *(edit.digest for edit in edits))
+        place = (key, None if of is None else model_key(of), *(edit.digest for edit in edits))
         if place not in self._measurements:
             self._measurements[place] = Measurement(make(), seeded)
         return self._measurements[place].value
 
     def measurements(self) -> Mapping[tuple[Any, ...], Measurement]:
-        """The measurements made so far, by (key, digest of the weights or None, digest of each edit)."""
+        """The measurements made so far, by (key, digests of the model or None, digest of each edit)."""
         return dict(self._measurements)
 
     def varied(self: AnyStudy, **changes: Any) -> AnyStudy:
@@ -179,6 +176,10 @@ class Studies:
     def has(self, kind: type[Study]) -> bool:
         """Whether the report can make a study of this kind."""
         return any(issubclass(known, kind) for known in self._makers)
+
+    def notes(self) -> list[str]:
+        """The notes of the first study that was made."""
+        return next((study.notes() for study in self._made.values()), [])
 
     def manifest(self) -> dict[str, Any]:
         """The manifest of the first study that was made; empty where there is none."""

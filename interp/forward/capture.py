@@ -27,7 +27,7 @@ from interp.models.model import Model
 from interp.models.modes import check_no_dropout
 from interp.models.positions import MEAN, parse_positions_per_text
 from interp.models.sites import Site, expand_sites, parse_site
-from interp.models.tokens import Tokens, batches, pad, token_rows
+from interp.models.tokens import Tokens, adds_bos, batches, pad, token_rows
 
 MEMORY_LIMIT = 4 * 2**30
 CAPTURE_WORDS = ("last", "all", MEAN)
@@ -38,7 +38,7 @@ Forward = Callable[..., dict[str, Tensor]]
 
 def capture(
     model: Model, texts: Sequence[str] | Sequence[Sequence[int]], sites: Sequence[str | Site], *, positions: Any = "last",
-    units: Mapping[str, Sequence[int]] | None = None, edits: Sequence[Edit] = (), add_bos: bool = False, max_tokens: int | None = None,
+    units: Mapping[str, Sequence[int]] | None = None, edits: Sequence[Edit] = (), bos: bool | None = None, max_tokens: int | None = None,
     batch_size: int = 64, batch_tokens: int = 4096, spill: str | Path | None = None, memory_limit: int = MEMORY_LIMIT,
     forward: Forward | None = None,
 ) -> Captured:  # fmt: skip
@@ -50,6 +50,7 @@ def capture(
         positions: `last`, `all`, absolute positions, or one list of absolute positions per text (see `interp.models.positions`); or
             `mean`, which reads all positions and keeps their mean over each text.
         units: for a site, the indices of its last axis to keep (for example a few neurons of `mlp_post.3`).
+        bos: whether each text begins with the BOS token; unless given, as the model's tokenizer does (rows of ids stay as they are).
         edits: applied during the forward; what is captured is what the rest of the model reads.
         spill: a folder to write results to that are larger than memory; tensors are then memory-mapped.
         memory_limit: bytes; a larger result that is not spilled is refused before anything is computed.
@@ -61,7 +62,7 @@ def capture(
     names = expand_sites(sites, n_layers=model.n_layers, family=model.family)
     if not names:
         raise UserError("capture was given no sites", "name at least one, for example resid_post.0")
-    rows = token_rows(model, texts, add_bos=add_bos, max_tokens=max_tokens)
+    rows = token_rows(model, texts, bos=bos, max_tokens=max_tokens)
     parsed = parse_positions_per_text(positions, CAPTURE_WORDS, [len(row) for row in rows])
     positions, per_text = (parsed, None) if isinstance(parsed, str) else ("indices", parsed)
     unit_indices = _units(model, names, units or {})
@@ -74,8 +75,8 @@ def capture(
             "capture fewer sites or positions='last', or give spill=FOLDER",
         )
     mask = pad(rows, 0, "right").mask if positions == "all" and rows else None
-    settings = {"texts": len(rows), "edits": [edit.to_json() for edit in edits], "add_bos": add_bos, "max_tokens": max_tokens,
-                "n_layers": model.n_layers}  # fmt: skip
+    settings = {"texts": len(rows), "edits": [edit.to_json() for edit in edits], "max_tokens": max_tokens,
+                "bos": adds_bos(model) if bos is None else bos, "n_layers": model.n_layers}  # fmt: skip
 
     def fill(store: Mapping[str, np.ndarray]) -> None:
         for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=batch_tokens):

@@ -20,7 +20,7 @@ from interp.errors import UserError
 from interp.models.hooks import Work, working
 from interp.models.model import Model
 from interp.models.modes import check_no_dropout
-from interp.models.tokens import Tokens, batches, check_rows, pad, positions_of, token_rows
+from interp.models.tokens import Tokens, batches, check_rows, end_tokens, pad, positions_of, token_rows, uncut_rows
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,19 @@ GREEDY = Sampling()
 
 def generate(
     model: Model, prompts: Sequence[str], *, max_new_tokens: int = 20, edits: Sequence[Edit] = (), sampling: Sampling = GREEDY,
-    add_bos: bool = False, max_prompt_tokens: int | None = None, batch_size: int = 64, cache: bool = True, stop_at_end: bool = True,
+    bos: bool | None = None, max_prompt_tokens: int | None = None, batch_size: int = 64, cache: bool = True, stop_at_end: bool = True,
 ) -> list[str]:  # fmt: skip
     """The model's continuations of the prompts, without the prompts, in order.
+
+    Args:
+        bos: whether a prompt begins with the BOS token; unless given, as the model's tokenizer does.
+        max_prompt_tokens: of a longer prompt only the LAST tokens are read, after the BOS token where there is one; `prompt_limit`
+            gives the most that fit. Unless given, a prompt that does not fit is an error.
 
     Raises:
         UserError: an empty prompt, one that leaves no room in the context, or an edit that does not fit.
     """
-    rows = token_rows(model, prompts, add_bos=add_bos, max_tokens=max_prompt_tokens)
+    rows = token_rows(model, prompts, bos=bos, max_tokens=max_prompt_tokens, keep="last")
     continuations = generate_tokens(
         model,
         rows,
@@ -71,7 +76,7 @@ def generate_tokens(
     model: Model, rows: Sequence[Sequence[int]], *, max_new_tokens: int = 20, edits: Sequence[Edit] = (), sampling: Sampling = GREEDY,
     batch_size: int = 64, cache: bool = True, stop_at_end: bool = True,
 ) -> list[list[int]]:  # fmt: skip
-    """The continuations of rows of token ids, as token ids; a row ends before the end-of-text token when `stop_at_end`."""
+    """The continuations of rows of token ids, as token ids; a row ends before the first of the model's `end_tokens` when `stop_at_end`."""
     check_rows(model, rows)
     _check_room(model, rows, max_new_tokens)
     transforms = transforms_of(edits, model)
@@ -86,17 +91,19 @@ def generate_tokens(
 
 
 def stream(
-    model: Model, prompt: str, *, max_new_tokens: int = 20, edits: Sequence[Edit] = (), sampling: Sampling = GREEDY, add_bos: bool = False
-) -> Iterator[str]:
+    model: Model, prompt: str, *, max_new_tokens: int = 20, edits: Sequence[Edit] = (), sampling: Sampling = GREEDY,
+    bos: bool | None = None, max_prompt_tokens: int | None = None,
+) -> Iterator[str]:  # fmt: skip
     """The continuation of one prompt, piece by piece while it is generated; joined, the pieces equal `generate`'s text."""
-    rows = token_rows(model, [prompt], add_bos=add_bos)
+    rows = token_rows(model, [prompt], bos=bos, max_tokens=max_prompt_tokens, keep="last")
     _check_room(model, rows, max_new_tokens)
     transforms = transforms_of(edits, model)
     steps = _decode(model, pad(rows, 0).to(model.device), transforms, max_new_tokens, sampling, [0], True, True)
+    ends = end_tokens(model)
     ids: list[int] = []
     yielded = ""
     for step in steps:
-        if int(step[0]) == model.tokenizer.eos_token_id:
+        if int(step[0]) in ends:
             break
         ids.append(int(step[0]))
         text = model.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -108,6 +115,28 @@ def stream(
         yield remaining
 
 
+def prompt_limit(model: Model, new_tokens: int, most: int | None = None) -> int:
+    """The number of tokens of a prompt that leave room for `new_tokens`, and at most `most`: longer prompts lose their beginning.
+
+    Raises `UserError` where there is no room for a prompt.
+    """
+    room = model.context - new_tokens
+    if room < 1:
+        raise UserError(f"{new_tokens} new tokens leave no room for a prompt in the context of {model.context}", "ask for fewer tokens")
+    return room if most is None else min(room, most)
+
+
+def count_cut(model: Model, prompts: Sequence[str] | Sequence[Sequence[int]], limit: int, *, bos: bool | None = None) -> int:
+    """The number of prompts that are longer than `limit` tokens."""
+    return sum(len(row) > limit for row in uncut_rows(model, prompts, bos=bos))
+
+
+def note_on_cut(count: int, total: int, limit: int) -> str:
+    """The sentence that says how many prompts lost their beginning."""
+    which = "The prompt is" if total == 1 else f"{count} of {total} prompts are"
+    return f"{which} longer than {limit} tokens: only the last {limit} are read."
+
+
 def _check_room(model: Model, rows: Sequence[Sequence[int]], new: int) -> None:
     if new < 0:
         raise UserError(f"max_new_tokens is {new}", "give 0 or more")
@@ -115,7 +144,7 @@ def _check_room(model: Model, rows: Sequence[Sequence[int]], new: int) -> None:
     if longest + new > model.context:
         raise UserError(
             f"a prompt of {longest} tokens and {new} new ones do not fit into the model's context of {model.context}",
-            "shorten the prompt (max_prompt_tokens) or ask for fewer tokens",
+            "shorten the prompt (max_prompt_tokens or --max-prompt-tokens keeps its end) or ask for fewer tokens",
         )
 
 
@@ -138,12 +167,12 @@ def _decode(
     def pick(logits: Tensor) -> Tensor:
         return choose(logits, sampling, generators)
 
-    return decode(tokens, forward, new, pick, end=model.tokenizer.eos_token_id if stop_at_end else None, cache=cache)
+    return decode(tokens, forward, new, pick, ends=end_tokens(model) if stop_at_end else (), cache=cache)
 
 
 def decode(
-    tokens: Tokens, forward: Callable[[dict[str, Tensor]], Tensor], new: int, pick: Callable[[Tensor], Tensor], *, end: int | None,
-    cache: bool = True,
+    tokens: Tokens, forward: Callable[[dict[str, Tensor]], Tensor], new: int, pick: Callable[[Tensor], Tensor], *,
+    ends: Sequence[int], cache: bool = True,
 ) -> Iterator[Int[Tensor, " batch"]]:  # fmt: skip
     """The next token of every row, step by step.
 
@@ -151,19 +180,20 @@ def decode(
         tokens: the prompts, padded on the left.
         forward: returns the logits at the last position, `batch vocab`, for the inputs of one step.
         pick: returns the tokens chosen by those logits, `batch`.
-        end: a row repeats this token once it has chosen it, and decoding stops when all rows have.
+        ends: once a row has chosen one of these tokens it repeats the first of them, and decoding stops when all rows have.
         cache: whether `forward` has a KV cache, so that after the first step it is called with the newest token only.
     """
     ids, mask = tokens.ids, tokens.mask
     ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    last = torch.tensor(list(ends), dtype=ids.dtype, device=ids.device)
     for step in range(new):
         fresh = slice(-1, None) if cache and step else slice(None)
         chosen = pick(forward({"input_ids": ids[:, fresh], "attention_mask": mask.long(), "position_ids": positions_of(mask)[:, fresh]}))
-        if end is not None:
-            chosen = torch.where(ended, end, chosen)
-            ended = ended | (chosen == end)
+        if len(last):
+            chosen = torch.where(ended, last[0], chosen)
+            ended = ended | torch.isin(chosen, last)
         yield chosen
-        if end is not None and bool(ended.all()):
+        if len(last) and bool(ended.all()):
             return
         ids = torch.cat([ids, chosen.unsqueeze(1)], dim=1)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
@@ -188,6 +218,6 @@ def choose(logits: Float[Tensor, "batch vocab"], sampling: Sampling, generators:
 
 
 def before_end(row: list[int], model: Model) -> list[int]:
-    """The tokens of a row before its first end-of-text token."""
-    end = model.tokenizer.eos_token_id
-    return row[: row.index(end)] if end in row else row
+    """The tokens of a row before the first of the model's end tokens."""
+    ends = end_tokens(model)
+    return row[: next((place for place, token in enumerate(row) if token in ends), len(row))]

@@ -95,7 +95,7 @@ class Lens:
 @torch.no_grad()
 def logit_lens(
     model: Model, prompts: Sequence[str] | Sequence[Sequence[int]], tokens: Sequence[int] | None = None, top: int | None = None, *,
-    edits: Sequence[Edit] = (), add_bos: bool = False, batch_size: int = 64,
+    edits: Sequence[Edit] = (), bos: bool | None = None, batch_size: int = 64,
 ) -> Lens:  # fmt: skip
     """The probability and rank of each prompt's token, and the likeliest tokens, if the model ended after each half layer.
 
@@ -113,7 +113,7 @@ def logit_lens(
     if not len(prompts):
         raise UserError("the logit lens was given no prompts", "give at least one")
     texts: list[Any] = list(prompts)
-    rows: list[list[int]] = token_rows(model, texts, add_bos=add_bos) if isinstance(texts[0], str) else [list(row) for row in texts]
+    rows: list[list[int]] = token_rows(model, texts, bos=bos)
     # A padded vocabulary has rows that no text can hold.
     size = min(model.d_vocab, len(model.tokenizer))
     if top is not None and not 1 <= top <= size:

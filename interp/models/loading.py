@@ -27,7 +27,7 @@ from interp.models.tokenizer import check_tokenizer, read_tokenizer
 def load_model(
     source: str | Path | PreTrainedModel, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu",
     base: str | Path | None = None, tokenizer: PreTrainedTokenizerBase | None = None, name: str | None = None, device_map: Any = None,
-    offload_folder: str | Path | None = None,
+    offload_folder: str | Path | None = None, bos: bool | None = None,
 ) -> Model:  # fmt: skip
     """Load one model from a local folder (safetensors), a PEFT LoRA folder, or a Hugging Face hub id, or wrap one that is in memory.
 
@@ -41,6 +41,7 @@ def load_model(
         device_map: for a model larger than one device: `auto`, or a mapping from module names to devices, `cpu` or `disk`, as
             accelerate takes it (in place of `device`). Reading and edits work as ever; a model with offloaded layers must not be
             used by several threads at once.
+        bos: whether texts begin with the BOS token: unless given, where the tokenizer adds one by default.
         offload_folder: where layers go that `device_map` puts on disk.
 
     Raises:
@@ -48,7 +49,7 @@ def load_model(
     """
     if isinstance(source, PreTrainedModel):
         unused = {"base": base, "device_map": device_map, "offload_folder": offload_folder}
-        return _wrapped(source, dtype, device, tokenizer, name, [key for key, value in unused.items() if value is not None])
+        return _wrapped(source, dtype, device, tokenizer, name, bos, [key for key, value in unused.items() if value is not None])
     checkpoint = open_checkpoint(source, base)
     _check_type(checkpoint)
     if base is not None:
@@ -60,7 +61,7 @@ def load_model(
     if tokenizer is not None:
         check_tokenizer(tokenizer, hf)
     words = tokenizer if tokenizer is not None else read_tokenizer(checkpoint, hf)
-    return Model(freeze(hf.to(device) if placement is None else hf), words, name or checkpoint.label, checkpoint)
+    return Model(freeze(hf.to(device) if placement is None else hf), words, name or checkpoint.label, checkpoint, bos)
 
 
 def _check_type(checkpoint: Checkpoint) -> None:
@@ -74,7 +75,7 @@ def _check_type(checkpoint: Checkpoint) -> None:
 
 def _wrapped(
     hf: PreTrainedModel, dtype: torch.dtype | None, device: str | torch.device, tokenizer: PreTrainedTokenizerBase | None, name: str | None,
-    unused: Sequence[str],
+    bos: bool | None, unused: Sequence[str],
 ) -> Model:  # fmt: skip
     """The `Model` around a Hugging Face model in memory; raises `UserError` for arguments that ask for another one."""
     if tokenizer is None:
@@ -88,4 +89,4 @@ def _wrapped(
     if unused:
         raise UserError(f"{', '.join(unused)} cannot be given for a model in memory", "it is used as it is; change it first, with model.to")
     check_tokenizer(tokenizer, hf)
-    return Model(hf, tokenizer, name or str(hf.config.name_or_path or type(hf).__name__))
+    return Model(hf, tokenizer, name or str(hf.config.name_or_path or type(hf).__name__), bos=bos)

@@ -23,6 +23,7 @@ from interp.models.hooks import install
 from interp.models.libraries import BUILDING
 from interp.models.offloading import checksums, parameter_values, weights_digest
 from interp.models.sites import KINDS, Family, Site, site_kind
+from interp.models.tokens import adds_bos, end_tokens, uncut_rows
 from interp.models.tying import is_tied
 from interp.models.views import View, view_of
 
@@ -39,9 +40,13 @@ class Model:
     tokenizer: PreTrainedTokenizerBase
     name: str
     checkpoint: Checkpoint | None = None
+    # Whether texts begin with the BOS token; None: as the tokenizer does by default (`interp.models.tokens.adds_bos`).
+    bos: bool | None = None
     architecture: Architecture = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.bos and self.tokenizer.bos_token_id is None:
+            raise UserError(f"texts were to begin with a BOS token, but the tokenizer of {self.name} has none", "leave it off")
         object.__setattr__(self, "architecture", architecture_of(self.hf, self.name))
         install(self.hf, self.architecture, {name: self.view(name) for name in self.architecture.taps})
 
@@ -211,8 +216,8 @@ class Model:
         raise UserError(f"{mask(word)!r} is {pieces} tokens for {self.name}, and one is needed", "give a commoner or shorter word")
 
     def str_tokens(self, text: str) -> list[str]:
-        """The text of each token of a text, in order."""
-        return [self.tokenizer.decode([token]) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+        """The text of each token of a text, in order, with the BOS token where the model reads one."""
+        return [self.tokenizer.decode([token]) for token in uncut_rows(self, [text])[0]]
 
     def sites(self) -> list[str]:
         """Every site of this model, in the order in which a forward computes them."""
@@ -253,6 +258,7 @@ class Model:
         # The initialisation that was skipped would have tied them.
         copy.tie_weights()
         copy.load_state_dict(self.hf.state_dict())
+        copy.generation_config = deepcopy(self.hf.generation_config)
         return copy.to(self.device, self.dtype).eval()
 
     def to_transformer_lens(self) -> Any:
@@ -269,7 +275,7 @@ class Model:
         return {
             "name": self.name, **origin, "model_type": self.hf.config.model_type, "layers": self.n_layers,
             "d_model": self.d_model, "d_mlp": self.d_mlp, "heads": self.n_heads, "vocabulary": self.d_vocab,
-            "parameters": sum(p.numel() for p in self.hf.parameters()),
+            "parameters": sum(p.numel() for p in self.hf.parameters()), "bos": adds_bos(self), "end_tokens": list(end_tokens(self)),
             "dtype": str(self.dtype).removeprefix("torch."), "digest": self.digest,
         }  # fmt: skip
 

@@ -13,6 +13,7 @@ from interp.errors import UserError
 from interp.models.loading import load_model
 from interp.models.model import Model
 from interp.models.named import NAMED, tuned_folder
+from interp.models.tokens import adds_bos, default_bos, end_tokens
 from interp.models.tying import is_tied, untie
 
 # Settings of a configuration that change the forward, but not the shapes of the weights.
@@ -48,6 +49,11 @@ def compare_checkpoints(base: Model, tuned: Model) -> None:
     if vocabularies[0] != vocabularies[1]:
         raise UserError(
             "the sides have different tokenizers, so the same text would be different tokens", "copy the base model's tokenizer files"
+        )
+    if adds_bos(base) != adds_bos(tuned):
+        with_bos, without = ("base", "tuned") if adds_bos(base) else ("tuned", "base")
+        raise UserError(
+            f"texts begin with a BOS token in {with_bos} and not in {without}", "choose one for both: --bos or --no-bos (bos= in Python)"
         )
     probe = "The quick brown fox,\n  1984 don't stop: café 🙂"
     if base.tokenizer(probe, add_special_tokens=False)["input_ids"] != tuned.tokenizer(probe, add_special_tokens=False)["input_ids"]:
@@ -96,6 +102,14 @@ def _check_added_tokens(base: Model, tuned: Model) -> None:
     raise UserError(f"{larger} has {count} more than {smaller}{f': {listed}' if listed else ', all without a name'}", fix)
 
 
+def notes_on(model: Model) -> list[str]:
+    """What a reader of any result of this model has to know first: whether its texts begin with BOS, where that is a question."""
+    token, default = model.tokenizer.bos_token, default_bos(model.tokenizer)
+    if adds_bos(model):
+        return [f"Texts begin with the BOS token {token}{', as the tokenizer has it' if default else ', as asked'}."]
+    return [f"Texts begin without the BOS token {token}, which the tokenizer adds by default."] if default else []
+
+
 @dataclass(frozen=True, eq=False)
 class ModelPair:
     """A model before and after preference tuning, checked to be comparable."""
@@ -107,15 +121,15 @@ class ModelPair:
     @classmethod
     def load(
         cls, base: str | Path, tuned: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
-        name: str | None = None,
+        name: str | None = None, bos: bool | None = None,
     ) -> ModelPair:  # fmt: skip
-        """The pair of two models, loaded and checked to be comparable.
+        """The pair of two models, loaded and checked to be comparable; `bos` as in `load_model`.
 
         Raises:
             UserError: as `load_model`, or where architecture, shape, tokenizer or stored precision differ.
         """
-        first = load_model(base, dtype=dtype, device=device, name="base")
-        second = load_model(tuned, dtype=dtype, device=device, base=base, name="tuned")
+        first = load_model(base, dtype=dtype, device=device, name="base", bos=bos)
+        second = load_model(tuned, dtype=dtype, device=device, base=base, name="tuned", bos=bos)
         # Where one side alone has an unembedding of its own, the other gets a copy of its embedding, which changes none of its logits.
         if is_tied(first.hf) != is_tied(second.hf):
             untie(first.hf)
@@ -144,6 +158,22 @@ class ModelPair:
     def sides(self) -> dict[str, Model]:
         """Both models, by `base` and `tuned`."""
         return {"base": self.base, "tuned": self.tuned}
+
+    @property
+    def same_weights(self) -> bool:
+        """Whether every weight of both sides is the same, so that the pair shows nothing of tuning."""
+        return self.base.digest == self.tuned.digest
+
+    def notes(self) -> list[str]:
+        """What a reader of any result of this pair has to know first, in sentences; mostly nothing."""
+        notes = []
+        if self.same_weights:
+            notes.append("Both sides have the same weights: whatever is compared between them, there is no tuning to be seen.")
+        ends = [end_tokens(model) for model in self.sides.values()]
+        if set(ends[0]) != set(ends[1]):
+            words = [" ".join(self.base.tokenizer.decode([token]) for token in tokens) or "no token" for tokens in ends]
+            notes.append(f"The sides stop at different tokens: base at {words[0]}, tuned at {words[1]} (generation_config.json).")
+        return [*notes, *notes_on(self.base)]
 
     def manifest(self) -> dict[str, Any]:
         """Both sides' manifests and the library versions."""

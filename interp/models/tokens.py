@@ -1,8 +1,9 @@
 """Token ids of texts in padded batches, with positions that are right under any padding.
 
 Hugging Face models shift the positions of left-padded rows unless position ids are passed, and tokenizers differ in
-whether they add a BOS token. Everything in `interp` therefore uses `token_rows` and `pad`: no special tokens unless they are
-asked for, and position ids counted from the first real token of each row.
+whether they add a BOS token. Everything in `interp` therefore uses `token_rows` and `pad`. A text begins with a BOS token where
+the model's tokenizer adds one by default (see `adds_bos`), and no other special token is added. Position ids are counted from the
+first real token of each row.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.nn import functional
 from interp.errors import UserError
 
 PaddingSide = Literal["left", "right"]
+WhichEnd = Literal["first", "last"]
 
 
 @dataclass(frozen=True)
@@ -62,29 +64,73 @@ def pad(rows: Sequence[Sequence[int]], filler: int, side: PaddingSide = "left") 
 
 
 def token_rows(
-    model: Any, texts: Sequence[str] | Sequence[Sequence[int]], *, add_bos: bool = False, max_tokens: int | None = None
-) -> list[list[int]]:
-    """The token ids of each text, without special tokens; with `max_tokens`, only the first ones are kept.
+    model: Any, texts: Sequence[str] | Sequence[Sequence[int]], *, bos: bool | None = None, max_tokens: int | None = None,
+    keep: WhichEnd = "first",
+) -> list[list[int]]:  # fmt: skip
+    """The token ids of each text, at most `max_tokens` of them: the first ones, or the last ones after the BOS token.
 
-    Rows of token ids may be given in place of texts. Raises `UserError` for something that is neither a list of strings
-    nor of rows, a text without tokens, ids outside the vocabulary, or a text beyond the context.
+    Raises `UserError` as `uncut_rows`, and for a text without tokens, ids outside the vocabulary, or a text beyond the context.
     """
     if max_tokens is not None and max_tokens < 1:
         raise UserError(f"max_tokens is {max_tokens}", "give at least 1")
+    rows = uncut_rows(model, texts, bos=bos)
+    if max_tokens is not None:
+        rows = [_cut(row, max_tokens, keep, model.tokenizer.bos_token_id) for row in rows]
+    check_rows(model, rows)
+    return rows
+
+
+def _cut(row: list[int], most: int, keep: WhichEnd, bos: int | None) -> list[int]:
+    if len(row) <= most or keep == "first":
+        return row[:most]
+    lead = int(row[0] == bos and most > 1)
+    return [*row[:lead], *row[lead - most :]]
+
+
+def uncut_rows(model: Any, texts: Sequence[str] | Sequence[Sequence[int]], *, bos: bool | None = None) -> list[list[int]]:
+    """The token ids of each text, of any length: the one place where text becomes tokens.
+
+    Args:
+        texts: strings, or rows of token ids, which are taken as they are unless `bos` is True.
+        bos: whether a row begins with the BOS token, exactly once, also where the text spells it; unless given, as `adds_bos` says.
+
+    Raises `UserError` for something that is neither a list of strings nor of rows, and for a BOS token that the tokenizer lacks.
+    """
     if isinstance(texts, str):
         raise UserError("one string was given where a list of texts is expected", "put it into a list: [text]")
     if not len(texts):
         return []
     rows = _rows_of(model, texts)
-    if add_bos:
-        bos = model.tokenizer.bos_token_id
-        if bos is None:
-            raise UserError("a BOS token was asked for, but the tokenizer has none", "leave add_bos off")
-        rows = [[bos, *row] for row in rows]
-    if max_tokens is not None:
-        rows = [row[:max_tokens] for row in rows]
-    check_rows(model, rows)
+    if bos or (bos is None and any(isinstance(text, str) for text in texts) and adds_bos(model)):
+        first = model.tokenizer.bos_token_id
+        if first is None:
+            raise UserError("a BOS token was asked for, but the tokenizer has none", "leave it off: bos=False, or --no-bos")
+        rows = [row if row[:1] == [first] else [first, *row] for row in rows]
+    check_vocabulary(model, rows)
     return rows
+
+
+def adds_bos(model: Any) -> bool:
+    """Whether a text begins with the BOS token: as the model was loaded (`Model.bos`), or else as its tokenizer does by default."""
+    return default_bos(model.tokenizer) if model.bos is None else bool(model.bos)
+
+
+def default_bos(tokenizer: Any) -> bool:
+    """Whether a tokenizer begins a text with its BOS token by default."""
+    first = tokenizer.bos_token_id
+    return first is not None and tokenizer("a")["input_ids"][:1] == [first]
+
+
+def end_tokens(model: Any) -> tuple[int, ...]:
+    """The tokens that end a continuation, as in Hugging Face's `generate`: `eos_token_id` of the generation config, one or several.
+
+    Where that names none of this vocabulary, the tokenizer's own.
+    """
+    ids = getattr(model.hf.generation_config, "eos_token_id", None)
+    named = [] if ids is None else list(ids) if isinstance(ids, (list, tuple)) else [ids]
+    known = tuple(dict.fromkeys(int(token) for token in named if 0 <= int(token) < model.d_vocab))
+    own = model.tokenizer.eos_token_id
+    return known or (() if own is None else (int(own),))
 
 
 def _rows_of(model: Any, texts: Sequence[Any]) -> list[list[int]]:
@@ -108,10 +154,11 @@ def check_rows(model: Any, rows: Sequence[Sequence[int]]) -> None:
     """Raise `UserError` for a row that is empty, longer than the context, or not of this vocabulary."""
     for number, row in enumerate(rows):
         if not len(row):
-            raise UserError(f"text {number} is empty: it has no tokens", "give at least one character, or set add_bos=True")
+            raise UserError(f"text {number} is empty: it has no tokens", "give at least one character, or set bos=True")
         if len(row) > model.context:
             raise UserError(
-                f"text {number} has {len(row)} tokens, but the model reads at most {model.context}", "shorten it, or set max_tokens"
+                f"text {number} has {len(row)} tokens, but the model reads at most {model.context}",
+                "shorten it, or set max_tokens (a prompt: max_prompt_tokens, --max-prompt-tokens, which keep its end)",
             )
     check_vocabulary(model, rows)
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from interp.errors import UserError
 from interp.forward.capture import capture
 from interp.models.model import Model, Neuron, by_layer
+from interp.models.tokens import uncut_rows
 from interp.neurons.example_results import Examples, Window
 
 if TYPE_CHECKING:
@@ -208,8 +209,7 @@ def _pieces(model: Model, texts: Iterable[str], length: int, size: int) -> Itera
             if any("\ud800" <= c <= "\udfff" for c in text):
                 raise UserError(f"text {place} is not valid Unicode", "decode it with errors='replace'")
         chunk = [text for _, text in numbered if text.strip()]
-        rows = model.tokenizer(chunk, add_special_tokens=False)["input_ids"] if chunk else []
-        check_vocabulary(model, rows)
+        rows = uncut_rows(model, chunk)
         for row in rows:
             for start in range(0, len(row), length):
                 group.append(_Piece(number, start, row[start : start + length]))

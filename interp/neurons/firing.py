@@ -49,11 +49,11 @@ def selective_first(
     """These neurons, ordered by how often they fire at the end of provoking texts relative to the end of plain ones.
 
     An enlarged key acts wherever its neuron fires, so a neuron that fires everywhere harms language first. The largest first of
-    `rate(provoking) / (rate(plain) + 0.02)`, equal ones as given; texts are cut to `max_tokens`.
+    `rate(provoking) / (rate(plain) + 0.02)`, equal ones as given; of longer texts the last `max_tokens` are read.
     """
     layers = sorted({layer for layer, _ in neurons})
     provoked, unprovoked = (
         firing_rates(model, rows, [[len(row) - 1] for row in rows], layers)
-        for rows in (token_rows(model, list(texts), max_tokens=max_tokens) for texts in (provoking, plain))
+        for rows in (token_rows(model, list(texts), max_tokens=max_tokens, keep="last") for texts in (provoking, plain))
     )
     return sorted(neurons, key=lambda n: -float(provoked[n[0]][n[1]] / (unprovoked[n[0]][n[1]] + OFTEN_ENOUGH)))

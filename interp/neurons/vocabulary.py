@@ -144,7 +144,7 @@ def build_index(
         stored = torch.cat([ids for ids, _ in parts]), torch.cat([scores for _, scores in parts])
         if file is not None:
             with replacing(file, shared=True) as temporary:
-                save_file({"ids": stored[0], "scores": stored[1]}, temporary, metadata={"format": FORMAT})
+                save_file({"ids": stored[0], "scores": stored[1]}, temporary, metadata={"format": FORMAT, "tokens": str(_size(model))})
     index = VocabularyIndex(stored[0].numpy()[:, :top], stored[1].numpy()[:, :top], words, model.d_mlp, model.digest)
     _ = index.postings  # Computed here, so that the first search is as fast as the others.
     return index
@@ -210,7 +210,9 @@ def _stored(file: Path, top: int, shape: tuple[int, int]) -> tuple[Tensor, Tenso
     """The stored index, or None where there is none that can be used."""
     try:
         with safe_open(file, framework="pt") as tensors:
-            if (tensors.metadata() or {}).get("format") != FORMAT:
+            metadata = tensors.metadata() or {}
+            # An index of an earlier version does not say how many tokens it chose from.
+            if metadata.get("format") != FORMAT or metadata.get("tokens", str(shape[1])) != str(shape[1]):
                 return None
             ids, scores = tensors.get_tensor("ids"), tensors.get_tensor("scores")
     except (OSError, SafetensorError):

@@ -21,7 +21,7 @@ from interp.errors import UserError
 from interp.forward.generate import before_end, decode
 from interp.models.hooks import Frame, Work, working
 from interp.models.model import Model
-from interp.models.tokens import batches, check_rows, next_token_losses, pad
+from interp.models.tokens import batches, check_rows, end_tokens, next_token_losses, pad
 
 Selection = Mapping[int, Bool[Tensor, " d_mlp"]]
 
@@ -81,9 +81,7 @@ def generate_with_donor(
         tokens = pad([rows[i] for i in group], model.tokenizer.pad_token_id or 0, "left").to(model.device)
         caches = DynamicCache(), DynamicCache()
         with _joined(model, donor, chosen, tokens.lengths) as forward:
-            steps = decode(
-                tokens, partial(_last, forward, caches), max_new_tokens, partial(torch.argmax, dim=-1), end=model.tokenizer.eos_token_id
-            )
+            steps = decode(tokens, partial(_last, forward, caches), max_new_tokens, partial(torch.argmax, dim=-1), ends=end_tokens(model))
             columns = list(steps)
         for place, row in zip(group, torch.stack(columns, dim=1).tolist() if columns else [[] for _ in group], strict=True):
             continuations[place] = before_end(row, model)

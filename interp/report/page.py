@@ -27,7 +27,7 @@ from interp.files import read_json, write_together
 from interp.report.seeds import Seeds
 from interp.results.figure_layout import untitled
 from interp.results.groups import TITLES
-from interp.results.result import Real, Result, csv_files, file_names, is_number, plain, show_number, shown
+from interp.results.result import Real, Result, csv_files, csv_name, file_names, is_number, plain, show_number, shown, to_csv
 
 TEMPLATES = Path(__file__).parent / "templates"
 ROWS_AT_FIRST = 8
@@ -35,7 +35,12 @@ ROWS_AT_MOST = 200
 CELL_AT_MOST = 400
 LONG_CELL = 24
 SEEDS_FILE = "seeds.csv"
-VERDICTS = {"holds": ("✓", "Holds"), "fails": ("✗", "Fails"), "inconclusive": ("?", "Inconclusive")}
+VERDICTS = {
+    "holds": ("✓", "Holds"),
+    "fails": ("✗", "Fails"),
+    "inconclusive": ("?", "Inconclusive"),
+    "not applicable": ("–", "Not applicable"),
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,8 @@ def write_report(
 ) -> Path:  # fmt: skip
     """Write `report.json`, `index.html` and one CSV per table to `folder`; returns the path of the page.
 
-    Nothing in the folder changes until every file is complete. `report.json` and the CSV files keep raw words; the page masks
+    Nothing in the folder changes until every file is complete; then the tables of an earlier report that this one does not have
+    are removed. Every CSV file names the pair in its last column. `report.json` and the CSV files keep raw words; the page masks
     them unless `show_words`. `command` is the command line that repeats it, to which `--only ID` is added per section. `seeds`
     has the verdicts under other seeds: a table after the summary, and `seeds` in `report.json`.
     """
@@ -62,14 +68,36 @@ def write_report(
         raise ValueError(f"two results have the id {', '.join(doubled)}")
     written = {"written": datetime.now(UTC).isoformat(timespec="minutes")} | dict(environment)
     record = {"pair": plain(manifest), "environment": plain(written), "experiments": [result.to_json() for result in results]}
-    files = {name: text for result in results for name, text in csv_files(result).items()}
+    pair, target = pair_label(manifest), Path(folder)
+    files = {name: text for result in results for name, text in csv_files(result, pair).items()}
     if seeds is not None:
         record["seeds"] = plain(seeds.to_json())
-        files[SEEDS_FILE] = seeds.to_frame().to_csv(index=False)
+        files[SEEDS_FILE] = to_csv(seeds.to_frame(), pair)
     files["report.json"] = json.dumps(record, ensure_ascii=False, indent=1, allow_nan=False)
     files["index.html"] = render(results, record["pair"], record["environment"], show_words=show_words, command=command, seeds=seeds)
-    write_together(files, Path(folder))
-    return Path(folder) / "index.html"
+    earlier = _tables_of(target / "report.json")
+    write_together(files, target)
+    for name in earlier - files.keys():
+        (target / name).unlink(missing_ok=True)
+    return target / "index.html"
+
+
+def _tables_of(path: Path) -> set[str]:
+    """The CSV files of the report that lies in the folder, whatever version wrote it; none where it cannot be read."""
+    try:
+        record = read_json(path)
+        tables = {csv_name(str(item["id"]), table) for item in record["experiments"] for table in item["tables"]}
+    except (UserError, KeyError, TypeError):
+        return set()
+    # A name with a folder in it is none that a report has written.
+    return {name for name in tables if Path(name).name == name} | ({SEEDS_FILE} if "seeds" in record else set())
+
+
+def pair_label(manifest: Mapping[str, Any]) -> str:
+    """The name of a pair and the beginnings of both digests, as every table of its report gives it."""
+    sides = [manifest[side] for side in ("base", "tuned") if isinstance(manifest.get(side), Mapping)]
+    digests = ", ".join(str(side.get("digest", ""))[:12] for side in sides)
+    return f"{manifest.get('name', 'pair')} ({digests})" if digests else str(manifest.get("name", ""))
 
 
 def read_report(folder: str | Path) -> Report:
@@ -89,9 +117,10 @@ def render(
     page = _jinja(show_words).from_string((TEMPLATES / "report.html").read_text(encoding="utf-8"))
     counts = {verdict: sum(result.verdict == verdict for result in results) for verdict in VERDICTS}
     return page.render(
-        pair_name=manifest.get("name", "pair"), sides=_sides(manifest), date=_date(environment), counts=counts, verdicts=VERDICTS,
+        pair_name=manifest.get("name", "pair"), pair_label=pair_label(manifest), sides=_sides(manifest), date=_date(environment), counts=counts, verdicts=VERDICTS,
         sections=[_section(result, command) for result in results], groups=_groups(results), command=command,
-        manifest=_shorten(manifest), environment=_shorten(environment), seconds=sum(result.seconds for result in results),
+        manifest=_shorten(manifest), notes=list(environment.get("notes", ())),
+        environment=_shorten({key: value for key, value in environment.items() if key != "notes"}), seconds=sum(result.seconds for result in results),
         across=_seeds_table(seeds), figures=_embed(_figures(results, show_words)), plotly=_plotly(), show_words=show_words,
     )  # fmt: skip
 

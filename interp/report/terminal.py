@@ -13,7 +13,12 @@ from interp.report.seeds import Seeds
 from interp.results.result import Result, show_number
 
 WIDTH = 100
-STYLES = {"holds": ("✓ holds", "green"), "fails": ("✗ fails", "red"), "inconclusive": ("? inconclusive", "yellow")}
+STYLES = {
+    "holds": ("✓ holds", "green"),
+    "fails": ("✗ fails", "red"),
+    "inconclusive": ("? inconclusive", "yellow"),
+    "not applicable": ("– not applicable", "dim"),
+}
 
 
 def print_summary(results: Sequence[Result], console: Console | None = None, *, show_words: bool = False) -> None:

@@ -21,7 +21,7 @@ from interp.data.lexicon import mask
 from interp.errors import UserError
 from interp.files import read_json, write_together
 
-Verdict = Literal["holds", "fails", "inconclusive"]
+Verdict = Literal["holds", "fails", "inconclusive", "not applicable"]
 # Columns with the keys of a row, which never change: `role` (`base`, `tuned`, `edited`, `un-aligned`, `null`, or what kind
 # of row it is), and `row_key`, which identifies one row. They are saved with a table and never shown; labels are shown.
 ROLE, ROW_KEY = "role", "row_key"
@@ -89,7 +89,10 @@ class Result:
             raise ValueError(f"the id {self.id!r} cannot be a file name: use letters, digits, '-', '_' and '.'")
         stray = (self.null.keys() | self.interval.keys()) - self.statistic.keys()
         if stray:
-            raise ValueError(f"{self.id}: null or interval of {', '.join(sorted(stray))}, of which there is no statistic")
+            raise UserError(
+                f"{self.id} has a null or interval of {', '.join(sorted(stray))}, of which there is no statistic",
+                f"name each as its statistic: {', '.join(self.statistic) or 'there is none'}",
+            )
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `from_json` makes an equal result; NaN becomes null, frames `{"columns", "rows"}`."""
@@ -249,21 +252,31 @@ def file_names(result: Result) -> dict[str, str]:
     """The CSV file of each table, by table name: `<id>-<table>.csv`. Profane words in file names are masked."""
     names: dict[str, str] = {}
     for table in result.tables:
-        name = f"{result.id}-{re.sub(r'[^A-Za-z0-9._-]+', '-', mask(table)).strip('-') or 'table'}.csv"
+        name = csv_name(result.id, table)
         if name in names.values():
             raise ValueError(f"{result.id}: two tables would be written to {name}; give them names that differ in letters or digits")
         names[table] = name
     return names
 
 
-def csv_files(result: Result) -> dict[str, str]:
-    """The text of every CSV file of a result: raw words and full precision, for machines."""
-    return {name: flatten(result.tables[table]).to_csv(index=False) for table, name in file_names(result).items()}
+def csv_name(id: str, table: str) -> str:
+    """The name of the CSV file of a table of the result with this id."""
+    return f"{id}-{re.sub(r'[^A-Za-z0-9._-]+', '-', mask(table)).strip('-') or 'table'}.csv"
 
 
-def save_result(result: Result, folder: str | Path) -> Path:
+def csv_files(result: Result, pair: str = "") -> dict[str, str]:
+    """The text of every CSV file of a result: raw words and full precision, for machines; `pair` is the last column of each."""
+    return {name: to_csv(flatten(result.tables[table]), pair) for table, name in file_names(result).items()}
+
+
+def to_csv(frame: pd.DataFrame, pair: str = "") -> str:
+    """A frame as CSV, with a last column that names the pair that it is of, where one is given."""
+    return frame.assign(**({"pair": pair} if pair else {})).to_csv(index=False)
+
+
+def save_result(result: Result, folder: str | Path, pair: str = "") -> Path:
     """Write `<id>.json` and one CSV per table, all of them or none; returns the path of the JSON file."""
-    files = csv_files(result) | {f"{result.id}.json": json.dumps(result.to_json(), indent=1, ensure_ascii=False, allow_nan=False)}
+    files = csv_files(result, pair) | {f"{result.id}.json": json.dumps(result.to_json(), indent=1, ensure_ascii=False, allow_nan=False)}
     write_together(files, Path(folder))
     return Path(folder) / f"{result.id}.json"
 

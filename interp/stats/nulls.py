@@ -104,7 +104,7 @@ def perturbed(pair: ModelPair, seed: int) -> Model:
         length = (tuned[name].float() - parameter.float()).norm().cpu()
         noise = torch.randn(parameter.shape, generator=generator)
         parameter.add_((noise * (length / noise.norm())).to(parameter.device, parameter.dtype))
-    return Model(freeze(hf), pair.base.tokenizer, "random change of equal norm")
+    return Model(freeze(hf), pair.base.tokenizer, "random change of equal norm", bos=pair.base.bos)
 
 
 def gradient_step(pair: ModelPair, rows: Sequence[Sequence[int]], *, signs: Sequence[int] | None = None) -> Model:
@@ -142,7 +142,7 @@ def gradient_step(pair: ModelPair, rows: Sequence[Sequence[int]], *, signs: Sequ
             if gradient is not None and float(gradient.norm()) > 0:
                 parameter.sub_((gradient.float() * (length / gradient.float().norm())).to(parameter.dtype))
             parameter.grad = None
-    return Model(freeze(hf), pair.base.tokenizer, "one gradient step of equal norm")
+    return Model(freeze(hf), pair.base.tokenizer, "one gradient step of equal norm", bos=pair.base.bos)
 
 
 def frequency_matched(

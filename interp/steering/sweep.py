@@ -182,6 +182,6 @@ def frequency_controls(
 
     The first draw has this seed, and each further one the next.
     """
-    rows = token_rows(model, list(texts), max_tokens=min(LONGEST, model.context))
+    rows = token_rows(model, list(texts), max_tokens=min(LONGEST, model.context), keep="last")
     rates = firing_rates(model, rows, [[len(row) - 1] for row in rows], sorted({layer for layer, _ in neurons}))
     return [tuple(frequency_matched(neurons, rates, seed=seed + draw, exclude=exclude)) for draw in range(draws)]

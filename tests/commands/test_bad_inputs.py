@@ -277,6 +277,7 @@ def test_an_interrupt_ends_with_130(broken: dict[str, Path], invoke: Callable[[l
     monkeypatch.setattr("interp.data.texts.read_texts", interrupt)
     result = invoke(["score", str(broken["texts"])])
     assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1].startswith("bypass: interrupted. Run the same command again")
     assert "Traceback" not in result.output
 
 

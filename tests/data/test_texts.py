@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -11,7 +13,18 @@ from pathlib import Path
 import pytest
 
 from interp.data.lexicon import word_pattern
-from interp.data.texts import TEXTS_FOLDER, Passage, challenge_prompts, neutral_prompts, passages, read_prompts, read_texts, toxicity_texts
+from interp.data.texts import (
+    TEXTS_FOLDER,
+    Passage,
+    challenge_prompts,
+    neutral_prompts,
+    passages,
+    read_passages,
+    read_prompts,
+    read_texts,
+    stream_texts,
+    toxicity_texts,
+)
 from interp.errors import UserError
 
 ALL_KINDS = {
@@ -132,8 +145,6 @@ def test_csv_texts_keep_commas_quotes_and_line_breaks(tmp_path: Path) -> None:
 
 
 def test_a_csv_field_longer_than_the_default_limit_is_read_and_the_limit_is_put_back(tmp_path: Path) -> None:
-    import csv
-
     before = csv.field_size_limit(1000)
     try:
         assert read_texts(write(tmp_path / "long.csv", "text\n" + "x" * 200_000 + "\n")) == ["x" * 200_000]
@@ -227,3 +238,93 @@ def test_a_faulty_csv_is_refused_with_file_line_and_mend(content: str, words: st
         read_texts(file)
     assert str(file) in caught.value.problem
     assert caught.value.fix
+
+
+ROWS = [("You are such a", " fool, he said"), ('Say: "no, never"', " and [then] {go}"), ("日本語\nover two lines ", " 🙂")]
+
+
+def table(separator: str) -> str:
+    """The rows as a table with a header, in columns of another order than they are asked for in."""
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream, delimiter=separator)
+    writer.writerow(["continuation", "toxicity", "prompt"])
+    writer.writerows([after, 0.5, prompt] for prompt, after in ROWS)
+    return stream.getvalue()
+
+
+WAYS = {
+    "rows.csv": table(","), "rows.TSV": table("\t"),
+    "rows.json": json.dumps([{"prompt": prompt, "continuation": after} for prompt, after in ROWS], indent=2),
+    "rows.jsonl": "\n".join(json.dumps({"prompt": prompt, "continuation": after}) for prompt, after in ROWS),
+    "rows.ndjson": "\n".join(json.dumps({"prompt": prompt, "continuation": after}, ensure_ascii=False) for prompt, after in ROWS),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_prompts_and_passages_are_read_by_what_the_file_is(name: str, tmp_path: Path) -> None:
+    file = write(tmp_path / name, WAYS[name])
+    assert read_prompts(file) == [prompt for prompt, _ in ROWS]
+    assert read_passages(file) == [Passage(prompt, after, "given") for prompt, after in ROWS]
+
+
+def test_a_json_file_may_be_a_list_of_strings(tmp_path: Path) -> None:
+    file = write(tmp_path / "p.json", '["one", "two [2]", {"prompt": {"text": "three"}}]')
+    assert read_prompts(file) == ["one", "two [2]", "three"]
+    file = write(tmp_path / "t.json", '["one", {"text": "two"}]')
+    assert read_texts(file) == list(stream_texts(file)) == ["one", "two"]
+
+
+READERS = pytest.mark.parametrize("read", [read_prompts, read_texts, read_passages, lambda path: list(stream_texts(path))])
+
+
+@READERS
+@pytest.mark.parametrize("name", ["p.md", "p", "p.xlsx", "p.txt.gz", "p.parquet", "p.text"])
+def test_a_file_of_another_suffix_is_not_guessed_at(read: Reader, name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="what it holds is not guessed at") as caught:
+        read(write(tmp_path / name, "a prompt\n"))
+    assert name in caught.value.problem
+    assert ".jsonl with `" in caught.value.fix
+
+
+@EITHER
+@pytest.mark.parametrize("line", ['{"prompt": "a"}', "[", "{", '["a", "b"]', ' [{"text": "a"}]'])
+def test_json_that_is_named_as_plain_text_is_refused(read: Reader, line: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "p.txt", f"\n{line}\nmore\n")
+    with pytest.raises(UserError, match=r"line 2 begins JSON.*rename it to \.jsonl"):
+        read(file)
+    with pytest.raises(UserError, match="line 2 begins JSON"):
+        list(stream_texts(file))
+
+
+@EITHER
+def test_brackets_and_braces_within_a_line_are_text(read: Reader, tmp_path: Path) -> None:
+    lines = ["[INST] be nice [/INST]", "[1, 2]", "{curly} words", "{", '{"a": 1}']
+    file = write(tmp_path / "p.txt", "\n".join(lines))
+    assert read(file) == lines == list(stream_texts(file))
+
+
+@pytest.mark.parametrize(
+    ("read", "name", "content", "words"),
+    [
+        (read_prompts, "p.csv", "text,id\na,1\n", r"line 1 has no `prompt` column; it has text, id.*name the column `prompt`"),
+        (read_prompts, "p.csv", "You are such a\nStop it\n", "line 1 has no `prompt` column; it has You are such a"),
+        (read_prompts, "p.csv", "id;prompt\n1;a\n", "line 1 has no `prompt` column; it has id;prompt"),
+        (read_prompts, "p.csv", "prompt\n\"{'text': 'a'}\"\n", "line 2: `prompt` is an object written as text"),
+        (read_prompts, "p.json", '{"prompts": ["a"]}', "holds an object with `prompts`, not a list.*of strings"),
+        (read_prompts, "p.json", '{"prompt": "a"}\n{"prompt": "b"}', r"is not JSON: Extra data at line 2.*it is \.jsonl"),
+        (read_prompts, "p.json", "7", "holds a number, not a list"),
+        (read_prompts, "p.json", '["a", 7]', "entry 2 is a number"),
+        (read_prompts, "p.json", '["a", " "]', "entry 2: it is empty"),
+        (read_prompts, "p.json", '["a", {"text": "b"}]', "entry 2: the object has no field `prompt`; it has `text`"),
+        (read_prompts, "p.json", "[" * 100_000, "nested too deeply"),
+        (read_prompts, "p.json", "[]", "is empty: it holds no prompt"),
+        (read_passages, "p.txt", "a\n", "is plain text, and each of the passages has 2 parts"),
+        (read_passages, "p.csv", "prompt\na\n", "has no `continuation` column; it has prompt"),
+        (read_passages, "p.json", '["a"]', "entry 1 is a string.*`prompt` and `continuation`"),
+        (read_passages, "p.tsv", "prompt\tcontinuation\na\t\n", "line 2: `continuation` is empty"),
+    ],
+)
+def test_a_file_that_is_not_what_its_suffix_says_is_refused(read: Reader, name: str, content: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        read(write(tmp_path / name, content))
+    assert name in str(caught.value)

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from interp.data.lexicon import lexicon
 from interp.errors import UserError
 from interp.evaluation import toxicity
 from interp.evaluation.detoxify import convert_detoxify
-from interp.evaluation.toxicity import BUNDLED_SCORER, CLASSES, ClassifierScorer, LexiconScorer, load_scorer
+from interp.evaluation.toxicity import BUNDLED_SCORER, CLASSES, ClassifierScorer, LexiconScorer, load_scorer, scorer_digest
 from training.scorer import build_tokenizer, fit_platt
 from training.scorer_report import area_under_curve, reliability
 
@@ -353,3 +354,49 @@ def test_the_bundled_scorer_is_small_and_its_card_states_what_it_reached() -> No
     assert card["held_out"]["jigsaw"]["auc"] >= 0.93
     assert not list(BUNDLED_SCORER.glob("*.bin"))
     assert toxicity.load_scorer().name == card["name"]
+
+
+class Own:
+    """A user's scorer, which has a name and no digest."""
+
+    name, classes = "own", ("toxicity",)
+
+    def score(self, texts: Sequence[str]) -> pd.DataFrame:
+        return pd.DataFrame({"toxicity": np.zeros(len(texts), dtype=np.float32)})
+
+
+def test_a_scorer_is_known_by_what_it_computes_and_not_by_its_name(folder: Path, tmp_path: Path) -> None:
+    first = load_scorer(folder)
+    before = scorer_digest(first)
+    first.score(TEXTS)
+    # The tokenizer was switched to padding and truncation meanwhile; the scorer is the same, and so is its folder elsewhere.
+    moved = shutil.copytree(folder, tmp_path / "tiny")
+    used = load_scorer(moved)
+    used.score(TEXTS)
+    assert before == scorer_digest(load_scorer(folder)) == scorer_digest(used)
+    others = []
+    for name in ("weights", "classes", "tokens"):
+        changed = shutil.copytree(folder, tmp_path / name / "tiny")
+        if name == "weights":
+            model = BertForSequenceClassification.from_pretrained(changed)
+            with torch.no_grad():
+                model.classifier.weight[0, 0] += 1
+            model.save_pretrained(changed)
+        elif name == "classes":
+            classes = [CLASSES[0], *reversed(CLASSES[1:])]
+            (changed / "scorer.json").write_text(json.dumps({"name": "tiny", "classes": classes}))
+        else:
+            rules = json.loads((changed / "tokenizer.json").read_text())
+            vocabulary = rules["model"]["vocab"]
+            vocabulary["c"], vocabulary["m"] = vocabulary["m"], vocabulary["c"]
+            (changed / "tokenizer.json").write_text(json.dumps(rules))
+        scorer = load_scorer(changed)
+        assert scorer.name == first.name
+        others.append(scorer_digest(scorer))
+    assert len({before, *others}) == 4
+
+
+def test_a_scorer_without_a_digest_shares_its_key_with_no_other() -> None:
+    own, another = Own(), Own()
+    assert scorer_digest(own) == scorer_digest(own)
+    assert len({scorer_digest(own), scorer_digest(another), scorer_digest(LexiconScorer())}) == 3

@@ -7,13 +7,14 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from interp import Model, ModelPair
@@ -201,6 +202,10 @@ def context(pair: ModelPair) -> ToxicityContext:
         lambda c: replace(c, pair=ModelPair(c.pair.base, c.pair.base)),
         lambda c: replace(c, scorer=Other()),
         lambda c: replace(c, pair=with_another_tokenizer(c.pair)),
+        lambda c: replace(c, pair=with_settings(c.pair, "generation_config", eos_token_id=[3, 4])),
+        lambda c: replace(c, pair=with_settings(c.pair, "config", final_logit_softcapping=5.0)),
+        lambda c: replace(c, pair=with_settings(c.pair, "config", layer_norm_epsilon=0.01)),
+        lambda c: replace(c, scorer=Undescribed()),
     ],
 )
 def test_data_and_settings_that_change_rerun(context: ToxicityContext, change: Callable[[ToxicityContext], ToxicityContext]) -> None:
@@ -214,6 +219,24 @@ def with_another_tokenizer(pair: ModelPair) -> ModelPair:
     tokenizer = copy.deepcopy(pair.base.tokenizer)
     tokenizer.add_tokens(["riverstone"])
     return ModelPair(*(Model(model.plain_copy(), tokenizer, model.name) for model in pair.sides.values()))
+
+
+def with_settings(pair: ModelPair, part: str, **settings: object) -> ModelPair:
+    """The pair with the same weights and other settings of its configuration or generation config."""
+    models = [Model(model.plain_copy(), model.tokenizer, model.name) for model in pair.sides.values()]
+    for model in models:
+        for name, value in settings.items():
+            setattr(getattr(model.hf, part), name, value)
+    return ModelPair(*models)
+
+
+class Undescribed:
+    """A scorer of the name of another, which does not say what it computes."""
+
+    name, classes = "lexicon", ("toxicity",)
+
+    def score(self, texts: Sequence[str]) -> pd.DataFrame:
+        raise AssertionError("nothing is scored for a fingerprint")
 
 
 class Other(LexiconScorer):

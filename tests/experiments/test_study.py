@@ -16,8 +16,9 @@ from interp import Edit, Model, editing, hooked
 from interp.errors import UserError
 from interp.experiments.registry import EXPERIMENTS, Finding, experiment, find_experiments
 from interp.experiments.run import run_report
-from interp.experiments.study import Studies, Study, model_digests
+from interp.experiments.study import Studies, Study
 from interp.experiments.toxicity.context import ToxicityContext
+from interp.models.digests import model_digests
 
 ABOUT = {"title": "a title", "question": "so?", "criterion": "Holds if so, fails if not.", "refuted_by": "another", "caveat": "none"}
 
@@ -74,6 +75,9 @@ def test_a_measurement_is_found_by_weights_and_edits_and_not_by_the_object(gpt2:
     with torch.no_grad():
         next(hf.parameters()).view(-1)[0] += 1
     assert study.count(Model(hf, gpt2.tokenizer, gpt2.name)) != first
+    ends = Model(gpt2.plain_copy(), gpt2.tokenizer, gpt2.name)
+    ends.hf.generation_config.eos_token_id = [3, 4]
+    assert study.count(ends) != first
     vector = torch.arange(float(gpt2.d_model))
     edits = [(Edit.add("resid_mid.1", vector, 2.0),), (Edit.add("resid_mid.1", vector.clone(), 2.0),)]
     assert study.count(gpt2, edits[0]) == study.count(gpt2, edits[1]) != first

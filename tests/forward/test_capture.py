@@ -206,7 +206,7 @@ def test_a_capture_is_a_mapping_of_its_sites(gpt2: Model) -> None:
         ({"units": {"logits": []}}, "do not exist"),
         ({"units": {"mlp_post.1": [0]}}, "mlp_post.1, which is not among the sites"),
         ({"max_tokens": 0}, "max_tokens is 0"),
-        ({"add_bos": True}, "tokenizer has none"),
+        ({"bos": True}, "tokenizer has none"),
         ({"edits": [Edit.add("resid_mid.1", [1.0])]}, "holds 1 numbers"),
     ],
     ids=lambda value: str(value)[:40],

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from interp import Edit, Model, ModelPair, Sampling, UserError, capture, editing, generate, stream
-from interp.forward.generate import choose, generate_tokens
-from interp.models.tokens import pad, token_rows
+from interp.forward.generate import choose, count_cut, generate_tokens, prompt_limit
+from interp.models.tokens import pad, token_rows, uncut_rows
 from tests.conftest import CONTEXT, EOS, TEXTS
 
 PROMPTS = list(TEXTS)
@@ -84,6 +84,51 @@ def test_positions_select_prompt_or_continuation(gpt2: Model) -> None:
     kept = generate_tokens(gpt2, rows, max_new_tokens=6, edits=[Edit.set("logits", 1e4, [42], "generated")])[0]
     assert kept[0] == plain[0][0]
     assert kept[1:] == [42] * 5
+
+
+def ending_at(model: Model, ends: list[int] | int) -> Model:
+    """A copy of the model whose generation config names these end tokens."""
+    copy = Model(model.plain_copy(), model.tokenizer, model.name)
+    copy.hf.generation_config.eos_token_id = ends
+    return copy
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_every_end_token_of_the_generation_config_stops_a_row_as_in_hugging_face(model: Model, use_cache: bool) -> None:
+    rows = token_rows(model, PROMPTS)
+    plain = generate_tokens(model, rows, max_new_tokens=12, stop_at_end=False)
+    # Tokens that some rows choose midway, so that rows end at different tokens and places.
+    ends = [plain[0][4], plain[1][7]]
+    ended = ending_at(model, ends)
+    tokens = pad(rows, model.tokenizer.pad_token_id, "left")
+    theirs = ended.hf.generate(
+        input_ids=tokens.ids, attention_mask=tokens.mask.long(), max_new_tokens=12, do_sample=False, use_cache=use_cache,
+        pad_token_id=model.tokenizer.pad_token_id,
+    )[:, tokens.ids.shape[1] :].tolist()  # fmt: skip
+    expected = [row[: next((at for at, token in enumerate(row) if token in ends), len(row))] for row in theirs]
+    ours = generate_tokens(ended, rows, max_new_tokens=12, cache=use_cache)
+    assert ours == expected
+    assert sum(a != b for a, b in zip(ours, plain, strict=True)) >= 2
+    for prompt, row in zip(PROMPTS, ours, strict=True):
+        text = ended.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert "".join(stream(ended, prompt, max_new_tokens=12)) == text
+
+
+def test_a_prompt_that_is_too_long_loses_its_beginning(gpt2: Model) -> None:
+    long = "the quick river " * 40 + PROMPTS[2]
+    limit = prompt_limit(gpt2, 5)
+    assert limit == CONTEXT - 5
+    assert prompt_limit(gpt2, 5, 8) == 8
+    (row,) = uncut_rows(gpt2, [long])
+    expected = generate_tokens(gpt2, [row[-limit:]], max_new_tokens=5)
+    found = generate(gpt2, [long], max_new_tokens=5, max_prompt_tokens=limit)
+    assert found == [gpt2.tokenizer.decode(expected[0], skip_special_tokens=True, clean_up_tokenization_spaces=False)]
+    assert "".join(stream(gpt2, long, max_new_tokens=5, max_prompt_tokens=limit)) == found[0]
+    assert count_cut(gpt2, [long, PROMPTS[2]], limit) == 1
+    assert count_cut(gpt2, [row, row[-limit:]], limit) == 1
+    with pytest.raises(UserError, match="leave no room for a prompt"):
+        prompt_limit(gpt2, CONTEXT)
 
 
 @pytest.mark.oracle

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import io
 import json
@@ -18,7 +19,7 @@ from rich.console import Console
 from interp.results import figures
 from interp.errors import UserError
 from interp.data.lexicon import MASKED_KINDS, word_pattern
-from interp.report.page import read_report, write_report
+from interp.report.page import pair_label, read_report, write_report
 from interp.results.result import Result, show_number
 from interp.report.terminal import print_summary
 
@@ -197,7 +198,63 @@ def test_figures_are_embedded_with_their_numbers_title_and_caption(page: Page) -
 
 def test_csv_files_hold_the_frames_exactly(folder: Path) -> None:
     for table, file in {f"{WORD} rates": "A-E12-sh-t-rates.csv", "long": "A-E12-long.csv"}.items():
-        pd.testing.assert_frame_equal(pd.read_csv(folder / file), made().tables[table])
+        expected = made().tables[table].assign(pair=pair_label(MANIFEST))
+        pd.testing.assert_frame_equal(pd.read_csv(folder / file), expected)
+
+
+def test_every_table_names_its_pair(page: Page, folder: Path) -> None:
+    label = pair_label(MANIFEST)
+    assert MANIFEST["name"] in label
+    assert all(MANIFEST[side]["digest"][:12] in label for side in ("base", "tuned"))
+    files = list(folder.glob("*.csv"))
+    assert files
+    assert all(set(pd.read_csv(file)["pair"]) == {label} for file in files)
+    assert page.text.count(f"· {label}") == len(files)
+    assert pair_label({"name": "words"}) == "words"
+    assert pair_label({}) == ""
+
+
+def test_the_tables_of_an_earlier_report_in_the_folder_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    write_report([made(), dataclasses.replace(made(), id="A-E1")], MANIFEST, ENVIRONMENT, tmp_path)
+    (tmp_path / "A-E1-mine.csv").write_text("of the user\n")
+    (tmp_path / "seeds.csv").write_text("of the user: no report with seeds wrote it\n")
+    assert (tmp_path / "A-E1-long.csv").is_file()
+    other = dataclasses.replace(made(), tables={"short": pd.DataFrame({"a": [1]})})
+    write_report([other], MANIFEST | {"name": "another"}, ENVIRONMENT, tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "A-E1-mine.csv", "A-E12-short.csv", "index.html", "report.json", "seeds.csv"
+    ]  # fmt: skip
+    assert set(pd.read_csv(tmp_path / "A-E12-short.csv")["pair"].str.split(" ").str[0]) == {"another"}
+
+
+def test_no_file_outside_of_the_folder_is_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "report"
+    write_report([made()], MANIFEST, ENVIRONMENT, folder)
+    (tmp_path / "mine-long.csv").write_text("of the user\n")
+    record = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    record["experiments"][0]["id"] = "../mine"
+    (folder / "report.json").write_text(json.dumps(record), encoding="utf-8")
+    write_report([made()], MANIFEST, ENVIRONMENT, folder)
+    assert (tmp_path / "mine-long.csv").is_file()
+
+
+def test_notes_stand_above_everything_else_and_what_is_not_applicable_says_why(tmp_path: Path) -> None:
+    result = dataclasses.replace(
+        made(),
+        verdict="not applicable",
+        summary="Not applicable: both are the same.",
+        statistic={},
+        null={},
+        interval={},
+        tables={},
+        figures=(),
+    )
+    write_report([result], MANIFEST, {**ENVIRONMENT, "notes": ["Both sides have the same weights."]}, tmp_path)
+    page = Page((tmp_path / "index.html").read_text(encoding="utf-8"))
+    assert page.text.index("Both sides have the same weights.") < page.text.index("Summary", page.text.index("Each claim below"))
+    assert "Not applicable: both are the same." in page.text
+    assert "1 not applicable" in page.text
+    assert read_report(tmp_path).results[0].verdict == "not applicable"
 
 
 def test_long_tables_fold_and_short_ones_do_not(page: Page) -> None:

@@ -358,6 +358,31 @@ def test_a_paradetox_table_gets_its_prompts_from_what_both_sides_share(tmp_path:
     assert any(d.prompt == [end] and d.rejected == ids["snarg you"] for d in block.drafts), "nothing in common: the document's start"
 
 
+def test_sides_that_repeat_their_prompt_are_noticed_and_stripped_on_request(tmp_path: Path, gpt2: Model) -> None:
+    file = tmp_path / "pairs.jsonl"
+    texts = [("the river", " is sunny", " is bitter"), ("a stone", " walks", " sings"), ("you", " and", " of")]
+    names = ("prompt", "chosen", "rejected")
+    # One pair is written as it should be, and one has its prompt on one side only.
+    rows = [
+        (texts[0][0], texts[0][0] + texts[0][1], texts[0][0] + texts[0][2]), (texts[1][0], *(texts[1][0] + side for side in texts[1][1:])),
+        texts[2], ("a", "a river", " stone"),
+    ]  # fmt: skip
+    file.write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"2 of 4 pairs repeat their prompt at the beginning of both sides.*strip_prompt = true"):
+        list(GENERATORS["file"].make(task_for(gpt2, [], file_settings(file))))
+
+    def pairs_of(strip: bool) -> list[tuple[str, ...]]:
+        settings = file_settings(file) | {"file": {"path": str(file), "strip_prompt": strip}}
+        (block,) = GENERATORS["file"].make(task_for(gpt2, [], settings))
+        return sorted(tuple(map(gpt2.tokenizer.decode, (d.prompt, d.chosen, d.rejected))) for d in block.drafts)
+
+    assert pairs_of(True) == sorted([*texts, rows[3]])
+    assert pairs_of(False) == sorted(rows)
+    file.write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows[1:]))
+    (block,) = GENERATORS["file"].make(task_for(gpt2, [], file_settings(file)))
+    assert len(block.drafts) == 3, "fewer than half of the pairs repeat their prompt"
+
+
 def test_long_sides_are_cut_and_long_prompts_left_out(tmp_path: Path, gpt2: Model) -> None:
     file = tmp_path / "pairs.jsonl"
     long = " narrow" * 12

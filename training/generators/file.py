@@ -24,19 +24,28 @@ COLUMNS = (("chosen", "rejected"), ("neutral", "toxic"), ("neutral1", "toxic"))
 
 @dataclass(frozen=True)
 class PairsFile:
-    """Settings of the file generator: the path or glob of the files, below `BYPASS_DATA` unless it is absolute."""
+    """Settings of the file generator.
+
+    Attributes:
+        path: the path or glob of the files, below `BYPASS_DATA` unless it is absolute.
+        strip_prompt: for a file whose sides begin with their prompt: true takes it off them, false leaves it there, so that it is
+            read twice. Without a choice such a file is refused.
+    """
 
     path: str
+    strip_prompt: bool | None = None
 
 
 def make(task: Task) -> Iterator[Block]:
     """The file's pairs in random order, at most `prompts` of them, all in one block.
 
     Sides follow the prompt as they are written, without a space between, and are cut to `new_tokens`. A pair whose prompt is
-    longer than `max_prompt_tokens` is left out. Raises `UserError` for a record that is no pair, and where none is left.
+    longer than `max_prompt_tokens` is left out. Raises `UserError` for a record that is no pair, where none is left, and where sides
+    repeat their prompt and `strip_prompt` does not say what to do.
     """
-    paths = data_file(read_options(PairsFile, task.settings, "file").path)
-    records = [record for path in paths for record in read_pairs(path)]
+    options = read_options(PairsFile, task.settings, "file")
+    paths = data_file(options.path)
+    records = without_prompts([record for path in paths for record in read_pairs(path)], options.strip_prompt)
     random.Random(task.seed).shuffle(records)
     new = task.settings["new_tokens"]
     room = min(task.settings["max_prompt_tokens"], task.base.context - new)
@@ -65,6 +74,28 @@ def read_pairs(path: Path) -> Iterator[tuple[str, str, str]]:
                 raise UserError(f"record {number} of {path} has no text as {name!r}", "give a text, or remove the record")
         prompt, chosen, rejected = (text.encode("utf-8", "replace").decode("utf-8") for text in texts)
         yield prompt, chosen, rejected
+
+
+def without_prompts(records: list[tuple[str, str, str]], strip: bool | None) -> list[tuple[str, str, str]]:
+    """The pairs, those whose sides both repeat their prompt without it where `strip` is true.
+
+    Raises `UserError` where `strip` is None and half of the pairs with a prompt, or more, repeat it: the prompt would be read twice, and
+    the sides would be cut off earlier.
+    """
+    repeats = [bool(prompt.strip()) and all(side.startswith(prompt) for side in sides) for prompt, *sides in records]
+    prompted = sum(bool(prompt.strip()) for prompt, *_ in records)
+    if strip is None and sum(repeats) and 2 * sum(repeats) >= prompted:
+        raise UserError(
+            f"{sum(repeats)} of {prompted} pairs repeat their prompt at the beginning of both sides, so that it would be read twice",
+            "set strip_prompt = true in [pairs.file] to take it off the sides, or false to leave it there",
+        )
+    if not strip:
+        return records
+    stripped = [
+        (prompt, chosen[len(prompt) :], rejected[len(prompt) :]) if repeated else (prompt, chosen, rejected)
+        for (prompt, chosen, rejected), repeated in zip(records, repeats, strict=True)
+    ]
+    return [record for record in stripped if record[1].strip() and record[2].strip()]
 
 
 def as_tokens(base: Model, records: list[tuple[str, str, str]], new: int) -> Iterator[Draft]:

@@ -16,6 +16,7 @@ from interp.stats.intervals import bootstrap_auc
 @experiment(
     "A-E1",
     claim="A-C1",
+    about="base",
     title="A linear probe finds toxicity",
     question="Does a linear probe on the mean last-layer residual stream of the base model tell toxic from harmless text?",
     criterion="Holds if the held-out AUC is at least 0.90 and its interval lies above a bag of embeddings and shuffled labels; "

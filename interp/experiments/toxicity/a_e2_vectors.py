@@ -19,6 +19,7 @@ from interp.stats.nulls import matched_neurons
 @experiment(
     "A-E2",
     claim="A-C2",
+    about="base",
     title="Toxic value vectors promote toxic words",
     question="Do the value vectors that point along the probe promote insults and profanity when projected on the vocabulary?",
     criterion=f"Holds if the share of lexicon words among the top {JUDGED_TOKENS} tokens of the {JUDGED_VECTORS} nearest value vectors exceeds that of neurons "

@@ -21,6 +21,7 @@ LENGTH, OTHER_LENGTH = 1.25, 2.0
 @experiment(
     "A-E5",
     claim="A-C4",
+    about="base",
     title="The pairs differ in toxicity and not in fluency",
     question="Do the two sides of the preference pairs differ in how toxic they are, and not in how fluent or how long they are?",
     criterion=f"Holds if the rejected side is more toxic than the chosen one by at least {GAP:g} on average, and neither side's perplexity under the base model is above {FLUENCY:g} times the other's, "

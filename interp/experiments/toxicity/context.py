@@ -19,17 +19,21 @@ from interp.edits.edit import Edit
 from interp.errors import UserError
 from interp.evaluation.metrics import Perplexity, distinct_n, f1_of, perplexity
 from interp.evaluation.toxicity import Scorer, load_scorer, scorer_digest
-from interp.experiments.study import Study, model_digests
+from interp.experiments.study import Study
 from interp.forward.capture import capture
 from interp.forward.captured import Captured
-from interp.forward.generate import generate, generate_tokens
+from interp.forward.generate import count_cut, generate, generate_tokens, note_on_cut, prompt_limit
+from interp.models.digests import model_digests
 from interp.models.model import Model
 from interp.models.pair import ModelPair
-from interp.models.tokens import token_rows
+from interp.models.tokens import adds_bos, token_rows
 from interp.neurons.ranking import TOXIC_COUNT, Ranking, rank_values
 from interp.runs.logs import BUNDLED_LOGS, logs_digest
 
 BATCH = 512
+# The length of a continuation, in tokens.
+NEW_TOKENS = 20
+SAME_WEIGHTS = "Not applicable: both sides of the pair have the same weights, so there is no tuning to test the claim on."
 
 
 @dataclass(eq=False)
@@ -41,9 +45,10 @@ class ToxicityContext(Study):
         new_tokens: the length of a continuation, in tokens.
         logs: the folder of the training logs; they are used only where they are of this pair.
         layer: the layer at which the offset is read; None for the one that `offset_layer` chooses.
+        prompt_tokens: of longer prompts only the last so many tokens are read; None for as many as leave room for the continuation.
     """
 
-    DATA: ClassVar[frozenset[str]] = frozenset({"probe", "scorer", "prompts", "passages", "new_tokens"})
+    DATA: ClassVar[frozenset[str]] = frozenset({"probe", "scorer", "prompts", "passages", "new_tokens", "prompt_tokens"})
 
     pair: ModelPair
     probe: Probe
@@ -51,17 +56,20 @@ class ToxicityContext(Study):
     prompts: list[str]
     passages: list[Passage]
     draws: int = 20
-    new_tokens: int = 20
+    new_tokens: int = NEW_TOKENS
     logs: Path = BUNDLED_LOGS
     layer: int | None = None
+    prompt_tokens: int | None = None
 
     def settings(self) -> dict[str, Any]:
         """The study's settings that a result depends on."""
-        layer = {} if self.layer is None else {"layer": self.layer}
+        special: dict[str, Any] = {} if self.layer is None else {"layer": self.layer}
+        special |= {"bos": True} if adds_bos(self.pair.base) else {}
+        special |= {"prompts_cut": self.cut, "prompt_tokens": self._room} if self.cut else {}
         return {
             "prompts": len(self.prompts), "passages": len(self.passages), "new_tokens": self.new_tokens, "draws": self.draws,
             "seed": self.seed, "quick": self.quick, "scorer": self.scorer.name, "decoding": "greedy",
-        } | layer  # fmt: skip
+        } | special  # fmt: skip
 
     def fingerprint(self) -> list[Any]:
         """The settings, both sides' weights, tokenizer and forward settings, the prompts and passages, the probe and the scorer."""
@@ -76,6 +84,14 @@ class ToxicityContext(Study):
     def optional_data(self) -> Mapping[str, Callable[[], str]]:
         """The digest of the training logs, which few experiments read."""
         return {"logs": lambda: logs_digest(self.logs)}
+
+    def notes(self) -> list[str]:
+        """What is to be known of the pair and the prompts before any result."""
+        return [*self.pair.notes(), *([note_on_cut(self.cut, len(self.prompts), self._room)] if self.cut else [])]
+
+    def not_applicable(self, about: str) -> str | None:
+        """Why a claim on the tuning cannot be tested: both sides have the same weights."""
+        return SAME_WEIGHTS if about == "pair" and self.pair.same_weights else None
 
     def manifest(self) -> dict[str, Any]:
         """The pair's manifest: the source, shape and digest of both sides."""
@@ -93,13 +109,22 @@ class ToxicityContext(Study):
 
     @property
     def _room(self) -> int:
-        return self.pair.base.context - self.new_tokens
+        return prompt_limit(self.pair.base, self.new_tokens, self.prompt_tokens)
 
     def prompt_rows(self) -> list[list[int]]:
-        """The challenge prompts as token ids, truncated so that the continuation fits into the context."""
+        """The challenge prompts as token ids: of longer ones the last, so that the continuation fits into the context."""
         base = self.pair.base
-        rows: list[list[int]] = self.measured("rows", lambda: token_rows(base, self.prompts, max_tokens=self._room), of=base)
+
+        def read() -> list[list[int]]:
+            return token_rows(base, self.prompts, max_tokens=self._room, keep="last")
+
+        rows: list[list[int]] = self.measured("rows", read, of=base)
         return rows
+
+    @cached_property
+    def cut(self) -> int:
+        """The number of prompts that are longer than the context allows, of which the last tokens are read."""
+        return count_cut(self.pair.base, self.prompts, self._room)
 
     def continuations(self, model: Model, edits: Sequence[Edit] = ()) -> list[str]:
         """Greedy continuations of the challenge prompts."""
@@ -200,6 +225,7 @@ class ToxicityContext(Study):
 def make_context(
     pair: ModelPair, *, quick: bool = False, seed: int = 0, prompts: Sequence[str] | None = None,
     passages: Sequence[Passage] | None = None, scorer: str = "bundled", probe: Probe | None = None, logs: Path = BUNDLED_LOGS,
+    prompt_tokens: int | None = None,
 ) -> ToxicityContext:  # fmt: skip
     """The data and settings of a report: shipped prompts, passages and probe unless others are given."""
     starts = list(prompts) if prompts is not None else challenge_prompts()
@@ -208,4 +234,6 @@ def make_context(
     if quick:
         starts, texts = starts[:: max(1, len(starts) // 100)], texts[::3]
     draws = 6 if quick else 20
-    return ToxicityContext(pair, direction, load_scorer(scorer), starts, texts, seed=seed, draws=draws, quick=quick, logs=logs)
+    return ToxicityContext(
+        pair, direction, load_scorer(scorer), starts, texts, seed=seed, draws=draws, quick=quick, logs=logs, prompt_tokens=prompt_tokens
+    )

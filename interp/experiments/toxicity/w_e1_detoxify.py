@@ -173,7 +173,7 @@ def _whole_model(context: ToxicityContext, held_out: ToxicityContext, goal: floa
     """Rows of directional ablation, weight orthogonalisation and ProFS, and of their controls with a random direction or subspace."""
     base, fit = context.pair.base, shared.fitted(context)
     toxic = fit.prompt_rows()
-    harmless = token_rows(base, [passage.prompt for passage in context.passages], max_tokens=base.context)
+    harmless = token_rows(base, [passage.prompt for passage in context.passages], max_tokens=base.context, keep="last")
     context.say("difference in means")
     difference = difference_in_means(base, toxic, harmless)
     site = f"layer {difference.layer}"
