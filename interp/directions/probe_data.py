@@ -39,6 +39,7 @@ class ProbeData:
     capitals: np.ndarray
     lengths: np.ndarray
     with_bias: bool = True
+    standardise: bool = True
 
     @cached_property
     def test(self) -> np.ndarray:
@@ -56,7 +57,7 @@ class ProbeData:
             raise UserError(f"the L2 strength is {l2}", "give a number above 0, for example 0.1")
         rows = self.train if rows is None else rows
         x, y = features[rows], (self.labels if labels is None else labels)[rows]
-        scale = float(np.median(x.std(axis=0))) or 1.0
+        scale = self.scales(features, rows)
         # With a bias, centring leaves the optimum where it is and brings the solver there sooner.
         centre = x.mean(axis=0) if self.with_bias else np.zeros(x.shape[1])
         # Scikit-learn minimises C * (sum of losses) + |w|^2 / 2, hence C = 1 / (n l2) for a mean of losses.
@@ -68,6 +69,16 @@ class ProbeData:
             solver.fit((x - centre) / scale, y)
         w = np.asarray(solver.coef_[0]) / scale
         return w, float(np.ravel(solver.intercept_)[0] - w @ centre) if self.with_bias else 0.0
+
+    def scales(self, features: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+        """What each coordinate is divided by before the fit: its standard deviation, or without `standardise` the median of all of them.
+
+        A coordinate that does not vary is divided by 1.
+        """
+        deviations = features[self.train if rows is None else rows].std(axis=0)
+        if not self.standardise:
+            deviations = np.full_like(deviations, np.median(deviations))
+        return np.where(deviations > 0, deviations, 1.0)
 
     def difference(self, features: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
         """Mean toxic minus mean other feature."""
@@ -127,7 +138,7 @@ class ProbeData:
 
 def read_data(
     model: Model, texts: Sequence[str], labels: Any, held_out: float, seed: int, max_tokens: int, batch_size: int, batch_tokens: int,
-    bias: bool = True,
+    bias: bool = True, standardise: bool = True,
 ) -> ProbeData:  # fmt: skip
     """The features of these texts, checked and split, from one pass of the model.
 
@@ -157,7 +168,7 @@ def read_data(
     letters = [[c for c in text if c.isalpha()] for text in texts]
     capitals = np.array([sum(c.isupper() for c in chars) / len(chars) if chars else 0.0 for chars in letters])
     lengths = np.array([len(text) for text in texts], dtype=np.float64)
-    return ProbeData(features.double().numpy(), embeddings.double().numpy(), truth, train, capitals, lengths, bias)
+    return ProbeData(features.double().numpy(), embeddings.double().numpy(), truth, train, capitals, lengths, bias, standardise)
 
 
 def features_of(model: Model, rows: Sequence[Sequence[int]], batch_size: int, batch_tokens: int) -> Float[Tensor, "batch d_model"]:
