@@ -117,7 +117,8 @@ class Probe:
 
 def fit_probe(
     model: Model, texts: Sequence[str], labels: Any, *, l2: float | int = 1.0, held_out: float = 0.2, seed: int = 0,
-    max_tokens: int = 128, bias: bool = True, standardise: bool = True, batch_size: int = 64, batch_tokens: int = 4096,
+    max_tokens: int = 128, bias: bool = True, standardise: bool = True, skip_first: bool = False, batch_size: int = 64,
+    batch_tokens: int = 4096,
 ) -> Probe:  # fmt: skip
     """A linear probe for toxicity fitted on the last residual stream, with its held-out metrics and controls.
 
@@ -139,16 +140,20 @@ def fit_probe(
         labels: 1 or True for toxic, 0 or False for not.
         held_out: the share of texts, of both classes alike, on which the metrics are measured.
         max_tokens: of each text only so many are read.
+        skip_first: leave the first position out of the mean. In many models it is an attention sink (in SmolLM2-135M at layer 14 its
+            stream is 150 times as long as that of other positions), whose share of the mean is a matter of the text's length. Logistic
+            probes cope (AUC 0.92 either way), the difference in means does not: on the last layer its AUC is 0.79, without the first
+            position 0.84, standardised 0.87, both 0.89; at layer 14 0.66, 0.78, 0.75 and 0.90.
 
     Source: paper A section 3.1; experiment A-E1. Raises `UserError` for one class only, fewer than 20 texts, labels of
     another number or kind, an empty text, or a held-out share that leaves a class out.
     """
-    data = read_data(model, texts, labels, held_out, seed, max_tokens, batch_size, batch_tokens, bias, standardise)
+    data = read_data(model, texts, labels, held_out, seed, max_tokens, batch_size, batch_tokens, bias, standardise, skip_first)
     w, b = data.fit(data.features, l2)
     difference, scales = data.difference(data.features), data.scales(data.features)
     settings = {
         "l2": float(l2), "held_out": held_out, "seed": seed, "max_tokens": max_tokens, "bias": bias, "standardise": standardise,
-        "site": f"resid_post.{model.n_layers - 1}", "texts": len(texts),
+        "skip_first": skip_first, "site": f"resid_post.{model.n_layers - 1}", "texts": len(texts),
     }  # fmt: skip
     column, deviations, unstandardised = torch.from_numpy(w / 2).float(), None, None
     metrics = {**data.quality(w, b), **data.controls(w, l2, seed), "cosine_difference": cosine(w * scales, difference / scales)}
@@ -165,7 +170,7 @@ def fit_probe(
 def sweep_l2(
     model: Model, texts: Sequence[str], labels: Any, strengths: Sequence[float | int] = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0), *,
     held_out: float = 0.2, seed: int = 0, max_tokens: int = 128, batch_size: int = 64, batch_tokens: int = 4096, top: int = 20,
-    bias: bool = True, standardise: bool = True, masked: bool = True,
+    bias: bool = True, standardise: bool = True, skip_first: bool = False, masked: bool = True,
 ) -> pd.DataFrame:  # fmt: skip
     """Metrics and top tokens of probes fitted with each of these L2 strengths.
 
@@ -176,7 +181,7 @@ def sweep_l2(
     """
     if not len(strengths):
         raise UserError("the sweep was given no strengths", "give at least one, for example 0.1")
-    data = read_data(model, texts, labels, held_out, seed, max_tokens, batch_size, batch_tokens, bias, standardise)
+    data = read_data(model, texts, labels, held_out, seed, max_tokens, batch_size, batch_tokens, bias, standardise, skip_first)
     scales = data.scales(data.features)
     limit = data.difference(data.features) / scales**2
     rows = []
@@ -204,7 +209,8 @@ def probe_scores(
         raise UserError(f"the probe reads {probe.d_model} numbers, {model.name} holds {model.d_model}", "fit a probe on this model")
     limit = max_tokens if max_tokens is not None else probe.settings.get("max_tokens")
     rows = token_rows(model, list(texts), max_tokens=limit)
-    odds = features_of(model, rows, batch_size, batch_tokens) @ probe.weights + probe.bias
+    skip_first = bool(probe.settings.get("skip_first", False))
+    odds = features_of(model, rows, batch_size, batch_tokens, skip_first) @ probe.weights + probe.bias
     return odds[:, 1] - odds[:, 0]
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.forward.capture import capture
+from interp.models.positions import MEAN, MEAN_AFTER_FIRST
 from interp.models.tokens import token_rows
 from interp.stats.intervals import auc, bootstrap_auc
 
@@ -138,7 +139,7 @@ class ProbeData:
 
 def read_data(
     model: Model, texts: Sequence[str], labels: Any, held_out: float, seed: int, max_tokens: int, batch_size: int, batch_tokens: int,
-    bias: bool = True, standardise: bool = True,
+    bias: bool = True, standardise: bool = True, skip_first: bool = False,
 ) -> ProbeData:  # fmt: skip
     """The features of these texts, checked and split, from one pass of the model.
 
@@ -163,7 +164,7 @@ def read_data(
     rows = token_rows(model, list(texts), max_tokens=max_tokens)
     table = model.hf.get_input_embeddings().weight.detach()
     embeddings = torch.stack([table[torch.tensor(row, device=table.device)].float().mean(dim=0).cpu() for row in rows])
-    features = features_of(model, rows, batch_size, batch_tokens)
+    features = features_of(model, rows, batch_size, batch_tokens, skip_first)
     train, _ = split(truth, np.arange(len(truth)), 1 - held_out, seed)
     letters = [[c for c in text if c.isalpha()] for text in texts]
     capitals = np.array([sum(c.isupper() for c in chars) / len(chars) if chars else 0.0 for chars in letters])
@@ -171,10 +172,12 @@ def read_data(
     return ProbeData(features.double().numpy(), embeddings.double().numpy(), truth, train, capitals, lengths, bias, standardise)
 
 
-def features_of(model: Model, rows: Sequence[Sequence[int]], batch_size: int, batch_tokens: int) -> Float[Tensor, "batch d_model"]:
-    """Mean over each text's positions of the last residual stream, before the final norm."""
-    site = f"resid_post.{model.n_layers - 1}"
-    return capture(model, rows, [site], positions="mean", batch_size=batch_size, batch_tokens=batch_tokens)[site]
+def features_of(
+    model: Model, rows: Sequence[Sequence[int]], batch_size: int, batch_tokens: int, skip_first: bool = False
+) -> Float[Tensor, "batch d_model"]:
+    """Mean over each text's positions, or all but the first, of the last residual stream, before the final norm."""
+    site, positions = f"resid_post.{model.n_layers - 1}", MEAN_AFTER_FIRST if skip_first else MEAN
+    return capture(model, rows, [site], positions=positions, batch_size=batch_size, batch_tokens=batch_tokens)[site]
 
 
 def split(labels: np.ndarray, rows: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

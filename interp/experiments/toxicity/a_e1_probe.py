@@ -7,9 +7,11 @@ import torch
 
 from interp.data.texts import toxicity_texts
 from interp.directions.probe import probe_scores
+from interp.evaluation.token_toxicity import row_toxicity
 from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity.context import ToxicityContext
-from interp.neurons.vocabulary import JUDGED_TOKENS, top_tokens
+from interp.neurons.projection import projection_for
+from interp.neurons.vocabulary import JUDGED_TOKENS, top_tokens, toxic_shares
 from interp.results import figures
 from interp.results.result import Verdict
 from interp.stats.intervals import bootstrap_auc
@@ -92,10 +94,11 @@ def readings(context: ToxicityContext) -> pd.DataFrame:
         return pd.DataFrame()
     names = {"standardised": "auc", "not standardised": "unstandardised_auc"}
     directions = torch.stack([probe.direction, probe.unstandardised])
-    words = top_tokens(base, directions, top=JUDGED_TOKENS).words
+    words = top_tokens(base, directions, top=JUDGED_TOKENS, projection=projection_for(base)).words
     return pd.DataFrame({
         "features": list(names), **{column: [probe.metrics[f"{name}{end}"] for name in names.values()] for column, end in
                                     (("AUC", ""), ("low", "_low"), ("high", "_high"))},
         "cosine with the probe": torch.cosine_similarity(directions, probe.direction[None], dim=1).tolist(),
+        "share of toxic words": toxic_shares(words), "toxicity in sentences": row_toxicity(words, context.scorer),
         "top tokens": [" · ".join(word.strip() for word in row) for row in words],
     })  # fmt: skip
