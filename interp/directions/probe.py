@@ -42,7 +42,7 @@ MEANINGS = {
     "auc_high": "upper end of its 95 % interval", "shuffled_auc": f"null: mean over {SHUFFLES} probes trained on shuffled labels",
     "shuffled_auc_most": "null: farthest from 1/2 among these, mirrored to above 1/2",
     "embeddings_auc": "control: probe on mean token embeddings, at the best of four L2 strengths",
-    "difference_auc": "control: difference in means as the direction", "capitals_auc": "confound: share of capitals alone",
+    "difference_auc": "control: difference in means of the same features", "capitals_auc": "confound: share of capitals alone",
     "length_auc": "confound: length in characters alone (1/2 is none, either side counts)",
     "capitals_correlation": "confound: correlation of the probe's score with the share of capitals",
     "stability": "cosine between the probes of two halves of the training texts",
@@ -86,10 +86,10 @@ class Probe:
     def direction(self) -> Float[Tensor, " d_model"]:
         """The direction that points at toxic, to be compared with value vectors, read in words or added to activations.
 
-        It is `W[:, 1] * s / median(s)`: how far a standard deviation of each coordinate moves the log-odds. Without standardising it is
-        `W[:, 1]`. To read activations use `weights`: `W[:, 1]` is the gradient of the log-odds, and divides by `s` whatever an enormous
-        coordinate holds, so it inflates the coordinates that hardly vary, and what writes most along toxicity need not lie along it.
-        Multiplied by `s` twice (the change of the features that goes with a change of the log-odds) the enormous coordinates return.
+        It is `W[:, 1] * s / median(s)`: how far one standard deviation of each coordinate moves the log-odds. Without standardising it is
+        `W[:, 1]`. To read activations use `weights`: `W[:, 1]` is the gradient of the log-odds. It is a poor direction to compare with
+        value vectors, because it is large in coordinates that hardly vary, while a neuron that writes toxicity makes its coordinates vary.
+        `W[:, 1] * s**2` (how independent features change along with the log-odds) is ruled by the enormous coordinates again.
 
         Measured on SmolLM2-135M-Instruct (last layer, 800 comments, L2 1.0), share of listed words among the top 20 tokens (cosines with
         the centred unembedding, common tokens) and their toxicity in carrier sentences: 55 % and 0.50 for this direction, 45 % and 0.43

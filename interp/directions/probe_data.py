@@ -116,7 +116,7 @@ class ProbeData:
             "embeddings_auc": max(
                 held_out_auc(self.embeddings, self.fit(self.embeddings, l2 / factor)[0]) for factor in (1, 10, 100, 1000)
             ),
-            "difference_auc": held_out_auc(self.features, self.difference(self.features)),
+            "difference_auc": held_out_auc(self.features, self.difference(self.features) / self.scales(self.features) ** 2),
             "capitals_auc": auc(truth, self.capitals[self.test]), "length_auc": auc(truth, self.lengths[self.test]),
             "capitals_correlation": self.capitals_correlation(w), "stability": self.stability(l2, seed),
             "share_toxic": float(self.labels.mean()), "train": len(self.train), "held_out": len(self.test),
@@ -130,11 +130,16 @@ class ProbeData:
         return float(np.corrcoef(scores, capitals)[0, 1])
 
     def stability(self, l2: float | int, seed: int) -> float:
-        """Cosine between the directions of two halves of the training texts; infinite `l2` stands for the difference in means."""
-        first, second = split(self.labels, self.train, 0.5, seed + 1)
+        """Cosine between the directions of two halves of the training texts; infinite `l2` stands for the difference in means.
+
+        The directions are those of the features as they were fitted.
+        """
+        scales, halves = self.scales(self.features), split(self.labels, self.train, 0.5, seed + 1)
         if l2 == float("inf"):
-            return cosine(self.difference(self.features, first), self.difference(self.features, second))
-        return cosine(self.fit(self.features, l2, first)[0], self.fit(self.features, l2, second)[0])
+            first, second = (self.difference(self.features, half) / scales for half in halves)
+        else:
+            first, second = (self.fit(self.features, l2, half)[0] * scales for half in halves)
+        return cosine(first, second)
 
 
 def read_data(
