@@ -48,10 +48,12 @@ def test_standardised_the_difference_is_not_drowned_by_an_enormous_coordinate(gp
     for rows in states.values():
         rows[:, 2] *= 1000
     sites = {f"resid_post.{layer}" for layer in range(gpt2.n_layers)}
-    monkeypatch.setattr(
-        "interp.directions.contrast.capture", lambda model, rows, *others, **named: dict.fromkeys(sites, states[rows[0]])
-    )  # fmt: skip
-    plain, standardised = (difference_in_means(gpt2, ["toxic"] * 40, ["harmless"] * 40, standardise=on) for on in (False, True))
+
+    def captured(model: Model, rows: list[list[int]], *others: object, **settings: object) -> dict[str, torch.Tensor]:
+        return dict.fromkeys(sites, states["toxic" if rows[0] == [4] else "harmless"])
+
+    monkeypatch.setattr("interp.directions.contrast.capture", captured)
+    plain, standardised = (difference_in_means(gpt2, [[4]] * 40, [[5]] * 40, standardise=on) for on in (False, True))
     assert int(plain.direction.abs().argmax()) == 2
     assert int(standardised.direction.abs().argmax()) == 9
     assert standardised.table[standardised.layer] > plain.table[plain.layer] + 0.2
