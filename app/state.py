@@ -98,9 +98,11 @@ def toxic_neurons(source: Source) -> list[Neuron]:
 def index(source: Source) -> VocabularyIndex:
     """The index of the tokens that every value vector of the base model promotes and suppresses."""
     from interp.files import cache_folder
+    from interp.neurons.projection import projection_for
     from interp.neurons.vocabulary import build_index
 
-    return build_index(load_pair(source).base, cache=cache_folder())
+    base = load_pair(source).base
+    return build_index(base, projection=projection_for(base), cache=cache_folder())
 
 
 @st.cache_resource(show_spinner="Loading the scorer …")

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,8 +48,9 @@ def train_probe(recipe: Recipe) -> Path:
         raise UserError(f"{len(seen[True])} labelled texts are held out, and both classes are needed", "give more labelled texts")
     texts, labels = map(list, zip(*seen[False][: settings["texts"]], strict=True))
     unseen, truth = map(list, zip(*seen[True], strict=True))
-    sweep = sweep_l2(model, texts, labels, settings["sweep"], seed=recipe.seed, masked=False)
-    probe = fit_probe(model, texts, labels, l2=settings["l2"], seed=recipe.seed)
+    fit: dict[str, Any] = {name: settings.get(name, getattr(ProbeSettings, name)) for name in ("standardise", "skip_first")}
+    sweep = sweep_l2(model, texts, labels, settings["sweep"], seed=recipe.seed, masked=False, **fit)
+    probe = fit_probe(model, texts, labels, l2=settings["l2"], seed=recipe.seed, **fit)
     interval = bootstrap_auc(truth, probe_scores(probe, model, unseen).numpy(), seed=recipe.seed)
     extra = {"unseen_auc": interval.value, "unseen_low": interval.low, "unseen_high": interval.high, "unseen": len(unseen)}
     scores = word_scores(model, texts, labels, unseen, max_tokens=probe.settings["max_tokens"], seed=recipe.seed)

@@ -153,6 +153,8 @@ class ProbeSettings(SourceSettings):
     texts: int = setting("how many texts it is fitted on", least=2)
     l2: float = setting("strength of its L2 penalty", least=0)
     sweep: list[float] = setting("strengths that are compared in `l2.csv`", least=0)
+    standardise: bool = setting("divide each coordinate of the activations by its standard deviation before the fit", default=True)
+    skip_first: bool = setting("leave the first position, an attention sink in many models, out of each text's mean", default=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from interp.forward.capture import capture
 from interp.forward.captured import Captured
 from interp.models.model import Neuron
 from interp.models.sites import parse_site
+from interp.neurons.projection import projection_for
 from interp.neurons.ranking import values_at
 from interp.neurons.vocabulary import top_tokens
 from interp.results import figures
@@ -123,7 +124,8 @@ def first_firing(source: Source, count: int, layer: int) -> int:
 def promoted(source: Source, neurons: tuple[Neuron, ...], top: int) -> list[list[str]]:
     """The tokens that each of these neurons promotes most."""
     model = state.load_pair(source).base
-    return [[word.strip() for word in words] for words in top_tokens(model, values_at(model, neurons), top=top).words]
+    tokens = top_tokens(model, values_at(model, neurons), top=top, projection=projection_for(model))
+    return [[word.strip() for word in words] for words in tokens.words]
 
 
 @st.cache_data(show_spinner=False, max_entries=256)

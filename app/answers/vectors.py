@@ -18,14 +18,16 @@ from app import state
 from app.settings import Source
 from interp import ModelPair
 from interp.diffing.weights import neuron_shift
+from interp.evaluation.token_toxicity import row_toxicity
 from interp.models.model import Neuron
+from interp.neurons.projection import projection_for
 from interp.neurons.ranking import explain_neuron, keys_at, rank_values, svd_directions, values_at
 from interp.neurons.vocabulary import JUDGED_TOKENS, JUDGED_VECTORS, search, top_tokens, toxic_shares
 from interp.results import figures
 from interp.results.result import Figure
 from interp.stats.nulls import matched_neurons, random_neurons
 
-LISTED, USUAL, DRAWS, OTHERS = 8, 20, 20, 100
+LISTED, USUAL, DRAWS, OTHERS, SCORED = 8, 20, 20, 100, 20
 MEASURES = [
     "norm in base", "norm in tuned", "cosine, base to tuned", "random neurons: median", "moved, of its norm", "random neurons: median",
     "random: middle 90 %", "moved more than",
@@ -111,6 +113,20 @@ def hostile(words: Sequence[Sequence[str]]) -> list[int]:
     return [round(JUDGED_TOKENS * share) for share in toxic_shares(list(map(list, words))).tolist()]
 
 
+@st.cache_data(show_spinner="Scoring the words in sentences …", max_entries=200)
+def in_sentences(source: Source, neurons: tuple[Neuron, ...]) -> tuple[list[float], float]:
+    """How much more toxic each neuron's top tokens make a sentence than everyday words do, and the mean of random neurons' tokens."""
+    drawn = random_neurons(state.load_pair(source).base, neurons[:SCORED], seed=0, exclude=state.toxic_neurons(source))
+    values = row_toxicity([words_of(source, neuron) for neuron in (*neurons, *drawn)], state.scorer())
+    return values[: len(neurons)].tolist(), float(values[len(neurons) :].mean())
+
+
+@st.cache_data(show_spinner=False, max_entries=10)
+def projection(source: Source) -> str:
+    """How value vectors are projected on the vocabulary, in words."""
+    return str(state.index(source).projection)
+
+
 def _cosines(pair: ModelPair, neurons: Sequence[Neuron], read: Callable[[Any, Sequence[Neuron]], torch.Tensor]) -> list[float]:
     return torch.cosine_similarity(read(pair.base, neurons).double(), read(pair.tuned, neurons).double(), dim=1).tolist()
 
@@ -156,7 +172,8 @@ def written(source: Source, neuron: Neuron) -> Written:
     for largest in (True, False):
         sides = {}
         for side, model in state.load_pair(source).sides.items():
-            tokens = top_tokens(model, values_at(model, [neuron]), top=JUDGED_TOKENS, largest=largest)
+            way = projection_for(model)
+            tokens = top_tokens(model, values_at(model, [neuron]), top=JUDGED_TOKENS, largest=largest, projection=way)
             sides[side] = list(zip(tokens.words[0], tokens.scores[0].tolist(), strict=True))
         by_end.append(sides)
     return Written(*by_end)
@@ -227,7 +244,7 @@ def shared(source: Source, count: int) -> pd.DataFrame:
     parts = []
     for name, neurons in groups.items():
         directions = svd_directions(base, neurons, count=min(3, len(neurons)), towards=direction)
-        words = top_tokens(base, directions, top=JUDGED_TOKENS).words
+        words = top_tokens(base, directions, top=JUDGED_TOKENS, projection=projection_for(base)).words
         parts.append(pd.DataFrame({
             "value vectors": name, "direction": [f"U{place}" for place in range(len(directions))],
             "cosine with the probe": torch.cosine_similarity(directions, direction[None], dim=1).tolist(),

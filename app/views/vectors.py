@@ -83,6 +83,10 @@ def controls(page: shell.Page, line: Any) -> Ranked | None:
         width=130,
         help="How many value vectors the table holds.",
     )
+    line.toggle(
+        "Score in sentences", key="sentences", bind="query-params",
+        help="Put the ten top tokens of each row into sentences that the toxicity scorer judges: hostile words on no list count too.",
+    )  # fmt: skip
     try:
         if by == "Word":
             return answers.by_word(page.source, word, count)
@@ -132,6 +136,14 @@ def ranking(page: shell.Page) -> Neuron | None:
 def rows(page: shell.Page, ranked: Ranked, table: str, names: list[str], chosen: str) -> None:
     """Draw the table, with the row of the chosen neuron marked."""
     frame = pd.concat([answers.described(page.source, ranked.neurons), ranked.reasons], axis=1)
+    null = ""
+    if st.session_state.get("sentences"):
+        values, drawn = answers.in_sentences(page.source, ranked.neurons)
+        frame.insert(list(frame.columns).index("hostile words") + 1, "in sentences", values)
+        null = (
+            " *In sentences*: how much more toxic its top tokens make a sentence than everyday words do; "
+            f"random neurons of the same layers have {drawn:+.3f}."
+        )
     # The neuron first, then why it is here, then what it writes, then what tuning did.
     order = ["neuron", *ranked.reasons.columns, *(name for name in frame.columns if name not in ("neuron", *ranked.reasons.columns))]
     row = show.table(
@@ -143,6 +155,7 @@ def rows(page: shell.Page, ranked: Ranked, table: str, names: list[str], chosen:
     st.caption(
         "Click a row, or type a neuron above. *Probe*: cosine with the probe's direction. *Hostile*: profanity, slurs and insults among "
         "its ten top tokens. *Kept*: cosine of the vector before and after tuning. *Moved*: the change as a share of its norm."
+        f"{null} Tokens by {answers.projection(page.source)}."
     )
 
 
@@ -165,6 +178,11 @@ def config(ranked: Ranked | None = None) -> dict[str, Any]:
         "cosine with the probe": number("probe", format="%.3f", width=62, help="Cosine of the vector with the probe's direction."),
         "promotes": text(width=345, help="The tokens whose logits the vector raises most."),
         "hostile words": number("hostile", format="%d of 10", width=72, help="Profanity, slurs and insults among its ten top tokens."),
+        "in sentences": number(
+            format="%+.3f",
+            width=84,
+            help="Toxicity of sentences with its ten top tokens, above that of the same sentences with everyday words.",
+        ),
         "value kept": number(format="%.6f", width=84, help="Cosine of what the neuron writes before and after tuning; 1: unchanged."),
         "value moved": number(format="%.2f %%", width=92, help="Norm of the change of the value vector, as a share of its norm."),
         "key kept": number(format="%.6f", width=80, help="Cosine of what the neuron reads before and after tuning; 1: unchanged."),

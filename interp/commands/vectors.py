@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,10 +17,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from interp.directions.probe import Probe
-    from interp.models.model import Model
+    from interp.models.model import Model, Neuron
     from interp.neurons.example_results import Examples
+    from interp.neurons.projection import Projection
 
 WORDS = 8
+# How many random value vectors stand beside the ranked ones.
+NULLS = 16
 
 
 def vectors(
@@ -34,6 +38,14 @@ def vectors(
         typer.Option(metavar="FILE", help="with --neuron: where in these texts does it fire most? A file, or bundled for those that ship"),
     ] = None,
     top: Annotated[int, typer.Option(help="how many")] = 16,
+    projection: Annotated[
+        str,
+        typer.Option(
+            help="dot: dot products with all tokens; cosine: with the centred unembedding; common: that over common tokens; "
+            "auto: common for a vocabulary above 16,384 tokens, else dot"
+        ),
+    ] = "auto",
+    scorer: common.ScorerName = "bundled",
     pair: common.Pair = None,
     device: common.Device = None,
     bos: common.Bos = None,
@@ -50,20 +62,27 @@ def vectors(
         raise UserError("--examples asks where a neuron fires, but no neuron is named", "name one with --neuron L.I")
     masked = not (show_words or as_json)
     windows: Examples | None = None
+    null = ""
+    from interp.neurons.projection import NAMES, projection_for
+
+    if projection not in NAMES:
+        raise UserError(f"{projection!r} is no projection", f"use one of {', '.join(NAMES)}")
     with common.progress(None, "loading") as (bar, task):
         sides = common.sides(pair, probe, device, bos)
         models = sides.named(model or ("both" if model is None else model))
+        ways = {name: projection_for(side, projection) for name, side in models.items()}
         bar.update(task, description="reading value vectors")
         if neuron is not None:
-            frame = _explain(models, neuron, masked)
+            frame = _explain(models, neuron, masked, next(iter(ways.values())))
             if examples is not None:
                 bar.update(task, description="reading texts")
                 windows = _examples(models, neuron, examples, top, lambda read: bar.update(task, description=f"{read} texts read"))
         elif search is not None:
-            frame = _search(models, search, top, masked)
+            frame = _search(models, search, top, masked, ways)
         else:
             side = "base" if model in (None, "both") else model
-            frame = _rank(models, like or "probe", top, masked, lambda: sides.probe_of(side, next(iter(models.values()))))
+            first = next(iter(models.values()))
+            frame, null = _rank(models, like or "probe", top, masked, lambda: sides.probe_of(side, first), ways[first.name], scorer)
     if as_json and windows is not None:
         common.print_json({"neuron": frame.to_dict(orient="records"), **windows.to_json()})
     elif as_json:
@@ -78,15 +97,21 @@ def vectors(
             title=common.shown(title, show_words),
             show_words=show_words,
         )
+        common.print_line(f"tokens by {next(iter(ways.values()))}{null}")
         if windows is not None:
             _print_examples(windows, show_words)
 
 
-def _rank(models: dict[str, Model], like: str, top: int, masked: bool, probe: Callable[[], Probe]) -> pd.DataFrame:
-    """The value vectors of the first model nearest to a direction; with a pair, how far tuning turned each."""
+def _rank(
+    models: dict[str, Model], like: str, top: int, masked: bool, probe: Callable[[], Probe], projection: Projection, scorer: str
+) -> tuple[pd.DataFrame, str]:
+    """The value vectors of the first model nearest to a direction, and how toxic what random ones write is.
+
+    With a pair, also how far tuning turned each.
+    """
     import torch
 
-    from interp.data.lexicon import mask
+    from interp.data.lexicon import is_toxic_word, mask
     from interp.neurons.ranking import rank_values, values_at
     from interp.neurons.vocabulary import top_tokens
     from interp.steering.edit_text import parse_vector
@@ -99,12 +124,31 @@ def _rank(models: dict[str, Model], like: str, top: int, masked: bool, probe: Ca
     if len(models) > 1:
         tuned = values_at(models["tuned"], ranking.neurons)
         frame["cosine_with_tuned"] = torch.nn.functional.cosine_similarity(values.double(), tuned.double(), dim=1).tolist()
-    words = top_tokens(first, values, top=WORDS).words
+    words = top_tokens(first, values, top=WORDS, projection=projection).words
+    frame["listed"] = [sum(map(is_toxic_word, row)) for row in words]
+    null = ""
+    if scorer != "bundled" or find_spec("detoxify") is not None:
+        frame["in_sentences"], null = _toxicity(first, ranking.neurons, words, projection, scorer)
     frame["tokens"] = [" | ".join(mask(word.strip()) if masked else word.strip() for word in row) for row in words]
-    return frame
+    return frame, null
 
 
-def _search(models: dict[str, Model], word: str, top: int, masked: bool) -> pd.DataFrame:
+def _toxicity(model: Model, neurons: list[Neuron], words: list[list[str]], projection: Projection, name: str) -> tuple[list[float], str]:
+    """The toxicity that each row of tokens gives to carrier sentences, and in words that of random value vectors of the same layers."""
+    from interp.evaluation.token_toxicity import row_toxicity, written_toxicity
+    from interp.evaluation.toxicity import load_scorer
+    from interp.stats.nulls import random_neurons
+
+    scorer = load_scorer(name)
+    drawn = random_neurons(model, neurons[:NULLS], seed=0)
+    null = written_toxicity(model, drawn, scorer, top=WORDS, projection=projection)
+    return row_toxicity(words, scorer).tolist(), (
+        f"\nlisted: of its {WORDS} tokens on the word list; in sentences: how much more toxic than everyday words {scorer.name} finds them "
+        f"(random value vectors of the same layers: mean {null.mean():+.3f}, at most {null.max():+.3f} of {len(null)})"
+    )
+
+
+def _search(models: dict[str, Model], word: str, top: int, masked: bool, ways: dict[str, Projection]) -> pd.DataFrame:
     """Neurons of each side that have the word among their top tokens."""
     import pandas as pd
 
@@ -112,18 +156,18 @@ def _search(models: dict[str, Model], word: str, top: int, masked: bool) -> pd.D
 
     frames = []
     for name, loaded in models.items():
-        frame = search(build_index(loaded, cache=cache_folder()), word, limit=top, masked=masked)
+        frame = search(build_index(loaded, projection=ways[name], cache=cache_folder()), word, limit=top, masked=masked)
         frame.insert(0, "side", name)
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)
 
 
-def _explain(models: dict[str, Model], neuron: str, masked: bool) -> pd.DataFrame:
+def _explain(models: dict[str, Model], neuron: str, masked: bool, projection: Projection) -> pd.DataFrame:
     from interp.neurons.ranking import explain_neuron
     from interp.steering.edit_text import parse_neuron
 
     layer, index = parse_neuron(neuron)
-    return explain_neuron(_subject(models), layer, index, masked=masked)
+    return explain_neuron(_subject(models), layer, index, projection=projection, masked=masked)
 
 
 def _subject(models: dict[str, Model]) -> Any:

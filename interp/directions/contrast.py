@@ -38,11 +38,14 @@ class Difference:
     table: dict[int, float]
 
 
-def difference_in_means(model: Model, toxic: Rows, harmless: Rows) -> Difference:
+def difference_in_means(model: Model, toxic: Rows, harmless: Rows, *, standardise: bool = False) -> Difference:
     """The difference in means of the residual stream between toxic and harmless prompts at the last token, at the best layer.
 
-    Fitted on every other prompt of each class and chosen by AUC on the rest, among the first 80 % of the layers. Source: Arditi et
-    al. (2024), with toxic prompts in the place of harmful instructions. Raises `UserError` for fewer than 4 prompts of a class.
+    Fitted on every other prompt of each class and chosen by AUC on the rest, among the first 80 % of the layers. With `standardise`
+    each coordinate is divided by its standard deviation over the prompts fitted on: models with a few coordinates of enormous activation
+    have a plain difference along these, whatever the prompts mean (see `interp.directions.probe.Probe.direction`). Source: Arditi et
+    al. (2024), with toxic prompts in the place of harmful instructions, who do not standardise. Raises `UserError` for fewer than 4
+    prompts of a class.
     """
     if min(len(toxic), len(harmless)) < 4:
         raise UserError(f"{len(toxic)} toxic and {len(harmless)} harmless prompts were given", "give at least 4 of each")
@@ -52,6 +55,10 @@ def difference_in_means(model: Model, toxic: Rows, harmless: Rows) -> Difference
     directions, scores = {}, {}
     for layer, site in zip(layers, sites, strict=True):
         one, two = (acts[site].double() for acts in states)
+        if standardise:
+            deviations = torch.cat([one[::2], two[::2]]).std(dim=0, correction=0)
+            deviations = torch.where(deviations > 0, deviations, 1.0)
+            one, two = one / deviations, two / deviations
         directions[layer] = one[::2].mean(dim=0) - two[::2].mean(dim=0)
         odds = torch.cat([one[1::2], two[1::2]]) @ directions[layer]
         scores[layer] = auc([1] * len(one[1::2]) + [0] * len(two[1::2]), odds.numpy())

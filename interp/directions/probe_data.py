@@ -18,6 +18,7 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.forward.capture import capture
+from interp.models.positions import MEAN, MEAN_AFTER_FIRST
 from interp.models.tokens import token_rows
 from interp.stats.intervals import auc, bootstrap_auc
 
@@ -39,6 +40,7 @@ class ProbeData:
     capitals: np.ndarray
     lengths: np.ndarray
     with_bias: bool = True
+    standardise: bool = True
 
     @cached_property
     def test(self) -> np.ndarray:
@@ -56,7 +58,7 @@ class ProbeData:
             raise UserError(f"the L2 strength is {l2}", "give a number above 0, for example 0.1")
         rows = self.train if rows is None else rows
         x, y = features[rows], (self.labels if labels is None else labels)[rows]
-        scale = float(np.median(x.std(axis=0))) or 1.0
+        scale = self.scales(features, rows)
         # With a bias, centring leaves the optimum where it is and brings the solver there sooner.
         centre = x.mean(axis=0) if self.with_bias else np.zeros(x.shape[1])
         # Scikit-learn minimises C * (sum of losses) + |w|^2 / 2, hence C = 1 / (n l2) for a mean of losses.
@@ -68,6 +70,16 @@ class ProbeData:
             solver.fit((x - centre) / scale, y)
         w = np.asarray(solver.coef_[0]) / scale
         return w, float(np.ravel(solver.intercept_)[0] - w @ centre) if self.with_bias else 0.0
+
+    def scales(self, features: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+        """What each coordinate is divided by before the fit: its standard deviation, or without `standardise` the median of all of them.
+
+        A coordinate that does not vary is divided by 1.
+        """
+        deviations = features[self.train if rows is None else rows].std(axis=0)
+        if not self.standardise:
+            deviations = np.full_like(deviations, np.median(deviations))
+        return np.where(deviations > 0, deviations, 1.0)
 
     def difference(self, features: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
         """Mean toxic minus mean other feature."""
@@ -104,7 +116,7 @@ class ProbeData:
             "embeddings_auc": max(
                 held_out_auc(self.embeddings, self.fit(self.embeddings, l2 / factor)[0]) for factor in (1, 10, 100, 1000)
             ),
-            "difference_auc": held_out_auc(self.features, self.difference(self.features)),
+            "difference_auc": held_out_auc(self.features, self.difference(self.features) / self.scales(self.features) ** 2),
             "capitals_auc": auc(truth, self.capitals[self.test]), "length_auc": auc(truth, self.lengths[self.test]),
             "capitals_correlation": self.capitals_correlation(w), "stability": self.stability(l2, seed),
             "share_toxic": float(self.labels.mean()), "train": len(self.train), "held_out": len(self.test),
@@ -118,16 +130,21 @@ class ProbeData:
         return float(np.corrcoef(scores, capitals)[0, 1])
 
     def stability(self, l2: float | int, seed: int) -> float:
-        """Cosine between the directions of two halves of the training texts; infinite `l2` stands for the difference in means."""
-        first, second = split(self.labels, self.train, 0.5, seed + 1)
+        """Cosine between the directions of two halves of the training texts; infinite `l2` stands for the difference in means.
+
+        The directions are those of the features as they were fitted.
+        """
+        scales, halves = self.scales(self.features), split(self.labels, self.train, 0.5, seed + 1)
         if l2 == float("inf"):
-            return cosine(self.difference(self.features, first), self.difference(self.features, second))
-        return cosine(self.fit(self.features, l2, first)[0], self.fit(self.features, l2, second)[0])
+            first, second = (self.difference(self.features, half) / scales for half in halves)
+        else:
+            first, second = (self.fit(self.features, l2, half)[0] * scales for half in halves)
+        return cosine(first, second)
 
 
 def read_data(
     model: Model, texts: Sequence[str], labels: Any, held_out: float, seed: int, max_tokens: int, batch_size: int, batch_tokens: int,
-    bias: bool = True,
+    bias: bool = True, standardise: bool = True, skip_first: bool = False,
 ) -> ProbeData:  # fmt: skip
     """The features of these texts, checked and split, from one pass of the model.
 
@@ -152,18 +169,20 @@ def read_data(
     rows = token_rows(model, list(texts), max_tokens=max_tokens)
     table = model.hf.get_input_embeddings().weight.detach()
     embeddings = torch.stack([table[torch.tensor(row, device=table.device)].float().mean(dim=0).cpu() for row in rows])
-    features = features_of(model, rows, batch_size, batch_tokens)
+    features = features_of(model, rows, batch_size, batch_tokens, skip_first)
     train, _ = split(truth, np.arange(len(truth)), 1 - held_out, seed)
     letters = [[c for c in text if c.isalpha()] for text in texts]
     capitals = np.array([sum(c.isupper() for c in chars) / len(chars) if chars else 0.0 for chars in letters])
     lengths = np.array([len(text) for text in texts], dtype=np.float64)
-    return ProbeData(features.double().numpy(), embeddings.double().numpy(), truth, train, capitals, lengths, bias)
+    return ProbeData(features.double().numpy(), embeddings.double().numpy(), truth, train, capitals, lengths, bias, standardise)
 
 
-def features_of(model: Model, rows: Sequence[Sequence[int]], batch_size: int, batch_tokens: int) -> Float[Tensor, "batch d_model"]:
-    """Mean over each text's positions of the last residual stream, before the final norm."""
-    site = f"resid_post.{model.n_layers - 1}"
-    return capture(model, rows, [site], positions="mean", batch_size=batch_size, batch_tokens=batch_tokens)[site]
+def features_of(
+    model: Model, rows: Sequence[Sequence[int]], batch_size: int, batch_tokens: int, skip_first: bool = False
+) -> Float[Tensor, "batch d_model"]:
+    """Mean over each text's positions, or all but the first, of the last residual stream, before the final norm."""
+    site, positions = f"resid_post.{model.n_layers - 1}", MEAN_AFTER_FIRST if skip_first else MEAN
+    return capture(model, rows, [site], positions=positions, batch_size=batch_size, batch_tokens=batch_tokens)[site]
 
 
 def split(labels: np.ndarray, rows: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

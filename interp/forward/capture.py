@@ -25,12 +25,12 @@ from interp.forward.pattern import by_key_position, by_position, by_query, is_pa
 from interp.models.hooks import Frame, Stopped, Work, check_first, working
 from interp.models.model import Model
 from interp.models.modes import check_no_dropout
-from interp.models.positions import MEAN, parse_positions_per_text
+from interp.models.positions import MEAN, MEAN_AFTER_FIRST, parse_positions_per_text
 from interp.models.sites import Site, expand_sites, parse_site
 from interp.models.tokens import Tokens, adds_bos, batches, pad, token_rows
 
 MEMORY_LIMIT = 4 * 2**30
-CAPTURE_WORDS = ("last", "all", MEAN)
+CAPTURE_WORDS = ("last", "all", MEAN, MEAN_AFTER_FIRST)
 # A function that runs one batch: `(model, tokens, names, work, last_only=...)` returns the activations by site, each `batch pos ...`,
 # or those of the last position alone. `work` has the transforms to apply.
 Forward = Callable[..., dict[str, Tensor]]
@@ -48,7 +48,8 @@ def capture(
         texts: strings, or rows of token ids.
         sites: `name.layer`; `name.*` names every layer, `name.2-5` layers 2 to 5.
         positions: `last`, `all`, absolute positions, or one list of absolute positions per text (see `interp.models.positions`); or
-            `mean`, which reads all positions and keeps their mean over each text.
+            `mean`, which reads all positions and keeps their mean over each text, or `mean_after_first`, that without the first position
+            (which a text of one token keeps).
         units: for a site, the indices of its last axis to keep (for example a few neurons of `mlp_post.3`).
         bos: whether each text begins with the BOS token; unless given, as the model's tokenizer does (rows of ids stay as they are).
         edits: applied during the forward; what is captured is what the rest of the model reads.
@@ -137,7 +138,7 @@ def _shape(model: Model, name: str, rows: list, positions: Any, per_text: Any, u
     if is_pattern(name):
         return pattern_shape(name, len(rows), model.n_heads, longest, positions, count, name in unit_indices)
     tail = (len(unit_indices[name]),) if name in unit_indices else model.shape(parse_site(name).name)
-    return (len(rows), *tail) if positions in {"last", MEAN} else (len(rows), count, *tail)
+    return (len(rows), *tail) if positions in {"last", MEAN, MEAN_AFTER_FIRST} else (len(rows), count, *tail)
 
 
 @torch.no_grad()
@@ -183,9 +184,13 @@ def _store(
         part = value.gather(1, index.unsqueeze(-1).expand(*index.shape, value.shape[-1]))
     elif positions == "last":
         part = value[:, -1]
-    elif positions == MEAN:
-        real = torch.where(rearrange(tokens.mask, "batch pos -> batch pos 1"), value, 0)
-        part = reduce(real, "batch pos d -> batch d", "sum") / rearrange(tokens.lengths, "batch -> batch 1")
+    elif positions in (MEAN, MEAN_AFTER_FIRST):
+        counted = tokens.mask.clone()
+        if positions == MEAN_AFTER_FIRST:
+            # Such captures are padded on the right, so the first position is the first column.
+            counted[:, 0] &= tokens.lengths == 1
+        real = torch.where(rearrange(counted, "batch pos -> batch pos 1"), value, 0)
+        part = reduce(real, "batch pos d -> batch d", "sum") / rearrange(counted.sum(dim=1), "batch -> batch 1")
     else:
         part = torch.where(tokens.mask.unsqueeze(-1), value, 0)
     # The array has an axis for heads; a selection of units, and every other site, is flat.

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import UserError
+from interp.models.positions import MEAN, MEAN_AFTER_FIRST
 from interp.models.sites import parse_site
 from interp.models.tokens import Tokens
 
@@ -22,7 +23,7 @@ def pattern_shape(name: str, texts: int, heads: int, longest: int, positions: st
 
     Raises `UserError` for the mean over positions, and for units.
     """
-    if positions == "mean":
+    if positions in (MEAN, MEAN_AFTER_FIRST):
         raise UserError(f"{name} has no mean over positions: each has other keys to attend to", "use positions 'last', 'all' or a list")
     if units:
         raise UserError(f"units are given for {name}, whose last axis holds the positions of each text", "leave them out")

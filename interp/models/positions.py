@@ -1,7 +1,8 @@
 """Positions of tokens in texts: the words for them, and the parser that capture, edits and patching share.
 
 A word means the same everywhere; each caller says which of the words it accepts. Numbers are absolute, counted from 0 at the
-start of each text, so that a KV cache changes nothing. `mean` is not a position: it asks a capture for the mean over all of them.
+start of each text, so that a KV cache changes nothing. `mean` and `mean_after_first` are no positions: they ask a capture for the mean
+over all of them, or over all but the first.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ MEANINGS: Mapping[str, str] = {
     "generated": "the tokens after the prompt",
     "from_last": "the prompt's last token and all after it, that is every position from which a token is sampled",
 }
-# Not a position: the mean over all of them.
-MEAN = "mean"
+# Not positions: the mean over all of them, and over all but the first, which in many models is an attention sink: all heads that have
+# nothing to read attend to it, and its residual stream is hundreds of times as long as that of any other position.
+MEAN, MEAN_AFTER_FIRST = "mean", "mean_after_first"
 
 
 def parse_positions(positions: Any, words: Sequence[str]) -> str | tuple[int, ...]:

@@ -20,6 +20,7 @@ from interp.data.lexicon import mask
 from interp.errors import UserError
 from interp.models.model import Neuron
 from interp.models.weights import written_values
+from interp.neurons.projection import DOT, Projection
 from interp.neurons.vocabulary import top_tokens
 
 if TYPE_CHECKING:
@@ -107,8 +108,9 @@ def svd_directions(
 
 @torch.no_grad()
 def explain_neuron(
-    subject: Model | ModelPair, layer: int, neuron: int, *, top: int = 10, final_norm: bool = False, masked: bool = True
-) -> pd.DataFrame:
+    subject: Model | ModelPair, layer: int, neuron: int, *, top: int = 10, final_norm: bool = False, projection: Projection = DOT,
+    masked: bool = True,
+) -> pd.DataFrame:  # fmt: skip
     """The tokens that one neuron writes, and how far tuning changed its vectors.
 
     One row per side: side, layer, neuron, top_tokens and bottom_tokens (separated by a bar), value_norm, key_norm, key_bias, and
@@ -119,7 +121,9 @@ def explain_neuron(
     rows = []
     for side, model in sides.items():
         value, key = values_at(model, [(layer, neuron)]), keys_at(model, [(layer, neuron)])
-        words = [top_tokens(model, value, top=top, final_norm=final_norm, largest=best).words[0] for best in (True, False)]
+        words = [
+            top_tokens(model, value, top=top, final_norm=final_norm, largest=best, projection=projection).words[0] for best in (True, False)
+        ]
         row = {
             "side": side, "layer": layer, "neuron": neuron,
             "top_tokens": _joined(words[0], masked), "bottom_tokens": _joined(words[1], masked),

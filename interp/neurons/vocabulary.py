@@ -8,6 +8,7 @@ weight hash and then searched.
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,6 +27,7 @@ from interp.data.lexicon import is_toxic_word, mask
 from interp.errors import UserError
 from interp.files import replacing
 from interp.models.weights import written_values
+from interp.neurons.projection import DOT, Projection
 
 if TYPE_CHECKING:
     from interp.models.model import Model
@@ -57,14 +59,16 @@ class TopTokens:
 
 @torch.no_grad()
 def top_tokens(
-    model: Model, vectors: Tensor, *, top: int = 10, final_norm: bool = False, largest: bool = True, labels: Sequence[str] | None = None
-) -> TopTokens:
+    model: Model, vectors: Tensor, *, top: int = 10, final_norm: bool = False, largest: bool = True, labels: Sequence[str] | None = None,
+    projection: Projection = DOT,
+) -> TopTokens:  # fmt: skip
     """The tokens that these vectors promote (or, with `largest=False`, suppress) most.
 
     Args:
         vectors: `vector d_model`, or a single vector.
         final_norm: project `gain * v` instead of `v`, the gain being the final norm's; paper A projects `v` itself.
         labels: a name per vector for the frame.
+        projection: how vectors are scored and which tokens are listed; `projection_for(model)` suits models with many rare tokens.
 
     Source: static vocabulary projection `r = E v`, paper A section 2. Rows of the unembedding that the tokenizer has no
     token for are left out. Raises `UserError` for vectors of another width, or more tokens than there are.
@@ -72,13 +76,13 @@ def top_tokens(
     matrix = vectors.unsqueeze(0) if vectors.dim() == 1 else vectors
     if matrix.dim() != 2 or matrix.shape[1] != model.d_model:
         raise UserError(f"vectors of shape {tuple(vectors.shape)} were given", f"give [count, {model.d_model}] or [{model.d_model}]")
-    size = _size(model)
+    size = len(_listed(model, projection))
     if not 1 <= top <= size:
         raise UserError(f"{top} tokens per vector were asked for", f"ask for 1 to {size}")
     names = tuple(labels) if labels is not None else tuple(str(i) for i in range(len(matrix)))
     if len(names) != len(matrix):
         raise UserError(f"{len(names)} labels were given for {len(matrix)} vectors", "give one label per vector")
-    ids, scores = _project(model, matrix, top, final_norm, largest)
+    ids, scores = _project(model, matrix, top, final_norm, largest, projection)
     seen = dict(_decoded(model, sorted(set(ids.flatten().tolist()))))
     return TopTokens(ids, scores, [[seen[token] for token in row] for row in ids.tolist()], names)
 
@@ -92,6 +96,7 @@ class VocabularyIndex:
     words: tuple[str, ...] = field(repr=False)
     d_mlp: int = 0
     digest: str = ""
+    projection: Projection = DOT
 
     @property
     def top(self) -> int:
@@ -120,22 +125,25 @@ class VocabularyIndex:
 
 
 def build_index(
-    model: Model, *, top: int = 50, cache: str | Path | None = None, progress: Callable[[int, int], Any] | None = None
-) -> VocabularyIndex:
+    model: Model, *, top: int = 50, projection: Projection = DOT, cache: str | Path | None = None,
+    progress: Callable[[int, int], Any] | None = None,
+) -> VocabularyIndex:  # fmt: skip
     """Top tokens of every value vector of the model, or the stored ones where `cache` holds this model's.
 
     Args:
-        cache: a folder; the index is kept there as `<weight hash>.safetensors`, written atomically.
+        projection: as in `top_tokens`.
+        cache: a folder; the index is kept there as `<weight hash>.safetensors`, with the projection's hash where it is not the dot product
+            over all tokens, written atomically.
         progress: called with (layers done, layers) after each layer.
     """
-    top = min(top, _size(model))
-    file = Path(cache) / f"{model.digest}.safetensors" if cache is not None else None
+    top = min(top, len(_listed(model, projection)))
+    file = Path(cache) / f"{model.digest}{_suffix(projection)}.safetensors" if cache is not None else None
     words = tuple(word for _, word in _decoded(model, range(_size(model))))
     stored = _stored(file, top, (model.n_layers * model.d_mlp, _size(model))) if file is not None else None
     if stored is None:
         parts: list[tuple[Tensor, Tensor]] = []
         for layer in range(model.n_layers):
-            ids, scores = _project(model, written_values(model, layer), top, False, True)
+            ids, scores = _project(model, written_values(model, layer), top, False, True, projection)
             # A half-precision score cannot hold what is beyond its range; clamping keeps it finite and first.
             limit = torch.finfo(torch.float16).max
             parts.append((ids.to(torch.int32).cpu(), scores.clamp(-limit, limit).half().cpu()))
@@ -145,7 +153,7 @@ def build_index(
         if file is not None:
             with replacing(file, shared=True) as temporary:
                 save_file({"ids": stored[0], "scores": stored[1]}, temporary, metadata={"format": FORMAT, "tokens": str(_size(model))})
-    index = VocabularyIndex(stored[0].numpy()[:, :top], stored[1].numpy()[:, :top], words, model.d_mlp, model.digest)
+    index = VocabularyIndex(stored[0].numpy()[:, :top], stored[1].numpy()[:, :top], words, model.d_mlp, model.digest, projection)
     _ = index.postings  # Computed here, so that the first search is as fast as the others.
     return index
 
@@ -170,6 +178,11 @@ def search(index: VocabularyIndex, word: str, *, limit: int = 20, prefix: bool =
         near = dict.fromkeys(mask(text) for text in difflib.get_close_matches(query, known, n=5, cutoff=0.5))
         hint = f"nearest tokens: {', '.join(near)}" if near else "search for a shorter word or a part of it"
         raise UserError(f"no token begins with {mask(word.strip())!r}, so no single neuron can be said to write it", hint)
+    seen = index.projection.seen
+    if seen is not None and seen.isdisjoint(partial.tolist()):
+        raise UserError(
+            f"{mask(word.strip())!r} is not among the {len(seen):,} common tokens that are read here", "search for a commoner word"
+        )
     entries, starts = index.postings
     chosen = partial if prefix or not len(whole) else whole
     rows, ranks = np.divmod(np.concatenate([entries[starts[token] : starts[token + 1]] for token in chosen]), index.top)
@@ -194,16 +207,39 @@ def _decoded(model: Model, tokens: Sequence[int]) -> list[tuple[int, str]]:
     return list(zip(tokens, model.tokenizer.batch_decode([[token] for token in tokens], clean_up_tokenization_spaces=False), strict=True))
 
 
+def _listed(model: Model, projection: Projection) -> Sequence[int]:
+    """The ids of the tokens that are listed, in ascending order."""
+    size = _size(model)
+    return range(size) if projection.seen is None else sorted(token for token in projection.seen if 0 <= token < size)
+
+
+def _suffix(projection: Projection) -> str:
+    """What tells the stored indexes of several projections apart."""
+    if projection == DOT:
+        return ""
+    seen = "all" if projection.seen is None else sorted(projection.seen)
+    return "-" + hashlib.blake2b(f"{projection.cosine} {seen}".encode(), digest_size=8).hexdigest()
+
+
 @torch.no_grad()
-def _project(model: Model, vectors: Tensor, top: int, final_norm: bool, largest: bool) -> tuple[Tensor, Tensor]:
+def _project(
+    model: Model, vectors: Tensor, top: int, final_norm: bool, largest: bool, projection: Projection = DOT
+) -> tuple[Tensor, Tensor]:
     unembedding = model.unembedding[: _size(model)]
-    matrix = vectors.to(unembedding.device, unembedding.dtype)
-    if final_norm:
+    listed = None if projection.seen is None else torch.tensor(_listed(model, projection), device=unembedding.device)
+    rows = unembedding if listed is None else unembedding[listed]
+    matrix = vectors.to(rows.device, rows.dtype)
+    if projection.cosine:
+        rows = rows.float() - unembedding.mean(dim=0, dtype=torch.float32)
+        rows = torch.nn.functional.normalize(rows * model.final_gain.float() if final_norm else rows, dim=1)
+        matrix = torch.nn.functional.normalize(matrix.float(), dim=1)
+    elif final_norm:
         matrix = matrix * model.final_gain
-    step = max(1, CHUNK // len(unembedding))
-    pieces = (matrix[start : start + step] @ unembedding.T for start in range(0, len(matrix), step))
+    step = max(1, CHUNK // len(rows))
+    pieces = (matrix[start : start + step] @ rows.T for start in range(0, len(matrix), step))
     parts = [piece.float().topk(top, dim=1, largest=largest) for piece in pieces]
-    return torch.cat([part.indices for part in parts]), torch.cat([part.values for part in parts])
+    ids, scores = torch.cat([part.indices for part in parts]), torch.cat([part.values for part in parts])
+    return ids if listed is None else listed[ids], scores
 
 
 def _stored(file: Path, top: int, shape: tuple[int, int]) -> tuple[Tensor, Tensor] | None:

@@ -108,8 +108,8 @@ class ProbeProjection:
 
     @classmethod
     def of(cls, probe: Probe) -> ProbeProjection:
-        """The projection on the probe's direction, of the stream that the probe reads."""
-        return cls(probe.direction)
+        """The projection on the weights with which the probe reads the stream."""
+        return cls(probe.weights[:, 1])
 
     def check(self, model: Model) -> None:
         site = parse_site(self._site(model), n_layers=model.n_layers, family=model.family)

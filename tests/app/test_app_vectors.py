@@ -22,6 +22,8 @@ from interp import ModelPair, UserError, max_activating
 from interp.data.lexicon import mask
 from interp.diffing.weights import neuron_shift
 from interp.directions.probe import Probe
+from interp.evaluation.token_toxicity import written_toxicity
+from interp.evaluation.toxicity import LexiconScorer
 from interp.neurons.example_results import Window
 from interp.neurons.ranking import explain_neuron, rank_values, svd_directions, values_at
 from interp.neurons.vocabulary import build_index, search, top_tokens
@@ -83,6 +85,20 @@ def test_the_words_of_a_neuron_are_those_of_each_side(pair: ModelPair) -> None:
     body = html_of(open_page("vectors", neuron="1.5"))
     assert body.count('<table class="bars"') == 4
     assert show.escaped(show.visible(found.promoted["tuned"][0][0], False)) in body
+
+
+def test_the_words_are_scored_in_sentences_where_that_is_asked_for(pair: ModelPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "scorer", LexiconScorer)
+    answers.in_sentences.clear()
+    at = open_page("vectors")
+    assert "in sentences" not in table(at)
+    at.toggle(key="sentences").set_value(True).run()
+    frame = table(at)
+    neurons = [(int(layer), int(index)) for layer, index in (name.split(".") for name in frame["neuron"])]
+    assert frame["in sentences"].tolist() == pytest.approx(written_toxicity(pair.base, neurons, LexiconScorer()).tolist())
+    captions = " ".join(caption.value for caption in at.caption)
+    assert "random neurons of the same layers have" in captions
+    assert "Tokens by dot product with the unembedding." in captions
 
 
 def test_a_neuron_of_the_link_is_the_one_shown(pair: ModelPair) -> None:

@@ -178,6 +178,13 @@ def test_vectors_rank_search_and_explain_the_planted_neuron(invoke: Invoke, plan
     assert (ranked[0]["layer"], ranked[0]["neuron"]) == (planted.layer, planted.index)
     assert ranked[0]["cosine"] == pytest.approx(1.0)
     assert ranked[0]["tokens"].split(" | ")[0] == planted.word.strip()
+    assert {"listed", "in_sentences"} <= set(ranked[0])
+    plain = ("vectors", "--model", str(planted.folder), "--like", f"value:{name}", "--top", "2")
+    assert "tokens by dot product with the unembedding" in invoke(*plain).stdout
+    near = invoke(*plain, "--scorer", "lexicon", "--projection", "cosine").stdout.replace("\n", " ")
+    assert "tokens by cosine with the centred unembedding" in near
+    assert "random value vectors of the same layers: mean" in near
+    assert "use one of auto, dot" in invoke(*plain, "--projection", "best", code=2).output
     searched = invoke("vectors", *options, "--search", planted.word.strip())
     assert (searched[0]["layer"], searched[0]["neuron"], searched[0]["rank"]) == (planted.layer, planted.index, 1)
     explained = invoke("vectors", *options, "--neuron", name)

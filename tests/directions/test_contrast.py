@@ -38,3 +38,26 @@ def test_the_difference_in_means_is_found_where_a_token_makes_the_classes(gpt2: 
     assert set(found.table) == {0, 1}
     with pytest.raises(UserError, match="at least 4"):
         difference_in_means(gpt2, toxic[:3], harmless)
+
+
+@pytest.mark.oracle
+def test_standardised_the_difference_is_not_drowned_by_an_enormous_coordinate(gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    states = {kind: torch.randn(40, gpt2.d_model, generator=generator) for kind in ("toxic", "harmless")}
+    states["toxic"][:, 9] += 3
+    for rows in states.values():
+        rows[:, 2] *= 1000
+    sites = {f"resid_post.{layer}" for layer in range(gpt2.n_layers)}
+
+    def captured(model: Model, rows: list[list[int]], *others: object, **settings: object) -> dict[str, torch.Tensor]:
+        return dict.fromkeys(sites, states["toxic" if rows[0] == [4] else "harmless"])
+
+    monkeypatch.setattr("interp.directions.contrast.capture", captured)
+    plain, standardised = (difference_in_means(gpt2, [[4]] * 40, [[5]] * 40, standardise=on) for on in (False, True))
+    assert int(plain.direction.abs().argmax()) == 2
+    assert int(standardised.direction.abs().argmax()) == 9
+    assert standardised.table[standardised.layer] > plain.table[plain.layer] + 0.2
+    fitted = {kind: rows[::2].double() for kind, rows in states.items()}
+    deviations = torch.cat([fitted["toxic"], fitted["harmless"]]).std(dim=0, correction=0)
+    expected = (fitted["toxic"].mean(dim=0) - fitted["harmless"].mean(dim=0)) / deviations
+    torch.testing.assert_close(standardised.direction, expected.float())

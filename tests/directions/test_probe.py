@@ -22,32 +22,35 @@ def probe(planted):
     return fit_probe(planted.model, *corpus(word=planted.trigger.strip()))
 
 
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("bias", "standardise"), [(True, True), (True, False), (False, True), (False, False)])
 @pytest.mark.parametrize("l2", [0.01, 1.0])
-def test_the_weights_minimise_the_objective_that_is_documented(model, l2: float, bias: bool) -> None:
+def test_the_weights_minimise_the_objective_that_is_documented(model, l2: float, bias: bool, standardise: bool) -> None:
     from interp import capture
     from interp.directions.probe import fit_probe
     from interp.directions.probe_data import split
 
     texts, labels = corpus()
     texts, labels = texts[:100] + texts[101::4], labels[:100] + labels[101::4]
-    probe = fit_probe(model, texts, labels, l2=l2, held_out=0.25, seed=4, bias=bias)
+    probe = fit_probe(model, texts, labels, l2=l2, held_out=0.25, seed=4, bias=bias, standardise=standardise)
     truth = np.array(labels)
     train, _ = split(truth, np.arange(len(texts)), 0.75, 4)
     x = capture(model, [texts[i] for i in train], ["resid_post.2"], positions="mean")["resid_post.2"].double()
     y = torch.from_numpy(truth[train])
     assert truth[train].mean() > 0.5
-    scale = x.std(dim=0, correction=0).numpy()
-    scale = float(np.median(scale))
+    scale = x.std(dim=0, correction=0)
+    if not standardise:
+        scale = torch.full_like(scale, float(np.median(scale.numpy())))
     weights = probe.weights.double().requires_grad_()
     offset = probe.bias.double().requires_grad_()
     losses = torch.nn.functional.cross_entropy(x @ weights + offset, y, reduction="none")
     balanced = (losses[y == 1].mean() + losses[y == 0].mean()) / 2
     w = weights[:, 1] - weights[:, 0]
     (balanced + l2 / 2 * (scale * w).square().sum()).backward()
-    assert float(weights.grad.norm()) < 1e-4 * float(x.norm(dim=1).mean())
+    # The gradient in the features as they were fitted.
+    gradient = float((weights.grad / scale[:, None]).norm())
+    assert gradient < 1e-4 * float((x / scale).norm(dim=1).mean())
     # At the optimum the penalty pulls exactly as hard as the losses, so a wrong strength would leave a gradient of this size.
-    assert l2 * scale**2 * float(w.detach().norm()) > 20 * float(weights.grad.norm())
+    assert l2 * float((scale * w.detach()).norm()) > 20 * gradient
     if bias:
         assert float(offset.grad.abs().max()) < 1e-4
         assert float(probe.bias[0]) == -float(probe.bias[1]) != 0
@@ -111,19 +114,64 @@ def test_scores_are_the_log_odds_of_the_softmax_over_the_mean_residual(probe, pl
     assert float(scores[0]) > 0 > float(scores[1])
 
 
-def test_more_penalty_turns_the_probe_to_the_difference_in_means(gpt2) -> None:
+@pytest.mark.parametrize("standardise", [True, False])
+def test_more_penalty_turns_the_probe_to_the_difference_in_means(gpt2, standardise: bool) -> None:
     from interp.directions.probe import fit_probe, sweep_l2
 
     strengths = [0.001, 0.1, 1e4]
-    frame = sweep_l2(gpt2, *corpus(), strengths, top=5)
+    frame = sweep_l2(gpt2, *corpus(), strengths, top=5, standardise=standardise)
     assert frame["l2"].tolist() == [*strengths, float("inf")]
     assert frame["cosine_difference"].is_monotonic_increasing
     assert frame["cosine_difference"].iloc[-2:].to_numpy() == pytest.approx(1, abs=1e-3)
     assert frame["cosine_difference"].iloc[0] < 0.99
-    alone = fit_probe(gpt2, *corpus(), l2=0.1)
+    alone = fit_probe(gpt2, *corpus(), l2=0.1, standardise=standardise)
     for column in ("accuracy", "balanced_accuracy", "auc", "auc_low", "stability", "cosine_difference", "capitals_correlation"):
         assert frame[column].iloc[1] == pytest.approx(alone.metrics[column], abs=1e-9)
     assert frame["auc"].iloc[-1] == pytest.approx(alone.metrics["difference_auc"])
+
+
+def test_brought_back_to_raw_activations_the_standardised_fit_gives_the_same_log_odds(gpt2) -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    from interp import capture
+    from interp.directions.probe import fit_probe, probe_scores
+    from interp.directions.probe_data import split
+
+    texts, labels = corpus()
+    probe = fit_probe(gpt2, texts, labels, l2=0.1, seed=2)
+    x = capture(gpt2, texts, ["resid_post.2"], positions="mean")["resid_post.2"].double().numpy()
+    train, _ = split(np.array(labels), np.arange(len(texts)), 0.8, 2)
+    scaler = StandardScaler().fit(x[train])
+    referee = LogisticRegression(C=1 / (len(train) * 0.1), class_weight="balanced", tol=1e-8, max_iter=5000)
+    referee.fit(scaler.transform(x[train]), np.array(labels)[train])
+    expected = referee.decision_function(scaler.transform(x))
+    assert np.abs(expected).max() > 1
+    np.testing.assert_allclose(probe_scores(probe, gpt2, texts).numpy(), expected, atol=2e-4)
+
+
+def test_a_few_enormous_coordinates_do_not_drown_a_standardised_probe(gpt2, monkeypatch) -> None:
+    from interp.directions import probe as module
+    from interp.directions import probe_data
+
+    rng, width = np.random.default_rng(0), gpt2.d_model
+    texts, labels = corpus(400)
+    features = rng.normal(size=(len(texts), width))
+    features[:, 5] += 1.5 * np.array(labels)
+    features[:, :3] *= 1000
+    monkeypatch.setattr(probe_data, "features_of", lambda *given: torch.from_numpy(features).float())
+    probe = module.fit_probe(gpt2, texts, labels)
+    # The three coordinates tell nothing, and hold nearly all of the difference in means.
+    assert float(torch.nn.functional.normalize(probe.difference_in_means, dim=0)[:3].norm()) > 0.99
+    assert int(probe.direction.abs().argmax()) == 5
+    deviations = torch.from_numpy(features[probe_data.split(np.array(labels), np.arange(400), 0.8, 0)[0]].std(axis=0)).float()
+    torch.testing.assert_close(probe.direction, probe.weights[:, 1] * deviations / deviations.median())
+    old = module.fit_probe(gpt2, texts, labels, standardise=False)
+    torch.testing.assert_close(probe.unstandardised, old.direction)
+    assert old.unstandardised is None
+    assert torch.equal(old.direction, old.weights[:, 1])
+    assert probe.metrics["unstandardised_auc"] == old.metrics["auc"]
+    assert (probe.settings["standardise"], old.settings["standardise"]) == (True, False)
 
 
 def test_shouting_and_length_show_as_confounds(gpt2) -> None:
@@ -166,6 +214,8 @@ def test_a_saved_probe_is_read_back_and_knows_its_model(probe, gpt2, planted, tm
     assert torch.equal(again.weights, probe.weights)
     assert torch.equal(again.bias, probe.bias)
     assert torch.equal(again.difference_in_means, probe.difference_in_means)
+    assert torch.equal(again.unstandardised, probe.unstandardised)
+    assert torch.equal(again.direction, probe.direction)
     assert (dict(again.metrics), dict(again.settings)) == (dict(probe.metrics), dict(probe.settings))
     assert again.matches(planted.model)
     assert not again.matches(gpt2)
@@ -208,7 +258,7 @@ def test_texts_and_labels_that_cannot_be_fitted_are_refused(gpt2, probe) -> None
     from interp.directions.probe import fit_probe, probe_scores, sweep_l2
 
     texts, labels = corpus(40)
-    narrow = dataclasses.replace(probe, weights=torch.ones(3, 2), difference_in_means=torch.ones(3))
+    narrow = dataclasses.replace(probe, weights=torch.ones(3, 2), difference_in_means=torch.ones(3), scales=None, unstandardised=None)
     for call, message in [
         (lambda: fit_probe(gpt2, texts, [1] * 40), "0 of the 40 texts are labelled not toxic"),
         (lambda: fit_probe(gpt2, texts[:19], labels[:19]), "19 texts are too few"),

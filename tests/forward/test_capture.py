@@ -46,6 +46,14 @@ def test_mean_is_over_the_real_positions_of_each_text(model: Model) -> None:
             close(acts[site][row], expected.mean(dim=0))
 
 
+def test_mean_after_first_leaves_the_first_position_out_except_of_a_text_of_one_token(model: Model) -> None:
+    rows = [*model.tokenizer(ALL, add_special_tokens=False)["input_ids"], [300]]
+    acts = capture(model, rows, SITES, positions="mean_after_first")
+    for row, ids in enumerate(rows):
+        for site, value in capture(model, [ids], SITES, positions="all").items():
+            close(acts[site][row], value[0, 1:].mean(dim=0) if len(ids) > 1 else value[0, 0])
+
+
 def test_all_is_right_padded_with_zeros_and_says_what_is_real(model: Model) -> None:
     acts = capture(model, ALL, SITES, positions="all")
     assert acts.mask is not None
@@ -191,7 +199,7 @@ def test_a_capture_is_a_mapping_of_its_sites(gpt2: Model) -> None:
         ({"texts": ["river " * 100]}, "tokens, but the model reads at most 64"),
         ({"positions": "first"}, "positions 'first' is unknown"),
         ({"positions": None}, "positions None is unknown"),
-        ({"positions": "each"}, "positions 'each' is unknown.*last, all, mean"),
+        ({"positions": "each"}, "positions 'each' is unknown.*last, all, mean, mean_after_first"),
         ({"positions": 60}, "but position 60 is asked for"),
         ({"positions": [0.5]}, "position '0.5' is not a whole number"),
         ({"positions": []}, "empty list of positions"),

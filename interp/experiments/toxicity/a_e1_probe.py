@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import pandas as pd
+import torch
 
 from interp.data.texts import toxicity_texts
 from interp.directions.probe import probe_scores
+from interp.evaluation.token_toxicity import row_toxicity
 from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity.context import ToxicityContext
+from interp.neurons.projection import projection_for
+from interp.neurons.vocabulary import JUDGED_TOKENS, top_tokens, toxic_shares
 from interp.results import figures
 from interp.results.result import Verdict
 from interp.stats.intervals import bootstrap_auc
@@ -71,8 +75,31 @@ def run(context: ToxicityContext) -> Finding:
         summary += f" The L2 strength was picked on these held-out texts; on documents that no stage has seen the AUC is {metrics['unseen_auc']:.3f}."
     if "unseen_words_auc" in metrics:
         summary += f" A linear classifier on how often each token occurs has {metrics['unseen_words_auc']:.3f} there."
+    tables, both = {"directions": table}, readings(context)
+    if len(both):
+        tables["readings"] = both
+        summary += f" Without standardising its features the same fit has AUC {both['AUC'].iloc[1]:.3f}."
     return Finding(
         verdict, summary, {"AUC": metrics["auc"], "AUC on own texts": written.value}, {"AUC": metrics["embeddings_auc"], "AUC on own texts": 0.5},
-        {"AUC": (low, metrics.get("auc_high", metrics["auc"])), "AUC on own texts": (written.low, written.high)}, {"directions": table},
-        (figure,), {"probe": context.probe.settings},
+        {"AUC": (low, metrics.get("auc_high", metrics["auc"])), "AUC on own texts": (written.low, written.high)}, tables, (figure,), {"probe": context.probe.settings},
     )  # fmt: skip
+
+
+def readings(context: ToxicityContext) -> pd.DataFrame:
+    """The standardised probe beside the same fit without standardising: held-out AUC, cosine with the probe, and the tokens it promotes.
+
+    No rows for a probe that was not standardised itself.
+    """
+    probe, base = context.probe, context.pair.base
+    if probe.unstandardised is None:
+        return pd.DataFrame()
+    names = {"standardised": "auc", "not standardised": "unstandardised_auc"}
+    directions = torch.stack([probe.direction, probe.unstandardised])
+    words = top_tokens(base, directions, top=JUDGED_TOKENS, projection=projection_for(base)).words
+    return pd.DataFrame({
+        "features": list(names), **{column: [probe.metrics[f"{name}{end}"] for name in names.values()] for column, end in
+                                    (("AUC", ""), ("low", "_low"), ("high", "_high"))},
+        "cosine with the probe": torch.cosine_similarity(directions, probe.direction[None], dim=1).tolist(),
+        "share of toxic words": toxic_shares(words), "toxicity in sentences": row_toxicity(words, context.scorer),
+        "top tokens": [" · ".join(word.strip() for word in row) for row in words],
+    })  # fmt: skip

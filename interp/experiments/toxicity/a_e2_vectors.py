@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
+from interp.evaluation.token_toxicity import row_toxicity
 from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity.context import ToxicityContext
+from interp.neurons.projection import DOT, projection_for
 from interp.neurons.ranking import svd_directions, values_at
 from interp.neurons.vocabulary import JUDGED_TOKENS, JUDGED_VECTORS, top_tokens, toxic_shares
 from interp.results import figures
@@ -25,18 +28,27 @@ from interp.stats.nulls import matched_neurons
     criterion=f"Holds if the share of lexicon words among the top {JUDGED_TOKENS} tokens of the {JUDGED_VECTORS} nearest value vectors exceeds that of neurons "
     "matched on layer and norm (permutation p < 0.01); fails if p > 0.1; otherwise inconclusive.",
     refuted_by="Matched random neurons that promote as many toxic words would mean that the alignment with the probe says nothing about words.",
-    caveat="The projection ignores the final norm, the neuron's activation and its sign; the word list is short, so insults outside it are not counted.",
+    caveat="The projection ignores the final norm, the neuron's activation and its sign; of a large vocabulary only common tokens are read. The word list is short, so hostile words outside it are not "
+    "counted: beside it stands the toxicity that the tokens give to carrier sentences, by the scorer, which does not decide the verdict.",
 )
 def run(context: ToxicityContext) -> Finding:
     base = context.pair.base
+    projection = projection_for(base)
+
+    def read(vectors: Tensor) -> list[list[str]]:
+        return top_tokens(base, vectors, top=JUDGED_TOKENS, projection=projection).words
+
     neurons = context.ranking.neurons[:JUDGED_VECTORS]
-    shares = toxic_shares(top_tokens(base, values_at(base, neurons), top=JUDGED_TOKENS).words)
+    words = read(values_at(base, neurons))
+    shares = toxic_shares(words)
     observed = float(shares.mean())
-    draws = 100 if context.quick else 400
-    nulls = []
+    draws, scored = (100, 10) if context.quick else (400, 40)
+    nulls, null_rows = [], []
     for draw in range(draws):
         drawn = matched_neurons(base, neurons, seed=context.seed + draw, exclude=context.ranking.neurons)
-        nulls.append(float(toxic_shares(top_tokens(base, values_at(base, drawn), top=JUDGED_TOKENS).words).mean()))
+        rows = read(values_at(base, drawn))
+        nulls.append(float(toxic_shares(rows).mean()))
+        null_rows += rows if draw < scored else []
     p = permutation_p(observed, nulls)
     verdict: Verdict = "holds" if p < 0.01 else "fails" if p > 0.1 else "inconclusive"
     directions = svd_directions(base, context.ranking.neurons, towards=context.direction)
@@ -46,13 +58,16 @@ def run(context: ToxicityContext) -> Finding:
         ("difference in means", means),
         *((f"U_{i} of the top 128", row.to(means.device)) for i, row in enumerate(directions)),
     ]
-    listed = top_tokens(base, torch.stack([vector for _, vector in named]), top=JUDGED_TOKENS).words
+    listed = read(torch.stack([vector for _, vector in named]))
+    # All in one call, so that a token is scored once.
+    toxicities = np.split(row_toxicity([*words, *listed, *null_rows], context.scorer), [len(words), len(words) + len(listed)])
+    toxicity, null_toxicity = float(toxicities[0].mean()), toxicities[2].reshape(scored, -1).mean(axis=1)
     frame = context.ranking.to_frame()[:JUDGED_VECTORS]
-    words = top_tokens(base, values_at(base, neurons), top=JUDGED_TOKENS).words
     vectors = pd.DataFrame({
         "vector": [*(name for name, _ in named), *(f"value {layer}.{index}" for layer, index in neurons)],
         "cosine with the probe": [*(float(torch.cosine_similarity(v, context.direction, dim=0)) for _, v in named), *frame["cosine"]],
         "share of toxic words": [*toxic_shares(listed), *shares],
+        "toxicity in sentences": [*toxicities[1], *toxicities[0]],
         "role": ["probe", "means", *("shared" for _ in directions), *("value" for _ in neurons)],
         "top tokens": [" · ".join(word.strip() for word in row) for row in [*listed, *words]],
     })  # fmt: skip
@@ -65,19 +80,28 @@ def run(context: ToxicityContext) -> Finding:
     majority = int((shares > 0.5).sum())
     summary = (
         f"{observed:.0%} of the top tokens of the {JUDGED_VECTORS} value vectors nearest to the probe are in the word list, {np.mean(nulls):.1%} for matched neurons "
-        f"(p = {p:.3f}); in {majority} of {JUDGED_VECTORS} they are the majority."
+        f"(p = {p:.3f}); in {majority} of {JUDGED_VECTORS} they are the majority. In carrier sentences the scorer finds these tokens {toxicity:+.3f} "
+        f"more toxic than everyday words, those of matched neurons {null_toxicity.mean():+.3f} (p = {permutation_p(toxicity, null_toxicity):.3f})."
     )
     spread = (float(np.quantile(nulls, 0.025)), float(np.quantile(nulls, 0.975)))
     # This experiment reads no prompts, so the vectors are resampled.
     interval = bootstrap_mean(shares, seed=context.seed)
+    sentences = bootstrap_mean(toxicities[0], seed=context.seed)
     settings = {
         "value_vectors": JUDGED_VECTORS,
         "tokens": JUDGED_TOKENS,
         "draws": draws,
         "interval": "bootstrap over the vectors",
         "null_from_to": spread,
+        "draws_in_sentences": scored,
+        "projection": str(projection),
     }
+    if projection != DOT:
+        products = toxic_shares(top_tokens(base, values_at(base, neurons), top=JUDGED_TOKENS).words)
+        summary += f" Tokens are ranked by the {projection}; by dot product over all tokens the share on the list is {products.mean():.0%}."
     return Finding(
-        verdict, summary, {"share of toxic words": observed, "majority": majority}, {"share of toxic words": float(np.mean(nulls))},
-        {"share of toxic words": (interval.low, interval.high)}, {"vectors": vectors}, (figure,), settings,
+        verdict, summary, {"share of toxic words": observed, "majority": majority, "toxicity in sentences": toxicity},
+        {"share of toxic words": float(np.mean(nulls)), "toxicity in sentences": float(null_toxicity.mean())},
+        {"share of toxic words": (interval.low, interval.high), "toxicity in sentences": (sentences.low, sentences.high)},
+        {"vectors": vectors}, (figure,), settings,
     )  # fmt: skip

@@ -15,17 +15,21 @@ from interp.directions.probe import fit_probe
 from interp.edits.edit import Edit
 from interp.errors import UserError
 from interp.evaluation.metrics import perplexity
+from interp.evaluation.token_toxicity import written_toxicity
 from interp.evaluation.toxicity import load_scorer
 from interp.experiments.fingerprint import fingerprint
 from interp.experiments.registry import EXPERIMENTS, find_experiments
 from interp.experiments.run import run_report
+from interp.experiments.toxicity.a_e1_probe import readings
 from interp.experiments.toxicity.a_e8_weights import run as weights
 from interp.experiments.toxicity.a_e9_activations import mean_activations
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.toxicity.shared import matched_strength
 from interp.models.pair import ModelPair
 from interp.models.tokens import pad
-from interp.neurons.ranking import rank_values
+from interp.neurons.projection import projection_for
+from interp.neurons.ranking import rank_values, values_at
+from interp.neurons.vocabulary import top_tokens
 from interp.report.page import read_report
 from interp.stats.nulls import perturbed
 
@@ -113,6 +117,51 @@ def test_a_random_change_has_the_norm_of_the_tuning_in_every_tensor(pair: ModelP
         if length > 0 and weight.numel() > 100:
             between = torch.cosine_similarity((moved[name] - weight).flatten(), (tuned[name] - weight).flatten(), dim=0)
             assert abs(between.item()) < 0.5
+
+
+def test_the_reading_of_a_probe_stands_beside_that_of_the_same_fit_without_standardising(context: ToxicityContext) -> None:
+    table = readings(context)
+    assert table["features"].tolist() == ["standardised", "not standardised"]
+    assert table["AUC"].tolist() == [context.probe.metrics["auc"], context.probe.metrics["unstandardised_auc"]]
+    assert context.probe.unstandardised is not None
+    for row, direction in zip(table.itertuples(), (context.direction, context.probe.unstandardised), strict=True):
+        words = top_tokens(context.pair.base, direction, top=10).words[0]
+        assert row[-1] == " · ".join(word.strip() for word in words)
+    assert table["cosine with the probe"].tolist() == pytest.approx(
+        [1.0, float(torch.cosine_similarity(context.direction, context.probe.unstandardised, dim=0))]
+    )
+    # Some of the labelled texts that ship are longer than this model's context.
+    short = {**context.probe.settings, "max_tokens": context.pair.base.context}
+    ran = EXPERIMENTS["A-E1"].run(replace(context, probe=replace(context.probe, settings=short)))
+    assert set(ran.tables) == {"directions", "readings"}
+    assert ran.summary.endswith(f"the same fit has AUC {context.probe.metrics['unstandardised_auc']:.3f}.")
+    texts = sentences(40, 0)
+    labels = [int("river" in text) for text in texts]
+    plain = fit_probe(context.pair.base, texts, labels, seed=0, standardise=False, max_tokens=context.pair.base.context)
+    assert set(EXPERIMENTS["A-E1"].run(replace(context, probe=plain)).tables) == {"directions"}
+
+
+def test_what_the_nearest_vectors_write_is_scored_in_sentences_beside_the_word_list(context: ToxicityContext) -> None:
+    ran = EXPERIMENTS["A-E2"].run(context)
+    neurons = context.ranking.neurons[:10]
+    expected = written_toxicity(context.pair.base, neurons, context.scorer)
+    values = ran.tables["vectors"].query("role == 'value'")["toxicity in sentences"]
+    np.testing.assert_allclose(values, expected)
+    assert ran.statistic["toxicity in sentences"] == pytest.approx(expected.mean())
+    # With the word list as the scorer both measures count the same words, in the null too.
+    np.testing.assert_allclose(values, ran.tables["vectors"].query("role == 'value'")["share of toxic words"])
+    assert 0 <= ran.null["toxicity in sentences"] <= 1
+    assert ran.settings["projection"] == "dot product with the unembedding"
+
+
+def test_a_large_vocabulary_is_read_by_the_cosine_with_its_common_tokens(context: ToxicityContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("interp.neurons.projection.SMALL_VOCABULARY", 10)
+    ran = EXPERIMENTS["A-E2"].run(context)
+    projection = projection_for(context.pair.base)
+    words = top_tokens(context.pair.base, values_at(context.pair.base, context.ranking.neurons[:1]), top=10, projection=projection).words[0]
+    assert ran.tables["vectors"].query("role == 'value'")["top tokens"].iloc[0] == " · ".join(word.strip() for word in words)
+    assert ran.settings["projection"] == str(projection)
+    assert f"ranked by the {projection}; by dot product" in ran.summary
 
 
 def test_a_pair_of_twice_the_same_model_has_moved_no_weight_and_no_neuron(context: ToxicityContext) -> None:
