@@ -76,8 +76,11 @@ def weights_digest(hf: PreTrainedModel) -> str:
 
 def _copy_of_the_embedding(hf: PreTrainedModel) -> str | None:
     """The name of the unembedding's matrix where it is a parameter of its own with the values of the embedding."""
-    head, embedding = hf.get_output_embeddings(), hf.get_input_embeddings()
-    if head is None or head.weight is embedding.weight or head.weight.shape != embedding.weight.shape:
+    head = hf.get_output_embeddings()
+    if head is None:
+        return None
+    embedding = hf.get_input_embeddings()
+    if head.weight is embedding.weight or head.weight.shape != embedding.weight.shape:
         return None
     values = [parameter_values(module, "weight") for module in (head, embedding)]
     if values[0].device != values[1].device or not torch.equal(*values):
