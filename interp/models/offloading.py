@@ -63,12 +63,29 @@ def parameters_of(hf: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 
 
 def weights_digest(hf: PreTrainedModel) -> str:
-    """A hash of every parameter's name, shape and bytes."""
+    """A hash of every parameter's name, shape and bytes; the same for an unembedding that is the embedding and for one that equals it."""
     digest = hashlib.blake2b(digest_size=16)
+    copy = _copy_of_the_embedding(hf)
     for name, tensor in parameters_of(hf):
+        if name == copy:
+            continue
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _copy_of_the_embedding(hf: PreTrainedModel) -> str | None:
+    """The name of the unembedding's matrix where it is a parameter of its own with the values of the embedding."""
+    head = hf.get_output_embeddings()
+    if head is None:
+        return None
+    embedding = hf.get_input_embeddings()
+    if head.weight is embedding.weight or head.weight.shape != embedding.weight.shape:
+        return None
+    values = [parameter_values(module, "weight") for module in (head, embedding)]
+    if values[0].device != values[1].device or not torch.equal(*values):
+        return None
+    return next((name for name, parameter in hf.named_parameters() if parameter is head.weight), None)
 
 
 def checksums(hf: PreTrainedModel) -> tuple[tuple[int, int, int], ...]:

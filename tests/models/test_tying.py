@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from interp import ModelPair, load_model
 from interp.edits.weights import interpolated
+from interp.models.offloading import weights_digest
 from interp.models.tying import is_tied, untie
 from tests.conftest import TEXTS, glu_settings, make_hf, save
 from tests.models.test_checkpoints import edit_weights
@@ -67,6 +68,11 @@ def test_untying_changes_no_logit_and_a_second_time_nothing(gpt2_folder: Path) -
     assert hf.get_output_embeddings().weight is head
     assert torch.equal(hf(IDS).logits, before)
     assert hf.config.tie_word_embeddings is False
+    # Caches and probes of the one are those of the other, until they differ.
+    assert weights_digest(hf) == load_model(gpt2_folder).digest
+    with torch.no_grad():
+        hf.get_output_embeddings().weight[3, 4] += 1
+    assert weights_digest(hf) != load_model(gpt2_folder).digest
 
 
 def test_sides_of_which_one_has_an_unembedding_of_its_own_are_compared(odd_folder: Path, gpt2_folder: Path) -> None:
