@@ -119,7 +119,7 @@ def lines(content: str) -> Iterator[tuple[int, str]]:
 
 
 def plain_lines(file: Path, content: str, first: int = 1) -> Iterator[tuple[int, str]]:
-    """The lines of plain text, counted from `first`. Raises `UserError` where the first one begins JSON, whose brackets would be read as text."""
+    """The lines of plain text, counted from `first`. Raises `UserError` where the first one begins JSON."""
     for place, (number, line) in enumerate(lines(content)):
         number += first - 1
         if not place and _begins_json(line):
