@@ -118,9 +118,10 @@ def lines(content: str) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def plain_lines(file: Path, content: str) -> Iterator[tuple[int, str]]:
-    """The lines of plain text. Raises `UserError` where the first one begins JSON, whose brackets would be read as text."""
+def plain_lines(file: Path, content: str, first: int = 1) -> Iterator[tuple[int, str]]:
+    """The lines of plain text, counted from `first`. Raises `UserError` where the first one begins JSON."""
     for place, (number, line) in enumerate(lines(content)):
+        number += first - 1
         if not place and _begins_json(line):
             raise UserError(f"{file} is named as plain text, but line {number} begins JSON", "rename it to .jsonl, or .json for one list")
         yield number, line

@@ -131,7 +131,7 @@ def stream_texts(path: str | Path) -> Iterator[str]:
                 if by_line:
                     texts = [text_of(f"{file}, line {at}", row, "text") for at, row in objects(file, content, number)]
                 else:
-                    numbered = lines(content) if any_text else plain_lines(file, content)
+                    numbered = lines(content) if any_text else plain_lines(file, content, number)
                     texts = [line for _, line in numbered]
                 any_text = any_text or bool(texts)
                 yield from texts
