@@ -94,8 +94,8 @@ class Probe:
 
         Measured on SmolLM2-135M-Instruct (last layer, 800 comments, L2 1.0), share of listed words among the top 20 tokens (cosines with
         the centred unembedding, common tokens) and their toxicity in carrier sentences: 55 % and 0.50 for this direction, 45 % and 0.43
-        for `W[:, 1]`, 25 % and 0.28 for the standardised difference in means, 20 % and 0.39 for the plain one. In a model with a planted
-        toxic neuron, this direction names the neuron's word first and `W[:, 1]` does not.
+        for `W[:, 1]`, 25 % and 0.28 for the standardised difference in means, 20 % and 0.39 for the plain one. It steers best too (table in
+        docs/directions.md). In a model with a planted toxic neuron it names the neuron's word first, and `W[:, 1]` does not.
         """
         if self.scales is None:
             return self.weights[:, 1]

@@ -105,4 +105,4 @@ def _bundled_words() -> frozenset[str]:
     tokenizer = Tokenizer.from_file(str(REFERENCE_TOKENIZER))
     words = tokenizer.decode_batch([[token] for token in range(tokenizer.get_vocab_size())], skip_special_tokens=True)
     # A token that is a part of a character decodes to the replacement character, as it does in every other vocabulary.
-    return frozenset(word for word in words if word.strip() and "\ufffd" not in word)
+    return frozenset(word for word in words if word.strip() and word.isprintable() and "\ufffd" not in word)

@@ -42,7 +42,7 @@ def run(context: ToxicityContext) -> Finding:
     words = read(values_at(base, neurons))
     shares = toxic_shares(words)
     observed = float(shares.mean())
-    draws, scored = (100, 10) if context.quick else (400, 40)
+    draws, scored = (100, 20) if context.quick else (400, 40)
     nulls, null_rows = [], []
     for draw in range(draws):
         drawn = matched_neurons(base, neurons, seed=context.seed + draw, exclude=context.ranking.neurons)
