@@ -153,9 +153,10 @@ def _separate_embeddings(wrapped: Any) -> None:
     """Give the unembedding below an adapter a matrix of its own where the adapter changes it or the embedding; no logit changes."""
     hf = wrapped.get_base_model()
     outer = hf.get_input_embeddings(), hf.get_output_embeddings()
-    embedding, head = (_adapted(module) for module in outer)
-    if (embedding, head) != outer and head.weight is embedding.weight:
-        head.weight = nn.Parameter(head.weight.clone(), requires_grad=False)
+    embedding, head = _adapted(outer[0]), _adapted(outer[1])
+    weight = head.weight
+    if (embedding, head) != outer and weight is embedding.weight and isinstance(weight, Tensor):
+        head.weight = nn.Parameter(weight.clone(), requires_grad=False)
         hf.config.tie_word_embeddings = False
 
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from interp.data.texts import passages
 from interp.errors import UserError
 from interp.files import write_text
-from interp.models.checkpoints import open_checkpoint, read_tokenizer, read_weights
+from interp.models.checkpoints import open_checkpoint, read_weights
 from interp.models.gguf import NOTE, gguf_note
 from interp.models.modes import freeze
+from interp.models.tokenizer import read_tokenizer
 
 TEXTS, LONGEST = 20, 64
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from interp.bundled import BUNDLED
 from interp.data.texts import challenge_prompts, neutral_prompts, passages, toxicity_texts
 from interp.errors import UserError
+from interp.models.tokens import uncut_rows
 
 if TYPE_CHECKING:
     from interp.models.model import Model
@@ -54,8 +55,7 @@ def seen_tokens(model: Model, texts: Sequence[str]) -> frozenset[int]:
     """The ids of the tokens that occur in these texts. Raises `UserError` where there are no texts."""
     if isinstance(texts, str) or not len(texts):
         raise UserError("no reference texts were given", "give a list of texts, for example passages")
-    rows: list[list[int]] = model.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    return frozenset(token for row in rows for token in row)
+    return frozenset(token for row in uncut_rows(model, texts, bos=False) for token in row)
 
 
 def common_tokens(model: Model) -> frozenset[int]:

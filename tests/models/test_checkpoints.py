@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel, PreTrainedTokenizerFast
 
 from interp import Model, ModelPair, UserError, capture, load_model
+from interp.errors import Notice
 from interp.models import checkpoints
 from tests.conftest import D_MODEL, N_LAYERS, TEXTS, gpt2_config, make_hf, save
 
@@ -346,7 +347,10 @@ def test_an_adapter_whose_tensors_find_no_place_is_refused(gpt2_folder: Path, ll
     ):
         with pytest.raises(UserError, match=message):
             ModelPair.load(gpt2_folder, folder)
-    with pytest.raises(UserError, match="does not fit"):
+    with pytest.raises(UserError, match="was made for .*gpt2-0, and not for .*llama-0"):
+        ModelPair.load(llama_folder, good)
+    edit_json(good / "adapter_config.json", base_model_name_or_path="someone/elsewhere")
+    with pytest.warns(Notice, match="is not checked"), pytest.raises(UserError, match="does not fit"):
         ModelPair.load(llama_folder, good)
     (good / "adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match=r"has no adapter_model\.safetensors"):

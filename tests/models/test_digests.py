@@ -69,10 +69,17 @@ def test_a_change_shows_in_its_digest(llama: Model, name: str) -> None:
     assert name != "weights" or differs == [True, False, False]
 
 
-def test_an_end_token_mended_in_the_files_of_a_folder_shows(gpt2_folder: Path, gpt2: Model, tmp_path: Path) -> None:
-    folder = shutil.copytree(gpt2_folder, tmp_path / "mended")
-    file = folder / "tokenizer_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token": "q"}))
-    mended = load_model(folder)
-    assert mended.digest == gpt2.digest
-    assert model_digests(mended) != model_digests(gpt2)
+def test_an_end_token_mended_in_the_files_of_a_folder_shows(gpt2_folder: Path, tmp_path: Path) -> None:
+    models = []
+    for end in ("<|endoftext|>", "q"):
+        folder = shutil.copytree(gpt2_folder, tmp_path / f"ends at {len(models)}")
+        words = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        # Both folders have the two tokens as special ones, so that they divide every text alike.
+        words["added_tokens"].append(words["added_tokens"][0] | {"id": words["model"]["vocab"]["q"], "content": "q"})
+        (folder / "tokenizer.json").write_text(json.dumps(words), encoding="utf-8")
+        settings = folder / "tokenizer_config.json"
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | {"eos_token": end}))
+        models.append(load_model(folder))
+    first, second = models
+    assert second.digest == first.digest
+    assert model_digests(second) != model_digests(first)

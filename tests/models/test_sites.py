@@ -25,6 +25,7 @@ DOTTED = {
     ("interp.models.offloading", "name"): "a parameter",
     ("interp.models.parameters", "name"): "a parameter",
     ("interp.models.parameters", "path"): "a parameter or a module path",
+    ("interp.models.states", "name"): "a parameter under the names of wrappers",
     ("interp.patching.paths", "text.strip()"): "a node of a path",
     ("interp.steering.edit_text", "text.strip()"): "a neuron",
     ("training.checkpoint", "key"): "a tensor of an optimiser",
