@@ -15,8 +15,10 @@ from interp.directions.probe import load_probe
 from interp.errors import UserError
 from interp.files import read_json, replacing
 from interp.models.difference import NOTE, write_note
+from interp.models.named import NAMED
 from interp.models.pair import ModelPair
 from interp.runs.telemetry import read_lines
+from training.bundle_named import bundle_named
 from training.pretrain import stage_settings
 from training.recipe import Recipe, base_folder
 from training.stages import base_training
@@ -35,9 +37,13 @@ def parts_of(recipe: Recipe) -> dict[str, Path]:
 def bundle(recipe: Recipe, target: Path = BUNDLED) -> Path:
     """Replace the bundled base, tuned and probe by the run's, after checking that they load; return the folder.
 
+    A run on a named model goes to a folder of its own, with the adapter alone (`training.bundle_named`).
+
     The table of control runs goes with it where `training.studies.toxicity_controls` has written one. Raises `UserError` for a stage that has
     not run, or ran on another base model than the one to be bundled.
     """
+    if recipe.settings.get("base", {}).get("model") in NAMED:
+        return bundle_named(recipe, target / recipe.stage("base")["model"])
     parts = parts_of(recipe)
     for name, part in parts.items():
         if not part.is_dir():

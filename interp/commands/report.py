@@ -52,7 +52,7 @@ def report(
     from interp.experiments.toxicity.context import NEW_TOKENS, ToxicityContext, make_context
     from interp.experiments.user_files import read_experiments
     from interp.report.terminal import print_seeds, print_summary
-    from interp.runs.logs import BUNDLED_LOGS
+    from interp.runs.logs import shipped_logs
 
     if logs is not None and not logs.is_dir():
         raise UserError(f"there is no folder {logs}", "give the folder of a training run, or one that holds its logs")
@@ -69,7 +69,7 @@ def report(
         judge = None if probe is None else named.probe_of("base", sides.base)
         toxicity = partial(
             make_context,
-            sides, quick=quick, seed=seed, prompts=starts, passages=texts, scorer=scorer, probe=judge, logs=logs or BUNDLED_LOGS,
+            sides, quick=quick, seed=seed, prompts=starts, passages=texts, scorer=scorer, probe=judge, logs=logs or shipped_logs(sides),
             prompt_tokens=common.prompt_limit(sides.base, starts, NEW_TOKENS, max_prompt_tokens),
         )  # fmt: skip
 

@@ -262,10 +262,9 @@ def bundled_probe() -> Probe:
 
 
 def probe_for(model: Model, *, seed: int = 0) -> Probe:
-    """The probe that ships, where it was fitted on this model; otherwise one fitted on the labelled texts that ship."""
-    if (BUNDLED_PROBE / "probe.json").is_file():
-        shipped = bundled_probe()
-        if shipped.matches(model):
+    """The probe that ships and was fitted on this model, if there is one; otherwise one fitted on the labelled texts that ship."""
+    for note in (BUNDLED_PROBE / "probe.json", *sorted(BUNDLED.glob("*/probe/probe.json"))):
+        if note.is_file() and (shipped := load_probe(note.parent)).matches(model):
             return shipped
     key = model_key(model), seed
     if key not in _FITTED:

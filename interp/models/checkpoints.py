@@ -101,7 +101,7 @@ def _open(source: str | Path, base: str | Path | None) -> Checkpoint:
     if is_gguf(folder):
         cached = cached_gguf(folder)
         check_folder(cached)
-        return Checkpoint(str(cached), cached, file=folder)
+        return Checkpoint(text, cached, file=folder)
     if folder.is_file():
         fix = (
             "convert it first: bypass convert FILE.pt --like MODEL"

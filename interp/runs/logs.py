@@ -30,6 +30,15 @@ FILES: dict[str, tuple[str, ...]] = {
 FIX = "name the folder of the run that made it with --logs; `python -m training.studies.toxicity_controls` says there which pair it is"
 
 
+def shipped_logs(pair: ModelPair) -> Path:
+    """The logs that ship and are of this pair, or those of the bundled pair where none are."""
+    for file in sorted(BUNDLED.glob("*/log/pair.json")):
+        record = read_json(file, "restore it from the repository")
+        if (record.get("base"), record.get("tuned")) == (pair.base.digest, pair.tuned.digest):
+            return file.parent
+    return BUNDLED_LOGS
+
+
 def log_file(folder: Path, name: str) -> Path | None:
     """The file of a log in a folder, or None where it is missing."""
     return next((folder / place for place in FILES[name] if (folder / place).is_file()), None)

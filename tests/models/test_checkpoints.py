@@ -347,7 +347,7 @@ def test_an_adapter_whose_tensors_find_no_place_is_refused(gpt2_folder: Path, ll
     ):
         with pytest.raises(UserError, match=message):
             ModelPair.load(gpt2_folder, folder)
-    with pytest.raises(UserError, match="was made for .*gpt2-0, and not for .*llama-0"):
+    with pytest.raises(UserError, match=r"was made for .*gpt2-0, and not for .*llama-0"):
         ModelPair.load(llama_folder, good)
     edit_json(good / "adapter_config.json", base_model_name_or_path="someone/elsewhere")
     with pytest.warns(Notice, match="is not checked"), pytest.raises(UserError, match="does not fit"):

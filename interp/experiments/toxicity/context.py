@@ -28,7 +28,7 @@ from interp.models.model import Model
 from interp.models.pair import ModelPair
 from interp.models.tokens import adds_bos, token_rows
 from interp.neurons.ranking import TOXIC_COUNT, Ranking, rank_values
-from interp.runs.logs import BUNDLED_LOGS, logs_digest
+from interp.runs.logs import BUNDLED_LOGS, logs_digest, shipped_logs
 
 BATCH = 512
 # The length of a continuation, in tokens.
@@ -224,7 +224,7 @@ class ToxicityContext(Study):
 
 def make_context(
     pair: ModelPair, *, quick: bool = False, seed: int = 0, prompts: Sequence[str] | None = None,
-    passages: Sequence[Passage] | None = None, scorer: str = "bundled", probe: Probe | None = None, logs: Path = BUNDLED_LOGS,
+    passages: Sequence[Passage] | None = None, scorer: str = "bundled", probe: Probe | None = None, logs: Path | None = None,
     prompt_tokens: int | None = None,
 ) -> ToxicityContext:  # fmt: skip
     """The data and settings of a report: shipped prompts, passages and probe unless others are given."""
@@ -235,5 +235,14 @@ def make_context(
         starts, texts = starts[:: max(1, len(starts) // 100)], texts[::3]
     draws = 6 if quick else 20
     return ToxicityContext(
-        pair, direction, load_scorer(scorer), starts, texts, seed=seed, draws=draws, quick=quick, logs=logs, prompt_tokens=prompt_tokens
+        pair,
+        direction,
+        load_scorer(scorer),
+        starts,
+        texts,
+        seed=seed,
+        draws=draws,
+        quick=quick,
+        logs=logs or shipped_logs(pair),
+        prompt_tokens=prompt_tokens,
     )
