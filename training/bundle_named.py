@@ -5,7 +5,6 @@ Every number in the card is read from the run's own logs.
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
