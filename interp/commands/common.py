@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from interp.data.texts import Passage
     from interp.forward.generate import Sampling
+    from interp.models.chat import Chat
 
 MODEL_HELP = "base, tuned, a folder or a hub id"
 Pair = Annotated[
@@ -50,6 +51,8 @@ ProbeFolder = Annotated[
 ]
 NewTokens = Annotated[int, typer.Option("--new-tokens", "--max-new-tokens", help="tokens to generate for each prompt")]
 PromptTokens = Annotated[int | None, typer.Option("--max-prompt-tokens", help="keep only the first ones of longer prompts")]
+AsChat = Annotated[bool, typer.Option("--chat", help="prompts are user turns of the model's chat template [default: raw text]")]
+SystemPrompt = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="with --chat: the system prompt before each")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy decoding")]
 TopK = Annotated[int | None, typer.Option(help="sample from the k likeliest tokens")]
 TopP = Annotated[float | None, typer.Option(help="sample from the likeliest tokens of this total probability")]
@@ -61,6 +64,22 @@ def sampling(temperature: float, top_k: int | None, top_p: float | None, seed: i
     from interp.forward.generate import Sampling
 
     return Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+
+
+def chat_from(chat: bool, system: str | None) -> Chat | bool:
+    """The `Chat` that `--chat` and `--system` describe, or False for raw text; raises `UserError` for `--system` alone."""
+    from interp.models.chat import Chat
+
+    if system is not None and not chat:
+        raise UserError("--system is given without --chat, and raw text has no system prompt", "add --chat")
+    return Chat(system) if chat else False
+
+
+def chat_line(chat: Chat | bool) -> str:
+    """How prompts are read, as a line above a command's tables."""
+    from interp.models.chat import prompt_format
+
+    return f"prompts read as {prompt_format(chat)}"
 
 
 def prompts_from(path: Path | None) -> list[str]:

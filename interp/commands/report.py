@@ -27,6 +27,8 @@ def report(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="fewer prompts and controls: wider intervals")] = False,
     seed: common.Seed = 0,
+    chat: common.AsChat = False,
+    system: common.SystemPrompt = None,
     seeds: Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="run it under so many seeds and compare the verdicts")] = 1,
     logs: Annotated[
         Path | None,
@@ -44,11 +46,13 @@ def report(
     Results are kept in OUT/results: an interrupted report continues, a repeated one computes only what changed.
     """
     common.check_folder(out)
+    chat_format = common.chat_from(chat, system)
     from interp.experiments.registry import find_experiments
     from interp.experiments.run import run_report
     from interp.experiments.study import Studies
     from interp.experiments.toxicity.context import ToxicityContext, make_context
     from interp.experiments.user_files import read_experiments
+    from interp.models.chat import chat_settings
     from interp.report.terminal import print_seeds, print_summary
     from interp.runs.logs import BUNDLED_LOGS
 
@@ -66,6 +70,7 @@ def report(
         toxicity = partial(
             make_context,
             sides, quick=quick, seed=seed, prompts=starts, passages=texts, scorer=scorer, probe=judge, logs=logs or BUNDLED_LOGS,
+            chat=chat_format,
         )  # fmt: skip
 
         def tell(phrase: str, done: int, total: int) -> None:
@@ -78,7 +83,9 @@ def report(
             seed,
             seeds,
             scorer,
+            chat,
             [
+                ("--system", system),
                 *(("--prompts", prompts), ("--passages", passages), ("--probe", probe), ("--logs", logs)),
                 *(("--experiment", file) for file in experiment or ()),
             ],
@@ -91,9 +98,16 @@ def report(
             {"id": r.id, "claim": r.claim, "verdict": r.verdict, "statistic": r.statistic, "null": r.null, "seconds": r.seconds}
             for r in ran.results
         ]
-        record = {"page": str(ran.page), "json": str(out / "report.json"), "experiments": experiments, "skipped": ran.skipped}
+        record = {
+            **chat_settings(chat_format),
+            "page": str(ran.page),
+            "json": str(out / "report.json"),
+            "experiments": experiments,
+            "skipped": ran.skipped,
+        }
         common.print_json(record | ({"seeds": ran.seeds.to_json()} if ran.seeds is not None else {}))
         return
+    common.print_line(common.chat_line(chat_format))
     print_summary(ran.results, show_words=show_words)
     if ran.seeds is not None:
         print_seeds(ran.seeds)
@@ -103,7 +117,8 @@ def report(
 
 
 def _command(
-    pair: tuple[str, str] | None, device: str, quick: bool, seed: int, seeds: int, scorer: str, files: list[tuple[str, Path | None]]
+    pair: tuple[str, str] | None, device: str, quick: bool, seed: int, seeds: int, scorer: str, chat: bool,
+    files: list[tuple[str, Path | str | None]],
 ) -> str:  # fmt: skip
     """The command line that gives the same numbers again."""
     words = ["bypass", "report"]
@@ -112,6 +127,7 @@ def _command(
     words += ["--quick"] if quick else []
     words += ["--seed", str(seed)] if seed else []
     words += ["--seeds", str(seeds)] if seeds > 1 else []
-    words += [word for option, file in files if file for word in (option, str(file))]
+    words += ["--chat"] if chat else []
+    words += [word for option, file in files if file is not None for word in (option, str(file))]
     words += ["--scorer", scorer] if scorer != "bundled" else []
     return shlex.join(words)

@@ -117,7 +117,7 @@ def render_chat(model: Model, conversations: Sequence[Sequence[Turn]]) -> list[C
         lost = next((number for number in range(len(turns)) if placeholder(number) not in skeletons[speakers]), None)
         if lost is not None:
             raise UserError(
-                f"the chat template of {model.name} leaves out the {speakers[lost]} turn {lost}",
+                f"the chat template of {model.name} leaves out turn {lost}, of the role {speakers[lost]}",
                 "leave the turn (or the system prompt) out",
             )
         roles = token_roles(model.tokenizer, text, row, skeletons[speakers], [(turn["role"], turn["content"]) for turn in turns])
