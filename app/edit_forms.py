@@ -114,7 +114,9 @@ def command(form: Form, prompt: str, new_tokens: int, sampling: Sampling, source
 
 def python(form: Form, prompt: str, new_tokens: int, sampling: Sampling, source: Source, chat: Chat | bool = False) -> str:
     """A Python program that prints what the page shows."""
+    asked = chat_of(chat)
     names = ["Edit", "ModelPair", *(["Sampling"] if sampling.temperature else []), "generate"]
+    names = [*(["Chat"] if asked is not None and asked.system is not None else []), *names]
     imports = [f"from interp import {', '.join(names)}"]
     if form.vector in ("probe", "difference"):
         imports.append("from interp.directions.probe import probe_for")
@@ -124,10 +126,8 @@ def python(form: Form, prompt: str, new_tokens: int, sampling: Sampling, source:
     chosen = ""
     if sampling.temperature:
         chosen = f", sampling=Sampling(temperature={sampling.temperature:g}, top_p={sampling.top_p}, seed={sampling.seed})"
-    asked = chat_of(chat)
     if asked is not None:
         chosen += ", chat=True" if asked.system is None else f", chat={asked!r}"
-        imports += [] if asked.system is None else ["from interp.models.chat import Chat"]
     calls = "".join(f"    {call},\n" for call in _calls(form))
     return (
         "\n".join(imports) + f"\n\npair = {pair}\nedits = [\n{calls}]\nprompt = {prompt!r}\n"

@@ -107,10 +107,10 @@ def report(
         }
         common.print_json(record | ({"seeds": ran.seeds.to_json()} if ran.seeds is not None else {}))
         return
-    common.print_line(common.chat_line(chat_format))
     print_summary(ran.results, show_words=show_words)
     if ran.seeds is not None:
         print_seeds(ran.seeds)
+    common.print_line(common.chat_line(chat_format))
     for name, why in ran.skipped.items():
         common.print_line(f"left out: {name}: {common.shown(why, show_words)}")
     common.print_line(f"\nThe report is {ran.page}")
