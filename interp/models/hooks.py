@@ -63,7 +63,7 @@ class Work:
             self.prompt_lengths if other.prompt_lengths is None else other.prompt_lengths,
             self.rows if other.rows is None else other.rows,
             self.stop if other.stop is None else other.stop,
-            self.roles if other.prompt_lengths is None else other.roles,
+            self.roles if other.prompt_lengths is None and other.roles is None else other.roles,
         )
 
 
