@@ -138,7 +138,7 @@ def prompt_rows(
         max_tokens: of raw text the first ones are kept; a conversation cannot be cut, and a longer one raises `UserError`.
     """
     asked = chat_of(chat)
-    conversations = [prompt for prompt in prompts if isinstance(prompt, ChatTokens)]
+    conversations: list[ChatTokens] = [prompt for prompt in prompts if isinstance(prompt, ChatTokens)]
     if asked is None and not conversations:
         return list(token_rows(model, prompts, add_bos=add_bos, max_tokens=max_tokens))
     if conversations and len(conversations) < len(prompts):
@@ -164,7 +164,7 @@ def prompt_rows(
 def template_of(model: Model) -> str:
     """The source of the model's chat template; raises `UserError` where it has none."""
     try:
-        template: str = model.tokenizer.get_chat_template()
+        return str(model.tokenizer.get_chat_template())
     except ValueError as error:
         named = isinstance(model.tokenizer.chat_template, dict)
         raise UserError(
@@ -172,7 +172,6 @@ def template_of(model: Model) -> str:
             "leave chat (--chat) out to read prompts as raw text, or put the template of the model that it was tuned from, "
             "chat_template.jinja, into its folder",
         ) from error
-    return template
 
 
 def check_one_template(models: Sequence[Model]) -> None:
@@ -250,11 +249,10 @@ def _check_turns(turns: Sequence[Turn], number: int) -> None:
 
 def _rendered(model: Model, turns: Sequence[Turn]) -> str:
     try:
-        text: str = model.tokenizer.apply_chat_template([dict(turn) for turn in turns], tokenize=False, add_generation_prompt=True)
+        return str(model.tokenizer.apply_chat_template([dict(turn) for turn in turns], tokenize=False, add_generation_prompt=True))
     except Exception as error:  # a template may raise anything: Jinja's errors, the sandbox's, and those of what it computes
         first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(
             f"the chat template of {model.name} does not take {' and '.join(turn['role'] for turn in turns)} turns ({first})",
             "leave out what it does not take (such as the system prompt), correct chat_template.jinja, or leave chat (--chat) out",
         ) from error
-    return text

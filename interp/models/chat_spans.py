@@ -85,7 +85,7 @@ def token_spans(tokenizer: Any, text: str, row: Sequence[int]) -> list[Span] | N
     if any(start == end or start > before for (start, end), before in zip(spans, ends, strict=False)):
         # A post-processor may take blanks off the offsets, and no other part of it has an effect here.
         if tokenizer not in _UNTRIMMED:
-            copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+            copy: Any = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
             copy.no_padding()
             copy.no_truncation()
             copy.post_processor = None
