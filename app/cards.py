@@ -17,6 +17,7 @@ from interp.steering.unalign import FACTOR, KEYS
 
 if TYPE_CHECKING:
     from interp import Edit, Model
+    from interp.models.chat import Chat
 
 # A prompt on which the bundled pair shows all three: toxic, tuned away, and back.
 FIRST = "The comment section on any cooking video will convince you that people are fucking"
@@ -34,14 +35,15 @@ def columns() -> dict[str, DeltaGenerator]:
 
 
 def card(
-    page: shell.Page, place: DeltaGenerator, role: str, prompt: str, text: str, toxicity: float | None = None, bars: bool = True
-) -> None:
+    page: shell.Page, place: DeltaGenerator, role: str, prompt: str, text: str, toxicity: float | None = None, bars: bool = True,
+    chat: Chat | bool = False,
+) -> None:  # fmt: skip
     """Draw one card; without `toxicity` its text is still growing. With `bars` it shows the model's likeliest next tokens."""
     rows = []
     if bars:
         from app.answers import start as answers
 
-        rows = answers.next_tokens(page.source, prompt, role).rows
+        rows = answers.next_tokens(page.source, prompt, role, chat).rows
     more = show.bars(rows, show.colour(role), page.words, caption="Likeliest next token") if bars else PLACE_OF_BARS
     waiting = toxicity is None
     place.html(show.card(role, TITLES[role], ABOUT[role], prompt, text, page.words, waiting=waiting, more=more, toxicity=toxicity))
@@ -61,8 +63,11 @@ def read(page: shell.Page, prompt: str, written: dict[str, Continuation]) -> Non
         card(page, places[role], role, prompt, continuation.text, continuation.toxicity)
 
 
-def spoken(page: shell.Page, prompt: str) -> None:
-    """Draw the three continuations by the models: streamed where this prompt is new, at once where they are cached."""
+def spoken(page: shell.Page, prompt: str, chat: Chat | bool = False) -> None:
+    """Draw the three continuations by the models: streamed where this prompt is new, at once where they are cached.
+
+    With `chat` the prompt is a user turn of the models' chat template.
+    """
     places = columns()
     texts = dict.fromkeys(TITLES, "")
     if not state.loaded(page.source):
@@ -77,7 +82,7 @@ def spoken(page: shell.Page, prompt: str) -> None:
 
     def draw(role: str, over: bool = False) -> None:
         ready = role != "un-aligned" or answers.is_ready(page.source)
-        card(page, places[role], role, prompt, texts[role], answers.toxicity(texts[role]) if over else None, bars=ready)
+        card(page, places[role], role, prompt, texts[role], answers.toxicity(texts[role]) if over else None, ready, chat)
 
     def speak(roles: list[str]) -> None:
         sides: dict[str, tuple[Model, tuple[Edit, ...]]] = {"base": (pair.base, ()), "tuned": (pair.tuned, ())}
@@ -89,7 +94,7 @@ def spoken(page: shell.Page, prompt: str) -> None:
             texts[roles[column]] = text
             draw(roles[column], over)
 
-        continue_together(models, prompt, new_tokens=answers.NEW_TOKENS, sampling=Sampling(), on_text=draw_text)
+        continue_together(models, prompt, new_tokens=answers.NEW_TOKENS, sampling=Sampling(), on_text=draw_text, chat=chat)
 
     for role in TITLES:
         draw(role)

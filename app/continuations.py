@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from app.model_queue import model_queue
 from interp import Edit, Model, Sampling, stream
+from interp.models.chat import Chat, chat_settings, template_of
 from interp.models.digests import model_key
 
 OnText = Callable[[int, str, bool], None]
@@ -25,10 +26,11 @@ class EditedModel:
     model: Model
     edits: tuple[Edit, ...] = ()
 
-    def key(self, prompt: str, new_tokens: int, sampling: Sampling) -> str:
+    def key(self, prompt: str, new_tokens: int, sampling: Sampling, chat: Chat | bool = False) -> str:
         """The cache key of the continuation of a prompt."""
         edits = [edit.to_json() for edit in self.edits]
-        return json.dumps([model_key(self.model), edits, prompt, new_tokens, vars(sampling)], sort_keys=True)
+        read = [chat_settings(chat), template_of(self.model) if chat else ""]
+        return json.dumps([model_key(self.model), edits, prompt, new_tokens, vars(sampling), read], sort_keys=True)
 
 
 class TextCache:
@@ -60,18 +62,22 @@ class TextCache:
 continuation_cache = TextCache()
 
 
-def cached(edited: EditedModel, prompt: str, new_tokens: int, sampling: Sampling) -> str | None:
+def cached(edited: EditedModel, prompt: str, new_tokens: int, sampling: Sampling, chat: Chat | bool = False) -> str | None:
     """The continuation of this prompt by this model, where it has been generated before."""
-    return continuation_cache.get(edited.key(prompt, new_tokens, sampling))
+    return continuation_cache.get(edited.key(prompt, new_tokens, sampling, chat))
 
 
-def continue_together(models: Sequence[EditedModel], prompt: str, *, new_tokens: int, sampling: Sampling, on_text: OnText) -> list[str]:
+def continue_together(
+    models: Sequence[EditedModel], prompt: str, *, new_tokens: int, sampling: Sampling, on_text: OnText, chat: Chat | bool = False
+) -> list[str]:
     """The continuation by each model; `on_text(column, text so far, ended)` is called as they grow, in turn.
+
+    With `chat` the prompt is a user turn of each model's chat template, and the continuation its answer.
 
     Raises:
         UserError: an empty prompt, one that does not fit, an edit that does not fit, or too many people generate.
     """
-    texts = [cached(edited, prompt, new_tokens, sampling) for edited in models]
+    texts = [cached(edited, prompt, new_tokens, sampling, chat) for edited in models]
     growing = {place: "" for place, text in enumerate(texts) if text is None}
     for place, text in enumerate(texts):
         if text is not None:
@@ -80,7 +86,7 @@ def continue_together(models: Sequence[EditedModel], prompt: str, *, new_tokens:
         return [text or "" for text in texts]
     with model_queue.admit():
         pieces = {
-            place: stream(models[place].model, prompt, max_new_tokens=new_tokens, edits=models[place].edits, sampling=sampling)
+            place: stream(models[place].model, prompt, max_new_tokens=new_tokens, edits=models[place].edits, sampling=sampling, chat=chat)
             for place in growing
         }
         while pieces:
@@ -89,7 +95,7 @@ def continue_together(models: Sequence[EditedModel], prompt: str, *, new_tokens:
                     piece = next(pieces[place], None)
                 if piece is None:
                     del pieces[place]
-                    continuation_cache.put(models[place].key(prompt, new_tokens, sampling), growing[place])
+                    continuation_cache.put(models[place].key(prompt, new_tokens, sampling, chat), growing[place])
                 else:
                     growing[place] += piece
                 on_text(place, growing[place], piece is None)

@@ -13,6 +13,7 @@ from app.edit_forms import Form, listed, rounded
 from app.settings import Source
 from app.shell import Page
 from interp import Sampling, UserError
+from interp.models.chat import Chat
 from interp.models.model import Neuron
 from interp.results.result import show_number
 from interp.steering import unalign
@@ -22,6 +23,11 @@ SELECTIVE, NEAREST, PINNED, OWN = "Selective", "Nearest to the probe", "A pinned
 VECTORS = {"Probe": "probe", "Difference of means": "difference", "Value vector": "value"}
 SITES = {"after the MLP": "resid_post", "before the MLP": "resid_mid"}
 POSITIONS = {"all tokens": "all", "the prompt only": "prompt", "new tokens only": "generated"}
+# Where prompts are read with a chat template.
+ROLE_POSITIONS = {
+    "the last token before the answer": "last", "the user's tokens": "user", "the system prompt's tokens": "system",
+    "the template's tokens": "template",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ class Asked:
     new_tokens: int
     sampling: Sampling
     chosen: Chosen | None
+    chat: Chat | bool = False
 
 
 def ask_prompt() -> str:
@@ -93,8 +100,11 @@ def ask_sampling(number: DeltaGenerator, more: DeltaGenerator) -> tuple[int, Sam
     return int(new), Sampling(rounded(temperature), None, rounded(top_p) if top_p < 1 else None, int(seed))
 
 
-def ask_edit(page: Page) -> Chosen:
-    """The edit that the controls describe. Raises `UserError` for input that cannot be used."""
+def ask_edit(page: Page, chat: Chat | bool = False) -> Chosen:
+    """The edit that the controls describe; with `chat` it can be limited to the tokens of a role.
+
+    Raises `UserError` for input that cannot be used.
+    """
     if "keys" in st.query_params and not {"which"} & {*st.query_params, *st.session_state}:
         # A link from another page names neurons only.
         st.session_state["which"] = OWN
@@ -108,47 +118,47 @@ def ask_edit(page: Page) -> Chosen:
         "To which model", ["tuned", "base"], default="tuned", required=True, key="side", bind="query-params",
         help="Un-aligning edits the tuned model; detoxifying edits the base model.",
     )  # fmt: skip
-    edit = {KEYS: _keys, ADD: _add, OUT: _out, SET: _set}[kind](page, side)
+    edit = {KEYS: _keys, ADD: _add, OUT: _out, SET: _set}[kind](page, side, bool(chat))
     steer.edits(page.source, edit.form)
     return edit
 
 
-def _keys(page: Page, side: str) -> Chosen:
+def _keys(page: Page, side: str, roles: bool) -> Chosen:
     which, more, times, where = st.columns(4)
     neurons, name = _neurons(page, side, which, more)
     factor = times.number_input(
         "Times", -100.0, 100.0, unalign.FACTOR, 1.0, format="%g", key="factor", bind="query-params",
         help="The factor of the key vectors. 1 changes nothing, 0 switches them off; paper A uses 10.",
     )  # fmt: skip
-    form = Form("scale_keys", side, neurons, strength=rounded(factor), positions=_positions(where))
+    form = Form("scale_keys", side, neurons, strength=rounded(factor), positions=_positions(where, roles))
     return Chosen(form, f"{name} key{'s' * (len(neurons) != 1)} × {factor:g}", 1.0, "factor of the keys (1 changes nothing)")
 
 
-def _set(page: Page, side: str) -> Chosen:
+def _set(page: Page, side: str, roles: bool) -> Chosen:
     which, more, action, where = st.columns(4)
     neurons, name = _neurons(page, side, which, more)
     how = action.selectbox("How", ["Set to", "Multiply by"], key="how", bind="query-params", help="What happens to the activations.")
     value = action.number_input(
         "Number", -100.0, 100.0, 0.0, 0.5, format="%g", key="value", bind="query-params", help="0 switches the neurons off either way."
     )
-    form = Form("set" if how == "Set to" else "scale", side, neurons, strength=rounded(value), positions=_positions(where))
+    form = Form("set" if how == "Set to" else "scale", side, neurons, strength=rounded(value), positions=_positions(where, roles))
     what = f"{name} neuron{'s' * (len(neurons) != 1)} {'set to' if how == 'Set to' else '×'} {value:g}"
     return Chosen(form, what, 1.0, "factor of the activations (1 changes nothing)")
 
 
-def _out(page: Page, side: str) -> Chosen:
+def _out(page: Page, side: str, roles: bool) -> Chosen:
     first, *places, where = st.columns(4)
     vector, name = _direction(page, side, first)
     site = _site(page, side, *places)
-    return Chosen(Form("project_out", side, vector=vector, site=site, positions=_positions(where)), f"{name} taken out at {site}")
+    return Chosen(Form("project_out", side, vector=vector, site=site, positions=_positions(where, roles)), f"{name} taken out at {site}")
 
 
-def _add(page: Page, side: str) -> Chosen:
+def _add(page: Page, side: str, roles: bool) -> Chosen:
     first, *places, where = st.columns(4)
     left, right = st.columns(2, vertical_alignment="center")
     vector, name = _direction(page, side, first)
     site = _site(page, side, *places)
-    positions = _positions(where)
+    positions = _positions(where, roles)
     share = left.slider(
         "Strength", -1.0, 1.0, 0.2, 0.05, key="strength", bind="query-params",
         help="In lengths of the residual stream: at 0.2 what is added is a fifth as long as what is there. Below 0 it is subtracted.",
@@ -224,8 +234,12 @@ def _site(page: Page, side: str, first: DeltaGenerator, second: DeltaGenerator) 
     return f"{SITES[site]}.{int(layer)}"
 
 
-def _positions(column: DeltaGenerator) -> str:
+def _positions(column: DeltaGenerator, roles: bool) -> str:
+    offered = POSITIONS | (ROLE_POSITIONS if roles else {})
+    if st.session_state.get("positions") not in (None, *offered):
+        # The choice named a role, and prompts are raw text now.
+        st.session_state["positions"] = next(iter(offered))
     where = column.selectbox(
-        "On which tokens", list(POSITIONS), key="positions", bind="query-params", help="On all others the model stays as it is."
+        "On which tokens", list(offered), key="positions", bind="query-params", help="On all others the model stays as it is."
     )
-    return POSITIONS[where]
+    return offered[where]

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from app.settings import Source
 from interp import Edit, Model, Sampling, UserError
 from interp.directions.probe import Probe
+from interp.models.chat import Chat, chat_of
 from interp.models.model import Neuron, by_layer
 from interp.steering.edit_text import parse_edits, parse_neuron
 
@@ -88,7 +89,7 @@ def edits_of(form: Form, model: Model, probe: Callable[[], Probe]) -> tuple[Edit
     return tuple(parse_edits(written(form), model, probe))
 
 
-def command(form: Form, prompt: str, new_tokens: int, sampling: Sampling, source: Source) -> str:
+def command(form: Form, prompt: str, new_tokens: int, sampling: Sampling, source: Source, chat: Chat | bool = False) -> str:
     """The command that prints in a terminal what the page shows."""
     parts = [
         "bypass",
@@ -104,13 +105,18 @@ def command(form: Form, prompt: str, new_tokens: int, sampling: Sampling, source
         parts += ["--temperature", f"{sampling.temperature:g}", "--seed", str(sampling.seed)]
         if sampling.top_p is not None:
             parts += ["--top-p", f"{sampling.top_p:g}"]
+    asked = chat_of(chat)
+    if asked is not None:
+        parts += ["--chat", *([] if asked.system is None else ["--system", asked.system])]
     # After `--` a prompt that begins with a dash is not read as an option.
     return shlex.join([*parts, "--", prompt])
 
 
-def python(form: Form, prompt: str, new_tokens: int, sampling: Sampling, source: Source) -> str:
+def python(form: Form, prompt: str, new_tokens: int, sampling: Sampling, source: Source, chat: Chat | bool = False) -> str:
     """A Python program that prints what the page shows."""
+    asked = chat_of(chat)
     names = ["Edit", "ModelPair", *(["Sampling"] if sampling.temperature else []), "generate"]
+    names = [*(["Chat"] if asked is not None and asked.system is not None else []), *names]
     imports = [f"from interp import {', '.join(names)}"]
     if form.vector in ("probe", "difference"):
         imports.append("from interp.directions.probe import probe_for")
@@ -120,6 +126,8 @@ def python(form: Form, prompt: str, new_tokens: int, sampling: Sampling, source:
     chosen = ""
     if sampling.temperature:
         chosen = f", sampling=Sampling(temperature={sampling.temperature:g}, top_p={sampling.top_p}, seed={sampling.seed})"
+    if asked is not None:
+        chosen += ", chat=True" if asked.system is None else f", chat={asked!r}"
     calls = "".join(f"    {call},\n" for call in _calls(form))
     return (
         "\n".join(imports) + f"\n\npair = {pair}\nedits = [\n{calls}]\nprompt = {prompt!r}\n"

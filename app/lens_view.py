@@ -6,6 +6,7 @@ import streamlit as st
 
 from app import settings, shell, show
 from app.answers import bypass, bypass_lens
+from app.chat_control import ask_chat
 from app.reading_view import facts, ready
 from interp import UserError
 from interp.data.lexicon import mask
@@ -51,7 +52,8 @@ def lens(page: shell.Page) -> None:
         prompt = typed if typed.strip() else offered[at - 1]
         if len(prompt) > limit:
             raise UserError(f"the prompt has {len(prompt)} characters, and at most {limit} are read", "shorten it")
-        candidates = bypass_lens.candidates(page.source, prompt)
+        chat = ask_chat(page)
+        candidates = bypass_lens.candidates(page.source, prompt, chat)
         left, right = st.columns(2)
         labels = {one.token: f"{show.visible(one.text, page.words)}   {one.base:.1%} → {one.tuned:.1%}" for one in candidates}
         token = left.selectbox(
@@ -71,7 +73,7 @@ def lens(page: shell.Page) -> None:
         text = page.pair.base.tokenizer.decode([token])
         if bypass.light(page.pair):
             bypass.random_changes(page.source)
-        drawn = bypass_lens.curve(page.source, prompt, token)
+        drawn = bypass_lens.curve(page.source, prompt, token, chat)
         # Masked as a whole, because a word may begin in the prompt and end in the token; a mask keeps the length.
         joined = prompt + text if page.words else mask(prompt + text)
         before, new = (show.escaped(show.shown(part, True)) for part in (joined[: len(prompt)], joined[len(prompt) :]))
@@ -87,7 +89,7 @@ def lens(page: shell.Page) -> None:
         show.draw(drawn.figure, "lens", page.words)
         with st.expander("What each model would say after every half layer"):
             show.table(
-                bypass_lens.likeliest(page.source, prompt),
+                bypass_lens.likeliest(page.source, prompt, chat),
                 "said",
                 page.words,
                 alt="The three likeliest tokens after each half layer, base and tuned",

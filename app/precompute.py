@@ -78,7 +78,8 @@ def other_pages(source: Source, light: Callable[[ModelPair], bool] | None = None
     if layer > 0:
         bypass_sources.against(source, count, layer)
     prompt = bypass_lens.examples(source, count)[0]
-    bypass_lens.curve(source, prompt, bypass_lens.candidates(source, prompt)[0].token)
+    # With every argument as the page gives it, because what is kept is found by the arguments.
+    bypass_lens.curve(source, prompt, bypass_lens.candidates(source, prompt, False)[0].token, False)
     # Last, because it raises for a layer before which tuning moved nothing.
     for layer in {layer for layer, _ in near}:
         index = bypass.layer_neurons(source, layer)[bypass.first_firing(source, count, layer)]

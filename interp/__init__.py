@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from interp.lens.attribution import attribute, attribute_pair
     from interp.lens.attribution_results import Attribution
     from interp.lens.logit_lens import Lens, logit_lens
+    from interp.models.chat import Chat, render_chat
     from interp.models.loading import load_model
     from interp.models.model import Model
     from interp.models.pair import ModelPair
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 
 __all__ = [  # noqa: RUF022  (grouped by purpose)
     # Models: one, or a pair before and after tuning.
-    "Model", "ModelPair", "Site", "load_model", "token_rows",
+    "Chat", "Model", "ModelPair", "Site", "load_model", "render_chat", "token_rows",
     # Run a model: capture activations and generate text.
     "Captured", "Sampling", "capture", "generate", "load_captured", "stream",
     # Change activations during a forward.
@@ -87,6 +88,8 @@ __all__ = [  # noqa: RUF022  (grouped by purpose)
 
 # The module of each name, below `interp`.
 _HOMES = {
+    "Chat": "models.chat",
+    "render_chat": "models.chat",
     "Model": "models.model",
     "ModelPair": "models.pair",
     "Site": "models.sites",

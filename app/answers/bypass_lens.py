@@ -16,6 +16,7 @@ from interp.data.lexicon import is_toxic_word
 from interp.forward.capture import capture
 from interp.lens.logit_lens import logit_lens
 from interp.lens.next_tokens import next_tokens
+from interp.models.chat import Chat, prompt_rows
 from interp.models.tokens import token_rows
 from interp.results import figures
 from interp.results.result import Figure
@@ -62,18 +63,19 @@ def examples(source: Source, count: int) -> list[str]:
 
 
 @st.cache_data(show_spinner=False, max_entries=128)
-def tables(source: Source, prompt: str) -> dict[str, pd.DataFrame]:
+def tables(source: Source, prompt: str, chat: Chat | bool = False) -> dict[str, pd.DataFrame]:
     """The likeliest tokens of each model after every half layer. Raises `UserError` for a prompt that does not fit."""
-    return {name: logit_lens(model, [prompt], top=OFFERED).top(masked=False) for name, model in state.load_pair(source).sides.items()}
+    sides = state.load_pair(source).sides
+    return {name: logit_lens(model, [prompt], top=OFFERED, chat=chat).top(masked=False) for name, model in sides.items()}
 
 
 @st.cache_data(show_spinner=False, max_entries=128)
-def candidates(source: Source, prompt: str) -> list[Candidate]:
+def candidates(source: Source, prompt: str, chat: Chat | bool = False) -> list[Candidate]:
     """The likeliest next tokens of both models, the base model's first. Raises `UserError` for a prompt that does not fit."""
     pair = state.load_pair(source)
-    lasts = [table[table["point"] == table["point"].max()] for table in tables(source, prompt).values()]
+    lasts = [table[table["point"] == table["point"].max()] for table in tables(source, prompt, chat).values()]
     chosen = list(dict.fromkeys(token for last in lasts for token in last["id"].tolist()))
-    row, site = token_rows(pair.base, [prompt]), f"resid_post.{pair.base.n_layers - 1}"
+    row, site = prompt_rows(pair.base, [prompt], chat), f"resid_post.{pair.base.n_layers - 1}"
     base, tuned = (
         next_tokens(model, capture(model, row, [site])[site].expand(len(chosen), -1), chosen).log_probs.exp().tolist()
         for model in pair.sides.values()
@@ -96,13 +98,14 @@ def one_token(model: Model, word: str) -> int:
 
 
 @st.cache_data(show_spinner=False, max_entries=256)
-def curve(source: Source, prompt: str, token: int) -> Curve:
+def curve(source: Source, prompt: str, token: int, chat: Chat | bool = False) -> Curve:
     """The probability of one token after every half layer, in both models."""
     pair = state.load_pair(source)
-    lenses = {name: logit_lens(model, [prompt], [token]) for name, model in pair.sides.items()}
+    lenses = {name: logit_lens(model, [prompt], [token], chat=chat) for name, model in pair.sides.items()}
     curves = {name: lens.probabilities[0].numpy().astype(float) for name, lens in lenses.items()}
     if light(pair):
-        curves[NULL] = np.mean([logit_lens(model, [prompt], [token]).probabilities[0].numpy() for model in random_changes(source)], axis=0)
+        drawn = [logit_lens(model, [prompt], [token], chat=chat).probabilities[0].numpy() for model in random_changes(source)]
+        curves[NULL] = np.mean(drawn, axis=0)
     labels, steps = lenses["base"].labels, lenses["base"].steps
     frame = pd.DataFrame(
         [
@@ -131,10 +134,10 @@ def curve(source: Source, prompt: str, token: int) -> Curve:
 
 
 @st.cache_data(show_spinner=False, max_entries=128)
-def likeliest(source: Source, prompt: str) -> pd.DataFrame:
+def likeliest(source: Source, prompt: str, chat: Chat | bool = False) -> pd.DataFrame:
     """The likeliest tokens after each half layer: point, and one column per model with tokens and probabilities."""
     columns: dict[str, list[str]] = {}
-    for name, every in tables(source, prompt).items():
+    for name, every in tables(source, prompt, chat).items():
         table = every[every["rank"] <= LISTED]
         points = table[["point", "step"]].drop_duplicates()
         columns.setdefault("after", [_place(step, point) for point, step in points.itertuples(index=False)])

@@ -21,8 +21,8 @@ from app.model_queue import model_queue
 from app.settings import Source
 from interp import Model, ModelPair, UserError
 from interp.lens.next_tokens import toxic_token_ids
+from interp.models.chat import Chat, prompt_rows
 from interp.models.sites import KINDS, whole_site
-from interp.models.tokens import token_rows
 from interp.patching.gradient import agreement, attribution_patch
 from interp.patching.maps import PatchMap
 from interp.patching.metrics import AnyMetric, ContinuationToxicity, LogitDifference, LogProbability, ProbeProjection
@@ -52,6 +52,7 @@ class Question:
 
     Attributes:
         words: for the difference of two logits; an empty one stands for what the run would say itself.
+        chat: how the prompts are read: as raw text, or as user turns of the pair's chat template.
     """
 
     source: Source
@@ -61,6 +62,7 @@ class Question:
     site: str = SITES[0]
     metric: str = METRICS[0]
     words: tuple[str, str] = ("", "")
+    chat: Chat | bool = False
 
     @property
     def across(self) -> bool:
@@ -122,10 +124,10 @@ def check(question: Question) -> int:
     if not all(text.strip() for text in prompts):
         raise UserError("a prompt is empty", "type a few words")
     most = settings.limits().patched_tokens
-    count = max(len(row) for row in token_rows(question.model, prompts))
+    count = max(len(row) for row in prompt_rows(question.model, prompts, question.chat))
     if count > most:
         raise UserError(f"a prompt has {count} tokens, and up to {most} are patched here", "shorten it")
-    if question.corrupted is not None and not align(question.model, *prompts).differs:
+    if question.corrupted is not None and not align(question.model, question.prompt, question.corrupted, question.chat).differs:
         raise UserError("the two prompts are the same, so that there is nothing to carry over", "change a word in one of them")
     return count
 
@@ -158,7 +160,7 @@ def words_of(question: Question) -> tuple[int, int]:
         first, second = (question.model.token(word) for word in question.words)
     else:
         runs = make_runs(question.subject, question.prompt, question.corrupted, ProbeProjection(torch.ones(question.model.d_model)),
-                         "resid_post", None, [0], None, None)  # fmt: skip
+                         "resid_post", None, [0], None, None, chat=question.chat)  # fmt: skip
         likely = [int(run.reading.logits[0].argmax()) for run in reversed(runs.traces[0][0])]
         first, second = (question.model.token(word) if word.strip() else token for word, token in zip(question.words, likely, strict=True))
     if first == second:
@@ -182,7 +184,7 @@ def says(question: Question) -> str:
 def asked(question: Question) -> dict[str, Any]:
     """The arguments of `interp.patch` for the cells."""
     units = state.toxic_neurons(question.source)[:NEURONS] if KINDS[question.site].unit == "neuron" else None
-    return {"metric": metric_of(question), "site": question.site, "units": units}
+    return {"metric": metric_of(question), "site": question.site, "units": units, "chat": question.chat}
 
 
 @st.cache_resource(show_spinner=False, max_entries=16)
@@ -190,7 +192,16 @@ def runs_of(question: Question) -> Runs:
     """Both runs of the prompt, cached so that any cell can be patched again."""
     arguments = asked(question)
     return make_runs(
-        question.subject, question.prompt, question.corrupted, arguments["metric"], question.site, None, None, arguments["units"], None
+        question.subject,
+        question.prompt,
+        question.corrupted,
+        arguments["metric"],
+        question.site,
+        None,
+        None,
+        arguments["units"],
+        None,
+        chat=question.chat,
     )
 
 
@@ -219,7 +230,7 @@ def measure(question: Question, step: Step | None = None) -> Measured:
     check(question)
     arguments, maps = asked(question), []
     draws = 0 if question.metric == "toxicity" else DRAWS
-    whole = {"metric": arguments["metric"], "site": whole_site(question.site), "positions": "all"}
+    whole = {"metric": arguments["metric"], "site": whole_site(question.site), "positions": "all", "chat": question.chat}
     for place, some in enumerate((arguments, whole)):
         with _sharing() as pass_on:
 

@@ -35,6 +35,7 @@ from interp.experiments.registry import EXPERIMENTS
 from interp.experiments.run import run_experiment
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.lens.logit_lens import logit_lens
+from interp.models.chat import Chat
 from interp.models.model import Neuron
 from interp.neurons.firing import firing_rates
 from interp.neurons.ranking import TOXIC_COUNT, rank_values
@@ -85,15 +86,15 @@ def keys(source: Source) -> list[Neuron]:
     return [neuron for edit in unaligned(source) for neuron in edit.neurons or () if isinstance(neuron, tuple)]
 
 
-def next_tokens(source: Source, prompt: str, role: str) -> Next:
+def next_tokens(source: Source, prompt: str, role: str, chat: Chat | bool = False) -> Next:
     """The likeliest next tokens of one of the three models. Raises `UserError` for a prompt that does not fit."""
-    return _next(source, prompt, "base" if role == "base" else "tuned", tuple(keys(source)) if role == "un-aligned" else ())
+    return _next(source, prompt, "base" if role == "base" else "tuned", tuple(keys(source)) if role == "un-aligned" else (), chat)
 
 
 @st.cache_data(show_spinner=False, max_entries=300)
-def _next(source: Source, prompt: str, side: str, enlarged: tuple[Neuron, ...]) -> Next:
+def _next(source: Source, prompt: str, side: str, enlarged: tuple[Neuron, ...], chat: Chat | bool) -> Next:
     edits = (Edit.scale_keys(list(enlarged), FACTOR),) if enlarged else ()
-    table = logit_lens(state.load_pair(source).sides[side], [prompt], top=TOP, edits=edits).top(masked=False)
+    table = logit_lens(state.load_pair(source).sides[side], [prompt], top=TOP, edits=edits, chat=chat).top(masked=False)
     last = table[table["point"] == table["point"].max()]
     return Next(list(zip(last["token"], last["probability"], strict=True)))
 

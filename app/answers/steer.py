@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from interp import Edit, Model, UserError, capture
 from interp.data.lexicon import mask
 from interp.data.texts import challenge_prompts, neutral_prompts, passages
 from interp.evaluation.metrics import evaluate
+from interp.models.chat import Chat
 from interp.models.model import Neuron
 from interp.models.tokens import token_rows
 from interp.neurons.firing import LONGEST
@@ -120,7 +122,10 @@ class Sweep:
     figures: tuple[Figure, Figure]
 
 
-def sweep(source: Source, form: Form, unit: float, unit_name: str, points: int, count: int, new_tokens: int, step: Step) -> Sweep:
+def sweep(
+    source: Source, form: Form, unit: float, unit_name: str, points: int, count: int, new_tokens: int, step: Step, *,
+    chat: Chat | bool = False,
+) -> Sweep:  # fmt: skip
     """Toxicity and perplexity by strength, of an edit and of random controls.
 
     Toxicity is measured on every other challenge prompt: the rest decides which keys are selective.
@@ -128,19 +133,21 @@ def sweep(source: Source, form: Form, unit: float, unit_name: str, points: int, 
     Args:
         unit: by what the strength is divided where it is shown (`unit_name` says in words what it is).
         count: how many prompts.
+        chat: how they are read: as raw text, or as user turns of the pair's chat template.
     """
     pair, model = state.load_pair(source), model_of(source, form.side)
     values, draws = strengths(form, points), settings.sizes().control_draws
     half = challenge_prompts()[::2]
     held_out = [half[i * len(half) // count] for i in range(min(count, len(half)))]
     scorer, texts, room = state.scorer(), passages()[:: max(1, len(passages()) // PASSAGES)], model.context - new_tokens
+    asked: dict[str, Any] = {"passages": texts, "max_new_tokens": new_tokens, "max_prompt_tokens": room, "chat": chat}
     null = f"random {'neurons' if form.neurons else 'directions'} (null, {draws} draws)"
     total, other = 2 + (len(values) - 1) * (1 + draws), "base" if form.side == "tuned" else "tuned"
     step(f"the {other} model", 0, total)
-    unedited = evaluate(pair.sides[other], held_out, scorer, passages=texts, max_new_tokens=new_tokens, max_prompt_tokens=room)
+    unedited = evaluate(pair.sides[other], held_out, scorer, **asked)
     measured = measure(
         model, edits(source, form.at(1.0)), values, held_out, scorer, controls=controls(source, form, held_out, draws),
-        unedited_at=NEUTRAL[form.op], passages=texts, max_new_tokens=new_tokens, max_prompt_tokens=room,
+        unedited_at=NEUTRAL[form.op], **asked,
         show=lambda value: f"{value / unit:.3g}", step=lambda what, done, _: step(what, done + 1, total),
     )  # fmt: skip
     step("done", total, total)

@@ -8,6 +8,7 @@ from app import continuations, job_view, settings, shell, show, state
 from app.answers import patching
 from app.answers import patching_cells as cellwise
 from app.answers import patching_figures as drawn
+from app.chat_control import ask_chat
 from app.jobs import Step, key_of
 from interp import Sampling
 from interp.models.sites import ALIASES
@@ -52,6 +53,7 @@ def ask(page: shell.Page) -> patching.Question:
             )  # fmt: skip
             side = which.selectbox("Model", ["base", "tuned"], key="side", bind="query-params", help="The model that reads both prompts.")
         button.form_submit_button("Patch", type="primary", width="stretch", help="Measure the map for what was typed.")
+    chat = ask_chat(page)
     places, measures = st.columns(2)
     if st.query_params.get("site") in ALIASES and "site" not in st.session_state:
         # A link of an earlier version.
@@ -75,7 +77,7 @@ def ask(page: shell.Page) -> patching.Question:
                              placeholder="what the tuned (corrupted) run says next",
                              help="A word that is one token; empty: the likeliest next token of the tuned or corrupted run."),
         )  # fmt: skip
-    return patching.Question(page.source, prompt, corrupted, side, site, metric, words)
+    return patching.Question(page.source, prompt, corrupted, side, site, metric, words, chat)
 
 
 def way(question: patching.Question) -> str:
@@ -235,7 +237,8 @@ def speak(page: shell.Page, question: patching.Question, cells: PatchMap, direct
 
     for place, (prompt, edited) in enumerate(spoken):
         continuations.continue_together(
-            [edited], prompt, new_tokens=min(TOKENS, settings.limits().new_tokens), sampling=Sampling(), on_text=drawing(place)
+            [edited], prompt, new_tokens=min(TOKENS, settings.limits().new_tokens), sampling=Sampling(), on_text=drawing(place),
+            chat=question.chat,
         )  # fmt: skip
 
 

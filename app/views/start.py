@@ -13,6 +13,7 @@ from app import cards, job_view, settings, shell, show, state
 from app.answers.argument import Step, in_place, steps
 from app.answers.summary import Measured, argued_by_report, continuations_by_report, job_keys, measured_by_report
 from app.cards import ABOUT, FIRST, TITLES
+from app.chat_control import ask_chat
 from app.importing import gate
 from app.jobs import runner
 from interp.data.texts import challenge_prompts, neutral_prompts
@@ -105,11 +106,12 @@ def try_it(page: shell.Page) -> None:
     if asked:
         st.session_state[LIVE] = prompt
     try:
+        chat = ask_chat(page)
         if len(prompt) > limits.prompt_characters:
             raise UserError(f"the prompt has {len(prompt)} characters", f"write at most {limits.prompt_characters}")
-        written = None if st.session_state.get(LIVE) == prompt else continuations_by_report(page.source, prompt)
+        written = None if chat or st.session_state.get(LIVE) == prompt else continuations_by_report(page.source, prompt)
         if written is None:
-            cards.spoken(page, prompt)
+            cards.spoken(page, prompt, chat)
         else:
             cards.read(page, prompt, written)
     except UserError as error:

@@ -10,13 +10,16 @@ import streamlit as st
 
 from app import continuations, job_view, settings, shell, show
 from app.answers import steer
+from app.chat_control import ask_chat
 from app.continuations import EditedModel
 from app.edit_controls import Asked, Chosen, ask_edit, ask_prompt, ask_sampling
 from app.edit_forms import NEUTRAL, Form, command, python, shortened
 from app.jobs import key_of
 from app.shell import Page
 from interp import UserError
+from interp.models.chat import Chat
 from interp.models.digests import model_key
+from interp.models.positions import ROLES
 
 ASKED, EVERY = "steer_asked", 4
 
@@ -42,10 +45,12 @@ def columns(page: Page, asked: Asked) -> None:
         places[place].html(show.card(*heads[place], prompt, text, page.words, toxicity=scores[place], waiting=not ended))
 
     for place, edited in enumerate(models):
-        if continuations.cached(edited, prompt, asked.new_tokens, asked.sampling) is None:
+        if continuations.cached(edited, prompt, asked.new_tokens, asked.sampling, asked.chat) is None:
             places[place].html(show.card(*heads[place], prompt, "", page.words, waiting=True))
     try:
-        continuations.continue_together(models, prompt, new_tokens=asked.new_tokens, sampling=asked.sampling, on_text=draw_card)
+        continuations.continue_together(
+            models, prompt, new_tokens=asked.new_tokens, sampling=asked.sampling, on_text=draw_card, chat=asked.chat
+        )
     except UserError as error:
         for empty in places:
             empty.empty()
@@ -53,11 +58,16 @@ def columns(page: Page, asked: Asked) -> None:
 
 
 @st.fragment
-def strength_sweep(page: Page, chosen: Chosen, new: int) -> None:
+def strength_sweep(page: Page, chosen: Chosen, new: int, chat: Chat | bool) -> None:
     """Draw toxicity and perplexity by strength, beside random controls; computed by a job."""
     form, limits = chosen.form, settings.limits()
     if form.op not in NEUTRAL or form.idle:
         st.info("This edit has no strength to sweep, or changes nothing: scale keys, or add a direction.", icon=":material/info:")
+        return
+    if form.positions in ROLES:
+        st.info(
+            "An edit of one role's tokens is not swept: perplexity is measured on raw text, which has no roles.", icon=":material/info:"
+        )
         return
     left, right, _ = st.columns([1, 1, 2])
     choices = [number for number in (3, 5, 7, 9) if number <= limits.sweep_points]
@@ -70,10 +80,10 @@ def strength_sweep(page: Page, chosen: Chosen, new: int) -> None:
         help="More prompts give narrower bands and take longer. None of them decided which keys are selective.",
     )  # fmt: skip
     values = ", ".join(f"{value / chosen.unit:.3g}" for value in steer.strengths(form, points))
-    question = (model_key(page.pair.base), model_key(page.pair.tuned), form, points, prompts, new)
+    question = (model_key(page.pair.base), model_key(page.pair.tuned), form, points, prompts, new, chat)
     sweep = job_view.ask(
         key_of("sweep", *map(str, question)), f"Sweep of {chosen.what}",
-        partial(steer.sweep, page.source, form, chosen.unit, chosen.unit_name, points, prompts, new),
+        partial(steer.sweep, page.source, form, chosen.unit, chosen.unit_name, points, prompts, new, chat=chat),
         "Run the sweep", help="It runs in the background: you may go on, reload, or come back later.",
         note=f"Strengths {values} on {prompts} prompts, and {settings.sizes().control_draws} random controls at each.",
     )  # fmt: skip
@@ -93,7 +103,7 @@ def take_along(page: Page, asked: Asked, form: Form) -> None:
     """Draw the edit in four forms, each of which does the same as the third column."""
     # Visitors are not shown the folders of this machine.
     source = ("BASE_FOLDER", "TUNED_FOLDER") if settings.demo() and page.source is not None else page.source
-    what = (form, asked.prompt, asked.new_tokens, asked.sampling, source)
+    what = (form, asked.prompt, asked.new_tokens, asked.sampling, source, asked.chat)
     edits = steer.edits(page.source, form)
     query = urlencode(st.query_params.to_dict())
     link = f"{st.context.url or ''}?{query}" if query else st.context.url or ""
@@ -126,11 +136,12 @@ LEAD = (
 with shell.page("steer", LEAD) as page:
     fresh = "edit" not in st.session_state
     prompt = ask_prompt()
+    chat = ask_chat(page)
     st.header("The edit")
     chosen: Chosen | None = None
     with st.container(border=True):
         try:
-            chosen = ask_edit(page)
+            chosen = ask_edit(page, chat)
         except UserError as error:
             shell.problem(error)
     button, number, more, _ = st.columns([1.2, 1.2, 1.2, 3], vertical_alignment="bottom")
@@ -138,7 +149,7 @@ with shell.page("steer", LEAD) as page:
         "Run", key="run", type="primary", icon=":material/play_arrow:", width="stretch", disabled=chosen is None, help="All three speak."
     )
     new, sampling = ask_sampling(number, more)
-    now = Asked(page.source, prompt, new, sampling, chosen)
+    now = Asked(page.source, prompt, new, sampling, chosen, chat)
     asked = st.session_state.get(ASKED)
     if run or fresh or asked is None or asked.source != page.source:
         asked = st.session_state[ASKED] = now
@@ -154,7 +165,7 @@ with shell.page("steer", LEAD) as page:
     if chosen is None:
         st.caption("This needs an edit: correct the one above first.")
     else:
-        strength_sweep(page, chosen, new)
+        strength_sweep(page, chosen, new, chat)
     st.header("Take it with you")
     st.write("The edit is data: the same numbers give the same words here, in a terminal and in a notebook.")
     if chosen is None:

@@ -72,7 +72,7 @@ def nnsight_forward(model: Model, *, remote: Remote = False, seconds: float | in
                 raise UserError("NDIF's models do not return attention patterns", "leave remote out to run it here")
             # No other attention kernel returns its weights.
             hf.set_attn_implementation("eager")
-        frame = Frame(tokens.positions, tokens.mask, tokens.lengths, work.rows)
+        frame = Frame(tokens.positions, tokens.mask, tokens.lengths, work.rows, work.roles)
         steps = []
         for site in in_order(model, {*names, *work.transforms}):
             tap = tap_of(model, site)

@@ -13,6 +13,7 @@ from interp.edits.edit import Edit
 from interp.errors import UserError
 from interp.forward.capture import capture
 from interp.forward.captured import Captured
+from interp.models.chat import Chat
 from interp.models.model import Model
 
 Engine = Literal["hooks", "transformer_lens", "nnsight"]
@@ -22,12 +23,12 @@ ENGINES: tuple[Engine, ...] = get_args(Engine)
 def run(
     model: Model, prompts: Sequence[str] | Sequence[Sequence[int]], *, sites: Sequence[str], edits: Sequence[Edit] = (),
     engine: str = "hooks", positions: Any = "last", units: Mapping[str, Sequence[int]] | None = None, bos: bool | None = None,
-    max_tokens: int | None = None, batch_size: int = 64, remote: bool | str = False, seconds: float | int = 600,
+    max_tokens: int | None = None, chat: Chat | bool = False, batch_size: int = 64, remote: bool | str = False, seconds: float | int = 600,
 ) -> Captured:  # fmt: skip
     """The activations at these sites, under these edits, captured by this engine.
 
     Args:
-        prompts, sites, edits, positions, units, bos, max_tokens, batch_size: as in `capture`.
+        prompts, sites, edits, positions, units, bos, max_tokens, chat, batch_size: as in `capture`.
         engine: `hooks` (this project's own, on the model itself), `transformer_lens` or `nnsight`; these two make a copy of
             the weights at every call, which takes the memory of a second model and about a second.
         remote: with `nnsight`, True runs the model of that hub id on NDIF, whatever was done to the weights here; `dry` only
@@ -45,7 +46,8 @@ def run(
     if remote and engine != "nnsight":
         raise UserError(f"the engine {engine} cannot run on NDIF", "use engine='nnsight' with remote")
     settings: dict[str, Any] = {
-        "positions": positions, "units": units, "edits": edits, "bos": bos, "max_tokens": max_tokens, "batch_size": batch_size,
+        "positions": positions, "units": units, "edits": edits, "bos": bos, "max_tokens": max_tokens, "chat": chat,
+        "batch_size": batch_size,
     }  # fmt: skip
     if engine == "transformer_lens":
         from interp.adapters.transformer_lens import transformer_lens_forward

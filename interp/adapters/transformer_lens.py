@@ -62,7 +62,7 @@ def transformer_lens_forward(model: Model) -> Forward:
     @torch.no_grad()
     def forward(model: Model, tokens: Tokens, names: Sequence[str], work: Work, *, last_only: bool) -> dict[str, Tensor]:
         work = active(model.hf).plus(work)
-        frame = Frame(tokens.positions, tokens.mask, tokens.lengths, work.rows)
+        frame = Frame(tokens.positions, tokens.mask, tokens.lengths, work.rows, work.roles)
         captured: dict[str, Tensor] = {}
 
         def at(site: str, value: Tensor) -> Tensor:

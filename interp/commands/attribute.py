@@ -35,6 +35,8 @@ def attribute(
     pair: common.Pair = None,
     device: common.Device = None,
     bos: common.Bos = None,
+    chat: common.AsChat = False,
+    system: common.SystemPrompt = None,
     show_words: common.ShowWords = False,
     as_json: common.AsJson = False,
 ) -> None:
@@ -43,18 +45,22 @@ def attribute(
         raise UserError(f"there is no level {common.shown(by)!r}", f"use one of {', '.join(LEVELS)}")
     if top < 1:
         raise UserError(f"the top {top} were asked for", "ask for at least 1")
+    chat_format = common.chat_from(chat, system)
     import pandas as pd
 
     from interp.lens.attribution import attribute as run
+    from interp.models.chat import check_one_template
 
     with common.progress(None, "loading") as (bar, task):
         models = common.sides(pair, device=device, bos=bos).named(model)
+        if chat_format:
+            check_one_template(list(models.values()))
         reader = next(iter(models.values()))
         ids = [reader.token(word) for word in (token, against) if word is not None]
         if len(set(ids)) < len(ids):
             raise UserError("--token and --against name the same token", "name two different words")
         bar.update(task, description="reading")
-        attributions = {name: run(loaded, prompt, *ids) for name, loaded in models.items()}
+        attributions = {name: run(loaded, prompt, *ids, chat=chat_format) for name, loaded in models.items()}
     frames = [terms(attribution, by) for attribution in attributions.values()]
     columns = list(attributions) if len(attributions) > 1 else ["contribution"]
     frame = frames[0].drop(columns="contribution")
@@ -70,6 +76,7 @@ def attribute(
         rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
         common.print_json({"label": label, "words": words, "by": by, "settings": settings, "logit": logits, "terms": rows})
         return
+    common.print_line(common.chat_line(chat_format))
     _show(frame, logits, top, f"{label} of {' against '.join(map(repr, words))} after {prompt!r}", label, show_words)
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from interp.data.texts import Passage
     from interp.forward.generate import Sampling
+    from interp.models.chat import Chat
     from interp.models.model import Model
 
 PROMPTS_HELP = "txt with one a line; csv, tsv, json or jsonl with `prompt`"
@@ -56,6 +57,8 @@ NewTokens = Annotated[int, typer.Option("--new-tokens", "--max-new-tokens", help
 PromptTokens = Annotated[
     int | None, typer.Option("--max-prompt-tokens", help="of longer prompts only the last ones are read [default: refused if too long]")
 ]
+AsChat = Annotated[bool, typer.Option("--chat", help="prompts are user turns of the model's chat template [default: raw text]")]
+SystemPrompt = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="with --chat: the system prompt before each")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy decoding")]
 TopK = Annotated[int | None, typer.Option(help="sample from the k likeliest tokens")]
 TopP = Annotated[float | None, typer.Option(help="sample from the likeliest tokens of this total probability")]
@@ -67,6 +70,22 @@ def sampling(temperature: float, top_k: int | None, top_p: float | None, seed: i
     from interp.forward.generate import Sampling
 
     return Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+
+
+def chat_from(chat: bool, system: str | None) -> Chat | bool:
+    """The `Chat` that `--chat` and `--system` describe, or False for raw text; raises `UserError` for `--system` alone."""
+    from interp.models.chat import Chat
+
+    if system is not None and not chat:
+        raise UserError("--system is given without --chat, and raw text has no system prompt", "add --chat")
+    return Chat(system) if chat else False
+
+
+def chat_line(chat: Chat | bool) -> str:
+    """How prompts are read, as a line above a command's tables."""
+    from interp.models.chat import prompt_format
+
+    return f"prompts read as {prompt_format(chat)}"
 
 
 def prompts_from(path: Path | None) -> list[str]:
@@ -95,10 +114,13 @@ def note(text: str) -> None:
     sys.stderr.write(f"bypass: {shown(text)}\n")
 
 
-def prompt_limit(model: Model, prompts: Sequence[str], new_tokens: int, most: int | None) -> int | None:
+def prompt_limit(
+    model: Model, prompts: Sequence[str], new_tokens: int, most: int | None, chat: Chat | bool | None = False
+) -> int | None:
     """The number of tokens of a prompt that are read, the last ones of a longer prompt; None where none was asked for.
 
-    Says on stderr how many prompts are cut. Without a limit a prompt that does not fit is refused where it is read.
+    Says on stderr how many prompts are cut; with `chat` none is, and one that is longer is refused where it is read. Without a limit
+    a prompt that does not fit is refused there too.
     """
     from interp.forward import generate
 
@@ -107,17 +129,21 @@ def prompt_limit(model: Model, prompts: Sequence[str], new_tokens: int, most: in
     if most < 1:
         raise UserError(f"--max-prompt-tokens is {most}", "give at least 1")
     limit = generate.prompt_limit(model, new_tokens, most)
-    cut = generate.count_cut(model, prompts, limit)
+    cut = 0 if chat else generate.count_cut(model, prompts, limit)
     if cut:
         note(generate.note_on_cut(cut, len(prompts), limit))
     return limit
 
 
-def check_prompts(model: Model, prompts: Sequence[str], new_tokens: int) -> None:
+def check_prompts(model: Model, prompts: Sequence[str], new_tokens: int, chat: Chat | bool | None = False) -> None:
     """Raise `UserError` for prompts that leave no room for the continuation, before any work is done."""
     from interp.forward import generate
+    from interp.models.chat import prompt_rows
 
     limit = generate.prompt_limit(model, new_tokens)
+    if chat:
+        prompt_rows(model, prompts, chat, max_tokens=limit)
+        return
     cut = generate.count_cut(model, prompts, limit)
     if cut:
         raise UserError(

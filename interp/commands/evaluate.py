@@ -26,6 +26,8 @@ def evaluate(
     top_k: common.TopK = None,
     top_p: common.TopP = None,
     seed: common.Seed = 0,
+    chat: common.AsChat = False,
+    system: common.SystemPrompt = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="write every continuation and its scores here, unmasked")] = None,
     as_json: common.AsJson = False,
 ) -> None:
@@ -35,14 +37,14 @@ def evaluate(
     from interp.evaluation.toxicity import load_scorer
     from interp.files import write_together
 
-    sampling = common.sampling(temperature, top_k, top_p, seed)
+    sampling, chat_format = common.sampling(temperature, top_k, top_p, seed), common.chat_from(chat, system)
     prompt_texts, texts = common.prompts_from(prompts), common.passages_from(passages)
     with common.progress(None, "loading") as (bar, task):
         sides = common.sides(pair, probe, device, bos)
         loaded = sides.load(model)
         edits = sides.edits(edit, model, loaded)
         judge = load_scorer(scorer)
-        limit = common.prompt_limit(loaded, prompt_texts, new_tokens, max_prompt_tokens)
+        limit = common.prompt_limit(loaded, prompt_texts, new_tokens, max_prompt_tokens, chat_format)
         bar.update(task, description=f"{len(prompt_texts)} prompts")
         evaluation = metrics.evaluate(
             loaded,
@@ -53,6 +55,7 @@ def evaluate(
             max_new_tokens=new_tokens,
             max_prompt_tokens=limit,
             sampling=sampling,
+            chat=chat_format,
         )
     if csv is not None:
         write_together({csv.name: evaluation.to_frame().to_csv(index=False)}, csv.parent)
@@ -60,6 +63,7 @@ def evaluate(
     if as_json:
         common.print_json(record)
         return
+    common.print_line(common.chat_line(chat_format))
     common.print_table(
         ("measure", "value", "95 % interval"), _rows(evaluation, record), title=f"{loaded.name}: {record['n']} prompts, scorer {judge.name}"
     )

@@ -36,7 +36,10 @@ def patch(
     metric: Annotated[str | None, typer.Option(help=f"{', '.join(METRICS)} [default: by --tokens or --token, otherwise probe]")] = None,
     tokens: Annotated[tuple[str, str] | None, typer.Option(metavar="A B", help="logit of the word A minus logit of the word B")] = None,
     token: Annotated[list[str] | None, typer.Option(metavar="WORD", help="log-probability of this word; repeat it for a set")] = None,
-    positions: Annotated[str | None, typer.Option(help="each, all, or positions such as 0,3 [default: each; for units all]")] = None,
+    positions: Annotated[
+        str | None,
+        typer.Option(help="each, all, last, numbers such as 0,3, or with --chat a role such as user [default: each; for units all]"),
+    ] = None,
     layers: Annotated[str | None, typer.Option(help="such as 0,3 [default: all]")] = None,
     units: Annotated[str | None, typer.Option(help="heads or neurons: such as 0,3 in every layer, or 5.770,4.12")] = None,
     paths: Annotated[
@@ -55,6 +58,8 @@ def patch(
     new_tokens: common.NewTokens = 20,
     memory: Annotated[float, typer.Option("--memory-mb", help="bound on the activations of one batch")] = 64,
     seed: common.Seed = 0,
+    chat: common.AsChat = False,
+    system: common.SystemPrompt = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="write tables, JSON and a page with the maps here")] = None,
     show_words: common.ShowWords = False,
     as_json: common.AsJson = False,
@@ -68,7 +73,7 @@ def patch(
         )
     if top < 1:
         raise UserError(f"the top {top} were asked for", "ask for at least 1")
-    directions = _directions(source, into, corrupted is not None)
+    directions, chat_format = _directions(source, into, corrupted is not None), common.chat_from(chat, system)
     if out is not None:
         common.check_folder(out)
     from interp.patching.gradient import agreement, attribution_patch
@@ -85,12 +90,16 @@ def patch(
         arguments: dict[str, Any] = {
             "metric": measure, "site": site, "positions": _positions(positions), "layers": _whole(layers, "--layers"),
             "units": _units(units), "directions": directions,
+            "chat": chat_format,
         }  # fmt: skip
         bar.update(task, description="patching")
         count: dict[str, Any] = {"memory_mb": memory, "progress": lambda done, total: bar.update(task, completed=done, total=total)}
         if paths is not None:
             ends = [[name.strip() for name in text.split(",")] for text in paths]
-            patch_map = path_patch(subject, prompt, corrupted, metric=measure, senders=ends[0], receivers=ends[1], directions=directions)
+            patch_map = path_patch(
+                subject, prompt, corrupted, metric=measure, senders=ends[0], receivers=ends[1], directions=directions,
+                chat=chat_format,
+            )  # fmt: skip
         elif method == "patching":
             patch_map = run(subject, prompt, corrupted, null_draws=null, seed=seed, **count, **arguments)
         else:
@@ -102,6 +111,7 @@ def patch(
     if as_json:
         common.print_json(_record(patch_map, agreed))
         return
+    common.print_line(common.chat_line(chat_format))
     _show(patch_map, agreed, top, show_words)
     if out is not None:
         common.print_line(f"written to {out}")
@@ -153,7 +163,9 @@ def _metric(
 
 
 def _positions(text: str | None) -> Any:
-    return text if text in (None, "each", "all") else _whole(text, "--positions")
+    from interp.patching.cells import PATCH_WORDS
+
+    return text if text is None or text in PATCH_WORDS else _whole(text, "--positions")
 
 
 def _whole(text: str | None, what: str) -> list[int] | None:

@@ -28,6 +28,8 @@ def report(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="fewer prompts and controls: wider intervals")] = False,
     seed: common.Seed = 0,
+    chat: common.AsChat = False,
+    system: common.SystemPrompt = None,
     seeds: Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="run it under so many seeds and compare the verdicts")] = 1,
     logs: Annotated[
         Path | None,
@@ -46,11 +48,13 @@ def report(
     Results are kept in OUT/results: an interrupted report continues, a repeated one computes only what changed.
     """
     common.check_folder(out)
+    chat_format = common.chat_from(chat, system)
     from interp.experiments.registry import find_experiments
     from interp.experiments.run import run_report
     from interp.experiments.study import Studies
     from interp.experiments.toxicity.context import NEW_TOKENS, ToxicityContext, make_context
     from interp.experiments.user_files import read_experiments
+    from interp.models.chat import chat_settings
     from interp.report.terminal import print_seeds, print_summary
     from interp.runs.logs import shipped_logs
 
@@ -64,13 +68,14 @@ def report(
         named = common.sides(pair, probe, device, bos)
         sides = named.both()
         if max_prompt_tokens is None:
-            common.check_prompts(sides.base, starts, NEW_TOKENS)
+            common.check_prompts(sides.base, starts, NEW_TOKENS, chat_format)
         bar.update(task, description="the probe")
         judge = None if probe is None else named.probe_of("base", sides.base)
         toxicity = partial(
             make_context,
             sides, quick=quick, seed=seed, prompts=starts, passages=texts, scorer=scorer, probe=judge, logs=logs or shipped_logs(sides),
-            prompt_tokens=common.prompt_limit(sides.base, starts, NEW_TOKENS, max_prompt_tokens),
+            prompt_tokens=common.prompt_limit(sides.base, starts, NEW_TOKENS, max_prompt_tokens, chat_format),
+            chat=chat_format,
         )  # fmt: skip
 
         def tell(phrase: str, done: int, total: int) -> None:
@@ -85,7 +90,9 @@ def report(
             scorer,
             bos,
             max_prompt_tokens,
+            chat,
             [
+                ("--system", system),
                 *(("--prompts", prompts), ("--passages", passages), ("--probe", probe), ("--logs", logs)),
                 *(("--experiment", file) for file in experiment or ()),
             ],
@@ -98,8 +105,10 @@ def report(
             {"id": r.id, "claim": r.claim, "verdict": r.verdict, "statistic": r.statistic, "null": r.null, "seconds": r.seconds}
             for r in ran.results
         ]
-        record = {"page": str(ran.page), "json": str(out / "report.json"), "experiments": experiments, "skipped": ran.skipped,
-                  "notes": list(ran.notes)}  # fmt: skip
+        record = {
+            **chat_settings(chat_format), "page": str(ran.page), "json": str(out / "report.json"), "experiments": experiments,
+            "skipped": ran.skipped, "notes": list(ran.notes),
+        }  # fmt: skip
         common.print_json(record | ({"seeds": ran.seeds.to_json()} if ran.seeds is not None else {}))
         return
     for sentence in ran.notes:
@@ -107,14 +116,15 @@ def report(
     print_summary(ran.results, show_words=show_words)
     if ran.seeds is not None:
         print_seeds(ran.seeds)
+    common.print_line(common.chat_line(chat_format))
     for name, why in ran.skipped.items():
         common.print_line(f"left out: {name}: {common.shown(why, show_words)}")
     common.print_line(f"\nThe report is {ran.page}")
 
 
 def _command(
-    pair: tuple[str, str] | None, device: str, quick: bool, seed: int, seeds: int, scorer: str,
-    bos: bool | None, most: int | None, files: list[tuple[str, Path | None]]
+    pair: tuple[str, str] | None, device: str, quick: bool, seed: int, seeds: int, scorer: str, bos: bool | None, most: int | None,
+    chat: bool, files: list[tuple[str, Path | str | None]],
 ) -> str:  # fmt: skip
     """The command line that gives the same numbers again."""
     words = ["bypass", "report"]
@@ -125,6 +135,7 @@ def _command(
     words += [] if most is None else ["--max-prompt-tokens", str(most)]
     words += ["--seed", str(seed)] if seed else []
     words += ["--seeds", str(seeds)] if seeds > 1 else []
-    words += [word for option, file in files if file for word in (option, str(file))]
+    words += ["--chat"] if chat else []
+    words += [word for option, file in files if file is not None for word in (option, str(file))]
     words += ["--scorer", scorer] if scorer != "bundled" else []
     return shlex.join(words)

@@ -29,6 +29,8 @@ def sweep(
     new_tokens: common.NewTokens = 20,
     max_prompt_tokens: common.PromptTokens = None,
     seed: common.Seed = 0,
+    chat: common.AsChat = False,
+    system: common.SystemPrompt = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="write the table here")] = None,
     as_json: common.AsJson = False,
 ) -> None:
@@ -36,9 +38,10 @@ def sweep(
     if not edit:
         raise UserError("sweep was given no edit", "add --edit, for example --edit subtract:resid_post.5:probe:20")
     common.check_file(csv)
-    factors = common.numbers(strengths, "--strengths")
+    factors, chat_format = common.numbers(strengths, "--strengths"), common.chat_from(chat, system)
     from interp.evaluation.toxicity import load_scorer
     from interp.files import write_together
+    from interp.models.chat import chat_settings
     from interp.steering.sweep import sweep as measure
 
     texts, plain = common.prompts_from(prompts), common.passages_from(passages)
@@ -47,10 +50,11 @@ def sweep(
         loaded = sides.load(model)
         edits = sides.edits(edit, model, loaded)
         judge = load_scorer(scorer)
-        limit = common.prompt_limit(loaded, texts, new_tokens, max_prompt_tokens)
+        limit = common.prompt_limit(loaded, texts, new_tokens, max_prompt_tokens, chat_format)
         measured = measure(
             loaded, edits, factors, texts, judge, passages=plain, kl_tokens=KL_TOKENS, max_new_tokens=new_tokens,
             max_prompt_tokens=limit, sampling=common.sampling(0.0, None, None, seed), seed=seed,
+            chat=chat_format,
             step=lambda phrase, done, total: bar.update(task, description=phrase, completed=done),
         )  # fmt: skip
         bar.update(task, completed=len(factors))
@@ -59,9 +63,13 @@ def sweep(
     if csv is not None:
         write_together({csv.name: table.to_csv(index=False)}, csv.parent)
     if as_json:
-        record = {"model": loaded.name, "edits": [item.to_json() for item in edits], "scorer": judge.name, "n": len(texts), "rows": rows}
+        record = {
+            "model": loaded.name, "edits": [item.to_json() for item in edits], "scorer": judge.name, "n": len(texts),
+            **chat_settings(chat_format), "rows": rows,
+        }  # fmt: skip
         common.print_json(record)
         return
+    common.print_line(common.chat_line(chat_format))
     common.print_table(*_for_people(rows), title=f"{loaded.name}: {' and '.join(edit)}, {len(texts)} prompts, scorer {judge.name}")
 
 

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.files import write_text
-from interp.models.positions import parse_positions, whole_number
+from interp.models.positions import ROLES, parse_positions, whole_number
 from interp.models.sites import Site, parse_site
 
 Op = Literal["add", "scale", "scale_keys", "set", "project_out", "patch"]
 OPS: tuple[Op, ...] = ("add", "scale", "scale_keys", "set", "project_out", "patch")
-EditPositions = Literal["all", "prompt", "generated", "from_last"] | tuple[int, ...]
-EDIT_WORDS = ("all", "prompt", "generated", "from_last")
+EditPositions = Literal["all", "prompt", "generated", "from_last", "last", "template", "system", "user", "assistant"] | tuple[int, ...]
+EDIT_WORDS = ("all", "prompt", "generated", "from_last", "last", *ROLES)
 # The most numbers that `repr` writes out.
 SHOWN = 8
 STRENGTH: tuple[Op, ...] = ("add", "scale", "scale_keys", "set")
@@ -43,7 +43,8 @@ class Edit:
         values: the vector added or projected out, or the tensor patched in (`d`, `pos d` or `batch pos d`).
         strength: the factor of `values`, or the factor of `scale` and `scale_keys`, or the value of `set`.
         neurons: (layer, index) pairs for `scale_keys`; for the others, indices on the site's last axis, or None for all.
-        positions: `all`, `prompt`, `generated` or `from_last` (see `interp.models.positions`), or absolute positions.
+        positions: one of `EDIT_WORDS` (see `interp.models.positions`), such as `prompt`, or absolute positions. Those that name a
+            role, such as `user`, need a forward of conversations (`chat=True`).
     """
 
     op: Op

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from interp.edits.edit import Edit, EditPositions
 from interp.errors import UserError
+from interp.models.chat import known_roles
 from interp.models.hooks import Frame, Transform, Work, working
 from interp.models.model import Model, Neuron, by_layer
+from interp.models.positions import ROLES
 from interp.models.sites import parse_site
 
 
@@ -165,16 +167,29 @@ def _where(where: Bool[Tensor, "batch pos"], new: Tensor, x: Tensor) -> Tensor:
 
 
 def selected(positions: EditPositions, frame: Frame) -> Bool[Tensor, "batch pos"]:
-    """A mask of the tokens of this forward that an edit applies to."""
+    """A mask of the tokens of this forward that an edit applies to; raises `UserError` for a role that no token is known to have."""
     if positions == "all":
         return frame.real
+    if positions in ROLES:
+        return frame.real & of_role(positions, frame)
     if isinstance(positions, tuple):
         numbers = torch.tensor(positions, device=frame.positions.device)
         return frame.real & torch.isin(frame.positions, numbers)
     limit = frame.prompt_lengths.to(frame.positions.device).unsqueeze(1)
     if positions == "prompt":
         return frame.real & (frame.positions < limit)
+    if positions == "last":
+        return frame.real & (frame.positions == limit - 1)
     return frame.real & (frame.positions >= (limit if positions == "generated" else limit - 1))
+
+
+def of_role(role: Any, frame: Frame) -> Bool[Tensor, "batch pos"]:
+    """A mask of the tokens of this forward that have a role; what follows the prompt is the assistant's."""
+    here = frame.positions.device
+    codes, limit = known_roles(frame.roles, role, continued=True).to(here), frame.prompt_lengths.to(here).unsqueeze(1)
+    prompt = codes.gather(1, frame.positions.clamp(max=codes.shape[1] - 1)) == ROLES.index(role)
+    after = frame.positions >= limit
+    return (prompt & ~after) | (after if role == "assistant" else torch.zeros_like(after))
 
 
 @contextlib.contextmanager

@@ -20,9 +20,11 @@ from interp.edits.edit import Edit
 from interp.edits.transforms import transforms_of
 from interp.errors import UserError
 from interp.forward.generate import GREEDY, Sampling, generate, generate_tokens
+from interp.models.chat import Chat, chat_settings
 from interp.models.hooks import Work, working
 from interp.models.model import Model
 from interp.models.modes import check_no_dropout
+from interp.models.positions import ROLES
 from interp.models.tokens import Tokens, adds_bos, batches, next_token_losses, pad, predicted, token_rows, uncut_rows
 from interp.stats.intervals import Interval, bootstrap_mean, bootstrap_ratio
 
@@ -183,17 +185,25 @@ def f1_of(model: Model, passages: Sequence[Passage], *, new_tokens: int = 20, ed
 
 def evaluate(
     model: Model, prompts: Sequence[str], scorer: Scorer, *, edits: Sequence[Edit] = (), passages: Sequence[Passage] | None = None,
-    max_new_tokens: int = 20, max_prompt_tokens: int | None = None, sampling: Sampling = GREEDY, batch_size: int = 64,
+    max_new_tokens: int = 20, max_prompt_tokens: int | None = None, sampling: Sampling = GREEDY, chat: Chat | bool = False,
+    batch_size: int = 64,
 ) -> Evaluation:  # fmt: skip
     """Toxicity of the continuations of these prompts, with perplexity, F1 and distinct-2.
 
     The scorer reads the continuation alone, without the prompt. Perplexity and F1 are measured on `passages`, by
-    default those that ship with the project.
+    default those that ship with the project, and always as raw text; with `chat`, the prompts are user turns of the model's chat
+    template. Raises `UserError` for no prompts, and for an edit at the positions of a role, which raw text does not have.
     """
     from interp.data.texts import passages as shipped
 
     if not len(prompts):
         raise UserError("evaluate was given no prompts", "give at least one")
+    limited = next((edit for edit in edits if edit.positions in ROLES), None)
+    if limited is not None:
+        raise UserError(
+            f"an edit acts at positions {limited.positions!r} only, and perplexity and F1 are measured on raw text, which has none",
+            "limit it to prompt, generated or from_last, or generate with it and score the answers (bypass generate, bypass score)",
+        )
     texts = list(shipped()) if passages is None else list(passages)
     continuations = generate(
         model,
@@ -203,12 +213,14 @@ def evaluate(
         sampling=sampling,
         max_prompt_tokens=max_prompt_tokens,
         batch_size=batch_size,
+        chat=chat,
     )
     settings = {
         "max_new_tokens": max_new_tokens, "max_prompt_tokens": max_prompt_tokens, "bos": adds_bos(model),
         "temperature": sampling.temperature, "top_k": sampling.top_k,
         "top_p": sampling.top_p, "seed": sampling.seed,
         "scorer": scorer.name, "edits": [edit.to_json() for edit in edits], "model": model.digest,
+        **chat_settings(chat),
     }  # fmt: skip
     losses = perplexity(model, [passage.text for passage in texts], edits=edits)
     return Evaluation(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange, reduce
+from jaxtyping import Bool
 from torch import Tensor
 
 from interp.edits.edit import Edit
@@ -22,15 +23,16 @@ from interp.edits.transforms import transforms_of
 from interp.errors import UserError
 from interp.forward.captured import Captured, load_captured, replacing_capture, write_index
 from interp.forward.pattern import by_key_position, by_position, by_query, is_pattern, pattern_shape
+from interp.models.chat import Chat, chat_settings, known_roles, prompt_rows, role_codes
 from interp.models.hooks import Frame, Stopped, Work, check_first, working
 from interp.models.model import Model
 from interp.models.modes import check_no_dropout
-from interp.models.positions import MEAN, MEAN_AFTER_FIRST, parse_positions_per_text
+from interp.models.positions import MEAN, MEAN_AFTER_FIRST, ROLES, parse_positions_per_text
 from interp.models.sites import Site, expand_sites, parse_site
-from interp.models.tokens import Tokens, adds_bos, batches, pad, token_rows
+from interp.models.tokens import Tokens, adds_bos, batches, pad
 
 MEMORY_LIMIT = 4 * 2**30
-CAPTURE_WORDS = ("last", "all", MEAN, MEAN_AFTER_FIRST)
+CAPTURE_WORDS = ("last", "all", MEAN, MEAN_AFTER_FIRST, *ROLES)
 # A function that runs one batch: `(model, tokens, names, work, last_only=...)` returns the activations by site, each `batch pos ...`,
 # or those of the last position alone. `work` has the transforms to apply.
 Forward = Callable[..., dict[str, Tensor]]
@@ -39,20 +41,22 @@ Forward = Callable[..., dict[str, Tensor]]
 def capture(
     model: Model, texts: Sequence[str] | Sequence[Sequence[int]], sites: Sequence[str | Site], *, positions: Any = "last",
     units: Mapping[str, Sequence[int]] | None = None, edits: Sequence[Edit] = (), bos: bool | None = None, max_tokens: int | None = None,
-    batch_size: int = 64, batch_tokens: int = 4096, spill: str | Path | None = None, memory_limit: int = MEMORY_LIMIT,
-    forward: Forward | None = None,
+    chat: Chat | bool = False, batch_size: int = 64, batch_tokens: int = 4096, spill: str | Path | None = None,
+    memory_limit: int = MEMORY_LIMIT, forward: Forward | None = None,
 ) -> Captured:  # fmt: skip
     """The activations of these texts at these sites, by default at each text's LAST position only.
 
     Args:
-        texts: strings, or rows of token ids.
+        texts: strings, or rows of token ids, such as the conversations that `render_chat` returns.
         sites: `name.layer`; `name.*` names every layer, `name.2-5` layers 2 to 5.
         positions: `last`, `all`, absolute positions, or one list of absolute positions per text (see `interp.models.positions`); or
             `mean`, which reads all positions and keeps their mean over each text, or `mean_after_first`, that without the first position
-            (which a text of one token keeps).
+            (which a text of one token keeps); or a role of conversations, such as `user`, which keeps what `all` does for the tokens
+            of this role, with zeros and a false `mask` at all others.
         units: for a site, the indices of its last axis to keep (for example a few neurons of `mlp_post.3`).
         bos: whether each text begins with the BOS token; unless given, as the model's tokenizer does (rows of ids stay as they are).
         edits: applied during the forward; what is captured is what the rest of the model reads.
+        chat: read each text as a user turn of the model's chat template, up to where the answer begins; a `Chat` sets the system prompt.
         spill: a folder to write results to that are larger than memory; tensors are then memory-mapped.
         memory_limit: bytes; a larger result that is not spilled is refused before anything is computed.
         forward: the function that runs a batch, in place of this project's own hooks (see `interp.adapters.run`).
@@ -63,7 +67,7 @@ def capture(
     names = expand_sites(sites, n_layers=model.n_layers, family=model.family)
     if not names:
         raise UserError("capture was given no sites", "name at least one, for example resid_post.0")
-    rows = token_rows(model, texts, bos=bos, max_tokens=max_tokens)
+    rows = prompt_rows(model, texts, chat, bos=bos, max_tokens=max_tokens)
     parsed = parse_positions_per_text(positions, CAPTURE_WORDS, [len(row) for row in rows])
     positions, per_text = (parsed, None) if isinstance(parsed, str) else ("indices", parsed)
     unit_indices = _units(model, names, units or {})
@@ -75,23 +79,26 @@ def capture(
             f"these activations take {size / 2**30:.1f} GiB, the limit is {memory_limit / 2**30:.1f} GiB",
             "capture fewer sites or positions='last', or give spill=FOLDER",
         )
-    mask = pad(rows, 0, "right").mask if positions == "all" and rows else None
+    mask = pad(rows, 0, "right").mask if positions in ("all", *ROLES) and rows else None
+    if mask is not None and positions in ROLES:
+        mask = known_roles(role_codes(rows), positions) == ROLES.index(positions)
     settings = {"texts": len(rows), "edits": [edit.to_json() for edit in edits], "max_tokens": max_tokens,
-                "bos": adds_bos(model) if bos is None else bos, "n_layers": model.n_layers}  # fmt: skip
+                "bos": adds_bos(model) if bos is None else bos, "n_layers": model.n_layers, **chat_settings(chat)}  # fmt: skip
 
     def fill(store: Mapping[str, np.ndarray]) -> None:
         for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=batch_tokens):
             tokens = pad([rows[i] for i in group], model.tokenizer.pad_token_id or 0, "left" if positions == "last" else "right").to(
                 model.device
             )
-            work = Work(transforms, rows=tuple(group))
+            work = Work(transforms, rows=tuple(group), roles=role_codes([rows[i] for i in group]))
             activations = (forward or _forward)(model, tokens, names, work, last_only=positions == "last")
             positions_of_group = [per_text[i] for i in group] if per_text else None
             for name, value in activations.items():
                 array = store[name]
                 if is_pattern(name):
                     value, array = by_key_position(value, tokens, array.shape[-1]), by_position(array, positions)
-                _store(array, group, value.flatten(2), tokens, positions, positions_of_group, unit_indices.get(name))
+                chosen = tokens.mask if mask is None else mask[group][:, : tokens.mask.shape[1]]
+                _store(array, group, value.flatten(2), tokens, positions, positions_of_group, unit_indices.get(name), chosen)
 
     if spill is None:
         store = {name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()}
@@ -172,9 +179,13 @@ def _last_block(model: Model, names: Sequence[str]) -> int | None:
 
 
 def _store(
-    array: np.ndarray, group: list[int], value: Tensor, tokens: Tokens, positions: Any, per_text: Any, units: Tensor | None
+    array: np.ndarray, group: list[int], value: Tensor, tokens: Tokens, positions: Any, per_text: Any, units: Tensor | None,
+    chosen: Bool[Tensor, "batch pos"],
 ) -> None:  # fmt: skip
-    """Write the activations of a batch at one site to their rows of the array: at the positions and units to capture."""
+    """Write the activations of a batch at one site to their rows of the array: at the positions and units to capture.
+
+    `chosen` are the tokens to write where the positions are those of all tokens, or of a role.
+    """
     if units is not None:
         value = value[..., units.to(value.device)]
     # Layers may be on several devices; the mask is on that of the embedding.
@@ -192,7 +203,7 @@ def _store(
         real = torch.where(rearrange(counted, "batch pos -> batch pos 1"), value, 0)
         part = reduce(real, "batch pos d -> batch d", "sum") / rearrange(counted.sum(dim=1), "batch -> batch 1")
     else:
-        part = torch.where(tokens.mask.unsqueeze(-1), value, 0)
+        part = torch.where(chosen.to(value.device).unsqueeze(-1), value, 0)
     # The array has an axis for heads; a selection of units, and every other site, is flat.
     rows = part.cpu().numpy().reshape(*part.shape[:-1], *array.shape[part.dim() - 1 :])
     if part.dim() == 2:

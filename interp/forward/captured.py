@@ -27,7 +27,7 @@ class NotCaptured(UserError, KeyError):
 
 @dataclass(frozen=True, eq=False)
 class Captured(Mapping[str, Tensor]):
-    """Activations by site: `batch d` (last, mean), or `batch pos d` with `mask` for the positions that are not padding.
+    """Activations by site: `batch d` (last, mean), or `batch pos d` with `mask` for the positions that are not padding, or those of a role.
 
     A site is read as `acts["resid_post.5"]`, `acts["resid_post", 5]` or `acts[Site("resid_post", 5)]`.
     """

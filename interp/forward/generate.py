@@ -17,10 +17,11 @@ from transformers import DynamicCache
 from interp.edits.edit import Edit
 from interp.edits.transforms import transforms_of
 from interp.errors import UserError
+from interp.models.chat import Chat, prompt_rows, role_codes
 from interp.models.hooks import Work, working
 from interp.models.model import Model
 from interp.models.modes import check_no_dropout
-from interp.models.tokens import Tokens, batches, check_rows, end_tokens, pad, positions_of, token_rows, uncut_rows
+from interp.models.tokens import Tokens, batches, check_rows, end_tokens, pad, positions_of, uncut_rows
 
 
 @dataclass(frozen=True)
@@ -45,20 +46,24 @@ GREEDY = Sampling()
 
 
 def generate(
-    model: Model, prompts: Sequence[str], *, max_new_tokens: int = 20, edits: Sequence[Edit] = (), sampling: Sampling = GREEDY,
-    bos: bool | None = None, max_prompt_tokens: int | None = None, batch_size: int = 64, cache: bool = True, stop_at_end: bool = True,
+    model: Model, prompts: Sequence[str] | Sequence[Sequence[int]], *, max_new_tokens: int = 20, edits: Sequence[Edit] = (),
+    sampling: Sampling = GREEDY, bos: bool | None = None, max_prompt_tokens: int | None = None, batch_size: int = 64, cache: bool = True,
+    stop_at_end: bool = True, chat: Chat | bool = False,
 ) -> list[str]:  # fmt: skip
     """The model's continuations of the prompts, without the prompts, in order.
 
     Args:
+        prompts: texts, or rows of token ids, such as the conversations that `render_chat` returns.
         bos: whether a prompt begins with the BOS token; unless given, as the model's tokenizer does.
         max_prompt_tokens: of a longer prompt only the LAST tokens are read, after the BOS token where there is one; `prompt_limit`
             gives the most that fit. Unless given, a prompt that does not fit is an error.
+        chat: read each prompt as a user turn of the model's chat template, so that the continuation is the assistant's answer; a
+            `Chat` sets the system prompt. False reads raw text.
 
     Raises:
-        UserError: an empty prompt, one that leaves no room in the context, or an edit that does not fit.
+        UserError: an empty prompt, one that leaves no room in the context, an edit that does not fit, or `chat` without a template.
     """
-    rows = token_rows(model, prompts, bos=bos, max_tokens=max_prompt_tokens, keep="last")
+    rows = prompt_rows(model, prompts, chat, bos=bos, max_tokens=max_prompt_tokens, keep="last")
     continuations = generate_tokens(
         model,
         rows,
@@ -83,7 +88,9 @@ def generate_tokens(
     continuations: list[list[int]] = [[] for _ in rows]
     for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=1 << 16):
         tokens = pad([rows[i] for i in group], model.tokenizer.pad_token_id or 0, "left").to(model.device)
-        steps = _decode(model, tokens, transforms, max_new_tokens, sampling, group, cache, stop_at_end)
+        steps = _decode(
+            model, tokens, transforms, max_new_tokens, sampling, group, cache, stop_at_end, role_codes([rows[i] for i in group])
+        )
         columns = torch.stack(list(steps), dim=1).tolist() if max_new_tokens else [[] for _ in group]
         for index, row in zip(group, columns, strict=True):
             continuations[index] = before_end(row, model) if stop_at_end else row
@@ -92,13 +99,13 @@ def generate_tokens(
 
 def stream(
     model: Model, prompt: str, *, max_new_tokens: int = 20, edits: Sequence[Edit] = (), sampling: Sampling = GREEDY,
-    bos: bool | None = None, max_prompt_tokens: int | None = None,
+    bos: bool | None = None, max_prompt_tokens: int | None = None, chat: Chat | bool = False,
 ) -> Iterator[str]:  # fmt: skip
     """The continuation of one prompt, piece by piece while it is generated; joined, the pieces equal `generate`'s text."""
-    rows = token_rows(model, [prompt], bos=bos, max_tokens=max_prompt_tokens, keep="last")
+    rows = prompt_rows(model, [prompt], chat, bos=bos, max_tokens=max_prompt_tokens, keep="last")
     _check_room(model, rows, max_new_tokens)
     transforms = transforms_of(edits, model)
-    steps = _decode(model, pad(rows, 0).to(model.device), transforms, max_new_tokens, sampling, [0], True, True)
+    steps = _decode(model, pad(rows, 0).to(model.device), transforms, max_new_tokens, sampling, [0], True, True, role_codes(rows))
     ends = end_tokens(model)
     ids: list[int] = []
     yielded = ""
@@ -149,7 +156,8 @@ def _check_room(model: Model, rows: Sequence[Sequence[int]], new: int) -> None:
 
 
 def _decode(
-    model: Model, tokens: Tokens, transforms: dict, new: int, sampling: Sampling, rows: Sequence[int], cache: bool, stop_at_end: bool
+    model: Model, tokens: Tokens, transforms: dict, new: int, sampling: Sampling, rows: Sequence[int], cache: bool, stop_at_end: bool,
+    roles: Int[Tensor, "batch longest"] | None = None,
 ) -> Iterator[Int[Tensor, " batch"]]:  # fmt: skip
     """The next token of every row, step by step.
 
@@ -160,7 +168,7 @@ def _decode(
     generators = [torch.Generator().manual_seed(sampling.seed * 1_000_003 + row) for row in rows]
 
     def forward(inputs: dict[str, Tensor]) -> Tensor:
-        with torch.no_grad(), working(model.hf, Work(transforms, rows=tuple(rows)), tokens.lengths):
+        with torch.no_grad(), working(model.hf, Work(transforms, rows=tuple(rows), roles=roles), tokens.lengths):
             logits: Tensor = model.hf(**inputs, past_key_values=past, use_cache=cache, logits_to_keep=1).logits
         return logits[:, -1].float()
 

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.errors import UserError
+from interp.models.chat import ChatTokens, role_codes
 from interp.models.hooks import BlockCall, Frame, Transform, Work, active, check_first, framed, recording_calls, working
 from interp.models.model import Model
 from interp.models.modes import check_no_dropout
@@ -33,14 +34,14 @@ class Trace:
     """The record of one forward of one prompt, from which any block can be run again.
 
     Attributes:
-        row: the prompt's token ids.
+        row: the prompt's token ids; `ChatTokens` where it is a conversation, whose roles its runs then have.
         stream: the residual stream that enters each block and, last, the one that leaves the last block.
         sites: the activations at the sites that `trace` was given, `1 pos ...` each.
         calls: the arguments of each block beside the residual stream.
     """
 
     model: Model
-    row: tuple[int, ...]
+    row: tuple[int, ...] | ChatTokens
     stream: Float[Tensor, "points pos d_model"]
     sites: Mapping[str, Tensor]
     calls: tuple[BlockCall, ...]
@@ -90,7 +91,11 @@ class Trace:
         """The frame of `count` copies of the prompt, from a position on."""
         positions = repeat(torch.arange(start, len(self.row), device=self.model.device), "pos -> cell pos", cell=count)
         lengths = torch.full((count,), len(self.row), device=self.model.device)
-        return Frame(positions, torch.ones_like(positions, dtype=torch.bool), lengths, rows=(0,) * count)
+        roles = role_codes([self.row])
+        return Frame(
+            positions, torch.ones_like(positions, dtype=torch.bool), lengths, rows=(0,) * count,
+            roles=None if roles is None else roles.expand(count, -1),
+        )  # fmt: skip
 
 
 class _Stop(Exception):
@@ -176,10 +181,14 @@ def trace(model: Model, row: Sequence[int], sites: Iterable[str] = ()) -> Trace:
     between = [*(f"resid_pre.{layer}" for layer in range(model.n_layers)), last]
     activations: dict[str, Tensor] = {}
     collectors = {name: (collector(activations, name),) for name in {*between, *names}}
-    with recording_calls(model.hf) as calls, working(model.hf, Work(collectors=collectors, rows=(0,))):
-        model.hf(**pad([row], 0).to(model.device).inputs(), use_cache=False, logits_to_keep=1)
+    tokens = pad([row], 0).to(model.device)
+    work = Work(collectors=collectors, rows=(0,), roles=role_codes([row]))
+    with recording_calls(model.hf) as calls, working(model.hf, work, None if work.roles is None else tokens.lengths):
+        model.hf(**tokens.inputs(), use_cache=False, logits_to_keep=1)
     stream = torch.cat([activations[name] for name in between])
-    return Trace(model, tuple(row), stream, {name: activations[name].clone() for name in names}, tuple(calls))
+    return Trace(
+        model, row if isinstance(row, ChatTokens) else tuple(row), stream, {name: activations[name].clone() for name in names}, tuple(calls)
+    )
 
 
 def resume(

@@ -18,21 +18,25 @@ from torch import Tensor
 from interp.errors import UserError
 from interp.forward.resume import trace
 from interp.lens.attribution_results import Attribution, PairAttribution
+from interp.models.chat import Chat, chat_settings, check_one_template, prompt_rows
 from interp.models.model import Model
 from interp.models.pair import ModelPair
-from interp.models.tokens import token_rows
 from interp.models.weights import frozen_norm, norm_epsilon, output_projection, position_embedding, unembedding_bias
 
 
-def attribute(model: Model, prompts: str | Sequence[str] | Sequence[Sequence[int]], token: int, against: int | None = None) -> Attribution:
+def attribute(
+    model: Model, prompts: str | Sequence[str] | Sequence[Sequence[int]], token: int, against: int | None = None, *,
+    chat: Chat | bool = False,
+) -> Attribution:  # fmt: skip
     """Every term of this token's logit (or of its difference to another's) at the last position.
 
     The final norm's scale is frozen: it is that of the run, whatever a component would have changed. Norms between a
-    component and the residual stream, where an architecture has them, are frozen likewise.
+    component and the residual stream, where an architecture has them, are frozen likewise. With `chat`, prompts are user turns of
+    the model's chat template, and the last position is the last before the answer.
 
     Raises `UserError` for a token out of range or no prompts. Source: direct logit attribution (Elhage et al., 2021).
     """
-    rows = token_rows(model, [prompts] if isinstance(prompts, str) else prompts)
+    rows = prompt_rows(model, [prompts] if isinstance(prompts, str) else prompts, chat)
     if not rows:
         raise UserError("no prompts were given", "give at least one")
     for item in (token,) if against is None else (token, against):
@@ -42,15 +46,18 @@ def attribute(model: Model, prompts: str | Sequence[str] | Sequence[Sequence[int
     stacked = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
     label = "logit" if against is None else "logit difference"
     settings = {"model": model.name, "digest": model.digest, "prompts": list(prompts) if not isinstance(prompts, str) else [prompts],
-                "token": token, "against": against}  # fmt: skip
+                "token": token, "against": against, **chat_settings(chat)}  # fmt: skip
     return Attribution(**stacked, label=label, settings=settings)
 
 
 def attribute_pair(
-    pair: ModelPair, prompts: str | Sequence[str] | Sequence[Sequence[int]], token: int, against: int | None = None
-) -> PairAttribution:
+    pair: ModelPair, prompts: str | Sequence[str] | Sequence[Sequence[int]], token: int, against: int | None = None, *,
+    chat: Chat | bool = False,
+) -> PairAttribution:  # fmt: skip
     """`attribute` on both sides of a pair, to compare what is written to a logit before and after tuning."""
-    return PairAttribution(attribute(pair.base, prompts, token, against), attribute(pair.tuned, prompts, token, against))
+    if chat:
+        check_one_template([pair.base, pair.tuned])
+    return PairAttribution(*(attribute(model, prompts, token, against, chat=chat) for model in (pair.base, pair.tuned)))
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from interp.data.lexicon import mask
 from interp.edits.edit import Edit
 from interp.errors import UserError
 from interp.forward.capture import capture
-from interp.models.tokens import token_rows
+from interp.models.chat import Chat, prompt_rows
 from interp.models.unembed import unembed
 from interp.stats.intervals import Interval, bootstrap_means
 
@@ -95,7 +95,7 @@ class Lens:
 @torch.no_grad()
 def logit_lens(
     model: Model, prompts: Sequence[str] | Sequence[Sequence[int]], tokens: Sequence[int] | None = None, top: int | None = None, *,
-    edits: Sequence[Edit] = (), bos: bool | None = None, batch_size: int = 64,
+    edits: Sequence[Edit] = (), bos: bool | None = None, chat: Chat | bool = False, batch_size: int = 64,
 ) -> Lens:  # fmt: skip
     """The probability and rank of each prompt's token, and the likeliest tokens, if the model ended after each half layer.
 
@@ -105,6 +105,7 @@ def logit_lens(
 
     Args:
         tokens: the token id to follow, one per prompt; unless given, the one that the model itself finds likeliest.
+        chat: read the prompts as user turns of the model's chat template; their last position is the last before the answer.
         top: how many of the likeliest tokens `Lens.top` lists at each point: 5 unless tokens are given, else none.
 
     Source: paper A, figure 1. Raises `UserError` for no prompts, another number of tokens, a token out of range, or a `top` that
@@ -113,7 +114,7 @@ def logit_lens(
     if not len(prompts):
         raise UserError("the logit lens was given no prompts", "give at least one")
     texts: list[Any] = list(prompts)
-    rows: list[list[int]] = token_rows(model, texts, bos=bos)
+    rows: list[Any] = prompt_rows(model, texts, chat, bos=bos)
     # A padded vocabulary has rows that no text can hold.
     size = min(model.d_vocab, len(model.tokenizer))
     if top is not None and not 1 <= top <= size:

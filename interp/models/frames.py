@@ -29,12 +29,14 @@ class Frame:
         real: which are not padding.
         prompt_lengths: tokens of each row's prompt.
         rows: each row's place in the caller's list where batching by length reordered it, else None.
+        roles: the roles of each row's prompt tokens by absolute position, where the rows are conversations (see `role_codes`).
     """
 
     positions: Int[Tensor, "batch pos"]
     real: Bool[Tensor, "batch pos"]
     prompt_lengths: Int[Tensor, " batch"]
     rows: tuple[int, ...] | None = None
+    roles: Int[Tensor, "batch longest"] | None = None
 
     def last(self, count: int) -> Frame:
         """The frame of the last `count` columns (a forward may keep fewer logits than tokens)."""
@@ -102,8 +104,9 @@ def frame_restored() -> Iterator[None]:
 
 
 def frame_of(
-    args: tuple[Any, ...], kwargs: dict[str, Any], prompt_lengths: Int[Tensor, " batch"] | None, rows: tuple[int, ...] | None
-) -> tuple[Frame, dict[str, Any]]:
+    args: tuple[Any, ...], kwargs: dict[str, Any], prompt_lengths: Int[Tensor, " batch"] | None, rows: tuple[int, ...] | None,
+    roles: Int[Tensor, "batch longest"] | None = None,
+) -> tuple[Frame, dict[str, Any]]:  # fmt: skip
     """The frame of a forward of a model's body with these arguments, and its keyword arguments.
 
     They are given the positions of left-padded rows where the caller sets none. Raises `UserError` for prompt lengths of another batch.
@@ -123,7 +126,7 @@ def frame_of(
         absolute = position_ids.expand(batch, count)
     elif not bool(mask.all()):
         kwargs = {**kwargs, "position_ids": absolute}
-    return Frame(absolute, mask.bool()[:, -count:], _prompt_lengths(prompt_lengths, past, seen, mask), rows), kwargs
+    return Frame(absolute, mask.bool()[:, -count:], _prompt_lengths(prompt_lengths, past, seen, mask), rows, roles), kwargs
 
 
 def _prompt_lengths(lengths: Int[Tensor, " batch"] | None, past: Any, seen: int, mask: Tensor) -> Int[Tensor, " batch"]:

@@ -40,7 +40,10 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Work:
-    """The transforms and collectors at the sites of one model in the current context, and the prompt lengths and places of its rows.
+    """The transforms and collectors at the sites of one model in the current context, and what is known of its rows.
+
+    `prompt_lengths` counts the tokens of each row's prompt, `roles` has their roles where they are conversations (see `role_codes`), and
+    `rows` each row's place in the caller's list. Roles belong to the prompt lengths that they are given with.
 
     `stop` is the number of blocks after which the forward ends with `Stopped`: with all blocks, after the final norm. None runs it whole.
     """
@@ -50,15 +53,17 @@ class Work:
     prompt_lengths: Int[Tensor, " batch"] | None = None
     rows: tuple[int, ...] | None = None
     stop: int | None = None
+    roles: Int[Tensor, "batch longest"] | None = None
 
     def plus(self, other: Work) -> Work:
-        """Both together: this one's transforms and collectors first; prompt lengths, rows and stop of the other take precedence."""
+        """Both together: this one's transforms and collectors first; what the other one knows of its rows takes precedence."""
         return Work(
             _join(self.transforms, other.transforms),
             _join(self.collectors, other.collectors),
             self.prompt_lengths if other.prompt_lengths is None else other.prompt_lengths,
             self.rows if other.rows is None else other.rows,
             self.stop if other.stop is None else other.stop,
+            self.roles if other.prompt_lengths is None and other.roles is None else other.roles,
         )
 
 
@@ -178,7 +183,7 @@ def _frame_hook(key: int, owner: int) -> Callable[..., Any]:
             return None
         # First, because the hook that leaves the forward runs also where this one raises an error.
         enter_forward(owner)
-        frame, kwargs = frame_of(args, kwargs, work.prompt_lengths, work.rows)
+        frame, kwargs = frame_of(args, kwargs, work.prompt_lengths, work.rows, work.roles)
         set_frame(frame)
         return args, kwargs
 

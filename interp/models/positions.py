@@ -9,18 +9,25 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from interp.errors import UserError
 
 MEANINGS: Mapping[str, str] = {
-    "last": "the last token of each text",
+    "last": "the last token of each text; of a prompt that is continued, the last one before the answer",
     "all": "every token, together",
     "each": "every token, one after the other",
     "prompt": "the tokens of the prompt",
     "generated": "the tokens after the prompt",
     "from_last": "the prompt's last token and all after it, that is every position from which a token is sampled",
+    "system": "the tokens of the system prompt (with a chat template)",
+    "user": "the tokens of the user's turns (with a chat template)",
+    "assistant": "the tokens of the assistant's turns, and every generated token (with a chat template)",
+    "template": "the tokens that the chat template writes itself: what marks turns, and a system prompt of its own",
 }
+# The words that name the role of a token in a conversation.
+Role = Literal["template", "system", "user", "assistant"]
+ROLES: tuple[Role, ...] = ("template", "system", "user", "assistant")
 # Not positions: the mean over all of them, and over all but the first, which in many models is an attention sink: all heads that have
 # nothing to read attend to it, and its residual stream is hundreds of times as long as that of any other position.
 MEAN, MEAN_AFTER_FIRST = "mean", "mean_after_first"

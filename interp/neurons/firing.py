@@ -14,8 +14,8 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.forward.capture import capture
+from interp.models.chat import Chat, prompt_rows
 from interp.models.model import Model, Neuron
-from interp.models.tokens import token_rows
 
 CHUNK = 16
 LONGEST = 40
@@ -44,16 +44,20 @@ def firing_rates(
 
 
 def selective_first(
-    model: Model, neurons: Sequence[Neuron], provoking: Sequence[str], plain: Sequence[str], *, max_tokens: int = LONGEST
-) -> list[Neuron]:
+    model: Model, neurons: Sequence[Neuron], provoking: Sequence[str], plain: Sequence[str], *, max_tokens: int = LONGEST,
+    chat: Chat | bool = False,
+) -> list[Neuron]:  # fmt: skip
     """These neurons, ordered by how often they fire at the end of provoking texts relative to the end of plain ones.
 
     An enlarged key acts wherever its neuron fires, so a neuron that fires everywhere harms language first. The largest first of
-    `rate(provoking) / (rate(plain) + 0.02)`, equal ones as given; of longer texts the last `max_tokens` are read.
+    `rate(provoking) / (rate(plain) + 0.02)`, equal ones as given; of longer texts the last `max_tokens` are read,
+    and all of them where `chat` has them read as user turns of the model's chat template.
     """
     layers = sorted({layer for layer, _ in neurons})
     provoked, unprovoked = (
         firing_rates(model, rows, [[len(row) - 1] for row in rows], layers)
-        for rows in (token_rows(model, list(texts), max_tokens=max_tokens, keep="last") for texts in (provoking, plain))
+        for rows in (
+            prompt_rows(model, list(texts), chat, max_tokens=None if chat else max_tokens, keep="last") for texts in (provoking, plain)
+        )
     )
     return sorted(neurons, key=lambda n: -float(provoked[n[0]][n[1]] / (unprovoked[n[0]][n[1]] + OFTEN_ENOUGH)))

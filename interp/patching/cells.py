@@ -6,29 +6,34 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from interp.errors import UserError
 from interp.forward.resume import Trace
+from interp.models.chat import known_roles
 from interp.models.model import Model
-from interp.models.positions import check_positions, parse_positions
+from interp.models.positions import ROLES, check_positions, parse_positions
 from interp.models.sites import ALIASES, KINDS, PATCHED, SiteKind
 from interp.patching.maps import Cell
 
-PATCH_WORDS = ("each", "all")
+PATCH_WORDS = ("each", "all", "last", *ROLES)
 
 
 def make_cells(
-    model: Model, site: str, positions: Any, layers: Sequence[int] | None, units: Any, lengths: Sequence[int]
-) -> tuple[Cell, ...]:
-    """Every cell of a map, in the order layer, unit, position; raises `UserError` for what the model or the prompts lack."""
+    model: Model, site: str, positions: Any, layers: Sequence[int] | None, units: Any, lengths: Sequence[int],
+    roles: Int[Tensor, "row longest"] | None = None,
+) -> tuple[Cell, ...]:  # fmt: skip
+    """Every cell of a map, in the order layer, unit, position; raises `UserError` for what the model or the prompts lack.
+
+    `roles` are the roles of the tokens of every row that is run, as `role_codes` gives them.
+    """
     kind = patched_kind(site)
     chosen = list(range(model.n_layers)) if layers is None else sorted(set(layers))
     wrong = next((layer for layer in chosen if not 0 <= layer < model.n_layers), None)
     if wrong is not None or not chosen:
         raise UserError(f"layer {wrong} does not exist: the model has {model.n_layers} layers", "count layers from 0, and name one")
-    places: list[int | None] = list(_places(positions, kind, lengths))
+    places: list[int | None] = list(_places(positions, kind, lengths, roles))
     count = model.shape(kind.name)[0]
     return tuple(
         Cell(layer, place, unit) for layer in chosen for unit in _units(units, kind, layer, count, model.n_layers) for place in places
@@ -43,20 +48,34 @@ def patched_kind(site: str) -> SiteKind:
     return KINDS[name]
 
 
-def _places(positions: Any, kind: SiteKind, lengths: Sequence[int]) -> Iterator[int | None]:
+def _places(positions: Any, kind: SiteKind, lengths: Sequence[int], roles: Tensor | None) -> Iterator[int | None]:
     default = "all" if kind.unit else "each"
     parsed = parse_positions(default if positions is None else positions, PATCH_WORDS)
     if parsed == "all":
         yield None
         return
-    if parsed == "each" and len(set(lengths)) > 1:
+    if parsed in ROLES:
+        yield from _of_role(parsed, roles)
+        return
+    if parsed in ("each", "last") and len(set(lengths)) > 1:
         raise UserError(
             f"the prompts have {min(lengths)} to {max(lengths)} tokens, so that their positions do not line up",
             "use prompts of equal length, or positions='all'",
         )
-    chosen = tuple(range(min(lengths))) if isinstance(parsed, str) else parsed
+    every = range(min(lengths))
+    chosen = tuple(every[-1:] if parsed == "last" else every) if isinstance(parsed, str) else parsed
     check_positions(chosen, min(lengths), "the shortest prompt" if len(lengths) > 1 else "the prompt")
     yield from chosen
+
+
+def _of_role(role: Any, roles: Tensor | None) -> list[int]:
+    """The positions whose token has this role in every row; raises `UserError` where the rows do not agree."""
+    of_role = known_roles(roles, role) == ROLES.index(role)
+    if bool((of_role != of_role[:1]).any()):
+        raise UserError(
+            f"the positions {role!r} are not the same in all prompts", "use prompts whose turns line up, or name positions as numbers"
+        )
+    return [int(at) for at in of_role[0].nonzero()[:, 0]]
 
 
 def _units(units: Any, kind: SiteKind, layer: int, count: int, n_layers: int) -> list[int | None]:

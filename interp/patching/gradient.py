@@ -21,11 +21,12 @@ from interp.errors import UserError
 from interp.forward.captured import Captured
 from interp.forward.pattern import by_query, is_pattern
 from interp.forward.resume import Trace, resume, trace
+from interp.models.chat import Chat, chat_settings, prompt_rows
 from interp.models.hooks import Frame, Transform, check_first
 from interp.models.model import Model
 from interp.models.pair import ModelPair
 from interp.models.sites import BETWEEN_BLOCKS, Site, expand_sites, layer_of, parse_site
-from interp.models.tokens import pad, token_rows
+from interp.models.tokens import pad
 from interp.patching.maps import Cell, PatchMap
 from interp.patching.metrics import ContinuationToxicity, Metric, as_metric, functions_of
 from interp.patching.patch import Runs, baselines, make_runs
@@ -37,6 +38,7 @@ def attribution_patch(
     subject: Model | ModelPair, prompts: str | Sequence[str], corrupted: str | Sequence[str] | None = None, *, metric: Any,
     site: str = "resid_post", positions: Any = None, layers: Sequence[int] | None = None,
     units: Sequence[int] | Sequence[tuple[int, int]] | None = None, directions: Sequence[str] | None = None, steps: int | None = None,
+    chat: Chat | bool = False,
 ) -> PatchMap:  # fmt: skip
     """The map of `patch` estimated to first order; arguments as there.
 
@@ -53,7 +55,7 @@ def attribution_patch(
     """
     if steps is not None and steps < 1:
         raise UserError(f"{steps} steps were asked for", "give at least 1, or None for the plain gradient")
-    runs = make_runs(subject, prompts, corrupted, metric, site, positions, layers, units, directions)
+    runs = make_runs(subject, prompts, corrupted, metric, site, positions, layers, units, directions, chat=chat)
     if any(isinstance(item, ContinuationToxicity) for item in runs.metrics):
         raise UserError("the toxicity of a continuation has no gradient", "use patch, or another metric")
     target, source = baselines(runs)
@@ -72,7 +74,7 @@ def attribution_patch(
 
 def gradients(
     model: Model, prompts: str | Sequence[str] | Sequence[Sequence[int]], sites: Sequence[str | Site], metric: Any, *,
-    positions: Literal["all", "last"] = "all",
+    positions: Literal["all", "last"] = "all", chat: Chat | bool = False,
 ) -> Captured:  # fmt: skip
     """The gradient of a metric with respect to the activations at sites, in the prompt's own forward.
 
@@ -82,12 +84,13 @@ def gradients(
             (`cell vocab`, here of one row) to one number per row.
         positions: `all` gives `batch pos ...` with a mask, `last` the prompts' last positions as `batch ...`, as in `capture`;
             at patterns `batch head pos key_pos`, and `batch head key_pos` at the last position.
+        chat: read the prompts as user turns of the model's chat template.
 
     Raises:
         UserError: no prompts or sites, an unknown site, one that is in no block, or a metric that has no gradient.
     """
     names = expand_sites(sites, n_layers=model.n_layers, family=model.family)
-    rows = token_rows(model, [prompts] if isinstance(prompts, str) else prompts)
+    rows = prompt_rows(model, [prompts] if isinstance(prompts, str) else prompts, chat)
     measure = as_metric(metric)
     outside = [name for name in names if parse_site(name).layer is None]
     if not names or not rows:
@@ -103,7 +106,7 @@ def gradients(
     measure.check(model)
     longest = max(len(row) for row in rows)
     runs = [_by_position(_gradients(trace(model, row, measure.sites(model)), measure, names), longest) for row in rows]
-    settings = {"texts": len(rows), "gradient_of": repr(measure), "n_layers": model.n_layers}
+    settings = {"texts": len(rows), "gradient_of": repr(measure), "n_layers": model.n_layers, **chat_settings(chat)}
     if positions == "last":
         return Captured({name: torch.stack([run[name][0, -1] for run in runs]).cpu() for name in names}, "last", None, settings)
     tensors = {name: torch.nn.utils.rnn.pad_sequence([run[name][0] for run in runs], batch_first=True).cpu() for name in names}

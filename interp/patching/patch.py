@@ -19,11 +19,11 @@ from interp.edits.edit import Edit
 from interp.errors import UserError
 from interp.forward.generate import generate_tokens
 from interp.forward.resume import Reading, Trace, resume, trace
+from interp.models.chat import Chat, chat_settings, check_one_template, prompt_rows, role_codes
 from interp.models.hooks import Frame
 from interp.models.model import Model
 from interp.models.pair import ModelPair
 from interp.models.sites import BETWEEN_BLOCKS, layer_of, parse_site
-from interp.models.tokens import token_rows
 from interp.patching.cells import chunk_size, layers_of, make_cells, patched_kind, selection
 from interp.patching.maps import Cell, PatchMap, token_texts
 from interp.patching.metrics import AnyMetric, ContinuationToxicity, Metric, each_metric, functions_of
@@ -60,7 +60,7 @@ def patch(
     subject: Model | ModelPair, prompts: str | Sequence[str], corrupted: str | Sequence[str] | None = None, *, metric: Any,
     site: str = "resid_post", positions: Any = None, layers: Sequence[int] | None = None,
     units: Sequence[int] | Sequence[tuple[int, int]] | None = None, directions: Sequence[str] | None = None, null_draws: int = 0,
-    memory_mb: float | int = MEMORY_MB, seed: int = 0, progress: Progress | None = None,
+    memory_mb: float | int = MEMORY_MB, seed: int = 0, chat: Chat | bool = False, progress: Progress | None = None,
 ) -> PatchMap:  # fmt: skip
     """A map of how far each patched activation moves the metric from the target run's value to the source run's.
 
@@ -72,14 +72,15 @@ def patch(
         metric: `LogitDifference`, `LogProbability`, `ProbeProjection`, `ContinuationToxicity`, or any function from the logits of the
             token after the prompt (`cell vocab`) to one number per cell; one for all prompts or a list.
         site: `resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mlp_out`, `z`, `q`, `k`, `v` (each head) or `mlp_post` (each neuron).
-        positions: `each` on its own (the default for whole sites), `all` at once (the default for heads and neurons), or a
-            list, each on its own.
+        positions: `each` on its own (the default for whole sites), `all` at once (the default for heads and neurons), a list, each
+            on its own, `last`, or a role such as `user`: each position whose token has it in every prompt.
         layers: all unless given.
         units: heads or neurons, as indices in every layer or as (layer, index) pairs; all unless given.
         directions: both unless given.
         null_draws: how many times to repeat the map with random changes of equal norm (at every position and head; for
             neurons, the changes of the layer shuffled among its neurons).
         memory_mb: bound on the activations of one batch; it does not change the result.
+        chat: read the prompts as user turns of the model's chat template, up to where the answer begins.
         progress: called with cells done and in all.
 
     Raises:
@@ -88,7 +89,7 @@ def patch(
 
     Source: activation patching; Vig et al. (2020), Meng et al. (2022).
     """
-    runs = make_runs(subject, prompts, corrupted, metric, site, positions, layers, units, directions)
+    runs = make_runs(subject, prompts, corrupted, metric, site, positions, layers, units, directions, chat=chat)
     if null_draws < 0 or not memory_mb > 0:
         raise UserError(f"null_draws is {null_draws} and memory_mb {memory_mb}", "give 0 or more draws, and memory above 0")
     total = len(runs.directions) * len(runs.metrics) * len(runs.cells) * (1 + null_draws)
@@ -120,6 +121,7 @@ def patch(
 def make_runs(
     subject: Model | ModelPair, prompts: Any, corrupted: Any, metric: Any, site: str, positions: Any,
     layers: Sequence[int] | None, units: Any, directions: Sequence[str] | None, *, more_sites: Sequence[str] = (),
+    chat: Chat | bool = False,
 ) -> Runs:  # fmt: skip
     """Both runs of every prompt, run once, with the cells and metrics; checks the arguments."""
     clean = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -130,18 +132,21 @@ def make_runs(
     if len(other) != len(clean):
         raise UserError(f"{len(clean)} clean and {len(other)} corrupted prompts were given", "give one corrupted prompt for each")
     first = models[0]
-    if corrupted is None:
-        rows = [(row, row) for row in token_rows(first, clean)]
-    else:
-        pairs = [align(first, a, b) for a, b in zip(clean, other, strict=True)]
-        rows = [(list(pair.clean_ids), list(pair.corrupted_ids)) for pair in pairs]
+    if chat:
+        check_one_template(models)
+    for a, b in zip(clean, other, strict=True):
+        if corrupted is not None:
+            align(first, a, b, chat)
+    rows = list(zip(prompt_rows(first, clean, chat), prompt_rows(first, other, chat), strict=True))
     chosen = known if directions is None else tuple(directions)
     wrong = next((name for name in chosen if name not in known), None)
     if wrong is not None or not chosen:
         raise UserError(f"there is no direction {wrong!r} here", f"use {' or '.join(map(repr, known))}")
     metrics = each_metric(metric, len(clean))
     site = patched_kind(site).name
-    cells = make_cells(first, site, positions, layers, units, [len(row) for row, _ in rows])
+    cells = make_cells(
+        first, site, positions, layers, units, [len(row) for row, _ in rows], role_codes([row for two in rows for row in two])
+    )
     needed = {*(f"{site}.{layer}" for layer in layers_of(cells)), *more_sites}
     if site == "mlp_out":
         needed |= {f"resid_mid.{layer}" for layer in layers_of(cells)}
@@ -157,7 +162,7 @@ def make_runs(
     traces = tuple(tuple((b, a) if name == known[0] else (a, b) for a, b in both) for name in chosen)
     settings = {
         "prompts": clean, "corrupted": None if corrupted is None else other, "site": site, "metric": [repr(item) for item in metrics],
-        "models": {model.name: model.digest for model in dict.fromkeys(models)},
+        "models": {model.name: model.digest for model in dict.fromkeys(models)}, **chat_settings(chat),
     }  # fmt: skip
     return Runs(tuple(chosen), traces, tuple(metrics), cells, site, settings)
 
@@ -242,7 +247,7 @@ def _continued(target: Trace, site: str, values: Float[Tensor, "cell pos ..."], 
 
 def _toxicity(target: Trace, count: int, edits: list[Edit], metric: ContinuationToxicity) -> Float[Tensor, " cell"]:
     model = target.model
-    rows = generate_tokens(model, [list(target.row)] * count, max_new_tokens=metric.new_tokens, edits=edits, batch_size=count)
+    rows = generate_tokens(model, [target.row] * count, max_new_tokens=metric.new_tokens, edits=edits, batch_size=count)
     texts = [model.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in rows]
     return metric.score(texts)
 

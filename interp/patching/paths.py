@@ -22,6 +22,7 @@ from torch import Tensor
 from interp.errors import UserError
 from interp.files import write_together
 from interp.forward.resume import Reading, Trace, resume
+from interp.models.chat import Chat
 from interp.models.hooks import Frame
 from interp.models.model import Model
 from interp.models.pair import ModelPair
@@ -128,7 +129,7 @@ class PathMap:
 
 def path_patch(
     subject: Model | ModelPair, prompts: str | Sequence[str], corrupted: str | Sequence[str] | None = None, *, metric: Any,
-    senders: Sequence[str], receivers: Sequence[str], directions: Sequence[str] | None = None,
+    senders: Sequence[str], receivers: Sequence[str], directions: Sequence[str] | None = None, chat: Chat | bool = False,
 ) -> PathMap:  # fmt: skip
     """The change of the metric by each direct path from a sender to a receiver.
 
@@ -139,6 +140,7 @@ def path_patch(
         senders: `embed`, `mlp.LAYER`, `head.LAYER.HEAD`.
         receivers: `mlp.LAYER`, `head.LAYER.HEAD`, `head.LAYER.HEAD.q` (or `k`, `v`: with grouped queries, those of the whole
             group that the head belongs to), `logits`.
+        chat: read the prompts as user turns of the model's chat template.
 
     Raises:
         UserError: as `patch`, a node that the model lacks, or no path between any of the senders and receivers.
@@ -156,7 +158,7 @@ def path_patch(
         raise UserError("there is no path from any of the senders to any of the receivers", "name senders below the receivers")
     layers = range(model.n_layers)
     sites = [f"{name}.{layer}" for name in ("z", "mlp_out", "resid_mid") for layer in layers]
-    runs = make_runs(subject, prompts, corrupted, metric, "resid_post", "all", None, None, directions, more_sites=sites)
+    runs = make_runs(subject, prompts, corrupted, metric, "resid_post", "all", None, None, directions, more_sites=sites, chat=chat)
     metrics = [item for item in runs.metrics if not isinstance(item, ContinuationToxicity)]
     if len(metrics) < len(runs.metrics):
         raise UserError("paths are measured in the prompt's own forward", "use another metric than the toxicity of a continuation")

@@ -15,7 +15,7 @@ import pandas as pd
 
 from interp.data.lexicon import mask
 from interp.errors import UserError
-from interp.models.tokens import token_rows
+from interp.models.chat import Chat, prompt_rows
 
 if TYPE_CHECKING:
     from interp.models.model import Model
@@ -83,9 +83,9 @@ class SymmetricPairs:
         return pd.DataFrame(rows, columns=["clean", "corrupted", "aligned", "tokens_clean", "tokens_corrupted", "position"])
 
 
-def compare_tokens(model: Model, clean: str, corrupted: str) -> PromptPair | Mismatch:
-    """The pair of these prompts, or the first mismatch where their token counts differ."""
-    first, second = (tuple(row) for row in token_rows(model, [clean, corrupted]))
+def compare_tokens(model: Model, clean: str, corrupted: str, chat: Chat | bool = False) -> PromptPair | Mismatch:
+    """The pair of these prompts, or the first mismatch where their token counts differ; with `chat` as user turns of the template."""
+    first, second = (tuple(row) for row in prompt_rows(model, [clean, corrupted], chat))
     if len(first) == len(second):
         return PromptPair(clean, corrupted, first, second)
     shared = min(len(first), len(second))
@@ -94,9 +94,9 @@ def compare_tokens(model: Model, clean: str, corrupted: str) -> PromptPair | Mis
     return Mismatch(clean, corrupted, (len(first), len(second)), at, (words[0], words[1]))
 
 
-def align(model: Model, clean: str, corrupted: str) -> PromptPair:
+def align(model: Model, clean: str, corrupted: str, chat: Chat | bool = False) -> PromptPair:
     """The pair of these prompts; raises `UserError` where their token counts differ."""
-    compared = compare_tokens(model, clean, corrupted)
+    compared = compare_tokens(model, clean, corrupted, chat)
     if isinstance(compared, Mismatch):
         raise UserError(f"the prompts cannot be patched into one another: {compared}", "use words of equal length in tokens")
     return compared

@@ -7,8 +7,9 @@
     set:SITE:INDICES:VALUE
     project_out:SITE:VECTOR
 
-`:POSITIONS` may follow: all, prompt, generated, from_last or 0,1,2. Instead of all this, the path of a JSON file of edits may be
-given. Words such as `probe` are resolved here, so that an `Edit` holds numbers only.
+`:POSITIONS` may follow: all, prompt, generated, from_last, last or 0,1,2, and where prompts are read with a chat template system, user,
+assistant or template. Instead of all this, the path of a JSON file of edits may be given. Words such as `probe` are resolved here, so
+that an `Edit` holds numbers only.
 """
 
 from __future__ import annotations

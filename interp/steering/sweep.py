@@ -18,6 +18,7 @@ from interp.edits.edit import Edit
 from interp.errors import UserError
 from interp.evaluation.metrics import Evaluation, evaluate, kl_to
 from interp.forward.generate import GREEDY, Sampling
+from interp.models.chat import Chat
 from interp.models.model import Model, Neuron
 from interp.models.tokens import token_rows
 from interp.neurons.firing import LONGEST, firing_rates
@@ -93,7 +94,8 @@ def sweep(
     model: Model, edits: Sequence[Edit], strengths: Sequence[float | int], prompts: Sequence[str], scorer: Scorer, *,
     controls: Sequence[Sequence[Edit]] = (), unedited_at: float | int | None = None, passages: Sequence[Passage] | None = None,
     kl_tokens: int | None = None, max_new_tokens: int = 20, max_prompt_tokens: int | None = None, sampling: Sampling = GREEDY,
-    seed: int = 0, show: Callable[[float], str] = "{:g}".format, step: Step = lambda what, done, total: None,
+    chat: Chat | bool = False, seed: int = 0, show: Callable[[float], str] = "{:g}".format,
+    step: Step = lambda what, done, total: None,
 ) -> Sweep:  # fmt: skip
     """Toxicity, perplexity, F1, distinct-2 and KL at each strength of an edit, and of its random controls.
 
@@ -103,6 +105,7 @@ def sweep(
         unedited_at: a strength at which the edit changes nothing: there the model is measured without any edit, once for the edit and all
             controls.
         passages: texts for perplexity, F1 and KL, by default those that ship.
+        chat: read the prompts (not the passages) as user turns of the model's chat template.
         kl_tokens: measure KL to the unedited model on so many tokens of each passage (at most the model's context).
         seed: of the bootstrap.
         show: how a strength is written in the text given to `step`; `step` may raise to stop the sweep.
@@ -127,7 +130,7 @@ def sweep(
         step(_phrase(show(strength), draw, bool(applied)), done, len(plan))
         evaluation = evaluate(
             model, prompts, scorer, edits=applied, passages=texts, max_new_tokens=max_new_tokens, max_prompt_tokens=max_prompt_tokens,
-            sampling=sampling,
+            sampling=sampling, chat=chat,
         )  # fmt: skip
         kl = None
         if kl_tokens is not None:

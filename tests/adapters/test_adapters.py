@@ -25,6 +25,7 @@ from interp.forward.capture import Forward
 from interp.models.checkpoints import Checkpoint
 from interp.models.hooks import Work
 from interp.models.tokens import pad, token_rows
+from tests.chat_models import chat_model
 from tests.conftest import TEXTS, make_hf
 from tests.models.families import FAMILIES, UNKNOWN_TO_LENS, Family
 
@@ -129,6 +130,16 @@ def test_positions_units_and_batches_mean_the_same_through_every_engine(gpt2: Mo
             run(gpt2, ALL, sites=["mlp_post.2", "z.2"], engine=engine, **settings),
             capture(gpt2, ALL, ["mlp_post.2", "z.2"], **settings),
         )
+
+
+@pytest.mark.parametrize("engine", OTHERS)
+def test_positions_by_role_mean_the_same_through_every_engine(engine: str) -> None:
+    model = chat_model()
+    edits = [Edit.add("resid_mid.1", vector(model.d_model), 3.0, "user"), Edit.scale("mlp_post.0", 2.0, positions="template")]
+    settings: dict[str, Any] = {"positions": "user", "edits": edits, "chat": True}
+    expected = capture(model, ALL, ["resid_post.2"], **settings)
+    assert not torch.allclose(expected["resid_post.2"], capture(model, ALL, ["resid_post.2"], positions="user", chat=True)["resid_post.2"])
+    close(run(model, ALL, sites=["resid_post.2"], engine=engine, **settings), expected)
 
 
 def test_every_position_of_left_padded_rows_is_the_same_under_edits(engines: Engines) -> None:

@@ -123,7 +123,7 @@ def test_a_reader_that_leaves_early_is_no_fault(capfd: pytest.CaptureFixture[str
 def test_generate_shows_every_text_with_and_without_the_edit(invoke: Invoke, sides: tuple[str, str]) -> None:
     edit = "scale_keys:1.5,0.3:8"
     found = invoke("generate", "both", "the river", "a stone", "--pair", *sides, "--edit", edit, "--new-tokens", "6", "--json")
-    assert [list(row) for row in found] == [["prompt", "base", "base + edit", "tuned", "tuned + edit"]] * 2
+    assert [list(row) for row in found] == [["prompt", "prompt_format", "base", "base + edit", "tuned", "tuned + edit"]] * 2
     edits = [Edit.scale_keys([(1, 5), (0, 3)], 8.0)]
     for side, folder in zip(("base", "tuned"), sides, strict=True):
         model = load_model(folder)

@@ -184,7 +184,7 @@ BAD: list[tuple[Any, str]] = [
     ({"op": "set", "site": "mlp_post.1", "neurons": [128]}, "names index 128, but that site is 128 wide"),
     ({"op": "scale", "site": "resid_mid.1", "neurons": [32]}, "names index 32"),
     # the positions
-    ({**GOOD, "positions": "last"}, "positions 'last' is unknown"),
+    ({**GOOD, "positions": "mean"}, "positions 'mean' is unknown"),
     ({**GOOD, "positions": []}, "empty list of positions"),
     ({**GOOD, "positions": None}, "positions None is unknown"),
     ({**GOOD, "positions": [-1]}, "position '-1' is not a whole number"),

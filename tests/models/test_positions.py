@@ -14,7 +14,7 @@ from interp.edits.edit import EDIT_WORDS, Edit
 from interp.errors import UserError
 from interp.forward.capture import CAPTURE_WORDS, capture
 from interp.models.model import Model
-from interp.models.positions import MEAN, MEAN_AFTER_FIRST, MEANINGS, parse_positions, parse_positions_per_text
+from interp.models.positions import MEAN, MEAN_AFTER_FIRST, MEANINGS, ROLES, parse_positions, parse_positions_per_text
 from interp.patching.cells import PATCH_WORDS, make_cells
 
 
@@ -77,7 +77,12 @@ def test_capture_edits_and_patching_refuse_the_same_in_the_same_words(gpt2: Mode
 def test_each_takes_its_own_words_and_no_other_s(gpt2: Model, name: str) -> None:
     act, words = takers(gpt2)[name]
     for word in words:
-        act(word)
+        if word in ROLES and name != "edit":
+            # Raw text has no turns; what a conversation has is read in test_chat.
+            with pytest.raises(UserError, match=f"positions '{word}' are asked for, but the text is raw"):
+                act(word)
+        else:
+            act(word)
     for word in {*MEANINGS, MEAN} - set(words):
         with pytest.raises(UserError, match=f"positions '{word}' is unknown"):
             act(word)

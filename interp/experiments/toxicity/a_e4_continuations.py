@@ -17,7 +17,6 @@ from interp.experiments.toxicity.shared import matched_strength, split_by_first_
 from interp.forward.capture import capture
 from interp.forward.generate import generate
 from interp.lens.next_tokens import NextTokens, likeliest, next_tokens, toxic_token_ids
-from interp.models.tokens import token_rows
 from interp.neurons.ranking import values_at
 from interp.results import figures
 from interp.results.result import Figure, Verdict
@@ -164,7 +163,7 @@ def _ranks(
 def _continuations(context: ToxicityContext, chosen: Sequence[tuple[list[int], int]], edit: Edit, edited: str) -> pd.DataFrame:
     """The paper's prompts and some of the shipped ones with their first tokens and continuations, for the three models."""
     base, tuned = context.pair.base, context.pair.tuned
-    rows = [*token_rows(base, list(PAPER_PROMPTS)), *(row for row, _ in chosen[:: max(1, len(chosen) // SHOWN)][:SHOWN])]
+    rows = [*context.rows_of(list(PAPER_PROMPTS)), *(row for row, _ in chosen[:: max(1, len(chosen) // SHOWN)][:SHOWN])]
     texts = [base.tokenizer.decode(row) for row in rows]
     site = f"resid_post.{base.n_layers - 1}"
     states_of = {model: capture(model, rows, [site])[site] for model in (base, tuned)}
@@ -174,7 +173,7 @@ def _continuations(context: ToxicityContext, chosen: Sequence[tuple[list[int], i
         context.say(f"continuations of {name}")
         states = states_of[model] if not edits else capture(model, rows, [site], edits=edits)[site]
         predictions = next_tokens(model, states, words, top=TOP)
-        more = generate(model, texts, max_new_tokens=context.new_tokens, edits=edits)
+        more = generate(model, rows, max_new_tokens=context.new_tokens, edits=edits)
         records += [
             (
                 at, text, name, " · ".join(word.strip() or "␣" for word in predictions.words(model, at)), model.tokenizer.decode([words[at]]).strip(), int(predictions.ranks[at]), float(predictions.logits[at]),

@@ -23,6 +23,7 @@ from interp.experiments.study import Study
 from interp.forward.capture import capture
 from interp.forward.captured import Captured
 from interp.forward.generate import count_cut, generate, generate_tokens, note_on_cut, prompt_limit
+from interp.models.chat import Chat, chat_settings, check_one_template, prompt_rows, template_of
 from interp.models.digests import model_digests
 from interp.models.model import Model
 from interp.models.pair import ModelPair
@@ -46,9 +47,10 @@ class ToxicityContext(Study):
         logs: the folder of the training logs; they are used only where they are of this pair.
         layer: the layer at which the offset is read; None for the one that `offset_layer` chooses.
         prompt_tokens: of longer prompts only the last so many tokens are read; None for as many as leave room for the continuation.
+        chat: how prompts (not passages) are read: as raw text, or as user turns of the pair's chat template.
     """
 
-    DATA: ClassVar[frozenset[str]] = frozenset({"probe", "scorer", "prompts", "passages", "new_tokens", "prompt_tokens"})
+    DATA: ClassVar[frozenset[str]] = frozenset({"probe", "scorer", "prompts", "passages", "new_tokens", "prompt_tokens", "chat"})
 
     pair: ModelPair
     probe: Probe
@@ -60,12 +62,14 @@ class ToxicityContext(Study):
     logs: Path = BUNDLED_LOGS
     layer: int | None = None
     prompt_tokens: int | None = None
+    chat: Chat | bool = False
 
     def settings(self) -> dict[str, Any]:
         """The study's settings that a result depends on."""
         special: dict[str, Any] = {} if self.layer is None else {"layer": self.layer}
         special |= {"bos": True} if adds_bos(self.pair.base) else {}
         special |= {"prompts_cut": self.cut, "prompt_tokens": self._room} if self.cut else {}
+        special |= chat_settings(self.chat) if self.chat else {}
         return {
             "prompts": len(self.prompts), "passages": len(self.passages), "new_tokens": self.new_tokens, "draws": self.draws,
             "seed": self.seed, "quick": self.quick, "scorer": self.scorer.name, "decoding": "greedy",
@@ -78,7 +82,7 @@ class ToxicityContext(Study):
         return [
             *super().fingerprint(), model_digests(self.pair.base), model_digests(self.pair.tuned), self.prompts,
             [[passage.prompt, passage.continuation] for passage in self.passages], probe, metrics, self.probe.settings,
-            scorer_digest(self.scorer),
+            scorer_digest(self.scorer), *([template_of(self.pair.base)] if self.chat else []),
         ]  # fmt: skip
 
     def optional_data(self) -> Mapping[str, Callable[[], str]]:
@@ -113,26 +117,29 @@ class ToxicityContext(Study):
 
     def prompt_rows(self) -> list[list[int]]:
         """The challenge prompts as token ids: of longer ones the last, so that the continuation fits into the context."""
-        base = self.pair.base
-
-        def read() -> list[list[int]]:
-            return token_rows(base, self.prompts, max_tokens=self._room, keep="last")
-
-        rows: list[list[int]] = self.measured("rows", read, of=base)
+        rows: list[list[int]] = self.measured("rows", lambda: self.rows_of(self.prompts), of=self.pair.base)
         return rows
+
+    def rows_of(self, prompts: Sequence[str]) -> list[list[int]]:
+        """The token ids of other prompts, read as the challenge prompts are.
+
+        Raises `UserError` for a prompt that does not fit as a conversation, which is never cut.
+        """
+        return [list(row) for row in prompt_rows(self.pair.base, prompts, self.chat, max_tokens=self._room, keep="last")]
 
     @cached_property
     def cut(self) -> int:
-        """The number of prompts that are longer than the context allows, of which the last tokens are read."""
-        return count_cut(self.pair.base, self.prompts, self._room)
+        """The number of prompts that are longer than the context allows, of which the last tokens are read; none as conversations."""
+        return 0 if self.chat else count_cut(self.pair.base, self.prompts, self._room)
 
     def continuations(self, model: Model, edits: Sequence[Edit] = ()) -> list[str]:
         """Greedy continuations of the challenge prompts."""
 
         def make() -> list[str]:
             return generate(
-                model, self.prompts, max_new_tokens=self.new_tokens, edits=edits, max_prompt_tokens=self._room, batch_size=BATCH
-            )
+                model, self.prompts, max_new_tokens=self.new_tokens, edits=edits, max_prompt_tokens=self._room, batch_size=BATCH,
+                chat=self.chat,
+            )  # fmt: skip
 
         texts: list[str] = self.measured("continuations", make, of=model, edits=edits)
         return texts
@@ -225,9 +232,14 @@ class ToxicityContext(Study):
 def make_context(
     pair: ModelPair, *, quick: bool = False, seed: int = 0, prompts: Sequence[str] | None = None,
     passages: Sequence[Passage] | None = None, scorer: str = "bundled", probe: Probe | None = None, logs: Path | None = None,
-    prompt_tokens: int | None = None,
+    prompt_tokens: int | None = None, chat: Chat | bool = False,
 ) -> ToxicityContext:  # fmt: skip
-    """The data and settings of a report: shipped prompts, passages and probe unless others are given."""
+    """The data and settings of a report: shipped prompts, passages and probe unless others are given.
+
+    Raises `UserError` with `chat` where the sides have different chat templates or none.
+    """
+    if chat:
+        check_one_template([pair.base, pair.tuned])
     starts = list(prompts) if prompts is not None else challenge_prompts()
     texts = list(passages) if passages is not None else shipped_passages()
     direction = probe if probe is not None else probe_for(pair.base, seed=seed)
@@ -235,14 +247,6 @@ def make_context(
         starts, texts = starts[:: max(1, len(starts) // 100)], texts[::3]
     draws = 6 if quick else 20
     return ToxicityContext(
-        pair,
-        direction,
-        load_scorer(scorer),
-        starts,
-        texts,
-        seed=seed,
-        draws=draws,
-        quick=quick,
-        logs=logs or shipped_logs(pair),
-        prompt_tokens=prompt_tokens,
-    )
+        pair, direction, load_scorer(scorer), starts, texts, seed=seed, draws=draws, quick=quick, logs=logs or shipped_logs(pair),
+        prompt_tokens=prompt_tokens, chat=chat,
+    )  # fmt: skip

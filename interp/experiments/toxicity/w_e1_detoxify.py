@@ -18,8 +18,8 @@ from interp.errors import UserError
 from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity import shared
 from interp.experiments.toxicity.context import ToxicityContext
+from interp.models.chat import prompt_rows
 from interp.models.model import Model
-from interp.models.tokens import token_rows
 from interp.neurons.ranking import values_at
 from interp.results import figures
 from interp.results.result import Figure, Verdict
@@ -173,7 +173,8 @@ def _whole_model(context: ToxicityContext, held_out: ToxicityContext, goal: floa
     """Rows of directional ablation, weight orthogonalisation and ProFS, and of their controls with a random direction or subspace."""
     base, fit = context.pair.base, shared.fitted(context)
     toxic = fit.prompt_rows()
-    harmless = token_rows(base, [passage.prompt for passage in context.passages], max_tokens=base.context, keep="last")
+    starts = [passage.prompt for passage in context.passages]
+    harmless = prompt_rows(base, starts, context.chat, max_tokens=base.context, keep="last")
     context.say("difference in means")
     difference = difference_in_means(base, toxic, harmless)
     site = f"layer {difference.layer}"

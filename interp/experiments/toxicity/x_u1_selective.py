@@ -53,7 +53,7 @@ def run(context: ToxicityContext) -> Finding:
         )
     near = rank_values(tuned, context.direction, top=min(TOXIC_COUNT, tuned.n_layers * tuned.d_mlp)).neurons
     context.say("which neurons fire on provocation only")
-    ordered = selective_first(tuned, near, before_half.prompts, neutral_prompts())
+    ordered = selective_first(tuned, near, before_half.prompts, neutral_prompts(), chat=context.chat)
     plain = context.perplexity(tuned).value
 
     def row(key: str, role: str, name: str, model: Any, edits: tuple[Edit, ...]) -> dict[str, Any]:
