@@ -208,7 +208,7 @@ def test_profanity_is_masked_until_it_is_asked_for() -> None:
     tokens = "".join(re.findall(r'title="[^"]*">([^<]*)</span>', html_of(at)))
     assert word not in tokens
     assert mask(word) in tokens
-    at.toggle[0].set_value(True).run()
+    at.toggle(key="show_words").set_value(True).run()
     assert word in "".join(re.findall(r'title="[^"]*">([^<]*)</span>', html_of(at)))
 
 
