@@ -8,7 +8,7 @@ from interp.adapters.names import hook_name, module_name, site_of_hook, site_of_
 from interp.adapters.nnsight import to_nnsight
 from interp.adapters.run import ENGINES, Engine, run
 from interp.adapters.transformer_lens import to_transformer_lens
-from interp.models.model import CONVERTERS
+from interp.models.converters import CONVERTERS
 
 CONVERTERS.update(transformer_lens=to_transformer_lens, nnsight=to_nnsight)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from interp.errors import UserError
 from interp.models.chat_spans import token_roles
 from interp.models.positions import ROLES, Role
-from interp.models.tokens import check_rows, token_rows
+from interp.models.tokens import check_rows, token_rows, uncut_rows
 
 if TYPE_CHECKING:
     from interp.models.model import Model
@@ -105,7 +105,7 @@ def render_chat(model: Model, conversations: Sequence[Sequence[Turn]]) -> list[C
     texts = [_rendered(model, turns) for turns in conversations]
     if not texts:
         return []
-    rows: list[list[int]] = model.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    rows = uncut_rows(model, texts, bos=False)
     # Equal sequences of roles have one skeleton.
     skeletons: dict[tuple[str, ...], str] = {}
     rendered = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +19,7 @@ from interp.data.lexicon import mask
 from interp.errors import UserError
 from interp.models.architectures import Architecture, architecture_of
 from interp.models.checkpoints import Checkpoint
+from interp.models.converters import converter
 from interp.models.hooks import install
 from interp.models.libraries import BUILDING
 from interp.models.offloading import checksums, parameter_values, weights_digest
@@ -33,14 +34,14 @@ class Model:
     """A language model with hooks at every site, and its weights by meaning.
 
     Use `capture`, `editing` and `generate` on it; `hf` is the plain Hugging Face model for anything else. Wrapping a model that
-    the caller already holds installs hooks in it and leaves its gradients and its mode as they are (`freeze` sets both).
+    the caller already holds installs hooks in it and leaves its gradients and its mode as they are (`freeze` sets both). `bos` says
+    whether texts begin with the BOS token; None for as the tokenizer has it by default (`interp.models.tokens.adds_bos`).
     """
 
     hf: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
     checkpoint: Checkpoint | None = None
-    # Whether texts begin with the BOS token; None: as the tokenizer does by default (`interp.models.tokens.adds_bos`).
     bos: bool | None = None
     architecture: Architecture = field(init=False)
 
@@ -172,8 +173,7 @@ class Model:
 
     def key_biases(self, layer: int) -> Float[Tensor, " d_mlp"]:
         """The bias added to each key's product; zeros where the architecture has none."""
-        bias = self.projection_bias(layer, self.architecture.key)
-        return bias if bias is not None else torch.zeros(self.d_mlp, device=self.device, dtype=self.dtype)
+        return self._bias(layer, self.architecture.key, self.d_mlp)
 
     def value_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """The value vectors of a layer, one row per neuron: what it writes to the residual stream per unit of activation.
@@ -184,8 +184,11 @@ class Model:
 
     def value_bias(self, layer: int) -> Float[Tensor, " d_model"]:
         """The bias of the MLP's output; zeros where the architecture has none."""
-        bias = self.projection_bias(layer, self.architecture.value)
-        return bias if bias is not None else torch.zeros(self.d_model, device=self.device, dtype=self.dtype)
+        return self._bias(layer, self.architecture.value, self.d_model)
+
+    def _bias(self, layer: int, path: str, width: int) -> Tensor:
+        bias = self.projection_bias(layer, path)
+        return bias if bias is not None else torch.zeros(width, device=self.device, dtype=self.dtype)
 
     @property
     def unembedding(self) -> Float[Tensor, "vocab d_model"]:
@@ -263,11 +266,11 @@ class Model:
 
     def to_transformer_lens(self) -> Any:
         """A TransformerLens `TransformerBridge` on a copy of the weights, raw; see `interp.adapters` for the names of sites."""
-        return _converter("transformer_lens")(self)
+        return converter("transformer_lens")(self)
 
     def to_nnsight(self) -> Any:
         """An nnsight `TransformersModel` on a copy of the weights; see `interp.adapters` for its names of sites."""
-        return _converter("nnsight")(self)
+        return converter("nnsight")(self)
 
     def manifest(self) -> dict[str, Any]:
         """The model's origin, sizes, dtype and digest, as JSON."""
@@ -278,16 +281,6 @@ class Model:
             "parameters": sum(p.numel() for p in self.hf.parameters()), "bos": adds_bos(self), "end_tokens": list(end_tokens(self)),
             "dtype": str(self.dtype).removeprefix("torch."), "digest": self.digest,
         }  # fmt: skip
-
-
-# Converters to other libraries, by name. `interp.adapters` enters its own here when it is imported: models import nothing above them.
-CONVERTERS: dict[str, Callable[[Model], Any]] = {}
-
-
-def _converter(library: str) -> Callable[[Model], Any]:
-    if library not in CONVERTERS:
-        raise UserError(f"no adapter for {library} has been imported", "import interp.adapters, or take the model's class from interp")
-    return CONVERTERS[library]
 
 
 Neuron = tuple[int, int]

@@ -29,7 +29,7 @@ from interp.experiments.run import ReportRun, run_report
 from interp.experiments.study import Study
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.user_files import read_experiments
-from interp.models.model import CONVERTERS
+from interp.models.converters import CONVERTERS
 from interp.runs.trajectory import RUNS_SETTING
 from tests.runs.test_trajectory import write_run
 

@@ -146,7 +146,7 @@ def test_the_generation_config_names_the_end_tokens_or_else_the_tokenizer(gpt2: 
 
 
 # What calls a tokenizer itself: the words of an option, checks of a tokenizer, and its digest. None of them runs a model on the tokens.
-CALLERS = {"models/tokens.py", "models/model.py", "models/pair.py", "models/tokenizer.py", "models/digests.py"}
+CALLERS = {"models/tokens.py", "models/model.py", "models/pair.py", "models/tokenizer.py", "models/digests.py", "models/chat_spans.py"}
 
 
 def test_text_becomes_tokens_in_one_place() -> None:
