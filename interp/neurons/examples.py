@@ -209,7 +209,6 @@ def _pieces(model: Model, texts: Iterable[str], length: int, size: int) -> Itera
                 raise UserError(f"text {place} is not valid Unicode", "decode it with errors='replace'")
         chunk = [text for _, text in numbered if text.strip()]
         rows = model.tokenizer(chunk, add_special_tokens=False)["input_ids"] if chunk else []
-        check_vocabulary(model, rows)
         for row in rows:
             for start in range(0, len(row), length):
                 group.append(_Piece(number, start, row[start : start + length]))
