@@ -160,7 +160,7 @@ def _separate_embeddings(wrapped: Any) -> None:
         hf.config.tie_word_embeddings = False
 
 
-def _adapted(module: nn.Module) -> nn.Module:
+def _adapted(module: Any) -> Any:
     """The module that peft's wrappers adapt, or the module itself."""
     while inner := next((getattr(module, name) for name in ("base_layer", "original_module") if hasattr(module, name)), None):
         module = inner
