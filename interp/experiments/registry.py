@@ -87,14 +87,13 @@ def experiment(
         reads: the names of further data of the study that it reads (see `Study.optional_data`), such as "logs".
         about: `base` for a claim on the base model alone: it is tested also where both sides have the same weights.
     """
-    grids, further = ((value,) if isinstance(value, str) else tuple(value) for value in (runs, reads))
+    grids, data = ((value,) if isinstance(value, str) else tuple(value) for value in (runs, reads))
 
     def register(run: Callable[[AnyStudy], Finding]) -> Callable[[AnyStudy], Finding]:
         if id in EXPERIMENTS:
             raise ValueError(f"two experiments are called {id}")
-        EXPERIMENTS[id] = Experiment(
-            id, claim, title, question, criterion, refuted_by, caveat, run, study_of(id, run), grids, further, about
-        )  # fmt: skip
+        kind = study_of(id, run)
+        EXPERIMENTS[id] = Experiment(id, claim, title, question, criterion, refuted_by, caveat, run, kind, grids, data, about)
         return run
 
     return register
