@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -130,7 +131,7 @@ def test_a_report_of_answers_says_so_and_is_kept_apart_from_one_of_raw_text(invo
         assert not told["skipped"]
         settings.append((told["prompt_format"], table["settings"].get("prompt_format"), table["settings"].get("system")))
     assert settings == [("raw text", None, None), (f"{AS_TURNS}, after a system prompt", f"{AS_TURNS}, after a system prompt", SYSTEM)]
-    assert "--chat --system &#x27;be sunny&#x27;" in (tmp_path / "out/index.html").read_text(encoding="utf-8")
+    assert "--chat --system 'be sunny'" in html.unescape((tmp_path / "out/index.html").read_text(encoding="utf-8"))
 
 
 def test_what_cannot_be_read_as_turns_is_one_line(invoke: Invoke, gpt2_folder: Path, tmp_path: Path) -> None:
