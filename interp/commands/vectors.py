@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from interp.neurons.projection import Projection
 
 WORDS = 8
-# How many random value vectors stand beside the ranked ones.
+# At least so many random value vectors stand beside the ranked ones.
 NULLS = 16
 
 
@@ -140,7 +140,8 @@ def _toxicity(model: Model, neurons: list[Neuron], words: list[list[str]], proje
     from interp.stats.nulls import random_neurons
 
     scorer = load_scorer(name)
-    drawn = random_neurons(model, neurons[:NULLS], seed=0)
+    rounds = -(-NULLS // len(neurons))
+    drawn = [neuron for seed in range(rounds) for neuron in random_neurons(model, neurons[:NULLS], seed=seed)]
     null = written_toxicity(model, drawn, scorer, top=WORDS, projection=projection)
     return row_toxicity(words, scorer).tolist(), (
         f"\nlisted: of its {WORDS} tokens on the word list; in sentences: how much more toxic than everyday words {scorer.name} finds them "
