@@ -114,9 +114,7 @@ def note(text: str) -> None:
     sys.stderr.write(f"bypass: {shown(text)}\n")
 
 
-def prompt_limit(
-    model: Model, prompts: Sequence[str], new_tokens: int, most: int | None, chat: Chat | bool | None = False
-) -> int | None:
+def prompt_limit(model: Model, prompts: Sequence[str], new_tokens: int, most: int | None, chat: Chat | bool | None = False) -> int | None:
     """The number of tokens of a prompt that are read, the last ones of a longer prompt; None where none was asked for.
 
     Says on stderr how many prompts are cut; with `chat` none is, and one that is longer is refused where it is read. Without a limit

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch.nn import functional
 
 from interp.data.lexicon import is_toxic_word
 from interp.edits.edit import Edit
+from interp.edits.weights import interpolated
 from interp.errors import UserError
 from interp.evaluation.metrics import perplexity
 from interp.experiments.toxicity.context import ToxicityContext
@@ -129,6 +131,20 @@ def row_of_temporary(context: ToxicityContext, name: str, make: Callable[[], Mod
 
     row: dict[str, Any] = context.measured(("temporary", name), measure, seeded=True)
     return {"model": name, **more, **{key: value for key, value in row.items() if key != "model"}}
+
+
+def interpolation_rows(
+    context: ToxicityContext, measured: ToxicityContext, shares: Sequence[float], phrase: str
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Rows of `measured` for models on the line through both sides: base plus each share of (tuned minus base)."""
+    base, tuned = context.pair.base, context.pair.tuned
+    rows = []
+    for share in shares:
+        context.say(phrase)
+        name = f"base + {share:g} × (tuned − base)"
+        make = partial(interpolated, base, tuned, share)
+        rows.append(row_of_temporary(measured, name, make, kind="interpolation", strength=share))
+    return rows
 
 
 def mean_row(name: str, rows: Sequence[dict[str, Any]], seed: int, **more: Any) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -13,7 +12,7 @@ from torch.nn import functional
 
 from interp.directions.contrast import ablation, difference_in_means, random_subspaces, toxic_subspaces
 from interp.edits.edit import Edit
-from interp.edits.weights import interpolated, orthogonalised, values_projected
+from interp.edits.weights import orthogonalised, values_projected
 from interp.errors import UserError
 from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity import shared
@@ -67,7 +66,8 @@ def run(context: ToxicityContext) -> Finding:
     last_layer, controls = _last_layer(context, held_out, goal), _last_layer_controls(context, held_out, goal)
     whole_model, random = _whole_model(context, held_out, goal)
     whole, ways = whole_model[0], [*last_layer, *whole_model[1:]]
-    lines = [whole, *_interpolations(context, held_out)]
+    shares = SHARES[:1] if context.quick else SHARES
+    lines = [whole, *shared.interpolation_rows(context, held_out, shares, "interpolation of weights")]
     every = [*rows, *ways, *lines, *controls, *random]
     table = pd.DataFrame(every).drop(columns=["_scores"])
     table["role"] = ["base", "tuned", *("null" if kind == "null" else "edited" for kind in table["kind"][2:])]
@@ -219,23 +219,6 @@ def _rewritten(
     context.say(f"strength of {name}")
     match = shared.match_weights(held_out, base, make, goal, most=2.0, first=0.5)
     return shared.row_of_temporary(held_out, name, lambda: make(match.strength), kind="way", strength=match.strength)
-
-
-def _interpolations(context: ToxicityContext, held_out: ToxicityContext) -> list[dict[str, Any]]:
-    base, tuned = context.pair.base, context.pair.tuned
-    rows = []
-    for share in SHARES[:1] if context.quick else SHARES:
-        context.say("interpolation of weights")
-        rows.append(
-            shared.row_of_temporary(
-                held_out,
-                f"base + {share:g} × (tuned − base)",
-                partial(interpolated, base, tuned, share),
-                kind="interpolation",
-                strength=share,
-            )
-        )
-    return rows
 
 
 def _share(interval: Interval, start: float) -> tuple[float, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from interp.diffing.offsets import mean_offset_at_last
 from interp.edits.edit import Edit
-from interp.edits.weights import interpolated
 from interp.errors import UserError
 from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity import shared
@@ -86,7 +84,8 @@ def run(context: ToxicityContext) -> Finding:
             "share returned by its random controls": (controls[-1]["toxicity"] - float(after.mean())) / lost, "toxicity above its controls": beyond.value,
             "low end": beyond.low, "above every control": min(single) > 0,
         })  # fmt: skip
-    lines = _interpolations(context, held_out)
+    shares = (0.5,) if context.quick else (0.25, 0.5, 0.75)
+    lines = shared.interpolation_rows(context, held_out, shares, "going back along the weights")
     swapped = type(context.pair)(tuned, base, "swapped")
     controls.append(
         shared.row_of_temporary(
@@ -190,23 +189,6 @@ def _offsets(context: ToxicityContext, held_out: ToxicityContext, goal: float) -
             [row("random offset", vector) for vector in drawn],
         )
     }
-
-
-def _interpolations(context: ToxicityContext, held_out: ToxicityContext) -> list[dict[str, Any]]:
-    base, tuned = context.pair.base, context.pair.tuned
-    rows = []
-    for share in (0.5,) if context.quick else (0.25, 0.5, 0.75):
-        context.say("going back along the weights")
-        rows.append(
-            shared.row_of_temporary(
-                held_out,
-                f"base + {share:g} × (tuned − base)",
-                partial(interpolated, base, tuned, share),
-                kind="interpolation",
-                strength=share,
-            )
-        )
-    return rows
 
 
 def _front(table: pd.DataFrame) -> Figure:
