@@ -24,7 +24,7 @@ from torch import Tensor
 from interp.bundled import BUNDLED
 from interp.data.lexicon import is_toxic_word, mask
 from interp.data.texts import toxicity_texts
-from interp.directions.probe_data import SHUFFLES, cosine, features_of, read_data
+from interp.directions.probe_data import SHUFFLES, ProbeData, cosine, features_of, read_data
 from interp.errors import UserError
 from interp.files import read_json, replacing
 from interp.models.digests import model_key
@@ -150,22 +150,29 @@ def fit_probe(
     another number or kind, an empty text, or a held-out share that leaves a class out.
     """
     data = read_data(model, texts, labels, held_out, seed, max_tokens, batch_size, batch_tokens, bias, standardise, skip_first)
+    settings = {"held_out": held_out, "seed": seed, "max_tokens": max_tokens, "skip_first": skip_first}
+    return probe_of(model, data, l2, settings)
+
+
+def probe_of(model: Model, data: ProbeData, l2: float | int, settings: Mapping[str, Any]) -> Probe:
+    """The probe of features that have been read, as `fit_probe` fits it; `settings` are those that they were read with."""
     w, b = data.fit(data.features, l2)
-    difference, scales = data.difference(data.features), data.scales(data.features)
-    settings = {
-        "l2": float(l2), "held_out": held_out, "seed": seed, "max_tokens": max_tokens, "bias": bias, "standardise": standardise,
-        "skip_first": skip_first, "site": f"resid_post.{model.n_layers - 1}", "texts": len(texts),
+    difference, scales, seed = data.difference(data.features), data.scales(data.features), settings["seed"]
+    read = {
+        "l2": float(l2), "held_out": settings["held_out"], "seed": seed, "max_tokens": settings["max_tokens"], "bias": data.with_bias,
+        "standardise": data.standardise, "skip_first": settings["skip_first"], "site": f"resid_post.{model.n_layers - 1}",
+        "texts": len(data.labels),
     }  # fmt: skip
     column, deviations, unstandardised = torch.from_numpy(w / 2).float(), None, None
     metrics = {**data.quality(w, b), **data.controls(w, l2, seed), "cosine_difference": cosine(w * scales, difference / scales)}
-    if standardise:
+    if data.standardise:
         plain = replace(data, standardise=False)
         other, offset = plain.fit(plain.features, l2)
         deviations, unstandardised = torch.from_numpy(scales).float(), torch.from_numpy(other / 2).float()
         measured = plain.quality(other, offset)
         metrics |= {f"unstandardised_{name}": measured[name] for name in ("auc", "auc_low", "auc_high")}
     weights, means = torch.stack([-column, column], dim=1), torch.from_numpy(difference).float()
-    return Probe(weights, means, metrics, model.digest, settings, torch.tensor([-b / 2, b / 2]), deviations, unstandardised)
+    return Probe(weights, means, metrics, model.digest, read, torch.tensor([-b / 2, b / 2]), deviations, unstandardised)
 
 
 def sweep_l2(
@@ -180,9 +187,16 @@ def sweep_l2(
     cosine_difference, capitals_correlation, toxic_share (of the `top` tokens that the direction promotes, those that the lexicon
     calls hostile), tokens.
     """
+    data = read_data(model, texts, labels, held_out, seed, max_tokens, batch_size, batch_tokens, bias, standardise, skip_first)
+    return sweep_of(model, data, strengths, seed=seed, top=top, masked=masked)
+
+
+def sweep_of(
+    model: Model, data: ProbeData, strengths: Sequence[float | int], *, seed: int = 0, top: int = 20, masked: bool = True
+) -> pd.DataFrame:
+    """The table of `sweep_l2` for features that have been read."""
     if not len(strengths):
         raise UserError("the sweep was given no strengths", "give at least one, for example 0.1")
-    data = read_data(model, texts, labels, held_out, seed, max_tokens, batch_size, batch_tokens, bias, standardise, skip_first)
     scales = data.scales(data.features)
     limit = data.difference(data.features) / scales**2
     rows = []
