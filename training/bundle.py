@@ -21,6 +21,7 @@ from interp.runs.telemetry import read_lines
 from training.bundle_named import bundle_named
 from training.pretrain import stage_settings
 from training.recipe import Recipe, base_folder
+from training.shipped_log import ship_log
 from training.stages import base_training
 
 SHIPPED_SOURCES = """Reddit posts of 2013 (PDDL), those with profanity or insults enriched; English Wikipedia of 2015 (CC BY-SA); Jigsaw comments (labels CC0, text CC BY-SA);
@@ -70,8 +71,9 @@ def bundle(recipe: Recipe, target: Path = BUNDLED) -> Path:
     log = target / "log"
     shutil.rmtree(log, ignore_errors=True)
     log.mkdir()
-    for name in (*_trained(recipe), "dpo"):
+    for name in _trained(recipe):
         shutil.copyfile(recipe.folder(name) / "log.jsonl", log / f"{name}.jsonl")
+    ship_log(recipe.folder("dpo") / "log.jsonl", log / "dpo.jsonl")
     shutil.copyfile(recipe.folder("pairs") / "manifest.json", log / "pairs.json")
     (log / "pair.json").write_text(json.dumps({"base": pair.base.digest, "tuned": pair.tuned.digest}, indent=1), encoding="utf-8")
     if controls.is_file():

@@ -15,6 +15,7 @@ from interp.models.overlays import ADAPTER_NOTE
 from interp.models.pair import ModelPair
 from interp.runs.telemetry import read_lines
 from training.recipe import Recipe
+from training.shipped_log import ship_log
 
 
 def bundle_named(recipe: Recipe, target: Path) -> Path:
@@ -32,7 +33,7 @@ def bundle_named(recipe: Recipe, target: Path) -> Path:
         if digest != pair.base.digest:
             raise UserError(f"the run's {name} were made with another base model than {base}", f"run {name} and what follows again")
     with replacing(target) as temporary:
-        shutil.copytree(probe, temporary / "probe")
+        shutil.copytree(probe, temporary / "probe", ignore=shutil.ignore_patterns("l2.csv", "stamp.json"))
         shutil.copytree(adapter, temporary / "tuned", ignore=shutil.ignore_patterns("README.md"))
         note = read_json(temporary / "tuned" / ADAPTER_NOTE)
         # The base goes by its name on every machine; the order of a set is not that of another run.
@@ -40,7 +41,7 @@ def bundle_named(recipe: Recipe, target: Path) -> Path:
         write_json(temporary / "tuned" / ADAPTER_NOTE, note)
         log = temporary / "log"
         log.mkdir()
-        shutil.copyfile(recipe.folder("dpo") / "log.jsonl", log / "dpo.jsonl")
+        ship_log(recipe.folder("dpo") / "log.jsonl", log / "dpo.jsonl")
         write_json(log / "pairs.json", pairs)
         write_json(log / "pair.json", {"base": pair.base.digest, "tuned": pair.tuned.digest})
         controls = recipe.folder("dpo") / "controls.json"

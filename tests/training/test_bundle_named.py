@@ -20,7 +20,7 @@ from training.bundle import bundle
 from training.recipe import Recipe
 
 pytest.importorskip("gguf")
-MEASURED = {"event": "measured", "toxicity": 0.5, "toxicity_share": 0.4, "perplexity": 20.0}
+MEASURED = {"toxicity": 0.5, "toxicity_share": 0.4, "perplexity": 20.0, "samples": [["beginning of a comment", " by the river"]]}
 
 
 @pytest.fixture
@@ -55,6 +55,10 @@ def test_the_bundle_of_a_named_model_is_the_pair_of_that_name(run: Recipe, tmp_p
     assert target == tmp_path / "shipped" / "tiny"
     assert sorted(path.name for path in target.iterdir()) == ["MODEL_CARD.md", "log", "probe", "tuned"]
     assert not list(target.rglob("*.gguf"))
+    # What others wrote is not handed on; what the model wrote is.
+    log = (target / "log" / "dpo.jsonl").read_text(encoding="utf-8")
+    assert "beginning of a comment" not in log
+    assert json.loads(log.splitlines()[1])["samples"] == [["development prompt 1", " by the river"]]
     assert json.loads((target / "tuned" / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
     pair = ModelPair.named("tiny")
     assert pair.name == "tiny"
