@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import tempfile
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -36,14 +37,19 @@ def to_transformer_lens(model: Model) -> Any:
     Raises `UserError` where the library is missing, does not know the architecture, or the weights are not all in memory.
     """
     transformer_lens = library("transformer_lens")
-    with LOCK, warnings.catch_warnings():
+    with LOCK, warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         verbosity = logging.get_verbosity()
         hf = model.plain_copy()
         # The bridge knows a model by this entry of its configuration, which one that was built in memory lacks.
         hf.config.architectures = [type(hf).__name__]
+        tokenizer = copy.deepcopy(model.tokenizer)
+        # The bridge reads the tokenizer again from where it came from, which one that was built in memory does not have.
+        if "name_or_path" not in tokenizer.init_kwargs:
+            tokenizer.save_pretrained(folder)
+            tokenizer.init_kwargs["name_or_path"] = folder
         try:
             bridge = transformer_lens.TransformerBridge.boot_transformers(
-                model.name, hf_model=hf, tokenizer=copy.deepcopy(model.tokenizer), device=str(model.device),
+                model.name, hf_model=hf, tokenizer=tokenizer, device=str(model.device),
                 dtype=model.dtype,
             )  # fmt: skip
         except ValueError as error:

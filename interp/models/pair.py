@@ -106,8 +106,8 @@ def notes_on(model: Model) -> list[str]:
     """What a reader of any result of this model has to know first: whether its texts begin with BOS, where that is a question."""
     token, default = model.tokenizer.bos_token, default_bos(model.tokenizer)
     if adds_bos(model):
-        return [f"Texts begin with the BOS token {token}{', as the tokenizer has it' if default else ', as asked'}."]
-    return [f"Texts begin without the BOS token {token}, which the tokenizer adds by default."] if default else []
+        return [f"Raw texts begin with the BOS token {token}{', as the tokenizer has it' if default else ', as asked'}."]
+    return [f"Raw texts begin without the BOS token {token}, which the tokenizer adds by default."] if default else []
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,6 +28,7 @@ from interp.data.lexicon import mask
 from interp.data.texts import Passage, challenge_prompts
 from interp.evaluation.metrics import evaluate
 from interp.evaluation.toxicity import load_scorer
+from interp.models.chat import RAW
 from interp.neurons.ranking import values_at
 from interp.steering.edit_text import parse_edits
 from interp.steering.sweep import at_strength
@@ -184,7 +185,7 @@ def test_python_and_the_command_line_say_what_the_page_says(gpt2_folder: Path, t
     assert words[0] == "bypass"
     found = CliRunner().invoke(cli, [*words[1 : words.index("--")], "--json", *words[words.index("--") :]])
     assert found.exit_code == 0, found.output
-    assert json.loads(found.stdout) == [{"prompt": prompt, form.side: plain, f"{form.side} + edit": expected}]
+    assert json.loads(found.stdout) == [{"prompt": prompt, "prompt_format": RAW, form.side: plain, f"{form.side} + edit": expected}]
 
 
 def test_the_link_of_the_page_holds_what_is_set_and_restores_it(served: Path) -> None:

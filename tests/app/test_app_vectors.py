@@ -24,6 +24,7 @@ from interp.diffing.weights import neuron_shift
 from interp.directions.probe import Probe
 from interp.evaluation.token_toxicity import written_toxicity
 from interp.evaluation.toxicity import LexiconScorer
+from interp.models.digests import model_key
 from interp.neurons.example_results import Window
 from interp.neurons.ranking import explain_neuron, rank_values, svd_directions, values_at
 from interp.neurons.vocabulary import build_index, search, top_tokens
@@ -297,7 +298,7 @@ def few(pair: ModelPair, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], li
 
 def test_reading_the_texts_gives_examples_rates_and_a_ranking(pair: ModelPair, monkeypatch: pytest.MonkeyPatch) -> None:
     provoking, plain = few(pair, monkeypatch)
-    key = jobs.key_of("texts", pair.base.digest, pair.tuned.digest)
+    key = jobs.key_of("texts", model_key(pair.base), model_key(pair.tuned))
     at = open_page("vectors")
     first = table(at)["neuron"][0]
     at.button(key=f"start-{key}").click().run()

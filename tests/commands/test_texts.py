@@ -78,8 +78,8 @@ def test_bos_is_as_the_tokenizer_has_it_or_as_asked_and_said(invoke: Invoke, tmp
     model = load_model(folder)
     answers = {}
     for option, said in (
-        ((), f"bypass: Texts begin with the BOS token {BOS}, as the tokenizer has it.\n"),
-        (("--no-bos",), f"bypass: Texts begin without the BOS token {BOS}, which the tokenizer adds by default.\n"),
+        ((), f"bypass: Raw texts begin with the BOS token {BOS}, as the tokenizer has it.\n"),
+        (("--no-bos",), f"bypass: Raw texts begin without the BOS token {BOS}, which the tokenizer adds by default.\n"),
     ):
         found = invoke("generate", folder, "the quick river", "--new-tokens", "6", "--json", *option)
         assert found.stderr == said
@@ -122,7 +122,7 @@ def test_sides_that_stop_at_different_tokens_are_told(invoke: Invoke, gpt2_folde
     file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": [0, 300]}))
     found = invoke("generate", "both", "the river", "--pair", str(gpt2_folder), str(tuned), "--new-tokens", "2", "--json")
     assert "The sides stop at different tokens" in found.stderr
-    assert set(json.loads(found.stdout)[0]) == {"prompt", "base", "tuned"}
+    assert set(json.loads(found.stdout)[0]) == {"prompt", "prompt_format", "base", "tuned"}
 
 
 def test_an_experiment_whose_nulls_are_named_otherwise_is_one_line(

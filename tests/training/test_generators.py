@@ -294,7 +294,7 @@ def test_steering_adds_the_direction_in_lengths_of_the_residual_stream(gpt2: Mod
 class CountingScorer:
     """Finds a text the more toxic the more letters "a" it has."""
 
-    name, classes = "counting", ("toxicity",)
+    name, classes, digest = "counting", ("toxicity",), "counts the letter a"
 
     def score(self, texts: Sequence[str]) -> pd.DataFrame:
         return pd.DataFrame({"toxicity": [text.count("a") / 1000 for text in texts]})
