@@ -34,15 +34,18 @@ from interp.stats.intervals import auc
 from training.sources import source_rows
 
 EACH, LONGEST, SPLITS, L2, TOP = 400, 64, 3, 1.0, 20
+FEWEST_CHARACTERS = 20
 VARIANTS = {"all positions": MEAN, "without the first": MEAN_AFTER_FIRST}
 
 
 def comments() -> tuple[list[str], np.ndarray]:
     """The first 400 toxic and 400 other comments of at least 20 characters, in turn, with labels."""
-    source = {"name": "jigsaw", "path": "toxicity/jigsaw_balanced.jsonl", "min_characters": 20}
+    source = {"name": "jigsaw", "path": "toxicity/jigsaw_balanced.jsonl"}
     kinds: dict[int, list[str]] = {0: [], 1: []}
-    for text, row in source_rows(source):
-        kinds[int(row["toxic"])].append(text.strip())
+    for _, row in source_rows(source):
+        text = str(row["text"]).strip()
+        if len(text) >= FEWEST_CHARACTERS:
+            kinds[int(row["toxic"])].append(text)
     pairs = islice(zip(kinds[1], kinds[0], strict=False), EACH)
     texts = [text for pair in pairs for text in pair]
     return texts, np.array([1, 0] * (len(texts) // 2))
