@@ -24,7 +24,7 @@ from typer.core import TyperGroup
 
 from interp.commands.common import PAIR_HELP, PAIR_VALUES
 from interp.errors import Notice, UserError
-from interp.files import FULL_DISK
+from interp.files import is_full_disk
 from interp.models.named import NAMED
 
 DEBUG = "BYPASS_DEBUG"
@@ -64,10 +64,12 @@ class Commands(TyperGroup):
 def with_both_sides(arguments: list[str]) -> list[str]:
     """The arguments with the name of a pair written twice, once for each side, as `--pair` takes two values.
 
-    After `--pair smollm2`, what follows is a second value only where it is a folder, a GGUF file or a hub id.
+    After `--pair smollm2`, what follows is a second value only where it is a folder, a GGUF file or a hub id. What stands behind `--`
+    is left as it is: texts may be any words.
     """
     whole: list[str] = []
-    for place, argument in enumerate(arguments):
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    for place, argument in enumerate(arguments[:end]):
         option, _, joined = argument.partition("=")
         if option == "--pair" and joined in NAMED:
             whole += ["--pair", joined, joined]
@@ -77,7 +79,7 @@ def with_both_sides(arguments: list[str]) -> list[str]:
             following = arguments[place + 1] if place + 1 < len(arguments) else ""
             if not (os.path.isdir(following) or following.endswith(".gguf") or re.fullmatch(r"[\w.-]+/[\w.-]+", following)):
                 whole.append(argument)
-    return whole
+    return [*whole, *arguments[end:]]
 
 
 def guarded(call: Callable[[], Any]) -> int:
@@ -109,7 +111,7 @@ def guarded(call: Callable[[], Any]) -> int:
             raise
         if isinstance(error, OSError) and error.errno in BAD_PATHS and error.filename is not None:
             return _say(f"{error.filename}: {error.strerror}. Fix: check the path.", 2)
-        if getattr(error, "errno", None) in FULL_DISK or "os error 28" in str(error) or "No space left" in str(error):
+        if is_full_disk(error):
             where = getattr(error, "filename", None) or "the disk"
             return _say(f"{where}: no space is left. Fix: free some and run this again; what is finished is kept.", 2)
         return _say(f"{type(error).__name__}: {error} (a fault of bypass; {DEBUG}=1 shows where)", 1)

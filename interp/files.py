@@ -88,7 +88,7 @@ def replacing(target: Path, *, shared: bool = False) -> Iterator[Path]:
             os.replace(temporary, target)
     except OSError as error:
         # Writing to a full disk names no file.
-        if error.errno in FULL_DISK and error.filename is None:
+        if is_full_disk(error) and error.filename is None:
             error.filename = str(target)
         raise
     finally:
@@ -124,6 +124,11 @@ def cache_folder() -> Path | None:
     except OSError:
         return None
     return folder if os.access(folder, os.W_OK) else None
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error was caused by a full disk, by its number or by the message of the library that raised it."""
+    return getattr(error, "errno", None) in FULL_DISK or "os error 28" in str(error) or "No space left on device" in str(error)
 
 
 def _sweep(target: Path) -> None:

@@ -12,11 +12,12 @@ import sys
 from pathlib import Path
 
 from interp.errors import UserError
+from interp.files import is_full_disk
 from training.grid import run_grid
 from training.parallel import process_count
 from training.recipe import Recipe, load_recipe
 from training.recipes_page import settings_text
-from training.run import is_full, run_one
+from training.run import run_one
 from training.stages import STAGES, runnable, stage_named
 
 
@@ -46,7 +47,7 @@ def run_stage(name: str, recipe: str | Path, *, again: bool = False) -> int:
         try:
             run_one(stage, loaded, again=again)
         except Exception as error:
-            if not is_full(error):
+            if not is_full_disk(error):
                 raise
             raise _full(stage, loaded) from error
     return 0

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import UserError
-from interp.files import write_json
+from interp.files import is_full_disk, write_json
 from training.recipe import GRID, Recipe, check_settings, is_seed, load_recipe
-from training.run import is_full, run_one, say
+from training.run import run_one, say
 from training.settings import read_section, setting
 from training.stages import STAGES, lineage, stage_named
 from training.stamps import STAMP, file_hash, made_from, why_again
@@ -211,7 +211,7 @@ def _make(grid: Grid, run: GridRun, again: bool, tried: dict[tuple[str, str], st
                 run_one(stage, grid.recipe if shared else owner, again=again and stage == grid.stage)
                 tried[key] = None
             except Exception as error:
-                if is_full(error) or (shared and stage != grid.stage):
+                if is_full_disk(error) or (shared and stage != grid.stage):
                     raise
                 tried[key] = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         if tried[key] is not None:

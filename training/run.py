@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 import sys
@@ -45,11 +44,6 @@ def run_one(stage: str, recipe: Recipe, *, again: bool) -> None:
     if is_writer():
         write_stamp(recipe, stage, inputs)
     show(stage, output)
-
-
-def is_full(error: BaseException) -> bool:
-    """Whether an error was caused by a full disk, by its number or by the message of the library that raised it."""
-    return getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error) or "No space left on device" in str(error)
 
 
 def stage_function(name: str) -> Callable[[Recipe], Any]:

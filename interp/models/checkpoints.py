@@ -60,7 +60,10 @@ class Checkpoint:
         return weight_files(self.folder)
 
     def stored_dtypes(self) -> set[str]:
-        """The dtypes of the floating-point tensors on disk."""
+        """The dtypes of the floating-point tensors on disk; of a converted GGUF file the types that its tensors were stored in."""
+        note = gguf_note(self.folder)
+        if note is not None:
+            return set(note["tensors"])
         dtypes: set[str] = set()
         for file in self.weight_files():
             with safe_open(file, framework="pt") as tensors:

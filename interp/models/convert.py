@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from interp.errors import Notice, UserError
-from interp.files import FULL_DISK, replacing
+from interp.files import is_full_disk, replacing
 from interp.models.checkpoints import IGNORED_TENSORS, open_checkpoint, read_weights
 from interp.models.folders import TOKENIZER_FILES
 from interp.models.states import VALUE_HEADS, odd_prefix, read_state, without_prefixes
@@ -68,7 +68,7 @@ def _naming_full_disk(target: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) in FULL_DISK or "No space left" in str(error) or "os error 28" in str(error):
+        if is_full_disk(error):
             problem = f"{target} could not be written: No space left on device"
             raise UserError(problem, "free some space, or name another folder, and run it again: nothing half-written was left") from error
         raise

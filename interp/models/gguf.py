@@ -22,8 +22,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 
 from interp.errors import UserError
 from interp.files import cache_folder, read_json, replacing
-from interp.models.architectures import ARCHITECTURES
-from interp.models.libraries import BUILDING, quiet
+from interp.models.architectures import check_model_type
+from interp.models.libraries import CHECKED, listening, quiet
 
 NOTE, FORMAT = "gguf.json", "bypass-gguf-1"
 MAGIC = b"GGUF"
@@ -59,13 +59,11 @@ def convert_gguf(file: str | Path, out: str | Path) -> Path:
     if target.exists():
         raise UserError(f"{target} exists already", "remove it, or name another folder")
     note = describe_gguf(source)
+    where = {"gguf_file": source.name, "local_files_only": True}
     try:
-        with BUILDING, quiet(), _without_bar():
-            where = {"gguf_file": source.name, "local_files_only": True}
+        with listening(str(source), checked=CHECKED), _without_bar():
             config = AutoConfig.from_pretrained(source.parent, **where)
-            if config.model_type not in ARCHITECTURES:
-                problem = f"{source} is of type {config.model_type!r}, which is not supported"
-                raise UserError(problem, f"use one of: {', '.join(ARCHITECTURES)}")
+            check_model_type(config.model_type, str(source))
             # The reader of some architectures (GPT-2) takes vocabulary and context of the best-known model in place of the file's.
             config.vocab_size, config.max_position_embeddings = note["vocabulary"], note["context"]
             hf, report = AutoModelForCausalLM.from_pretrained(
@@ -73,6 +71,8 @@ def convert_gguf(file: str | Path, out: str | Path) -> Path:
                 quantization_config=GgufConfig(dequantize=True),
             )  # fmt: skip
             tokenizer = AutoTokenizer.from_pretrained(source.parent, **where)
+    except UserError:
+        raise
     except FAULTS as error:
         raise UserError(f"{source} could not be read as GGUF ({_first_line(error)})", "copy or download it again") from error
     absent = sorted({*report["missing_keys"], *(str(item[0]) for item in report["mismatched_keys"])})

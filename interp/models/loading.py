@@ -66,7 +66,7 @@ def load_model(
 
 def _check_type(checkpoint: Checkpoint) -> None:
     """Raise `UserError` for a folder whose model is not of a type that loads, before its weights are read."""
-    if checkpoint.folder is not None and checkpoint.adapter_base is None:
+    if checkpoint.adapter_base is None:
         model_type = read_json(checkpoint.folder / "config.json").get("model_type")
         # transformers has its own rules for a file that names no type; `Model` checks what they lead to.
         if model_type is not None:

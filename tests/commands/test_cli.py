@@ -294,6 +294,8 @@ def test_train_runs_the_stages_by_name_in_order(invoke: Invoke, monkeypatch: pyt
         ("generate --pair smollm2 tuned.gguf base Hi", "generate --pair smollm2 tuned.gguf base Hi"),
         ("generate --pair here there base Hi", "generate --pair here there base Hi"),
         ("generate --pair", "generate --pair"),
+        ("generate base -- --pair smollm2", "generate base -- --pair smollm2"),
+        ("generate base --pair smollm2 -- smollm2 a/b", "generate base --pair smollm2 smollm2 -- smollm2 a/b"),
     ],
 )
 def test_the_name_of_a_pair_stands_for_both_sides(typed: str, whole: str) -> None:

@@ -13,10 +13,11 @@ import pytest
 from safetensors import SafetensorError
 
 from interp import UserError
+from interp.files import is_full_disk
 from tests import ROOT
 from tests.training.grammar import write_language
 from training import checkpoint, stamps
-from training.cli import is_full, run_stage
+from training.cli import run_stage
 from training.recipe import DATA_SETTING, RUNS_SETTING, load_recipe
 from training.stamps import differences, known_hash, made_from
 
@@ -210,8 +211,8 @@ def test_a_disk_that_is_really_full_is_said_in_one_line(root: Path) -> None:
 
 
 def test_other_errors_are_not_taken_for_a_full_disk() -> None:
-    assert not is_full(OSError(13, "Permission denied"))
-    assert not is_full(UserError("a line of 28 words"))
+    assert not is_full_disk(OSError(13, "Permission denied"))
+    assert not is_full_disk(UserError("a line of 28 words"))
 
 
 def test_stages_that_cannot_run_say_why(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
