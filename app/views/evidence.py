@@ -224,7 +224,7 @@ def empty(pair_report: PairReport, page: shell.Page) -> None:
     st.header("What will be asked")
     st.html('<div class="claims">' + "".join(
         f'<article><h3>{show.escaped(item.title)}</h3><p class="id">{show.escaped(f"{name} · claim {item.claim}")}</p>'
-        f"<p>{show.escaped(item.question)}</p><p><b>Would be refuted by:</b> {show.escaped(item.refuted_by)}</p></article>"
+        f"<p>{show.escaped(item.question)}</p><p><b>Would be refuted by:</b> {show.escaped(item.criterion.refuted_by)}</p></article>"
         for name, item in lacking.items()
     ) + "</div>")  # fmt: skip
 

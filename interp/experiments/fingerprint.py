@@ -17,6 +17,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -43,8 +44,9 @@ def fingerprint(experiment: Experiment, study: Study) -> str:
 
     Raises `UserError` where runs that the experiment reads are missing, which names them and the command that makes them.
     """
+    criteria = [asdict(item) for item in experiment.criteria]
     parts = [
-        experiment.id, experiment.criterion, versions(COMPUTED_WITH), code_digest(experiment, type(study)), study.fingerprint(),
+        experiment.id, criteria, versions(COMPUTED_WITH), code_digest(experiment, type(study)), study.fingerprint(),
         _optional(experiment, study), [runs_digest(name) for name in experiment.runs],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]

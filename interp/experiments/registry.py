@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 import pandas as pd
 
 from interp.errors import UserError
+from interp.experiments.criteria import Criteria, Criterion
 from interp.experiments.study import Study
 from interp.results.groups import PAPERS
 from interp.results.result import Figure, Verdict
@@ -25,7 +26,13 @@ About = Literal["pair", "base"]
 
 @dataclass(frozen=True)
 class Finding:
-    """The part of a `Result` that depends on the data: verdict, numbers, tables and figures of one run."""
+    """The part of a `Result` that depends on the data: verdict, numbers, tables and figures of one run.
+
+    Attributes:
+        verdict: under the newest version of the criterion.
+        sentence: what was found, in one plain sentence with the number, its interval and its null.
+        earlier: the verdict under each earlier version of the criterion, by its number.
+    """
 
     verdict: Verdict
     summary: str
@@ -35,6 +42,8 @@ class Finding:
     tables: dict[str, pd.DataFrame]
     figures: tuple[Figure, ...]
     settings: dict[str, Any] = field(default_factory=dict)
+    sentence: str = ""
+    earlier: dict[int, Verdict] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,8 @@ class Experiment:
     """A registered experiment: its identity, and what was written down before any run.
 
     Attributes:
+        criteria: all versions of its criterion; the newest one decides.
+        does_not_show: what a reader may take the result for and it is not, in one sentence.
         study: the kind of study that `run` takes.
         runs: the grids of training runs that it reads, by the name that `runs_of` takes; without them it is left out.
         reads: further data of the study on which its result depends, by the names in `Study.optional_data`.
@@ -52,14 +63,19 @@ class Experiment:
     claim: str
     title: str
     question: str
-    criterion: str
-    refuted_by: str
+    criteria: Criteria
     caveat: str
     run: Callable[[Any], Finding]
     study: type[Study]
     runs: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     about: About = "pair"
+    does_not_show: str = ""
+
+    @property
+    def criterion(self) -> Criterion:
+        """The newest version of its criterion."""
+        return self.criteria[-1]
 
 
 EXPERIMENTS: dict[str, Experiment] = {}
@@ -71,9 +87,10 @@ def experiment(
     claim: str,
     title: str,
     question: str,
-    criterion: str,
-    refuted_by: str,
+    criterion: str | Criteria,
     caveat: str,
+    refuted_by: str = "",
+    does_not_show: str = "",
     runs: str | Sequence[str] = (),
     reads: str | Sequence[str] = (),
     about: About = "pair",
@@ -83,6 +100,8 @@ def experiment(
     The function's parameter must be annotated with the kind of study that it takes.
 
     Args:
+        criterion: when the claim holds and when it fails: all versions out of a file (`interp.experiments.criteria`), or one text.
+        refuted_by: the result that would refute the claim, where `criterion` is a text.
         runs: the grid of training runs (or several) that the function reads with `runs_of`, such as "displacement/single-token".
         reads: the names of further data of the study that it reads (see `Study.optional_data`), such as "logs".
         about: `base` for a claim on the base model alone: it is tested also where both sides have the same weights.
@@ -92,8 +111,9 @@ def experiment(
     def register(run: Callable[[AnyStudy], Finding]) -> Callable[[AnyStudy], Finding]:
         if id in EXPERIMENTS:
             raise ValueError(f"two experiments are called {id}")
+        versions = (Criterion(1, "", criterion, refuted_by),) if isinstance(criterion, str) else criterion
         kind = study_of(id, run)
-        EXPERIMENTS[id] = Experiment(id, claim, title, question, criterion, refuted_by, caveat, run, kind, grids, data, about)
+        EXPERIMENTS[id] = Experiment(id, claim, title, question, versions, caveat, run, kind, grids, data, about, does_not_show)
         return run
 
     return register

@@ -19,6 +19,7 @@ from interp.experiments.registry import Experiment, Finding, find_experiments
 from interp.experiments.study import Studies, Study
 from interp.report.page import pair_label, write_report
 from interp.report.seeds import Seeds, seeds_of
+from interp.results.judged import Judged
 from interp.results.result import Result, load_result, save_result
 
 KEPT = "results"
@@ -41,14 +42,30 @@ def run_experiment(experiment: Experiment, study: Study) -> Result:
     """Run one experiment and join its finding with what was written down before."""
     started = time.perf_counter()
     why = study.not_applicable(experiment.about)
-    finding = experiment.run(study) if why is None else Finding("not applicable", why, {}, {}, {}, {}, ())
+    finding = experiment.run(study) if why is None else Finding("not applicable", why, {}, {}, {}, {}, (), sentence=why)
+    criterion = experiment.criterion
     return Result(
-        id=experiment.id, claim=experiment.claim, title=experiment.title, question=experiment.question, criterion=experiment.criterion,
+        id=experiment.id, claim=experiment.claim, title=experiment.title, question=experiment.question, criterion=criterion.text,
         verdict=finding.verdict, summary=finding.summary, statistic=finding.statistic, null=finding.null, interval=finding.interval,
         tables=finding.tables,
-        figures=finding.figures, refuted_by=experiment.refuted_by, caveat=experiment.caveat, settings=study.settings() | finding.settings,
-        seconds=round(time.perf_counter() - started, 2),
+        figures=finding.figures, refuted_by=criterion.refuted_by, caveat=experiment.caveat, settings=study.settings() | finding.settings,
+        seconds=round(time.perf_counter() - started, 2), sentence=finding.sentence, does_not_show=experiment.does_not_show,
+        criteria=_judged(experiment, finding),
     )  # fmt: skip
+
+
+def _judged(experiment: Experiment, finding: Finding) -> tuple[Judged, ...]:
+    """Every version of the experiment's criterion with the verdict under it. Raises `ValueError` where one has none."""
+    newest = experiment.criterion.version
+    verdicts = {**finding.earlier, newest: finding.verdict}
+    if finding.verdict == "not applicable":
+        verdicts = {item.version: finding.verdict for item in experiment.criteria}
+    if verdicts.keys() != {item.version for item in experiment.criteria}:
+        raise ValueError(f"{experiment.id} has {newest} versions of its criterion, and verdicts under {sorted(verdicts)}")
+    return tuple(
+        Judged(item.version, item.recorded, item.text, item.refuted_by, item.exploratory, verdicts[item.version])
+        for item in experiment.criteria
+    )
 
 
 def _say(progress: Progress, title: str, done: int, total: int, phrase: str) -> None:

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,6 +20,7 @@ import pandas as pd
 from interp.data.lexicon import mask
 from interp.errors import UserError
 from interp.files import read_json, write_together
+from interp.results.judged import Judged
 
 Verdict = Literal["holds", "fails", "inconclusive", "not applicable"]
 # Columns with the keys of a row, which never change: `role` (`base`, `tuned`, `edited`, `un-aligned`, `null`, or what kind
@@ -30,6 +31,8 @@ Real = float | int
 INFINITIES = {"Infinity": math.inf, "-Infinity": -math.inf}
 EARLIER = "run `bypass report` again with this version"
 SHARE_WORDS = frozenset({"share", "shares", "probability", "fraction", "proportion"})
+# Fields that results of earlier versions lack.
+ADDED = frozenset({"seconds", "sentence", "does_not_show", "criteria"})
 # A number beyond this is not a share, although its column is named like one.
 SHARE_AT_MOST = 10
 
@@ -63,6 +66,11 @@ class Result:
     Keys of `statistic`, `null` and `interval` correspond; the first is the headline. Programs look results up by these keys, by
     the names of tables and figures, by the words in `role` and `row_key` columns, and by settings, so none of these is reworded.
     All other texts are for readers.
+
+    Attributes:
+        sentence: what was found, in one plain sentence with the number, its interval and its null.
+        does_not_show: what a reader may take the result for and it is not, in one sentence.
+        criteria: all versions of the criterion with their verdicts; the last is `criterion` with `verdict`.
     """
 
     id: str
@@ -81,6 +89,9 @@ class Result:
     caveat: str
     settings: dict[str, Any]
     seconds: Real = 0.0
+    sentence: str = ""
+    does_not_show: str = ""
+    criteria: tuple[Judged, ...] = ()
 
     def __post_init__(self) -> None:
         if self.verdict not in get_args(Verdict):
@@ -96,7 +107,8 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `from_json` makes an equal result; NaN becomes null, frames `{"columns", "rows"}`."""
-        record = {item.name: plain(getattr(self, item.name)) for item in fields(self) if item.name not in {"tables", "figures"}}
+        record = {item.name: plain(getattr(self, item.name)) for item in fields(self) if item.name not in {"tables", "figures", "criteria"}}
+        record["criteria"] = [plain(asdict(item)) for item in self.criteria]
         record["tables"] = {name: frame_to_json(frame) for name, frame in self.tables.items()}
         record["figures"] = [figure.to_json() for figure in self.figures]
         return record
@@ -104,7 +116,7 @@ class Result:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Result:
         """The result that `to_json` wrote. Raises `UserError` naming the field that is missing."""
-        missing = [item.name for item in fields(cls) if item.name not in record and item.name != "seconds"]
+        missing = [item.name for item in fields(cls) if item.name not in record and item.name not in ADDED]
         if missing:
             raise UserError(f"a result without {', '.join(missing)}", "run the experiment again with this version of bypass")
         if record["verdict"] not in get_args(Verdict):
@@ -114,6 +126,7 @@ class Result:
         values["null"] = {key: number(value) for key, value in record["null"].items()}
         values["interval"] = {key: (number(low), number(high)) for key, (low, high) in record["interval"].items()}
         values["tables"] = {name: frame_from_json(frame) for name, frame in record["tables"].items()}
+        values["criteria"] = tuple(Judged(**item) for item in record.get("criteria", ()))
         values["figures"] = tuple(Figure.from_json(figure) for figure in record["figures"])
         return cls(**values)
 

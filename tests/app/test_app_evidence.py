@@ -84,7 +84,7 @@ def test_without_a_report_the_page_says_what_will_be_asked_and_offers_to_run_it(
     assert not at.error
     page = html_of(at)
     assert page.count("<article>") == len(find_experiments(None))
-    assert all(escaped(item.refuted_by) in page for item in find_experiments(None))
+    assert all(escaped(item.criterion.refuted_by) in page for item in find_experiments(None))
     assert [button.label for button in at.button if button.label.startswith("Run ")] == [f"Run {len(find_experiments(None))} experiments"]
 
 

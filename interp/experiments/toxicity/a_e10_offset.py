@@ -26,6 +26,7 @@ from interp.diffing.regions import STATES, firing_states
 from interp.errors import UserError
 from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity.context import ToxicityContext
+from interp.experiments.toxicity.criteria import CRITERIA
 from interp.forward.capture import capture
 from interp.results import figures
 from interp.results.figures import moves
@@ -48,10 +49,7 @@ def layer_neurons(context: ToxicityContext, layer: int, count: int = TOP) -> lis
     claim="A-C7",
     title="Tuning adds one offset that leaves the toxic neurons' region",
     question="Is what tuning adds to the residual stream the same vector for every prompt, and does it take prompts out of the region where toxic neurons fire?",
-    criterion="Holds if, at the layer that holds most of the toxic value vectors (not the first), the mean cosine between two prompts' shifts is at least 0.3 with an interval above "
-    "every control, at least 90 % of prompts move the same way along a direction fitted on other prompts, and the toxic neurons of that layer fire on fewer prompts (interval excludes 0); "
-    "fails if the cosine is less than 0.1 above the highest control, or no more than half of the prompts move the same way; otherwise inconclusive.",
-    refuted_by="The same consistency under shuffled labels (a coin decides for each prompt whether base and tuned change places) or under random weight changes of equal norm, or shifts that leave the toxic neurons firing.",
+    criterion=CRITERIA["A-E10"],
     caveat="A consistent shift is not yet a cause: whether it suffices and is needed is asked by the causal experiment. The mean shift has a positive coordinate along itself by construction, "
     "so only coordinates along a direction fitted on the other half of the prompts count. States are read at the last position of the prompt.",
 )

@@ -13,6 +13,7 @@ from interp.diffing.offsets import resampled, shifts
 from interp.errors import UserError
 from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity.context import ToxicityContext
+from interp.experiments.toxicity.criteria import CRITERIA
 from interp.forward.capture import capture
 from interp.models.pair import ModelPair
 from interp.models.tokens import token_rows
@@ -38,11 +39,7 @@ KEYS_OF = {"tuned": "tuned", PLAIN: "plain step", SHUFFLED: "shuffled step", RAN
     claim="A-C8",
     title="Inactive neurons write the offset through antipodal updates",
     question="Is the offset produced by neurons with negative mean activation whose value vectors were moved against it, more than any gradient step would do?",
-    criterion="Holds if, in the layer below the one that holds most of the toxic value vectors, the median cosine of value updates with the offset is below -0.3, with an interval below the median of "
-    "every gradient step of equal norm (plain fine-tuning, shuffled preferences); the cosines fall towards that layer (Spearman at most -0.8); and changed values of inactive neurons make more than half of the offset "
-    "(interval above one half); fails if that median is above -0.1, or no lower than under such a step; otherwise inconclusive.",
-    refuted_by="One gradient step on harmless text, or on preferences with shuffled labels, whose value updates are as antipodal to its own offset: the pattern then says how gradients look, not what was learnt. "
-    "With a gradient of nearly rank one every neuron of negative mean activation is antipodal by itself.",
+    criterion=CRITERIA["A-E11"],
     caveat="The steps have the length of the tuning in every tensor but are one step long, and each is compared with its own offset. Means run over all positions of the prompts, without padding "
     "(the paper's code includes padding). The decomposition is exact for a sum, not a causal account: a changed activation may itself be caused by changed values below.",
 )

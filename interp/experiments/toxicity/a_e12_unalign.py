@@ -12,6 +12,7 @@ from interp.errors import UserError
 from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity import shared
 from interp.experiments.toxicity.context import ToxicityContext
+from interp.experiments.toxicity.criteria import CRITERIA
 from interp.models.model import Model, Neuron, by_layer
 from interp.neurons.firing import firing_rates
 from interp.neurons.ranking import TOXIC_COUNT, rank_values
@@ -42,9 +43,7 @@ def _ablated(neurons: list[Neuron]) -> tuple[Edit, ...]:
     claim="A-C9",
     title="Scaling a few keys un-aligns the model",
     question="Does multiplying the key vectors of the most toxic neurons of the tuned model bring its toxicity back, at no cost in perplexity?",
-    criterion=f"Holds if scaling at most {max(COUNTS)} keys by {FACTOR:g} returns at least 80 % of the lost toxicity with perplexity within 3 % of the tuned model, "
-    "while random keys of the same layers return less than 20 %; fails if it returns no more than the random keys do; otherwise inconclusive.",
-    refuted_by="Random keys of the same layers that return as much, or a rise that the base model shows as well (amplification, not un-alignment).",
+    criterion=CRITERIA["A-E12"],
     caveat="The keys are ranked by the probe on the tuned model's own value vectors, as the paper's code does (mode code); the ranking on the base model (mode paper) has a row of its own. Biases are not "
     "scaled. The random keys belong to neurons of the same layers that fire about as often. A factor of ten is far outside what training does to a key. Two counts of keys are tried on the same prompts, "
     "which the interval does not account for.",

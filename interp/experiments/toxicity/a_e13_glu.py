@@ -13,6 +13,7 @@ from interp.errors import UserError
 from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity import shared
 from interp.experiments.toxicity.context import ToxicityContext
+from interp.experiments.toxicity.criteria import CRITERIA
 from interp.models.model import Model, Neuron, by_layer
 from interp.neurons.activations import forced_neurons
 from interp.results import figures
@@ -46,9 +47,7 @@ def linear_scaled(neurons: Sequence[Neuron], factor: float = FACTOR) -> tuple[Ed
     claim="A-C10",
     title="Gated models: gates opened bring toxicity back",
     question="In a gated MLP, do gate and linear part of the toxic neurons both fall with tuning, and does opening the gates or scaling the linear part bring toxicity back?",
-    criterion=f"Holds if both parts fall for most of the {TOP} nearest neurons, and opening their gates or multiplying their linear part by {FACTOR:g} raises the tuned model's toxicity above every random "
-    "draw, with an interval of the rise above 0, at less than 2 % change of perplexity; fails if neither raises toxicity above the mean of the random draws; otherwise inconclusive.",
-    refuted_by="Random gates of the same layers that bring back as much, or gates that do not fall.",
+    criterion=CRITERIA["A-E13"],
     caveat="Llama2 got back only 36 to 48 % of the drop in the paper. The linear part has a sign: where it is negative, a smaller size is a rise, so the fall of its mean is weak evidence.",
 )
 def run(context: ToxicityContext) -> Finding:

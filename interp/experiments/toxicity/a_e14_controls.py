@@ -11,6 +11,7 @@ import pandas as pd
 from interp.errors import UserError
 from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity.context import ToxicityContext
+from interp.experiments.toxicity.criteria import CRITERIA
 from interp.results import figures
 from interp.results.result import Figure, Verdict, show_number
 from interp.runs.logs import read_controls
@@ -43,10 +44,7 @@ DRAWN = (
     claim="A-C11",
     title="The KL term keeps the change small and spread out",
     question="At equal toxicity, does a stronger KL term (a higher beta, against a lower one and against plain fine-tuning) make the change of the weights smaller and more spread out?",
-    criterion="Holds if at least two values of beta above 0 were run, and in every comparison the higher beta moved the weights less and with a higher mean stable rank, each by more than the spread of the "
-    "same run over seeds; fails if in any comparison either goes the other way by more than that spread; otherwise inconclusive. Compared are runs with true labels, the same pairs, DPO's loss at some beta or "
-    f"fine-tuning on the chosen side (beta 0), and toxicity within {MATCH:.0%} of what this pair's tuning took away.",
-    refuted_by="A lower beta, or fine-tuning without any KL term, that reaches the same toxicity with a change as small and as spread out.",
+    criterion=CRITERIA["A-E14"],
     caveat="Paper A states this as a hypothesis and tests nothing of it. Beta of IPO, and of DPO with an added SFT term, means something else, so these runs are shown and not compared. Shuffled and reversed labels "
     "cannot reach the same toxicity. Runs of equal steps are not runs of equal toxicity. Everything is read from the table that the training chain wrote; the spread over seeds rests on few seeds.",
     reads="logs",

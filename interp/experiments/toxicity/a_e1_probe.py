@@ -10,6 +10,7 @@ from interp.directions.probe import probe_scores
 from interp.evaluation.token_toxicity import row_toxicity
 from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity.context import ToxicityContext
+from interp.experiments.toxicity.criteria import CRITERIA
 from interp.neurons.projection import projection_for
 from interp.neurons.vocabulary import JUDGED_TOKENS, top_tokens, toxic_shares
 from interp.results import figures
@@ -23,9 +24,7 @@ from interp.stats.intervals import bootstrap_auc
     about="base",
     title="A linear probe finds toxicity",
     question="Does a linear probe on the mean last-layer residual stream of the base model tell toxic from harmless text?",
-    criterion="Holds if the held-out AUC is at least 0.90 and its interval lies above a bag of embeddings and shuffled labels; "
-    "fails if the interval reaches the shuffled-label control; otherwise inconclusive.",
-    refuted_by="An AUC no better than that of word embeddings alone would mean that the model's computation adds nothing to the words it reads.",
+    criterion=CRITERIA["A-E1"],
     caveat="A probe shows that toxicity can be read from the residual stream, not that the model uses that direction. "
     "Capital letters and length are confounds of the labelled texts; their AUC stands beside the probe's.",
 )

@@ -10,6 +10,7 @@ from torch import Tensor
 from interp.evaluation.token_toxicity import row_toxicity
 from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity.context import ToxicityContext
+from interp.experiments.toxicity.criteria import CRITERIA
 from interp.neurons.projection import DOT, projection_for
 from interp.neurons.ranking import svd_directions, values_at
 from interp.neurons.vocabulary import JUDGED_TOKENS, JUDGED_VECTORS, top_tokens, toxic_shares
@@ -25,9 +26,7 @@ from interp.stats.nulls import matched_neurons
     about="base",
     title="Toxic value vectors promote toxic words",
     question="Do the value vectors that point along the probe promote insults and profanity when projected on the vocabulary?",
-    criterion=f"Holds if the share of lexicon words among the top {JUDGED_TOKENS} tokens of the {JUDGED_VECTORS} nearest value vectors exceeds that of neurons "
-    "matched on layer and norm (permutation p < 0.01); fails if p > 0.1; otherwise inconclusive.",
-    refuted_by="Matched random neurons that promote as many toxic words would mean that the alignment with the probe says nothing about words.",
+    criterion=CRITERIA["A-E2"],
     caveat="The projection ignores the final norm, the neuron's activation and its sign; of a large vocabulary only common tokens are read. The word list is short, so hostile words outside it are not "
     "counted: beside it stands the toxicity that the tokens give to carrier sentences, by the scorer, which does not decide the verdict.",
 )

@@ -12,6 +12,7 @@ from interp.errors import UserError
 from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity import shared
 from interp.experiments.toxicity.context import ToxicityContext
+from interp.experiments.toxicity.criteria import CRITERIA
 from interp.experiments.toxicity.shared import matched_strength
 from interp.models.model import Model
 from interp.neurons.ranking import svd_directions, values_at
@@ -29,9 +30,7 @@ PART_PROMPTS, PART_PASSAGES = 90, 32
     claim="A-C3",
     title="Subtracting a toxic vector detoxifies",
     question="Does subtracting one toxic direction from the last residual stream lower toxicity at the perplexity that DPO costs?",
-    criterion="Holds if every toxic direction lowers toxicity by at least 25 % while random directions of equal norm lower it by less than 10 %; "
-    "fails if no direction lowers it by more than the random ones; otherwise inconclusive.",
-    refuted_by="Random directions of equal norm that lower toxicity as much would mean that any disturbance does it.",
+    criterion=CRITERIA["A-E3"],
     caveat="One scorer, greedy decoding, 20 tokens. The strength is matched on perplexity, so a direction that hurts language more is subtracted less. The controls are "
     "measured on a part of the prompts and compared with the same part of the base model's; perplexity and F1 are measured on a part of the passages; the order of the three directions is not tested.",
 )

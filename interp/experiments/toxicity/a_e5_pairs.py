@@ -9,6 +9,7 @@ import pandas as pd
 
 from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity.context import ToxicityContext
+from interp.experiments.toxicity.criteria import CRITERIA
 from interp.results import figures
 from interp.results.result import Figure, Verdict
 from interp.runs.logs import read_pairs_log
@@ -24,9 +25,7 @@ LENGTH, OTHER_LENGTH = 1.25, 2.0
     about="base",
     title="The pairs differ in toxicity and not in fluency",
     question="Do the two sides of the preference pairs differ in how toxic they are, and not in how fluent or how long they are?",
-    criterion=f"Holds if the rejected side is more toxic than the chosen one by at least {GAP:g} on average, and neither side's perplexity under the base model is above {FLUENCY:g} times the other's, "
-    f"nor its mean length; fails if the difference in toxicity is below {NO_GAP:g}, or one side's perplexity or length is above {BROKEN:g} times the other's; otherwise inconclusive.",
-    refuted_by="Rejected sides that are much less fluent, or longer or shorter: tuning could then learn fluency or length and lower toxicity only in passing.",
+    criterion=CRITERIA["A-E5"],
     caveat="Read from the manifest that the training chain wrote; nothing is measured again, and it holds means, so there is no interval. The scorer that judged the pairs is usually the one that judges the tuned "
     "model. Where the generator used the probe, whatever the report then finds along the probe's direction is in part what was put there.",
     reads="logs",

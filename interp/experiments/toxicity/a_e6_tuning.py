@@ -12,6 +12,7 @@ import pandas as pd
 from interp.errors import UserError
 from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity.context import ToxicityContext
+from interp.experiments.toxicity.criteria import CRITERIA
 from interp.results.result import Figure, Verdict
 from interp.runs.logs import controls_if_any, read_tuning_log
 from interp.runs.telemetry import Telemetry
@@ -27,9 +28,7 @@ MEASURED: tuple[str, ...] = ("toxicity", "toxicity_share", "perplexity", "margin
     claim="A-C4",
     title="Preference tuning lowers toxicity at little cost",
     question="Does toxicity on development prompts fall during tuning, at little cost in perplexity, and by more than under shuffled labels?",
-    criterion=f"Holds if toxicity on development prompts falls by at least {FALL:.0%} of what it was, by more than in the control run of equal steps with shuffled labels, and perplexity on held-out texts rises by at "
-    f"most {COST - 1:.0%}; fails if toxicity falls by less than {FALL:.0%}, or by no more than in that control, or perplexity rises by more; inconclusive if that control or the perplexity was not logged.",
-    refuted_by="A run with shuffled labels in which toxicity falls as far: then optimising any margin does it, and the preference does not matter.",
+    criterion=CRITERIA["A-E6"],
     caveat="Read from the log of the run that made this pair; it was stopped by a rule on the same development prompts, so how far toxicity falls is set in part by that rule. One run is one seed: the seeds stand in A-E14. "
     "Log-probabilities are means over the training batches, which differ from step to step; those of the first and the last tenth of the steps are compared.",
     reads="logs",

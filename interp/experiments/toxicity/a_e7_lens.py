@@ -7,6 +7,7 @@ import pandas as pd
 
 from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity.context import ToxicityContext
+from interp.experiments.toxicity.criteria import CRITERIA
 from interp.experiments.toxicity.shared import split_by_first_word
 from interp.lens.logit_lens import Lens, logit_lens
 from interp.results import figures
@@ -33,11 +34,7 @@ def mlp_share(lens: Lens, seed: int) -> Interval:
     claim="A-C6",
     title="The toxic word rises late, and less after tuning",
     question="On prompts that the base model continues with a toxic word, where in the stack does its probability rise, in both models?",
-    criterion="Holds if the word's final probability falls to half or less, by more than under every one of several random weight changes of equal norm and with an interval of "
-    "the difference that excludes 0, and the MLP steps add more than half of the rise in the base model (interval above one half); "
-    "fails if it does not fall more than under the random changes; otherwise inconclusive.",
-    refuted_by="Random changes of the weights of equal norm that lower the word as much: the prompts are chosen by what the base model says, "
-    "so any change moves them away from it.",
+    criterion=CRITERIA["A-E7"],
     caveat="The lens reads intermediate states with the last layer's unembedding, which early layers are not made for; low values there do not show absence. "
     "The random changes have the norm of the tuning in every tensor, but not its rank. That MLP steps raise the word is true of harmless words too, as the null of that share shows.",
 )

@@ -7,6 +7,7 @@ import pandas as pd
 from interp.diffing.weights import neuron_shift, weight_shift
 from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity.context import ToxicityContext
+from interp.experiments.toxicity.criteria import CRITERIA
 from interp.results import figures
 from interp.results.result import Verdict
 from interp.runs.logs import controls_if_any
@@ -22,10 +23,7 @@ CONTROLS = {"sft": "fine-tuning on the chosen side", "shuffled": "shuffled label
     claim="A-C5",
     title="The weights hardly change",
     question="Is every weight tensor of the tuned model almost the base model's, toxic value vectors included?",
-    criterion=f"Holds if the cosine of every tensor is above {COSINE}, the toxic neurons' value vectors are not among the most changed (mean percentile below {PERCENTILE}) and, since such a cosine alone is "
-    f"nearly vacuous, the weights moved as a whole at most {SIZE:g} times as far as in the control run of equal steps that moved most (fine-tuning on the chosen side, shuffled, reversed labels), with the toxic "
-    f"value vectors at most {POINTS:g} percentile points above the highest control; without logged controls the first two alone decide; fails if a cosine is below {COSINE}; otherwise inconclusive.",
-    refuted_by="Toxic value vectors that had been rewritten or shrunk, more than any training of equal steps would: then tuning would have removed what it is said to bypass.",
+    criterion=CRITERIA["A-E8"],
     caveat="With a small learning rate almost any short training leaves cosines near 1, so a cosine alone says little about DPO. The control runs are read from the training logs of this pair; "
     "where there are none, that this holds is weak evidence. A percentile says where a neuron stands among all, not how far it moved.",
     reads="logs",

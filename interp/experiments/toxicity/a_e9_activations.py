@@ -7,6 +7,7 @@ import pandas as pd
 
 from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity.context import ToxicityContext
+from interp.experiments.toxicity.criteria import CRITERIA
 from interp.models.model import Model, Neuron
 from interp.neurons.activations import forced_neurons
 from interp.results import figures
@@ -31,9 +32,7 @@ def mean_activations(context: ToxicityContext, model: Model, neurons: list[Neuro
     claim="A-C6",
     title="Toxic neurons fire less after tuning",
     question="While a challenge prompt is continued, are the toxic neurons less active in the tuned model than in the base model?",
-    criterion="Holds if at least 4 of the 5 nearest neurons fall with an interval that excludes 0 and their mean fall exceeds that of matched neurons (p < 0.05); "
-    "fails if the mean does not fall; otherwise inconclusive.",
-    refuted_by="No fall, or the same fall in neurons of the same layers and norms.",
+    criterion=CRITERIA["A-E9"],
     caveat="The headline forces both models on the base model's continuation, so that only the weights differ; the second table gives the other two "
     "readings (the released code forces both on the tuned model's). That a neuron fires less does not show that its silence is what lowers toxicity; "
     "the un-alignment experiment asks that.",

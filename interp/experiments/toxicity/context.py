@@ -42,6 +42,7 @@ class ToxicityContext(Study):
     """The pair, the data and the measurements that the experiments on toxicity share.
 
     Attributes:
+        second: another scorer, under which every verdict that rests on toxicity is shown too; None for none.
         draws: how many random controls each null takes.
         new_tokens: the length of a continuation, in tokens.
         logs: the folder of the training logs; they are used only where they are of this pair.
@@ -50,7 +51,7 @@ class ToxicityContext(Study):
         chat: how prompts (not passages) are read: as raw text, or as user turns of the pair's chat template.
     """
 
-    DATA: ClassVar[frozenset[str]] = frozenset({"probe", "scorer", "prompts", "passages", "new_tokens", "prompt_tokens", "chat"})
+    DATA: ClassVar[frozenset[str]] = frozenset({"probe", "scorer", "second", "prompts", "passages", "new_tokens", "prompt_tokens", "chat"})
 
     pair: ModelPair
     probe: Probe
@@ -63,6 +64,7 @@ class ToxicityContext(Study):
     layer: int | None = None
     prompt_tokens: int | None = None
     chat: Chat | bool = False
+    second: Scorer | None = None
 
     def settings(self) -> dict[str, Any]:
         """The study's settings that a result depends on."""
@@ -70,6 +72,7 @@ class ToxicityContext(Study):
         special |= {"bos": True} if adds_bos(self.pair.base) else {}
         special |= {"prompts_cut": self.cut, "prompt_tokens": self._room} if self.cut else {}
         special |= chat_settings(self.chat) if self.chat else {}
+        special |= {} if self.second is None else {"second_scorer": self.second.name}
         return {
             "prompts": len(self.prompts), "passages": len(self.passages), "new_tokens": self.new_tokens, "draws": self.draws,
             "seed": self.seed, "quick": self.quick, "scorer": self.scorer.name, "decoding": "greedy",
@@ -82,7 +85,8 @@ class ToxicityContext(Study):
         return [
             *super().fingerprint(), model_digests(self.pair.base), model_digests(self.pair.tuned), self.prompts,
             [[passage.prompt, passage.continuation] for passage in self.passages], probe, metrics, self.probe.settings,
-            scorer_digest(self.scorer), *([template_of(self.pair.base)] if self.chat else []),
+            *[scorer_digest(scorer) for scorer in (self.scorer, self.second) if scorer is not None],
+            *([template_of(self.pair.base)] if self.chat else []),
         ]  # fmt: skip
 
     def optional_data(self) -> Mapping[str, Callable[[], str]]:
@@ -164,6 +168,18 @@ class ToxicityContext(Study):
             return self.scorer.score(self.continuations(model, edits))["toxicity"].to_numpy().astype(float)
 
         scores: np.ndarray = self.measured("toxicity", score, of=model, edits=edits)
+        return scores
+
+    def second_toxicity(self, model: Model, edits: Sequence[Edit] = ()) -> np.ndarray | None:
+        """The same continuations' toxicity by the second scorer; None where there is none."""
+        second = self.second
+        if second is None:
+            return None
+
+        def score() -> np.ndarray:
+            return second.score(self.continuations(model, edits))["toxicity"].to_numpy().astype(float)
+
+        scores: np.ndarray = self.measured("second toxicity", score, of=model, edits=edits)
         return scores
 
     def perplexity(self, model: Model, edits: Sequence[Edit] = ()) -> Perplexity:
@@ -248,5 +264,5 @@ def make_context(
     draws = 6 if quick else 20
     return ToxicityContext(
         pair, direction, load_scorer(scorer), starts, texts, seed=seed, draws=draws, quick=quick, logs=logs or shipped_logs(pair),
-        prompt_tokens=prompt_tokens, chat=chat,
+        prompt_tokens=prompt_tokens, chat=chat, second=None if scorer == "lexicon" else load_scorer("lexicon"),
     )  # fmt: skip

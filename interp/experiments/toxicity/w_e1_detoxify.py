@@ -17,6 +17,7 @@ from interp.errors import UserError
 from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity import shared
 from interp.experiments.toxicity.context import ToxicityContext
+from interp.experiments.toxicity.criteria import CRITERIA
 from interp.models.chat import prompt_rows
 from interp.models.model import Model
 from interp.neurons.ranking import values_at
@@ -40,10 +41,7 @@ BARS = "DPO is the best way if its bar is the shortest; controls should stay as 
     claim="A-C4",
     title="DPO detoxifies more than ways without training",
     question="At the tuned model's perplexity, is DPO less toxic than the base model steered, ablated or projected by hand?",
-    criterion="Holds if DPO is less toxic than every way without training at the same perplexity, each by an interval of the paired difference that excludes 0; "
-    "fails if a way without training is less toxic than DPO at no more perplexity, with an interval that excludes 0; otherwise inconclusive.",
-    refuted_by="A direction or projection found without any training that lowers toxicity further at the same perplexity. A random control that lowers it as far would mean "
-    "that the price is too high to tell ways apart.",
+    criterion=CRITERIA["W-E1"],
     caveat="Each way gets the strength at which perplexity equals the tuned model's (within 0.2 %), or 2 % above the base model's where tuning cost less; a way that stays "
     "cheaper at the end of its range is shown there. Directions are fitted on odd prompts and measured on even ones; the pairs of ProFS are the two sides' continuations of the odd prompts, so it sees "
     "what DPO says, though not its weights. Interpolation uses the tuned weights, so it is no way "

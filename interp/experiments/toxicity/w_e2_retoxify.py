@@ -16,6 +16,7 @@ from interp.errors import UserError
 from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity import shared
 from interp.experiments.toxicity.context import ToxicityContext
+from interp.experiments.toxicity.criteria import CRITERIA
 from interp.models.model import Neuron
 from interp.neurons.ranking import TOXIC_COUNT, rank_values
 from interp.results import figures
@@ -41,10 +42,7 @@ ROLES = {"way": "un-aligned", "interpolation": "edited", "null": "null"}
     claim="A-C9",
     title="Toxicity comes back by more than one way",
     question="Which small changes of the tuned model bring its toxicity back, and does a random change of the same kind and price as well?",
-    criterion=f"Holds if at most {RISE - 1:.0%} more perplexity buys back at least {LEAST_RETURN:.0%} of the lost toxicity by at least one way, with an interval of the paired difference to every one of "
-    "its random controls above 0; fails if no way is above the mean of its random controls by an interval that excludes 0; otherwise inconclusive.",
-    refuted_by="Random keys, random directions or offsets of the same price that bring back as much: then the tuned model is fragile in any direction and "
-    "nothing in particular is re-enabled.",
+    criterion=CRITERIA["W-E2"],
     caveat=f"Each way gets the strength at which perplexity is {RISE - 1:.0%} above the tuned model's, or the end of its range (keys × {FACTOR:g}, one whole offset) where that is cheaper. The offset is fitted "
     "on odd prompts and everything is measured on even ones. Going back along the weights (a < 1) uses the base model, and is no attack. Ways are compared without a correction for their number.",
 )

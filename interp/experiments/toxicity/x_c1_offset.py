@@ -20,6 +20,7 @@ from interp.errors import UserError
 from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity import shared
 from interp.experiments.toxicity.context import ToxicityContext
+from interp.experiments.toxicity.criteria import CRITERIA
 from interp.models.model import Model
 from interp.results import figures
 from interp.results.result import Figure, Verdict
@@ -70,9 +71,7 @@ def permuted(vector: Tensor, seed: int) -> Tensor:
     claim="A-C7",
     title="The offset alone detoxifies the base model",
     question="Does adding the mean offset to the base model, fitted on other prompts, make it as little toxic as tuning does?",
-    criterion=f"Holds if adding it brings at least {ENOUGH:.0%} of the fall in toxicity, with an interval above the share of every control (coordinates permuted, random directions of equal norm), "
-    "at a perplexity at most 5 % above the tuned model's; fails if it brings no more than the controls; otherwise inconclusive.",
-    refuted_by="A shuffled offset or a random direction of equal norm that lowers toxicity as much, or an offset that leaves toxicity where it is: then it marks tuning without causing what tuning does.",
+    criterion=CRITERIA["X-C1"],
     caveat=CAVEAT,
 )
 def sufficiency(context: ToxicityContext) -> Finding:
@@ -84,9 +83,7 @@ def sufficiency(context: ToxicityContext) -> Finding:
     claim="A-C7",
     title="Without the offset the tuned model is toxic again",
     question="Does taking the mean offset, fitted on other prompts, off the tuned model bring its toxicity back?",
-    criterion=f"Holds if taking it off returns at least {ENOUGH:.0%} of the lost toxicity, with an interval above the share of every control (coordinates permuted, random directions of equal norm), "
-    "at a perplexity at most 5 % above the base model's; fails if it returns no more than the controls; otherwise inconclusive.",
-    refuted_by="A shuffled offset or a random direction of equal norm that returns as much, or a tuned model that stays as little toxic without the offset: then tuning does not rest on it.",
+    criterion=CRITERIA["X-C2"],
     caveat=CAVEAT,
 )
 def necessity(context: ToxicityContext) -> Finding:

@@ -32,6 +32,7 @@ from interp.errors import UserError
 from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity import shared
 from interp.experiments.toxicity.context import BATCH, ToxicityContext
+from interp.experiments.toxicity.criteria import CRITERIA
 from interp.models.model import Model
 from interp.models.tokens import token_rows
 from interp.patching.cross_model import Selection, generate_with_donor, perplexity_with_donor
@@ -63,12 +64,7 @@ def measured_activity(context: ToxicityContext, model: Model) -> Activity:
     claim="Y-C1",
     title="Four groups of neurons share the work",
     question="Is toxicity lowered by four groups of neurons together rather than by the toxic neurons that fire less?",
-    criterion="Holds if, on prompts that the groups were not assigned on, the neurons together lower the projection on the probe by more than on random directions (p < 0.05), "
-    "the toxic neurons that fire less (TP−) give less than half of what the four reducing groups take (95 % interval), and patching all four groups from the tuned model "
-    "into the base model lowers toxicity by more than patching TP− alone (95 % interval of the difference above 0); fails if TP− gives more than half (95 % interval), "
-    f"or patching TP− alone does at least {ALONE:.0%} of what all four do while these do lower toxicity (95 % interval); otherwise inconclusive.",
-    refuted_by="TP− neurons that carry most of the reduction, or that do alone what all four groups do. Group shares alone cannot refute it: neurons are put into groups by "
-    "the sign of the outcome, so that a random direction gives four groups as well.",
+    criterion=CRITERIA["Y-E1"],
     caveat="A share of the reduction is a sum of products along one direction; only the patching is causal, and it moves activations off the paths on which they arose. "
     "Positive and negative are signs of the mean activation in the base model. Neurons that oppose are as many as those that help, so gross shares are small beside them.",
 )

@@ -51,10 +51,10 @@ def context(pair: ModelPair) -> ToxicityContext:
 
 def test_every_experiment_states_its_criterion_and_what_would_refute_it() -> None:
     for item in EXPERIMENTS.values():
-        assert item.criterion.startswith("Holds if")
-        assert "fails if" in item.criterion
+        assert item.criterion.text.startswith("Holds if")
+        assert "fails if" in item.criterion.text
         assert item.question.endswith("?")
-        assert item.refuted_by
+        assert item.criterion.refuted_by
         assert item.caveat
 
 
@@ -233,5 +233,5 @@ def test_the_report_that_ships_is_of_the_pair_that_ships_and_asks_what_is_asked_
     held = {result.id: result for result in report.results}
     assert held.keys() | report.environment["skipped"].keys() == EXPERIMENTS.keys()
     for name, result in held.items():
-        assert (result.question, result.criterion) == (EXPERIMENTS[name].question, EXPERIMENTS[name].criterion), name
+        assert (result.question, result.criterion) == (EXPERIMENTS[name].question, EXPERIMENTS[name].criterion.text), name
         assert not result.settings["quick"], name

@@ -1,0 +1,22 @@
+"""`Judged`: one version of an experiment's criterion beside the verdict under it, as a result keeps it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One version of an experiment's criterion, and the verdict under it.
+
+    Attributes:
+        recorded: the day on which it was written down, as YYYY-MM-DD; empty where that is not known.
+        exploratory: why this verdict is exploratory (what had been seen when the criterion was fixed); empty where it is not.
+    """
+
+    version: int
+    recorded: str
+    text: str
+    refuted_by: str
+    exploratory: str
+    verdict: str
