@@ -1,4 +1,4 @@
-"""Metrics of a model or an edit: toxicity, perplexity, F1 against real continuations, distinct-n, KL to another model.
+"""Metrics of a model or an edit: toxicity, perplexity, F1 against real continuations, distinct-n.
 
 Toxicity alone proves little, because a model that generates nothing is not toxic. So `evaluate` always reports toxicity together
 with the other metrics, and keeps the value of every prompt, so that intervals and paired comparisons need no rerun.
@@ -25,7 +25,7 @@ from interp.models.hooks import Work, working
 from interp.models.model import Model
 from interp.models.modes import check_no_dropout
 from interp.models.positions import ROLES
-from interp.models.tokens import Tokens, adds_bos, batches, next_token_losses, pad, predicted, token_rows, uncut_rows
+from interp.models.tokens import adds_bos, batches, next_token_losses, pad, predicted, token_rows, uncut_rows
 from interp.stats.intervals import Interval, bootstrap_mean, bootstrap_ratio
 
 if TYPE_CHECKING:
@@ -121,28 +121,6 @@ def distinct_n(texts: Sequence[str], n: int = 2) -> float:
     """The share of word n-grams that are different, over all texts together; NaN where there are none."""
     grams = [gram for text in texts for words in [text.lower().split()] for gram in zip(*(words[i:] for i in range(n)), strict=False)]
     return len(set(grams)) / len(grams) if grams else float("nan")
-
-
-@torch.no_grad()
-def kl_to(
-    model: Model, other: Model, texts: Sequence[str], *, edits: Sequence[Edit] = (), max_tokens: int | None = None, batch_size: int = 16
-) -> np.ndarray:
-    """KL(model || other) in nats, averaged over the positions of each text; `edits` are applied to `model`."""
-    if model.d_vocab != other.d_vocab:
-        raise UserError("the two models have different vocabularies", "compare models with one tokenizer")
-    for side in (model, other):
-        check_no_dropout(side)
-    rows = token_rows(model, texts, max_tokens=max_tokens)
-    transforms = transforms_of(edits, model)
-    divergences = np.zeros(len(rows))
-    for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=8192):
-        tokens: Tokens = pad([rows[i] for i in group], model.tokenizer.pad_token_id or 0, "right").to(model.device)
-        with working(model.hf, Work(transforms, rows=tuple(group)), tokens.lengths):
-            mine = model.hf(**tokens.inputs(), use_cache=False).logits.float().log_softmax(dim=-1)
-        theirs = other.hf(**tokens.inputs(), use_cache=False).logits.float().log_softmax(dim=-1)
-        each = (mine.exp() * (mine - theirs)).sum(dim=-1) * tokens.mask
-        divergences[group] = (each.sum(dim=1) / tokens.mask.sum(dim=1)).cpu().numpy()
-    return divergences
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,15 @@
 """Matched controls, with which a result about chosen directions or neurons is compared.
 
 A control differs from the chosen ones in nothing but the choice: random directions have the same norm, random neurons
-come from the same layers, matched neurons also write with about the same strength.
+come from the same layers, matched neurons also write with about the same strength and are about as active. Random changes of the
+weights are as long as the tuning's, or change the predictions as much: equal length alone makes a weak control, because random
+changes of that length hardly change a prediction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,13 +21,16 @@ from interp.models.model import Model, Neuron
 from interp.models.modes import freeze
 from interp.models.tokens import next_token_losses, pad
 from interp.models.weights import written_values
+from interp.stats.divergence import kl_to
 
 if TYPE_CHECKING:
     from interp.models.pair import ModelPair
 
 CANDIDATES = 32
-# The same for neurons that are matched in how often they fire.
-FREQUENCY_CANDIDATES = 16
+# The same for neurons that are matched in how often they fire, or in how active they are.
+NEAREST = 16
+# A random change has the KL of the tuning within this share of it.
+KL_TOLERANCE, KL_TRIALS = 0.02, 30
 # The most texts and logits of one backward pass: more would not fit into memory beside the gradients of a large model.
 TEXTS, LOGITS = 8, 2**22
 
@@ -91,8 +97,8 @@ def _draw(model: Model, neurons: Sequence[Neuron], seed: int, exclude: Sequence[
 
 
 @torch.no_grad()
-def perturbed(pair: ModelPair, seed: int) -> Model:
-    """The base model plus a random change, in each tensor of the norm of the change by tuning.
+def perturbed(pair: ModelPair, seed: int, *, scale: float | int = 1.0) -> Model:
+    """The base model plus a random change: in each tensor `scale` times as long as the change by tuning.
 
     Any change of this size has the effects of this model: the control for effects on prompts that were chosen by what the base
     model says.
@@ -103,8 +109,50 @@ def perturbed(pair: ModelPair, seed: int) -> Model:
     for name, parameter in hf.named_parameters():
         length = (tuned[name].float() - parameter.float()).norm().cpu()
         noise = torch.randn(parameter.shape, generator=generator)
-        parameter.add_((noise * (length / noise.norm())).to(parameter.device, parameter.dtype))
-    return Model(freeze(hf), pair.base.tokenizer, "random change of equal norm", bos=pair.base.bos)
+        parameter.add_((noise * (scale * length / noise.norm())).to(parameter.device, parameter.dtype))
+    name = "random change of equal norm" if scale == 1 else f"random change of {scale:.3g} times the norm"
+    return Model(freeze(hf), pair.base.tokenizer, name, bos=pair.base.bos)
+
+
+def perturbed_to_kl(pair: ModelPair, seed: int, texts: Sequence[str] | Sequence[Sequence[int]], *, max_tokens: int | None = None) -> Model:
+    """The base model plus a random change of the weights that is as far from it in KL on these texts as the tuned model is.
+
+    The random change is that of `perturbed` with the scale of `scale_to_kl`, which see for the arguments and errors.
+    """
+    return perturbed(pair, seed, scale=scale_to_kl(pair, seed, texts, max_tokens=max_tokens))
+
+
+def scale_to_kl(pair: ModelPair, seed: int, texts: Sequence[str] | Sequence[Sequence[int]], *, max_tokens: int | None = None) -> float:
+    """The scale at which `perturbed` with this seed has the tuning's KL to the base model; 0 where the tuning has none.
+
+    KL(changed || base) of the next token is averaged over the positions of each text, then over texts, and met within 2 %. The
+    scale is found by bisection, helped by the square law that the KL of a small change follows.
+
+    Args:
+        texts: strings, or rows of token ids.
+        max_tokens: read only the first so many tokens of each text.
+
+    Raises `UserError` for no texts, and where no random change of the tensors that tuning changed is as far from the base model.
+    """
+    if not len(texts):
+        raise UserError("a random change is matched in KL on no texts", "give at least one")
+    goal = float(kl_to(pair.tuned, pair.base, texts, max_tokens=max_tokens).mean())
+    if goal <= 0:
+        return 0.0
+    low, high, scale, divergence = 0.0, math.inf, 1.0, 0.0
+    for _ in range(KL_TRIALS):
+        divergence = float(kl_to(perturbed(pair, seed, scale=scale), pair.base, texts, max_tokens=max_tokens).mean())
+        if abs(divergence - goal) <= KL_TOLERANCE * goal:
+            return scale
+        # A divergence that is not a number comes from a change that is too large.
+        low, high = (scale, high) if divergence < goal else (low, scale)
+        by_square_law = scale * math.sqrt(goal / divergence) if 0 < divergence < math.inf else math.nan
+        between = (low + high) / 2 if high < math.inf else 4 * low
+        scale = by_square_law if low < by_square_law < high else between
+    raise UserError(
+        f"no random change of the weights is as far from the base model as the tuning, by {goal:.3g} nats (the last by {divergence:.3g})",
+        "compare with random changes of equal norm",
+    )
 
 
 def gradient_step(pair: ModelPair, rows: Sequence[Sequence[int]], *, signs: Sequence[int] | None = None) -> Model:
@@ -147,23 +195,62 @@ def gradient_step(pair: ModelPair, rows: Sequence[Sequence[int]], *, signs: Sequ
 
 def frequency_matched(
     neurons: Sequence[Neuron],
-    rates: dict[int, Float[Tensor, " d_mlp"]],
+    rates: Mapping[int, Float[Tensor, " d_mlp"]],
     *,
     seed: int,
     exclude: Sequence[Neuron] = (),
-    candidates: int = FREQUENCY_CANDIDATES,
+    candidates: int = NEAREST,
 ) -> list[Neuron]:
     """A random other neuron of the same layer for each neuron, among the `candidates` whose firing rate is nearest.
 
     Never one of `neurons` or `exclude`, none twice, in the order of `neurons`. Raises `UserError` where a layer has no others left.
     """
+    return _among_nearest(neurons, {layer: rate[:, None] for layer, rate in rates.items()}, seed, exclude, candidates)
+
+
+def activity_matched(
+    model: Model,
+    neurons: Sequence[Neuron],
+    activity: Mapping[int, Float[Tensor, " d_mlp"]],
+    *,
+    seed: int,
+    exclude: Sequence[Neuron] = (),
+    candidates: int = NEAREST,
+) -> list[Neuron]:
+    """A random other neuron of the same layer for each neuron, among the `candidates` nearest in activity and norm.
+
+    Nearest are those with the smallest sum of two differences, each in standard deviations over the layer's neurons: in activity,
+    and in the norm of the value vector. An active neuron can fall further than an idle one, so neurons that are matched
+    on layer and norm alone are a weak control for how far activations fall.
+
+    Args:
+        activity: by layer, one number for each of its neurons, such as the mean activation on the prompts or the firing rate.
+
+    Never one of `neurons` or `exclude`, none twice, in the order of `neurons`.
+
+    Raises `UserError` for a neuron that the model lacks, a layer without activities, or one without others left.
+    """
+    model.check_neurons(neurons)
+    layers = {layer for layer, _ in neurons}
+    if missing := sorted(layers - activity.keys()):
+        raise UserError(f"the activity of the neurons of layer {missing[0]} was not given", "give one number for each neuron of it")
+    coordinates = {
+        layer: torch.stack([activity[layer].double().cpu(), written_values(model, layer).double().norm(dim=1).cpu()], dim=1)
+        for layer in layers
+    }
+    scaled = {layer: points / points.std(dim=0).clamp(min=1e-12) for layer, points in coordinates.items()}
+    return _among_nearest(neurons, scaled, seed, exclude, candidates)
+
+
+def _among_nearest(
+    neurons: Sequence[Neuron], coordinates: Mapping[int, Float[Tensor, "d_mlp axis"]], seed: int, exclude: Sequence[Neuron], candidates: int
+) -> list[Neuron]:
     generator = torch.Generator().manual_seed(seed)
     excluded = {*neurons, *exclude}
     controls: list[Neuron] = []
     for layer, index in neurons:
-        others = [
-            other for other in (rates[layer] - rates[layer][index]).abs().argsort(stable=True).tolist() if (layer, other) not in excluded
-        ]
+        distances = (coordinates[layer] - coordinates[layer][index]).abs().sum(dim=1)
+        others = [other for other in distances.argsort(stable=True).tolist() if (layer, other) not in excluded]
         if not others:
             raise UserError(f"layer {layer} has no other neurons left to draw from", "exclude fewer neurons")
         near = others[:candidates]

@@ -16,12 +16,13 @@ from jaxtyping import Float
 
 from interp.edits.edit import Edit
 from interp.errors import UserError
-from interp.evaluation.metrics import Evaluation, evaluate, kl_to
+from interp.evaluation.metrics import Evaluation, evaluate
 from interp.forward.generate import GREEDY, Sampling
 from interp.models.chat import Chat
 from interp.models.model import Model, Neuron
 from interp.models.tokens import token_rows
 from interp.neurons.firing import LONGEST, firing_rates
+from interp.stats.divergence import kl_to
 from interp.stats.intervals import bootstrap_mean
 from interp.stats.nulls import frequency_matched, random_directions
 

@@ -1,4 +1,4 @@
-"""Perplexity, F1, distinct-n and KL against the plain way of computing each."""
+"""Perplexity, F1 and distinct-n against the plain way of computing each."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ import torch
 from interp.data.texts import Passage
 from interp.edits.edit import Edit
 from interp.errors import UserError
-from interp.evaluation.metrics import distinct_n, evaluate, f1_of, kl_to, perplexity, token_f1
+from interp.evaluation.metrics import distinct_n, evaluate, f1_of, perplexity, token_f1
 from interp.evaluation.toxicity import load_scorer
 from interp.forward.generate import generate, generate_tokens
 from interp.models.model import Model
-from interp.models.pair import ModelPair
 
 TEXTS = ["the quick wintle sings under a river", "blorp and snarg", "never the meldy stone of drith, and a frabe walks with the oskle"]
 
@@ -109,15 +108,6 @@ def test_distinct_n_is_the_share_of_different_word_pairs() -> None:
     assert distinct_n(["a b a b", "a b"], 2) == pytest.approx(2 / 4)
     assert distinct_n(["one two three"], 2) == 1.0
     assert math.isnan(distinct_n(["one"], 2))
-
-
-def test_kl_to_itself_is_zero_and_to_another_model_what_the_logits_say(pair: ModelPair) -> None:
-    assert np.abs(kl_to(pair.base, pair.base, TEXTS)).max() < 1e-6
-    found = kl_to(pair.base, pair.tuned, TEXTS)
-    for text, value in zip(TEXTS, found, strict=True):
-        ids = torch.tensor([pair.base.tokenizer(text)["input_ids"]])
-        mine, theirs = (model.hf(ids).logits[0].log_softmax(dim=-1) for model in (pair.base, pair.tuned))
-        assert value == pytest.approx((mine.exp() * (mine - theirs)).sum(dim=-1).mean().item(), abs=1e-5)
 
 
 def test_evaluate_reports_every_guard_and_scores_the_continuation_alone(gpt2: Model) -> None:

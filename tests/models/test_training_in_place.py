@@ -11,11 +11,12 @@ from transformers import PreTrainedModel
 
 from interp import capture, generate
 from interp.errors import UserError
-from interp.evaluation.metrics import kl_to, perplexity
+from interp.evaluation.metrics import perplexity
 from interp.forward.resume import trace
 from interp.models.model import Model
 from interp.models.modes import freeze
 from interp.models.offloading import weights_digest
+from interp.stats.divergence import kl_to
 
 TEXT = "the quick wintle sings under a river"
 

@@ -11,9 +11,10 @@ import torch
 
 from interp import Edit, Model, UserError
 from interp.data.texts import Passage
-from interp.evaluation.metrics import evaluate, kl_to
+from interp.evaluation.metrics import evaluate
 from interp.models.tokens import token_rows
 from interp.neurons.firing import firing_rates
+from interp.stats.divergence import kl_to
 from interp.stats.intervals import bootstrap_mean
 from interp.stats.nulls import random_directions
 from interp.steering.sweep import at_strength, frequency_controls, random_controls, sweep

@@ -26,13 +26,13 @@ from interp.diffing.weights import neuron_shift, weight_shift
 from interp.directions.probe import load_probe
 from interp.edits.edit import Edit
 from interp.errors import UserError
-from interp.evaluation.metrics import kl_to
 from interp.experiments.toxicity.context import ToxicityContext, make_context
 from interp.files import write_json
 from interp.models.pair import ModelPair
 from interp.neurons.ranking import rank_values
 from interp.results.result import plain
 from interp.runs.telemetry import read_lines
+from interp.stats.divergence import kl_to
 from interp.stats.intervals import Interval, bootstrap_mean
 from interp.steering.unalign import FACTOR, KEYS
 from training.preference_trainer import objective
