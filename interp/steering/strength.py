@@ -1,4 +1,4 @@
-"""The strength of an edit at which the loss on given texts has a given value.
+"""The strength of an edit at which the loss on given texts has a given value, and what a factor does, in words.
 
 A stronger change lowers toxicity more and raises the loss more, so changes can only be compared at equal loss."""
 
@@ -73,3 +73,14 @@ def match_loss(
 
 def _finite(value: float) -> float:
     return value if math.isfinite(value) else math.inf
+
+
+def effect_of(factor: float | int) -> str:
+    """What multiplying an activation by this factor does, with the factor: "switched off (×0)", "halved (×0.5)", "inverted (×−3)"."""
+    if factor < 0:
+        word = "inverted"
+    elif factor <= 1:
+        word = {0: "switched off", 0.5: "halved", 1: "left as they are"}.get(float(factor), "turned down")
+    else:
+        word = "amplified"
+    return f"{word} (×{factor:.3g})".replace("-", "−")

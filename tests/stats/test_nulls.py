@@ -86,10 +86,13 @@ def test_noise_of_equal_norm_hardly_changes_predictions_and_is_scaled_until_it_c
     from interp.stats.nulls import perturbed, perturbed_to_kl, scale_to_kl
 
     texts = ["the quick wintle sings under a river", "never the meldy stone of drith, and a frabe walks"]
-    # Every weight of the unembedding moves along one direction, so that the change is short and changes predictions much.
+    # Every token's logit rises or falls along the mean state that the texts end in: a short change with a direction.
     hf = pair.base.plain_copy()
     with torch.no_grad():
-        hf.lm_head.weight[:50] += 0.5 * hf.transformer.ln_f.bias
+        ids = torch.tensor([pair.base.tokenizer(text)["input_ids"][:6] for text in texts])
+        state = hf(ids, output_hidden_states=True).hidden_states[-1].mean(dim=(0, 1))
+        signs = 2.0 * torch.randint(2, (len(hf.lm_head.weight), 1), generator=torch.Generator().manual_seed(4)) - 1
+        hf.lm_head.weight.add_(0.02 * signs * state / state.norm())
     directed = ModelPair(pair.base, type(pair.base)(hf, pair.base.tokenizer, "tuned"))
     goal = kl_to(directed.tuned, pair.base, texts).mean()
     weak = kl_to(perturbed(directed, seed), pair.base, texts).mean()

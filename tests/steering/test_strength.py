@@ -7,7 +7,7 @@ import math
 import pytest
 
 from interp.errors import UserError
-from interp.steering.strength import match_loss
+from interp.steering.strength import effect_of, match_loss
 
 
 @pytest.mark.oracle
@@ -32,3 +32,19 @@ def test_a_way_that_stays_cheap_is_given_its_whole_range_and_says_so() -> None:
     assert (found.strength, found.reached) == (3.0, False)
     with pytest.raises(UserError, match="before anything is changed"):
         match_loss(lambda s: 5.0, 2.0, most=3.0)
+
+
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [
+        (0.0, "switched off (×0)"),
+        (0.5, "halved (×0.5)"),
+        (0.25, "turned down (×0.25)"),
+        (1, "left as they are (×1)"),
+        (-3, "inverted (×−3)"),
+        (-0.5, "inverted (×−0.5)"),
+        (10, "amplified (×10)"),
+    ],
+)
+def test_a_factor_is_named_by_what_it_does(factor: float, words: str) -> None:
+    assert effect_of(factor) == words

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,38 @@ from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity import shared
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.toxicity.criteria import CRITERIA
+from interp.experiments.toxicity.scorers import agreed, beside_scores
 from interp.experiments.toxicity.shared import matched_strength
 from interp.models.model import Model
 from interp.neurons.ranking import svd_directions, values_at
 from interp.results import figures
 from interp.results.result import Figure, Verdict
-from interp.stats.intervals import bootstrap_difference, bootstrap_mean
+from interp.stats.intervals import Interval, bootstrap_mean, bootstrap_ratio
 from interp.stats.nulls import matched_neurons, random_directions
 
+THRESHOLDS = CRITERIA["A-E3"][-1].thresholds
 LEAST_RISE = shared.LEAST_RISE
 PART_PROMPTS, PART_PASSAGES = 90, 32
+
+
+def removed(start: np.ndarray, scores: np.ndarray, *, seed: int = 0, draws: int = 2000) -> Interval:
+    """The share of the toxicity `start` that is gone in `scores`, both by prompt, with an interval that resamples both."""
+    return bootstrap_ratio(start - scores, start, seed=seed, draws=draws)
+
+
+def judge_1(drops: Sequence[float], null: float) -> Verdict:
+    """The verdict under version 1 from the shares that the directions remove, and that random directions of equal norm remove."""
+    if min(drops) >= 0.25 and null < 0.1:
+        return "holds"
+    return "fails" if max(drops) <= max(null, 0.0) else "inconclusive"
+
+
+def judge(drops: Sequence[Interval], nulls: Sequence[float]) -> Verdict:
+    """The verdict under version 2 from the shares that the directions remove, and that each kind of control removes."""
+    null = max(*nulls, 0.0)
+    if all(drop.value >= THRESHOLDS["least"] and drop.low > null for drop in drops) and null < THRESHOLDS["most"]:
+        return "holds"
+    return "fails" if max(drop.value for drop in drops) <= null else "inconclusive"
 
 
 @experiment(
@@ -33,16 +56,17 @@ PART_PROMPTS, PART_PASSAGES = 90, 32
     criterion=CRITERIA["A-E3"],
     caveat="One scorer, greedy decoding, 20 tokens. The strength is matched on perplexity, so a direction that hurts language more is subtracted less. The controls are "
     "measured on a part of the prompts and compared with the same part of the base model's; perplexity and F1 are measured on a part of the passages; the order of the three directions is not tested.",
+    does_not_show="A direction that detoxifies when it is subtracted from the last residual stream, where it acts on the logits alone, does not show that the model computes with it.",
 )
 def run(context: ToxicityContext) -> Finding:
     base, tuned = context.pair.base, context.pair.tuned
     start = context.toxicity(base)
-    if not start.mean() > 0:
+    step = max(1, len(context.prompts) // (PART_PROMPTS // (2 if context.quick else 1)))
+    if not start[::step].mean() > 0:
         raise UserError(
             "the base model's continuations of these prompts are not toxic at all",
             "give prompts that this model continues with toxic words",
         )
-    step = max(1, len(context.prompts) // (PART_PROMPTS // (2 if context.quick else 1)))
     part = shared.part(context, "subtraction", prompts=context.prompts[::step], passages=PART_PASSAGES // (2 if context.quick else 1))
     site = f"resid_post.{base.n_layers - 1}"
     best = context.ranking.neurons[0]
@@ -53,45 +77,59 @@ def run(context: ToxicityContext) -> Finding:
     }
     rise = max(part.perplexity(tuned).value / part.perplexity(base).value, LEAST_RISE)
     rows: list[dict[str, Any]] = [_row(context, part, "base", base, (), "base"), _row(context, part, "tuned (DPO)", tuned, (), "tuned")]
-    drops: dict[str, float] = {}
     edits: dict[str, Edit] = {}
     for name, vector in directions.items():
         context.say(f"strength of {name} by bisection")
         edits[name] = Edit.subtract(site, vector, matched_strength(part, base, vector, rise))
         rows.append(_row(context, part, f"base − {name}", base, (edits[name],), "edited"))
-        drops[name] = 1 - rows[-1]["toxicity"] / start.mean()
     random = _random(context, part, site, max(_length(edit) for edit in edits.values()))
-    null_row = shared.mean_row(
-        f"base − random direction (null, {len(random)} draws)", random, context.seed, role="null", length=random[0]["length"]
-    )
+    null_row = _mean(f"base − random direction (null, {len(random)} draws)", random, context.seed, random[0]["length"])
     controls = [null_row, *_controls(context, part, site, rise, edits["probe"], best)]
-    null_drop = 1 - null_row["toxicity"] / float(start[::step].mean())
+    verdicts: dict[str, tuple[list[Interval], list[float], Verdict]] = {}
+    for scores in ("_scores", "_second"):
+        whole = rows[0][scores]
+        if whole is not None and whole[::step].mean() > 0:
+            shares = [removed(whole, row[scores], seed=context.seed) for row in rows[2:]]
+            nulls = [1 - float(row[scores].mean() / whole[::step].mean()) for row in controls[:-1]]
+            verdicts[scores] = shares, nulls, judge(shares, nulls)
+    intervals_of, nulls, by_first = verdicts["_scores"]
+    second = verdicts["_second"][2] if "_second" in verdicts else None
+    verdict, first = agreed(by_first, second), judge_1([drop.value for drop in intervals_of], nulls[0])
+    drops, null_drop = {name: drop.value for name, drop in zip(directions, intervals_of, strict=True)}, nulls[0]
     table = pd.DataFrame([*rows, *controls])
-    least = min(drops.values())
-    verdict: Verdict = (
-        "holds" if least >= 0.25 and null_drop < 0.1 else "fails" if max(drops.values()) <= max(null_drop, 0.0) else "inconclusive"
-    )
-    change = bootstrap_difference(context.toxicity(tuned), start, seed=context.seed)
-    relative = {f"share of toxicity removed, {name}": value for name, value in drops.items()} | {
-        "share of toxicity removed, DPO": -change.value / start.mean()
-    }
+    by_tuning = removed(start, context.toxicity(tuned), seed=context.seed)
+    ends = {f"share of toxicity removed, {name}": drop for name, drop in zip([*drops, "DPO"], [*intervals_of, by_tuning], strict=True)}
     opposite = controls[-1]["toxicity"] / float(start[::step].mean()) - 1
     summary = (
         f"Subtraction lowers mean toxicity by {', '.join(f'{drop:.0%} ({name})' for name, drop in drops.items())} at the tuned model's perplexity; "
-        f"DPO by {relative['share of toxicity removed, DPO']:.0%}; random directions of the largest norm used by {null_drop:.0%}, at the same perplexity by "
-        f"{1 - controls[1]['toxicity'] / float(start[::step].mean()):.0%}. Adding the probe instead changes it by {opposite:+.0%}."
+        f"DPO by {by_tuning.value:.0%}; random directions of the largest norm used by {null_drop:.0%}, at the same perplexity by "
+        f"{nulls[1]:.0%}, random neurons' value vectors by {nulls[2]:.0%}. Adding the probe instead changes it by {opposite:+.0%}."
+        + ("" if second is None else f" By the second scorer ({context.second.name if context.second else ''}) the verdict is {second}.")
     )
-    intervals = {
-        f"share of toxicity removed, {name}": _drop_interval(context, rows[2 + i]["_scores"], start) for i, name in enumerate(drops)
-    }
-    intervals["share of toxicity removed, DPO"] = _drop_interval(context, context.toxicity(tuned), start)
+    sentence = (
+        "Subtracted from the last residual stream at the perplexity that DPO costs, "
+        + ", ".join(
+            f"{name} removes {drop.value:.0%} [{drop.low:.0%}, {drop.high:.0%}]" for name, drop in zip(drops, intervals_of, strict=True)
+        )
+        + f" of the toxicity (random directions of equal norm {nulls[0]:.0%}, of equal perplexity {nulls[1]:.0%}, random value vectors {nulls[2]:.0%}); DPO removes {by_tuning.value:.0%}."
+    )
     settings = {
         "site": site, "perplexity_ratio": rise, "random_directions": len(random), "prompts_of_controls": len(part.prompts),
         "passages": len(part.passages),
     }  # fmt: skip
+    tables = {
+        "models": table.drop(columns=["_scores", "_second"]),
+        "second scorer": beside_scores(context, {row["model"]: (row["_scores"], row["_second"]) for row in [*rows, *controls]}),
+    }
     return Finding(
-        verdict, summary, relative, dict.fromkeys(relative, null_drop), intervals, {"models": table.drop(columns=["_scores"])}, (_figure(table),), settings,
+        verdict, summary, {name: drop.value for name, drop in ends.items()}, dict.fromkeys(ends, max(nulls)), {name: (drop.low, drop.high) for name, drop in ends.items()},
+        tables, (_figure(table),), settings, sentence=sentence, earlier={1: first},
     )  # fmt: skip
+
+
+def _mean(name: str, rows: list[dict[str, Any]], seed: int, length: float) -> dict[str, Any]:
+    second = None if rows[0]["_second"] is None else np.mean([row["_second"] for row in rows], axis=0)
+    return shared.mean_row(name, rows, seed, role="null", length=length) | {"_second": second}
 
 
 def _random(context: ToxicityContext, part: ToxicityContext, site: str, length: float) -> list[dict[str, Any]]:
@@ -124,7 +162,7 @@ def _controls(
             strength = matched_strength(part, base, vector, rise)
             rows.append(_row(part, part, name, base, (Edit.subtract(site, vector, strength),), "null"))
         length = float(np.mean([row["length"] for row in rows]))
-        controls.append(shared.mean_row(f"base − {name} (null, {len(rows)} draws)", rows, context.seed, role="null", length=length))
+        controls.append(_mean(f"base − {name} (null, {len(rows)} draws)", rows, context.seed, length))
     context.say("the probe with the opposite sign")
     return [*controls, _row(part, part, "base + probe (negative control)", base, (probe.times(-1.0),), "null")]
 
@@ -138,11 +176,6 @@ def _figure(table: pd.DataFrame) -> Figure:
     )  # fmt: skip
 
 
-def _drop_interval(context: ToxicityContext, scores: np.ndarray, start: np.ndarray) -> tuple[float, float]:
-    interval = bootstrap_difference(start, scores, seed=context.seed)
-    return interval.low / start.mean(), interval.high / start.mean()
-
-
 def _length(edit: Edit) -> float:
     return 0.0 if edit.values is None else abs(edit.strength) * float(edit.values.norm())
 
@@ -154,5 +187,5 @@ def _row(context: ToxicityContext, part: ToxicityContext, name: str, model: Mode
     return {
         "model": name, "role": role, "toxicity": interval.value, "low": interval.low, "high": interval.high, "share above half": float((scores > 0.5).mean()),
         "perplexity": part.perplexity(model, edits).value, "F1": float(part.f1(model, edits).mean()), "distinct-2": context.distinct(model, edits),
-        "length": sum(_length(edit) for edit in edits), "_scores": scores,
+        "length": sum(_length(edit) for edit in edits), "_scores": scores, "_second": context.second_toxicity(model, edits),
     }  # fmt: skip

@@ -25,13 +25,20 @@ def beside(context: ToxicityContext, sides: Mapping[str, tuple[Model, Sequence[E
     Args:
         sides: by the row's name, the model and its edits.
     """
-    rows = []
+    scores = {}
     for name, (model, edits) in sides.items():
-        first, second = context.toxicity(model, tuple(edits)), context.second_toxicity(model, tuple(edits))
-        for scorer, scores in ((context.scorer, first), (context.second, second)):
-            if scorer is None or scores is None:
+        scores[name] = context.toxicity(model, tuple(edits)), context.second_toxicity(model, tuple(edits))
+    return beside_scores(context, scores)
+
+
+def beside_scores(context: ToxicityContext, scores: Mapping[str, tuple[np.ndarray, np.ndarray | None]]) -> pd.DataFrame:
+    """The table of `beside` for scores that were measured before: by the row's name, those of both scorers for each prompt."""
+    rows = []
+    for name, (first, second) in scores.items():
+        for scorer, values in ((context.scorer, first), (context.second, second)):
+            if scorer is None or values is None:
                 continue
-            mean = bootstrap_mean(scores, seed=context.seed)
+            mean = bootstrap_mean(values, seed=context.seed)
             constant = second is None or first.std() == 0 or second.std() == 0
             correlation = np.nan if constant else float(np.corrcoef(first, second)[0, 1])
             rows.append({

@@ -29,12 +29,15 @@ from interp.models.unembed import unembed
 from interp.results import figures
 from interp.results.result import Figure
 from interp.stats.intervals import bootstrap_mean
+from interp.stats.nulls import perturbed, scale_to_kl
 from interp.steering.strength import Matched, match_loss
 
 LEAST_RISE = 1.02
 MOST_PROMPTS, MOST_PASSAGES = 120, 32
 # In nats per token: 0.2 % of perplexity. Each trial of a strength reads the passages once more.
 TOLERANCE = 2e-3
+# The prompts on which the KL of random changes of the weights is matched to the tuning's.
+KL_PROMPTS = 60
 
 
 def part(context: ToxicityContext, name: str, *, prompts: Sequence[str], passages: int) -> ToxicityContext:
@@ -61,6 +64,23 @@ def goal_loss(context: ToxicityContext) -> float:
     """The tuned model's loss in nats per token, or 2 % of perplexity above the base model's where tuning cost less."""
     base, tuned = (math.log(context.perplexity(model).value) for model in context.pair.sides.values())
     return max(tuned, base + math.log(LEAST_RISE))
+
+
+def noise_to_kl(context: ToxicityContext, draw: int) -> Model:
+    """The base model plus a random change of the weights that is as far from it in KL on the prompts as the tuned model is.
+
+    The change has the direction of `perturbed` with the study's seed plus `draw`; its scale is searched once for each draw. KL is
+    measured on evenly spread challenge prompts, without continuations.
+    """
+    rows = context.prompt_rows()
+    some, seed = rows[:: max(1, len(rows) // KL_PROMPTS)], context.seed + draw
+
+    def find() -> float:
+        context.say(f"random change of the tuning's KL, draw {draw + 1}")
+        return scale_to_kl(context.pair, seed, some)
+
+    scale: float = context.measured(("scale to KL", draw), find, of=context.pair.tuned, seeded=True)
+    return perturbed(context.pair, seed, scale=scale)
 
 
 @torch.no_grad()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from torch import Tensor
 from torch.nn import functional
@@ -18,22 +20,53 @@ from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity import shared
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.toxicity.criteria import CRITERIA
+from interp.experiments.toxicity.scaled_neurons import NEURONS, neuron_rows
+from interp.experiments.toxicity.scorers import agreed, beside_scores
 from interp.models.chat import prompt_rows
 from interp.models.model import Model
 from interp.neurons.ranking import values_at
 from interp.results import figures
 from interp.results.result import Figure, Verdict
-from interp.stats.intervals import Interval, bootstrap_difference
-from interp.stats.nulls import perturbed, random_directions, random_neurons
-from interp.steering.strength import Matched
+from interp.stats.intervals import Interval, bootstrap_difference, bootstrap_ratio
+from interp.stats.nulls import perturbed, random_directions
 
-NEURONS = 16
 RANK = 2
 SHARES = (0.5, 1.5)
 # Perplexity may differ from the tuned model's by as much as the search for the strength leaves open.
 SLACK = 1.005
 
+NORM, KL = "random change of the weights of DPO's norm (null)", "random change of the weights of DPO's KL (null)"
 BARS = "DPO is the best way if its bar is the shortest; controls should stay as long as the base model's bar."
+
+
+def judge_1(tuned: np.ndarray, ways: Mapping[str, np.ndarray], affordable: Mapping[str, bool], *, seed: int = 0) -> Verdict:
+    """The verdict under version 1, from the toxicity of each prompt under DPO and under each way that is matched in perplexity."""
+    against = {name: bootstrap_difference(scores, tuned, seed=seed) for name, scores in ways.items()}
+    if any(interval.high < 0 and affordable[name] for name, interval in against.items()):
+        return "fails"
+    return "holds" if all(interval.low > 0 for interval in against.values()) else "inconclusive"
+
+
+def judge(
+    tuned: np.ndarray, ways: Mapping[str, np.ndarray], noise: np.ndarray, *, seed: int = 0, draws: int = 2000
+) -> tuple[Verdict, dict[str, Interval]]:
+    """The verdict under version 2, and each way's toxicity above DPO's.
+
+    Args:
+        tuned: the toxicity of each prompt under DPO.
+        ways: under each way without training that costs no more perplexity.
+        noise: under a random change of the weights of DPO's KL.
+    """
+    against = {name: bootstrap_difference(scores, tuned, seed=seed, draws=draws) for name, scores in ways.items()}
+    if not ways:
+        return "inconclusive", against
+    # Any one of them refutes the claim, so they share the 5 %; for the claim to hold all of them have to be beaten.
+    level = 1 - 0.05 / len(ways)
+    if any(bootstrap_difference(scores, tuned, seed=seed, draws=draws, level=level).high < 0 for scores in ways.values()):
+        return "fails", against
+    beyond_noise = bootstrap_difference(noise, tuned, seed=seed, draws=draws)
+    beaten = beyond_noise.low > 0 and all(interval.low > 0 for interval in against.values())
+    return "holds" if beaten else "inconclusive", against
 
 
 @experiment(
@@ -43,9 +76,10 @@ BARS = "DPO is the best way if its bar is the shortest; controls should stay as 
     question="At the tuned model's perplexity, is DPO less toxic than the base model steered, ablated or projected by hand?",
     criterion=CRITERIA["W-E1"],
     caveat="Each way gets the strength at which perplexity equals the tuned model's (within 0.2 %), or 2 % above the base model's where tuning cost less; a way that stays "
-    "cheaper at the end of its range is shown there. Directions are fitted on odd prompts and measured on even ones; the pairs of ProFS are the two sides' continuations of the odd prompts, so it sees "
-    "what DPO says, though not its weights. Interpolation uses the tuned weights, so it is no way "
-    "without training. Five ways are compared with DPO, for which the intervals do not account.",
+    "cheaper at the end of its range is shown there, and neurons are also switched off and halved, which costs less. A way without training uses the base model's weights and activations, the probe and odd "
+    "prompts, on which directions are fitted, and no tuned weight; the pairs of ProFS are the two sides' continuations of the odd prompts, so it sees what DPO says. "
+    "Interpolation uses the tuned weights, so it is no way without training. Everything is measured on even prompts.",
+    does_not_show="That inverting toxic neurons lowers toxicity shows what subtracting their vectors does to the logits, not what switching them off does; DPO's lead over these ways says nothing of ways that were not tried.",
 )
 def run(context: ToxicityContext) -> Finding:
     base, tuned = context.pair.base, context.pair.tuned
@@ -57,114 +91,110 @@ def run(context: ToxicityContext) -> Finding:
             "give prompts that this model continues with toxic words",
         )
     goal = shared.goal_loss(held_out)
-    rows = [
-        shared.row_of(held_out, "base", base, kind="model", strength=0.0),
-        shared.row_of(held_out, "tuned (DPO)", tuned, kind="model", strength=1.0),
-    ]
-    last_layer, controls = _last_layer(context, held_out, goal), _last_layer_controls(context, held_out, goal)
-    whole_model, random = _whole_model(context, held_out, goal)
-    whole, ways = whole_model[0], [*last_layer, *whole_model[1:]]
+    rows = [_row(held_out, "base", base, kind="model", strength=0.0), _row(held_out, "tuned (DPO)", tuned, kind="model", strength=1.0)]
+    rows[1]["null"] = KL
+    neurons, like_neurons = neuron_rows(context, held_out, goal)
+    (whole, *rewritten), random = _whole_model(context, held_out, goal)
+    matched = [*_last_layer(context, held_out, goal), neurons[0], *rewritten]
+    controls = [_last_layer_control(context, held_out, goal), *like_neurons, *random]
+    ways = [*matched, *neurons[1:]]
     shares = SHARES[:1] if context.quick else SHARES
     lines = [whole, *shared.interpolation_rows(context, held_out, shares, "interpolation of weights")]
-    every = [*rows, *ways, *lines, *controls, *random]
-    table = pd.DataFrame(every).drop(columns=["_scores"])
+    every = [*rows, *ways, *lines, *controls]
+    table = pd.DataFrame(every).drop(columns=["_scores", "_second", "null"])
     table["role"] = ["base", "tuned", *("null" if kind == "null" else "edited" for kind in table["kind"][2:])]
-    price = rows[1]["perplexity"]
-    against = {row["model"]: bootstrap_difference(row["_scores"], rows[1]["_scores"], seed=context.seed) for row in ways}
-    beaten = [
-        name
-        for row in ways
-        for name in [row["model"]]
-        if against[name].high < 0 and row["perplexity"] <= SLACK * max(price, math.exp(goal))
-    ]
-    better = all(interval.low > 0 for interval in against.values())
-    verdict: Verdict = "fails" if beaten else "holds" if better else "inconclusive"
-    drops = {row["model"]: 1 - row["toxicity"] / float(start.mean()) for row in [rows[1], *ways]}
-    null = {row["model"]: 1 - row["toxicity"] / float(start.mean()) for row in [*controls, *random]}
-    best = min(ways, key=lambda row: row["toxicity"])
-    summary = (
-        f"At the tuned model's perplexity DPO removes {drops['tuned (DPO)']:.0%} of the toxicity, the best way without training ({best['model']}) {drops[best['model']]:.0%}; "
-        f"random controls at the same perplexity remove {min(null.values()):.0%} to {max(null.values()):.0%}. "
-        + (f"Less toxic than DPO: {', '.join(beaten)}." if beaten else "No way without training is reliably less toxic than DPO.")
-        + f" The difference in means ablated whole, at perplexity {whole['perplexity']:.1f}, removes {1 - whole['toxicity'] / float(start.mean()):.0%}."
-    )
-    names = {name: f"share of toxicity removed, {name}" for name in drops}
-    intervals = {
-        names[row["model"]]: _share(bootstrap_difference(start, row["_scores"], seed=context.seed), float(start.mean()))
-        for row in [rows[1], *ways]
+    most = SLACK * max(rows[1]["perplexity"], math.exp(goal))
+    affordable = {row["model"]: row["perplexity"] <= most for row in ways}
+    control_of = {row["model"]: row for row in controls}
+    first = judge_1(rows[1]["_scores"], {row["model"]: row["_scores"] for row in matched}, affordable, seed=context.seed)
+    by_scorer = {
+        scores: judge(
+            rows[1][scores],
+            {row["model"]: row[scores] for row in ways if affordable[row["model"]]},
+            control_of[KL][scores],
+            seed=context.seed,
+        )
+        for scores in ("_scores", "_second")
+        if rows[1][scores] is not None
     }
+    verdict_of = {scores: verdict for scores, (verdict, _) in by_scorer.items()}
+    verdict = agreed(verdict_of["_scores"], verdict_of.get("_second"))
+    removed = {row["model"]: bootstrap_ratio(start - row["_scores"], start, seed=context.seed) for row in [rows[1], *ways]}
+    null = {row["model"]: 1 - control_of[row["null"]]["toxicity"] / float(start.mean()) for row in [rows[1], *ways]}
+    best = min(matched, key=lambda row: row["toxicity"])["model"]
+    scaled = ", ".join(
+        f"{row['model'].removeprefix('base with ')} {_share(removed[row['model']])} (equally active neurons {null[row['model']]:.0%})"
+        for row in neurons
+    )
+    against = by_scorer["_scores"][1]
+    lead = against.get(best)
+    summary = (
+        f"At the tuned model's perplexity DPO removes {removed['tuned (DPO)'].value:.0%} of the toxicity, a random weight change of its KL {null['tuned (DPO)']:.0%}; the best way without training ({best}) "
+        f"{removed[best].value:.0%}, its control {null[best]:.0%}. By factor: {scaled}. The difference in means ablated whole, at perplexity {whole['perplexity']:.1f}, removes {1 - whole['toxicity'] / float(start.mean()):.0%}. "
+        f"By scorer the verdicts are {', '.join(verdict_of.values())}."
+    )
+    sentence = (
+        f"At equal perplexity DPO removes {_share(removed['tuned (DPO)'])} of the toxicity (a random weight change of equal KL {null['tuned (DPO)']:.0%}) and the best way without training, {best}, "
+        f"{_share(removed[best])} (its control {null[best]:.0%})"
+        + ("" if lead is None else f", which leaves {lead.value:+.3f} [{lead.low:+.3f}, {lead.high:+.3f}] toxicity more than DPO")
+        + f"; {neurons[1]['model'].removeprefix('base with ')}: {_share(removed[neurons[1]['model']])}."
+    )
+    names = {name: f"share of toxicity removed, {name}" for name in removed}
     return Finding(
-        verdict, summary, {names[name]: value for name, value in drops.items()}, {label: sum(null.values()) / len(null) for label in names.values()}, intervals,
-        {"ways": table, "against DPO": _against(against)}, (_front(table, math.exp(goal)), shared.bars_of("detoxify", table, BARS)),
+        verdict, summary, {names[name]: share.value for name, share in removed.items()}, {names[name]: null[name] for name in removed},
+        {names[name]: (share.low, share.high) for name, share in removed.items()},
+        {"ways": table, "against DPO": _against(against), "second scorer": beside_scores(held_out, {row["model"]: (row["_scores"], row["_second"]) for row in [*rows, *ways, control_of[KL]]})},
+        (_front(table, math.exp(goal)), shared.bars_of("detoxify", table, BARS)),
         {"prompts_measured": len(held_out.prompts), "prompts_fitted": len(shared.fitted(context).prompts), "passages_matched": len(held_out.passages), "perplexity_goal": math.exp(goal),
          "value_vectors": NEURONS, "profs_rank": RANK},
+        sentence=sentence, earlier={1: first},
     )  # fmt: skip
 
 
+def _share(interval: Interval) -> str:
+    return f"{interval.value:.0%} [{interval.low:.0%}, {interval.high:.0%}]"
+
+
+def _row(held_out: ToxicityContext, name: str, model: Model, edits: tuple[Edit, ...] = (), **more: Any) -> dict[str, Any]:
+    """A row of the table; `_second` has the second scorer's toxicity of each prompt."""
+    return shared.row_of(held_out, name, model, edits, **more) | {"_second": held_out.second_toxicity(model, edits)}
+
+
+def _temporary(held_out: ToxicityContext, name: str, make: Callable[[], Model], **more: Any) -> dict[str, Any]:
+    """The same for a model that is made for this row alone, as in `shared.row_of_temporary`."""
+    row: dict[str, Any] = held_out.measured(("temporary, both scorers", name), lambda: _row(replace(held_out), name, make()), seeded=True)
+    return row | more
+
+
 def _last_layer(context: ToxicityContext, held_out: ToxicityContext, goal: float) -> list[dict[str, Any]]:
-    """Rows of one vector subtracted from the last residual stream, as in paper A's Table 2, and of the toxic neurons' activations scaled down."""
-    base = context.pair.base
+    """Rows of one vector subtracted from the last residual stream, as in paper A's Table 2."""
     best = context.ranking.neurons[:NEURONS]
-    vectors = {
-        "probe": context.direction,
-        f"mean of {len(best)} toxic value vectors": functional.normalize(values_at(base, best).float(), dim=1).mean(dim=0),
-    }
+    mean = functional.normalize(values_at(context.pair.base, best).float(), dim=1).mean(dim=0)
     rows = []
-    for name, vector in vectors.items():
+    for name, vector in {"probe": context.direction, f"mean of {len(best)} toxic value vectors": mean}.items():
         context.say(f"strength of subtracting {name}")
-        rows.append(_subtracted(held_out, f"base − {name}", vector, goal))
-    context.say("strength of shrinking toxic neurons")
-    match = _shrink(held_out, best, goal)
-    rows.append(
-        shared.row_of(
-            held_out,
-            f"base with {len(best)} toxic neurons turned down",
-            base,
-            _turned_down(best, match.strength),
-            kind="way",
-            strength=match.strength,
-        )
-    )
+        rows.append(_subtracted(held_out, f"base − {name}", vector, goal) | {"null": _random_name(context)})
     return rows
 
 
-def _last_layer_controls(context: ToxicityContext, held_out: ToxicityContext, goal: float) -> list[dict[str, Any]]:
-    base = context.pair.base
+def _random_name(context: ToxicityContext) -> str:
+    return f"base − random direction (null, {1 if context.quick else 2} draws)"
+
+
+def _last_layer_control(context: ToxicityContext, held_out: ToxicityContext, goal: float) -> dict[str, Any]:
     drawn = []
     for vector in random_directions(context.direction, 1 if context.quick else 2, context.seed):
         context.say("strength of subtracting a random direction")
         drawn.append(_subtracted(held_out, "random", vector, goal))
     strength = sum(row["strength"] for row in drawn) / len(drawn)
-    best = context.ranking.neurons[:NEURONS]
-    others = random_neurons(base, best, seed=context.seed, exclude=context.ranking.neurons)
-    match = _shrink(held_out, others, goal)
-    return [
-        shared.mean_row(f"base − random direction (null, {len(drawn)} draws)", drawn, context.seed, kind="null", strength=strength),
-        shared.row_of(
-            held_out,
-            "base with random neurons turned down (null)",
-            base,
-            _turned_down(others, match.strength),
-            kind="null",
-            strength=match.strength,
-        ),
-    ]
+    return shared.mean_row(_random_name(context), drawn, context.seed, kind="null", strength=strength)
 
 
 def _subtracted(held_out: ToxicityContext, name: str, vector: Tensor, goal: float) -> dict[str, Any]:
     base = held_out.pair.base
     match = shared.match_last(held_out, base, -vector, goal)
     edit = Edit.subtract(f"resid_post.{base.n_layers - 1}", vector, match.strength)
-    return shared.row_of(held_out, name, base, (edit,), kind="way", strength=match.strength)
-
-
-def _turned_down(neurons: Sequence[tuple[int, int]], strength: float) -> tuple[Edit, ...]:
-    layers = sorted({layer for layer, _ in neurons})
-    return tuple(Edit.scale(f"mlp_post.{layer}", 1 - strength, [index for at, index in neurons if at == layer]) for layer in layers)
-
-
-def _shrink(held_out: ToxicityContext, neurons: Sequence[tuple[int, int]], goal: float) -> Matched:
-    return shared.match_edits(held_out, held_out.pair.base, lambda strength: _turned_down(neurons, strength), goal, most=4.0, first=1.0)
+    return _row(held_out, name, base, (edit,), kind="way", strength=match.strength)
 
 
 def _whole_model(context: ToxicityContext, held_out: ToxicityContext, goal: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -176,7 +206,7 @@ def _whole_model(context: ToxicityContext, held_out: ToxicityContext, goal: floa
     context.say("difference in means")
     difference = difference_in_means(base, toxic, harmless)
     site = f"layer {difference.layer}"
-    whole = shared.row_of(
+    whole = _row(
         held_out, f"base with the difference in means ({site}) ablated whole", base, ablation(base, difference.direction), kind="way, not matched", strength=1.0
     )  # fmt: skip
     sequences = [[[*row, *more] for row, more in zip(toxic, fit.greedy_tokens(side), strict=True)] for side in context.pair.sides.values()]
@@ -192,17 +222,10 @@ def _whole_model(context: ToxicityContext, held_out: ToxicityContext, goal: floa
         _rewritten(context, held_out, "base with weights orthogonal to a random direction (null)", goal, direction, None),
         _rewritten(context, held_out, "base with random subspace projected out (null)", goal, None, random_subspaces(spaces, context.seed)),
     ]
-    for row in controls:
-        row["kind"] = "null"
-    controls.append(
-        shared.row_of_temporary(
-            held_out,
-            "random change of the weights of DPO's norm (null)",
-            lambda: perturbed(context.pair, context.seed),
-            kind="null",
-            strength=1.0,
-        )
-    )
+    for row, control in zip(ways[1:], controls, strict=True):
+        row["null"], control["kind"] = control["model"], "null"
+    for name, make in ((NORM, lambda: perturbed(context.pair, context.seed)), (KL, lambda: shared.noise_to_kl(context, 0))):
+        controls.append(_temporary(held_out, name, make, kind="null", strength=1.0))
     return ways, controls
 
 
@@ -216,11 +239,7 @@ def _rewritten(
 
     context.say(f"strength of {name}")
     match = shared.match_weights(held_out, base, make, goal, most=2.0, first=0.5)
-    return shared.row_of_temporary(held_out, name, lambda: make(match.strength), kind="way", strength=match.strength)
-
-
-def _share(interval: Interval, start: float) -> tuple[float, float]:
-    return interval.low / start, interval.high / start
+    return _temporary(held_out, name, lambda: make(match.strength), kind="way", strength=match.strength)
 
 
 def _against(intervals: dict[str, Interval]) -> pd.DataFrame:
