@@ -105,7 +105,7 @@ def silenced(result: Result | UserError | None) -> Step:
     claim = f"{step.claim}: their mean activation falls by {fall:.3f}, in {fallen:.0f} of the 5 nearest for certain (95 %)."
     if fall <= 0:
         claim = f"While challenge prompts are continued, the same neurons do not become less active (their mean falls by {fall:.3f})."
-    chance = f"In neurons of the same layers and norms it {'falls' if null >= 0 else 'rises'} by {abs(null):.3f}."
+    chance = f"In neurons of the same layers and norms that are as active it {'falls' if null >= 0 else 'rises'} by {abs(null):.3f}."
     return replace(step, claim=claim, chance=chance, figure=sized(figure_of(result, "activations")))
 
 

@@ -121,7 +121,7 @@ def silenced(page: shell.Page) -> None:
         facts(
             ("neurons that fall", f"{drop.fallen} of {drop.neurons}", "interval above 0"),
             ("mean fall", two(drop.mean.value, 3), f"{two(drop.mean.low, 3)} to {two(drop.mean.high, 3)}"),
-            ("matched neurons", two(drop.null.value, 3), f"{two(drop.null.low, 3)} to {two(drop.null.high, 3)}, p = {drop.p:.3f}"),
+            ("equally active neurons", two(drop.null.value, 3), f"{two(drop.null.low, 3)} to {two(drop.null.high, 3)}, p = {drop.p:.3f}"),
         )  # fmt: skip
         left, right = st.columns(2)
         with left:

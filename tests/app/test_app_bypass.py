@@ -117,7 +117,7 @@ def test_the_fall_of_activations_is_that_of_the_experiment(source: settings.Sour
     assert found.mean.value == pytest.approx(float((base - tuned).mean()), abs=1e-5)
     assert found.levels.spec["data"][1]["x"][:4] == pytest.approx(base.mean(axis=0).tolist(), abs=1e-5)
     assert found.levels.spec["data"][2]["x"][:4] == pytest.approx(tuned.mean(axis=0).tolist(), abs=1e-5)
-    assert found.levels.spec["data"][1]["y"][-1].startswith("matched")
+    assert found.levels.spec["data"][1]["y"][-1].startswith("equally active")
 
 
 def test_the_parts_of_the_shift_are_those_of_interp_and_add_up(source: settings.Source, pair: ModelPair) -> None:

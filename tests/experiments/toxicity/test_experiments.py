@@ -20,6 +20,7 @@ from interp.evaluation.toxicity import load_scorer
 from interp.experiments.fingerprint import fingerprint
 from interp.experiments.registry import EXPERIMENTS, find_experiments
 from interp.experiments.run import run_report
+from interp.experiments.toxicity import shared
 from interp.experiments.toxicity.a_e1_probe import readings
 from interp.experiments.toxicity.a_e8_weights import run as weights
 from interp.experiments.toxicity.a_e9_activations import mean_activations
@@ -31,6 +32,7 @@ from interp.neurons.projection import projection_for
 from interp.neurons.ranking import rank_values, values_at
 from interp.neurons.vocabulary import top_tokens
 from interp.report.page import read_report
+from interp.stats.divergence import kl_to
 from interp.stats.nulls import perturbed
 
 WORDS = ["river", "stone", "green", "light", "house", "walks", "under", "over", "seven", "birds"]
@@ -117,6 +119,20 @@ def test_a_random_change_has_the_norm_of_the_tuning_in_every_tensor(pair: ModelP
         if length > 0 and weight.numel() > 100:
             between = torch.cosine_similarity((moved[name] - weight).flatten(), (tuned[name] - weight).flatten(), dim=0)
             assert abs(between.item()) < 0.5
+
+
+def test_noise_has_the_kl_of_the_tuning_on_the_prompts_and_its_scale_is_searched_once(
+    context: ToxicityContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, tuned = context.pair.base, context.pair.tuned
+    noise = shared.noise_to_kl(context, 1)
+    goal = kl_to(tuned, base, context.prompts).mean()
+    assert kl_to(noise, base, context.prompts).mean() == pytest.approx(goal, rel=0.02)
+    monkeypatch.setattr(shared, "scale_to_kl", None)
+    again = dict(shared.noise_to_kl(context, 1).hf.named_parameters())
+    assert all(torch.equal(again[name], weight) for name, weight in noise.hf.named_parameters())
+    with pytest.raises(TypeError):
+        shared.noise_to_kl(context, 2)
 
 
 def test_the_reading_of_a_probe_stands_beside_that_of_the_same_fit_without_standardising(context: ToxicityContext) -> None:

@@ -18,7 +18,7 @@ from interp import Model, ModelPair, capture
 from interp.data.texts import Passage
 from interp.directions.probe import Probe
 from interp.errors import UserError
-from interp.experiments.toxicity import a_e4_continuations, shared
+from interp.experiments.toxicity import a_e4_continuations, a_e7_lens, shared
 from interp.experiments.toxicity.a_e4_continuations import match_by_probability
 from interp.experiments.toxicity.a_e4_continuations import run as continuations
 from interp.experiments.toxicity.a_e7_lens import mlp_share
@@ -293,7 +293,12 @@ def test_words_that_are_lowered_a_little_lose_the_first_place_and_stay_near(spea
     best = speaker.hf(**pad([row for row, _ in chosen], 0).inputs()).logits[:, -1].topk(2).values
     size = float((best[:, 0] - best[:, 1]).quantile(0.8))
     found = continuations(make_context(words_lowered(speaker, listed, size), prompts=60))
-    assert found.verdict == "holds"
+    # Tuning does what is claimed; the subtraction of a random model's value vector does not, and the claim is about the subtraction.
+    assert found.earlier[1] == "holds"
+    assert found.verdict != "holds"
+    assert found.sentence.startswith("On the paper's three prompts")
+    match = found.tables["match"].set_index("words")
+    assert 0 <= match.loc["harmless first words (null)", "mean gap"] <= match.loc["harmless first words (null)", "largest gap"] < 1
     table = found.tables["prompts"]
     assert (table["rank, base"] == 1).all()
     assert (table["logit, tuned"] < table["logit, base"]).all()
@@ -304,9 +309,11 @@ def test_the_lens_reads_two_points_a_layer_and_one_and_its_share_is_that_of_the_
     context = make_context(words_lowered(speaker, listed, 2.0), prompts=60)
     found = lens(context)
     assert found.settings["points"] == 2 * speaker.n_layers + 1
-    assert len(found.tables["points"]) == 3 * (2 * speaker.n_layers + 1)
+    assert len(found.tables["points"]) == 4 * (2 * speaker.n_layers + 1)
     assert found.interval["fall of final probability"][0] > 0
-    assert len(found.tables["random changes"]) == 3
+    falls = found.tables["random changes"].groupby("null")["fall of final probability"]
+    assert falls.size().to_dict() == {a_e7_lens.NULL: 3, a_e7_lens.KL_NULL: 3}
+    assert found.null["fall of final probability"] == pytest.approx(falls.mean()[a_e7_lens.KL_NULL])
     chosen, _ = split_by_first_word(context)
     read = logit_lens(speaker, [row for row, _ in chosen], [token for _, token in chosen])
     mean = read.probabilities.double().mean(dim=0)
