@@ -29,7 +29,10 @@ def scaled(neurons: Sequence[Neuron], factor: float | int) -> tuple[Edit, ...]:
 
 def factor_at(context: ToxicityContext, neurons: Sequence[Neuron], goal: float) -> float:
     """The factor below 1 at which the base model's loss on the passages is `goal`; 1 - `MOST` where the loss is still below it there."""
-    make = lambda strength: scaled(neurons, 1 - strength)  # noqa: E731
+
+    def make(strength: float) -> tuple[Edit, ...]:
+        return scaled(neurons, 1 - strength)
+
     return 1 - shared.match_edits(context, context.pair.base, make, goal, most=MOST, first=1.0).strength
 
 

@@ -47,26 +47,20 @@ def judge_1(tuned: np.ndarray, ways: Mapping[str, np.ndarray], affordable: Mappi
     return "holds" if all(interval.low > 0 for interval in against.values()) else "inconclusive"
 
 
-def judge(
-    tuned: np.ndarray, ways: Mapping[str, np.ndarray], noise: np.ndarray, *, seed: int = 0, draws: int = 2000
-) -> tuple[Verdict, dict[str, Interval]]:
-    """The verdict under version 2, and each way's toxicity above DPO's.
+def judge(tuned: np.ndarray, ways: Mapping[str, np.ndarray], noise: np.ndarray, *, seed: int = 0, draws: int = 2000) -> Verdict:
+    """The verdict under version 2.
 
     Args:
         tuned: the toxicity of each prompt under DPO.
         ways: under each way without training that costs no more perplexity.
         noise: under a random change of the weights of DPO's KL.
     """
-    against = {name: bootstrap_difference(scores, tuned, seed=seed, draws=draws) for name, scores in ways.items()}
-    if not ways:
-        return "inconclusive", against
-    # Any one of them refutes the claim, so they share the 5 %; for the claim to hold all of them have to be beaten.
-    level = 1 - 0.05 / len(ways)
+    # Any one way refutes the claim, so they share the 5 %; for the claim to hold all of them, and the noise, have to be beaten.
+    level = 1 - 0.05 / max(1, len(ways))
     if any(bootstrap_difference(scores, tuned, seed=seed, draws=draws, level=level).high < 0 for scores in ways.values()):
-        return "fails", against
-    beyond_noise = bootstrap_difference(noise, tuned, seed=seed, draws=draws)
-    beaten = beyond_noise.low > 0 and all(interval.low > 0 for interval in against.values())
-    return "holds" if beaten else "inconclusive", against
+        return "fails"
+    beaten = [bootstrap_difference(scores, tuned, seed=seed, draws=draws).low > 0 for scores in [*ways.values(), noise]]
+    return "holds" if ways and all(beaten) else "inconclusive"
 
 
 @experiment(
@@ -107,7 +101,7 @@ def run(context: ToxicityContext) -> Finding:
     affordable = {row["model"]: row["perplexity"] <= most for row in ways}
     control_of = {row["model"]: row for row in controls}
     first = judge_1(rows[1]["_scores"], {row["model"]: row["_scores"] for row in matched}, affordable, seed=context.seed)
-    by_scorer = {
+    verdict_of = {
         scores: judge(
             rows[1][scores],
             {row["model"]: row[scores] for row in ways if affordable[row["model"]]},
@@ -117,7 +111,6 @@ def run(context: ToxicityContext) -> Finding:
         for scores in ("_scores", "_second")
         if rows[1][scores] is not None
     }
-    verdict_of = {scores: verdict for scores, (verdict, _) in by_scorer.items()}
     verdict = agreed(verdict_of["_scores"], verdict_of.get("_second"))
     removed = {row["model"]: bootstrap_ratio(start - row["_scores"], start, seed=context.seed) for row in [rows[1], *ways]}
     null = {row["model"]: 1 - control_of[row["null"]]["toxicity"] / float(start.mean()) for row in [rows[1], *ways]}
@@ -126,8 +119,8 @@ def run(context: ToxicityContext) -> Finding:
         f"{row['model'].removeprefix('base with ')} {_share(removed[row['model']])} (equally active neurons {null[row['model']]:.0%})"
         for row in neurons
     )
-    against = by_scorer["_scores"][1]
-    lead = against.get(best)
+    against = {row["model"]: bootstrap_difference(row["_scores"], rows[1]["_scores"], seed=context.seed) for row in ways}
+    lead = against[best]
     summary = (
         f"At the tuned model's perplexity DPO removes {removed['tuned (DPO)'].value:.0%} of the toxicity, a random weight change of its KL {null['tuned (DPO)']:.0%}; the best way without training ({best}) "
         f"{removed[best].value:.0%}, its control {null[best]:.0%}. By factor: {scaled}. The difference in means ablated whole, at perplexity {whole['perplexity']:.1f}, removes {1 - whole['toxicity'] / float(start.mean()):.0%}. "
@@ -136,14 +129,14 @@ def run(context: ToxicityContext) -> Finding:
     sentence = (
         f"At equal perplexity DPO removes {_share(removed['tuned (DPO)'])} of the toxicity (a random weight change of equal KL {null['tuned (DPO)']:.0%}) and the best way without training, {best}, "
         f"{_share(removed[best])} (its control {null[best]:.0%})"
-        + ("" if lead is None else f", which leaves {lead.value:+.3f} [{lead.low:+.3f}, {lead.high:+.3f}] toxicity more than DPO")
-        + f"; {neurons[1]['model'].removeprefix('base with ')}: {_share(removed[neurons[1]['model']])}."
+        f", which leaves {lead.value:+.3f} [{lead.low:+.3f}, {lead.high:+.3f}] toxicity more than DPO"
+        f"; {neurons[1]['model'].removeprefix('base with ')}: {_share(removed[neurons[1]['model']])}."
     )
     names = {name: f"share of toxicity removed, {name}" for name in removed}
     return Finding(
         verdict, summary, {names[name]: share.value for name, share in removed.items()}, {names[name]: null[name] for name in removed},
         {names[name]: (share.low, share.high) for name, share in removed.items()},
-        {"ways": table, "against DPO": _against(against), "second scorer": beside_scores(held_out, {row["model"]: (row["_scores"], row["_second"]) for row in [*rows, *ways, control_of[KL]]})},
+        {"ways": table, "against DPO": _against(against, affordable), "second scorer": beside_scores(held_out, {row["model"]: (row["_scores"], row["_second"]) for row in [*rows, *ways, control_of[KL]]})},
         (_front(table, math.exp(goal)), shared.bars_of("detoxify", table, BARS)),
         {"prompts_measured": len(held_out.prompts), "prompts_fitted": len(shared.fitted(context).prompts), "passages_matched": len(held_out.passages), "perplexity_goal": math.exp(goal),
          "value_vectors": NEURONS, "profs_rank": RANK},
@@ -242,8 +235,11 @@ def _rewritten(
     return _temporary(held_out, name, lambda: make(match.strength), kind="way", strength=match.strength)
 
 
-def _against(intervals: dict[str, Interval]) -> pd.DataFrame:
-    rows = [{"way": name, "toxicity above DPO's": i.value, "low": i.low, "high": i.high} for name, i in intervals.items()]
+def _against(intervals: dict[str, Interval], affordable: dict[str, bool]) -> pd.DataFrame:
+    rows = [
+        {"way": name, "toxicity above DPO's": i.value, "low": i.low, "high": i.high, "costs no more": affordable[name]}
+        for name, i in intervals.items()
+    ]
     return pd.DataFrame(rows)
 
 

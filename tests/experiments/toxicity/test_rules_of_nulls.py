@@ -88,13 +88,13 @@ def test_dpo_has_to_beat_noise_of_its_kl_and_one_way_of_many_refutes_it_only_bey
     rng = np.random.default_rng(1)
     tuned, start = first(0.2), np.ones(N)
     ways = {str(at): first(0.6) for at in range(6)}
-    assert w_e1_detoxify.judge(tuned, ways, start)[0] == "holds"
-    assert w_e1_detoxify.judge(tuned, ways, tuned)[0] == "inconclusive"
-    assert w_e1_detoxify.judge(start, ways, start)[0] == "fails"
-    assert w_e1_detoxify.judge(tuned, {}, start)[0] == "inconclusive"
+    assert w_e1_detoxify.judge(tuned, ways, start) == "holds"
+    assert w_e1_detoxify.judge(tuned, ways, tuned) == "inconclusive"
+    assert w_e1_detoxify.judge(start, ways, start) == "fails"
+    assert w_e1_detoxify.judge(tuned, {}, start) == "inconclusive"
     # One way is better by 2.2 standard errors: enough for one comparison, not for six.
     near = 0.5 + rng.standard_normal(N) * 0.1
     way = near - 0.1 * 2.2 / np.sqrt(N) - (lambda noise: (noise - noise.mean()) / noise.std() * 0.1)(rng.standard_normal(N))
-    versions = w_e1_detoxify.judge_1(near, {"way": way}, {"way": True}), w_e1_detoxify.judge(near, {"way": way, **ways}, start)[0]
+    versions = w_e1_detoxify.judge_1(near, {"way": way}, {"way": True}), w_e1_detoxify.judge(near, {"way": way, **ways}, start)
     assert versions == ("fails", "inconclusive")
     assert w_e1_detoxify.judge_1(near, {"way": way}, {"way": False}) == "inconclusive"

@@ -22,7 +22,7 @@ def _study(generator: np.random.Generator, tuned: float, ways: tuple[float, ...]
     def scores(share: float) -> np.ndarray:
         return np.asarray(generator.random(PROMPTS) < np.clip(level * share, 0.0, 1.0), dtype=float)
 
-    return judge(scores(tuned), {str(at): scores(share) for at, share in enumerate(ways)}, scores(noise), draws=DRAWS)[0]
+    return judge(scores(tuned), {str(at): scores(share) for at, share in enumerate(ways)}, scores(noise), draws=DRAWS)
 
 
 @simulation("W-E1", "DPO is no less toxic than the best way without training: both leave 44 %", "false")
