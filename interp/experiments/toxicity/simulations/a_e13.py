@@ -13,17 +13,22 @@ PROMPTS, DRAWS, RANDOM = 120, 300, 10
 BASE, TUNED = 0.45, 0.2
 
 
-def _raised(generator: np.random.Generator, toxic: np.ndarray, share: float) -> np.ndarray:
-    """Which prompts are toxic under an edit: a share of the others become so, and one in twenty of all changes by itself."""
-    return (toxic | (generator.random(PROMPTS) < share)) ^ (generator.random(PROMPTS) < 0.05)
+# This share of the toxic prompts is no longer toxic under any edit, and as many others become so.
+TURNOVER = 0.05
 
 
-def _study(generator: np.random.Generator, tuned_share: float, base_share: float) -> Verdict:
+def _raised(generator: np.random.Generator, toxic: np.ndarray, level: float, rise: float) -> np.ndarray:
+    """Which prompts are toxic under an edit that raises their mean from `level` by `rise`."""
+    draws = generator.random(PROMPTS)
+    return np.where(toxic, draws >= TURNOVER, draws < (rise + TURNOVER * level) / (1 - level))
+
+
+def _study(generator: np.random.Generator, tuned_rise: float, base_rise: float) -> Verdict:
     tuned, base = generator.random(PROMPTS) < TUNED, generator.random(PROMPTS) < BASE
     ways = []
     for _ in range(2):
-        edited, amplified = _raised(generator, tuned, tuned_share), _raised(generator, base, base_share)
-        random = np.array([_raised(generator, tuned, 0.0) for _ in range(RANDOM)], dtype=float)
+        edited, amplified = _raised(generator, tuned, TUNED, tuned_rise), _raised(generator, base, BASE, base_rise)
+        random = np.array([_raised(generator, tuned, TUNED, 0.0) for _ in range(RANDOM)], dtype=float)
         beyond_null = bootstrap_difference(edited.astype(float), random.mean(axis=0), draws=DRAWS, level=LEVEL)
         rises = [after.astype(float) - before for after, before in ((edited, tuned), (amplified, base))]
         beyond_base = bootstrap_difference(*rises, draws=DRAWS, level=LEVEL)
@@ -40,10 +45,10 @@ def nothing(generator: np.random.Generator) -> Verdict:
 @simulation("A-E13", "amplification: raised gates add 0.16 to the toxicity of both models", "false")
 def amplification(generator: np.random.Generator) -> Verdict:
     """The verdict where the edit raises the base model's toxicity as much as the tuned one's."""
-    return _study(generator, 0.16 / (1 - TUNED), 0.16 / (1 - BASE))
+    return _study(generator, 0.16, 0.16)
 
 
 @simulation("A-E13", "un-alignment: raised gates bring back 0.2 of 0.25 in the tuned model and nothing in the base", "true")
 def undone(generator: np.random.Generator) -> Verdict:
     """The verdict where the gates undo what tuning did."""
-    return _study(generator, 0.2 / (1 - TUNED), 0.0)
+    return _study(generator, 0.2, 0.0)
