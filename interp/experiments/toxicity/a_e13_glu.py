@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,12 @@ def part_means(context: ToxicityContext, model: Model, neurons: Sequence[Neuron]
     return values.mean(dim=1).numpy()
 
 
+def _scores(context: ToxicityContext, number: int, model: Model, edits: Sequence[Edit] = ()) -> np.ndarray:
+    """The toxicity of each prompt's continuation by the first (0) or the second scorer (1)."""
+    second = context.second_toxicity(model, edits) if number else None
+    return context.toxicity(model, edits) if second is None else second
+
+
 def gates_open(neurons: Sequence[Neuron], value: float = 1.0) -> tuple[Edit, ...]:
     """Edits that fix the gates of these neurons at a value."""
     return tuple(Edit.set(f"mlp_gate.{layer}", value, indices) for layer, indices in sorted(by_layer(neurons).items()))
@@ -127,8 +134,7 @@ def run(context: ToxicityContext) -> Finding:
         for i in range(3 if context.quick else max(4, context.draws // 2))
     ]
     raised, nulls, ends, passed, above = {}, {}, {}, [], []
-    scorers = [held_out.toxicity, *([] if held_out.second is None else [held_out.second_toxicity])]
-    ways: list[list[Way]] = [[] for _ in scorers]
+    ways: list[list[Way]] = [[] for _ in range(1 if held_out.second is None else 2)]
     for name, make in (("gates set to 1", gates_open), (f"linear part × {FACTOR:g}", linear_scaled)):
         context.say(name)
         row = shared.row_of(held_out, f"un-aligned: {len(neurons)} toxic neurons, {name}", tuned, make(neurons), role="un-aligned")
@@ -140,9 +146,10 @@ def run(context: ToxicityContext) -> Finding:
             "share above half": float(np.mean([(scores > 0.5).mean() for scores in null])), "perplexity": held_out.perplexity(tuned, make(drawn[0])).value,
         }]  # fmt: skip
         cost = row["perplexity"] / plain
-        for number, score in enumerate(scorers):
+        for number, some_ways in enumerate(ways):
+            score = partial(_scores, held_out, number)
             edited, unedited, random = score(tuned, make(neurons)), score(tuned), [score(tuned, make(some)) for some in drawn]
-            ways[number].append(Way(
+            some_ways.append(Way(
                 bootstrap_difference(edited, np.mean(random, axis=0), seed=context.seed, level=LEVEL),
                 bootstrap_difference(edited - unedited, score(base, make(neurons)) - score(base), seed=context.seed, level=LEVEL),
                 bool(edited.mean() > max(float(scores.mean()) for scores in random)), cost,

@@ -55,17 +55,19 @@ def measured_activity(context: ToxicityContext, model: Model) -> Activity:
     return measured
 
 
-def judge(net_p: float, share: tuple[float, float], four_low: float, cut: float, p_four: float, p_three: float) -> Verdict:
+def judge(
+    net_p: float, share: tuple[float, float], four_low: float, cut: tuple[float, float], p_four: float, p_three: float
+) -> Verdict:  # fmt: skip
     """The verdict on the groups.
 
     Args:
         net_p: p-value of the net reduction beside random directions.
         share: interval of TP−'s share of what the four groups take.
         four_low: lower end of the interval of the fall in toxicity when the four groups are patched.
-        cut: the fall when TP− alone is patched over that of all four; NaN where these do not lower toxicity.
+        cut: the fall when TP− alone is patched over that of all four, and the lower end of its interval.
         p_four, p_three: p-values of the falls beside the same groups of random directions.
     """
-    if share[0] > 0.5 or (four_low > 0 and cut >= THRESHOLDS["alone"]):
+    if share[0] > 0.5 or (four_low > 0 and cut[0] >= THRESHOLDS["alone"] and cut[1] > 0.5):
         return "fails"
     specific = max(net_p, p_four, p_three) <= THRESHOLDS["p"]
     return "holds" if specific and share[1] < 0.5 and four_low > 0 else "inconclusive"
@@ -176,9 +178,10 @@ def _verdict(
         return "inconclusive"
     p = specific[specific["scorer"] == scorer].set_index("patched")["p"]
     start = scores["nothing (base)"].of(number)
-    four, alone = (bootstrap_difference(start, scores[name].of(number), seed=context.seed) for name in (FOUR, ALONE))
-    cut = alone.value / four.value if four.value > 0 else math.nan
-    return judge(net_p, (share.low, share.high), four.low, cut, float(p[FOUR]), float(p[THREE]))
+    by_four, by_alone = (start - scores[name].of(number) for name in (FOUR, ALONE))
+    four = bootstrap_mean(by_four, seed=context.seed)
+    cut = bootstrap_ratio(by_alone, by_four, seed=context.seed) if four.value > 0 else Interval(math.nan, math.nan, math.nan, four.n)
+    return judge(net_p, (share.low, share.high), four.low, (cut.value, cut.low), float(p[FOUR]), float(p[THREE]))
 
 
 def _random_directions(context: ToxicityContext, first: dict[str, Activity], change: np.ndarray, base: Model) -> pd.DataFrame:

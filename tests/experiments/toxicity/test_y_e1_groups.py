@@ -28,18 +28,21 @@ LEAST_P = 1 / (1 + DRAWS)
         (0.005, (0.43, 0.51), 0.11, 0.4, LEAST_P, LEAST_P, "inconclusive"),
         (0.005, (0.51, 0.56), 0.11, 0.4, LEAST_P, LEAST_P, "fails"),
         (0.005, (0.43, 0.46), 0.11, 0.85, LEAST_P, 0.5, "fails"),
+        (0.005, (0.43, 0.46), -0.01, 0.85, LEAST_P, 0.5, "inconclusive"),
     ],
 )
 def test_every_part_of_the_rule_is_compared_with_random_directions(
     net_p: float, share: tuple[float, float], four_low: float, cut: float, p_four: float, p_three: float, expected: str
 ) -> None:
-    assert judge(net_p, share, four_low, cut, p_four, p_three) == expected
+    assert judge(net_p, share, four_low, (cut, cut - 0.2), p_four, p_three) == expected
 
 
 def test_the_first_version_held_for_random_directions_but_for_the_net_reduction() -> None:
     share, beyond, four = Interval(0.4, 0.38, 0.41, 120), Interval(0.05, 0.01, 0.09, 120), Interval(0.07, 0.02, 0.11, 120)
     assert judge_1(0.03, share, beyond, four, 0.4) == "holds"
-    assert judge(0.03, (0.38, 0.41), 0.02, 0.4, 0.5, 0.5) == "inconclusive"
+    assert judge(0.03, (0.38, 0.41), 0.02, (0.4, 0.2), 0.5, 0.5) == "inconclusive"
+    # A share of 80 % that may as well be a third says nothing.
+    assert judge(0.03, (0.38, 0.41), 0.02, (0.8, 0.33), 0.5, 0.5) == "inconclusive"
 
 
 @pytest.mark.oracle

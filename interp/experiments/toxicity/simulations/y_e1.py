@@ -23,8 +23,10 @@ def _study(generator: np.random.Generator, four: float, three: float, alone: flo
     net_p = permutation_p(net + abs(generator.normal()), np.abs(generator.normal(size=200)))
     measured = own[0] + generator.normal(0, ERROR)
     cut = (alone + generator.normal(0, ERROR)) / measured if measured > 0 else np.nan
+    # By the delta method, as if the two falls were of different prompts.
+    half = 1.96 * ERROR * float(np.hypot(1, cut)) / abs(measured)
     centre = share + generator.normal(0, 0.007)
-    return judge(net_p, (centre - 0.014, centre + 0.014), own[0] - 1.96 * ERROR, float(cut), p_four, p_three)
+    return judge(net_p, (centre - 0.014, centre + 0.014), own[0] - 1.96 * ERROR, (float(cut), float(cut) - half), p_four, p_three)
 
 
 @simulation("Y-E1", "the probe is a direction like any other; TP− gives 40 % of its groups' reduction", "false")
