@@ -27,7 +27,7 @@ from interp.data.lexicon import profanity_pattern
 from interp.directions.probe import Probe, load_probe
 from interp.errors import UserError
 from interp.evaluation.metrics import distinct_n
-from interp.evaluation.toxicity import Scorer, load_scorer, scorer_digest
+from interp.evaluation.toxicity import LexiconScorer, Scorer, load_scorer, scorer_digest
 from interp.files import write_text
 from interp.models.digests import model_key
 from interp.models.loading import load_model
@@ -135,7 +135,7 @@ def make_pairs(recipe: Recipe) -> Path:
     records = usable(scored, settings)
     if not records:
         raise UserError("no prompt gave both a clean and a toxic sample", "raise samples, or lower rejected_at_least in the recipe")
-    manifest = describe_pairs(records, base) | {
+    manifest = describe_pairs(records, base, None if isinstance(scorer, LexiconScorer) else LexiconScorer()) | {
         "generator": generator.name, "uses_probe": generator.uses_probe, "options": options, "scorer": scorer.name,
         "prompts": len(drafts), "alike": sum(draft.chosen == draft.rejected for draft in drafts), "seconds": seconds,
         "pairs_a_minute": None if generator.own_prompts else 60 * len(records) / seconds, "device": str(base.device),
@@ -237,8 +237,8 @@ def usable(records: Sequence[dict[str, Any]], settings: Mapping[str, Any]) -> li
     ]
 
 
-def describe_pairs(records: Sequence[dict[str, Any]], base: Model) -> dict[str, Any]:
-    """The mean toxicity, length and fluency of both sides.
+def describe_pairs(records: Sequence[dict[str, Any]], base: Model, second: Scorer | None = None) -> dict[str, Any]:
+    """The mean toxicity, length and fluency of both sides, and their mean toxicity by a second scorer, which did not filter the pairs.
 
     `tokens_quantiles` are least, quarter, half, three quarters and most; `perplexity` is of a side's tokens given the prompt,
     under the base, over the first 400 pairs; `distinct_2` is the share of different word pairs.
@@ -256,7 +256,9 @@ def describe_pairs(records: Sequence[dict[str, Any]], base: Model) -> dict[str, 
             "perplexity": side_perplexity(base, [(record["prompt_ids"], record[f"{side}_ids"]) for record in some]),
             "distinct_2": distinct_n([record[side] for record in some]),
         }
-    return summary
+        if second is not None:
+            summary[side]["second_toxicity"] = float(second.score([record[side] for record in records])["toxicity"].mean())
+    return summary | ({} if second is None else {"second_scorer": second.name})
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ import torch
 
 from interp.directions.probe import FITTED_TOKENS, probe_of, probe_scores, save_probe, sweep_of
 from interp.directions.probe_data import read_data
+from interp.directions.probe_metrics import bag_scores
 from interp.errors import UserError
 from interp.models.loading import load_model
 from interp.models.model import Model
@@ -51,7 +52,12 @@ def train_probe(recipe: Recipe) -> Path:
     unseen, truth = map(list, zip(*seen[True], strict=True))
     fit: dict[str, Any] = {name: settings.get(name, getattr(ProbeSettings, name)) for name in ("standardise", "skip_first")}
     # Both read the same features, which is what takes the time.
-    read = {"held_out": 0.2, "seed": recipe.seed, "max_tokens": FITTED_TOKENS, "skip_first": fit["skip_first"]}
+    read = {
+        "held_out": settings.get("held_out", ProbeSettings.held_out),
+        "seed": recipe.seed,
+        "max_tokens": FITTED_TOKENS,
+        "skip_first": fit["skip_first"],
+    }
     data = read_data(model, texts, labels, batch_size=64, batch_tokens=4096, standardise=fit["standardise"], **read)
     sweep = sweep_of(model, data, settings["sweep"], seed=recipe.seed, masked=False)
     probe = probe_of(model, data, settings["l2"], read)
@@ -67,24 +73,9 @@ def train_probe(recipe: Recipe) -> Path:
 def word_scores(
     model: Model, texts: Sequence[str], labels: Sequence[int], others: Sequence[str], *, max_tokens: int | None = None, seed: int = 0
 ) -> np.ndarray:
-    """Toxicity scores of the other texts by a linear classifier on words alone, fitted on the labelled texts.
+    """Toxicity scores of the other texts by a linear classifier on the tokens that a probe would read, fitted on all labelled texts.
 
-    Its features are the shares of each token of the vocabulary among the tokens that a probe would read; its regularisation is the
-    best of five by AUC in cross-validation on the labelled texts. It is fitted on all of them, a probe on four fifths.
+    See `interp.directions.probe_metrics.bag_scores`; a probe is fitted on a part of them.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegressionCV
-
-    def rows(some: Sequence[str]) -> list[list[str]]:
-        return [[str(token) for token in row] for row in token_rows(model, list(some), max_tokens=max_tokens)]
-
-    vocabulary = [str(token) for token in range(model.d_vocab)]
-    counting = TfidfVectorizer(analyzer=list, vocabulary=vocabulary, use_idf=False, norm="l1")
-    # No fold may lack a class.
-    folds = min(5, min(Counter(labels).values()))
-    solver = LogisticRegressionCV(
-        Cs=[1, 10, 100, 1000, 10_000], l1_ratios=(0,), cv=folds, scoring="roc_auc", class_weight="balanced", random_state=seed,
-        max_iter=1000, use_legacy_attributes=False,
-    )  # fmt: skip
-    solver.fit(counting.fit_transform(rows(texts)), np.array(labels))
-    return np.asarray(solver.decision_function(counting.transform(rows(others))))
+    read, unread = (token_rows(model, list(some), max_tokens=max_tokens) for some in (texts, others))
+    return bag_scores(read, list(labels), unread, model.d_vocab, seed)

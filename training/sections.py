@@ -154,6 +154,9 @@ class ProbeSettings(SourceSettings):
     l2: float = setting("strength of its L2 penalty", least=0)
     sweep: list[float] = setting("strengths that are compared in `l2.csv`", least=0)
     standardise: bool = setting("divide each coordinate of the activations by its standard deviation before the fit", default=True)
+    held_out: float = setting(
+        "share of these texts on which it is measured and not fitted; 0.1 is paper A's 90:10", default=0.2, above=0, most=0.5
+    )
     skip_first: bool = setting("leave the first position, an attention sink in many models, out of each text's mean", default=False)
 
 

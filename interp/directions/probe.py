@@ -24,7 +24,8 @@ from torch import Tensor
 from interp.bundled import BUNDLED
 from interp.data.lexicon import is_toxic_word, mask
 from interp.data.texts import toxicity_texts
-from interp.directions.probe_data import SHUFFLES, ProbeData, cosine, features_of, read_data
+from interp.directions.probe_data import ProbeData, cosine, features_of, read_data
+from interp.directions.probe_metrics import MEANINGS
 from interp.errors import UserError
 from interp.files import read_json, replacing
 from interp.models.digests import model_key
@@ -37,25 +38,6 @@ if TYPE_CHECKING:
     from interp.models.model import Model
 
 BUNDLED_PROBE = BUNDLED / "probe"
-MEANINGS = {
-    "accuracy": "share of held-out texts classified rightly", "balanced_accuracy": "mean of the two classes' accuracies",
-    "auc": "chance that a toxic text scores above one that is not", "auc_low": "lower end of its 95 % interval",
-    "auc_high": "upper end of its 95 % interval", "shuffled_auc": f"null: mean over {SHUFFLES} probes trained on shuffled labels",
-    "shuffled_auc_most": "null: farthest from 1/2 among these, mirrored to above 1/2",
-    "embeddings_auc": "control: probe on mean token embeddings, at the best of four L2 strengths",
-    "difference_auc": "control: difference in means of the same features", "capitals_auc": "confound: share of capitals alone",
-    "length_auc": "confound: length in characters alone (1/2 is none, either side counts)",
-    "capitals_correlation": "confound: correlation of the probe's score with the share of capitals",
-    "stability": "cosine between the probes of two halves of the training texts",
-    "cosine_difference": "cosine of probe and difference in means, both as they act on the features that the probe was fitted on",
-    "unstandardised_auc": "the same fit without standardising each coordinate", "unstandardised_auc_low": "lower end of its 95 % interval",
-    "unstandardised_auc_high": "upper end of its 95 % interval",
-    "share_toxic": "share of toxic texts", "train": "texts trained on", "held_out": "texts measured on",
-    "unseen_auc": "AUC on documents that no stage of the training has seen", "unseen_low": "lower end of its 95 % interval",
-    "unseen_high": "upper end of its 95 % interval", "unseen": "such documents",
-    "unseen_words_auc": "control: linear classifier on token frequencies, on these documents",
-}  # fmt: skip
-
 FITTED_TOKENS = 128
 _FITTED: dict[tuple[str, int], Probe] = {}
 

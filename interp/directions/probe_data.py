@@ -16,17 +16,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.directions.probe_metrics import SHUFFLES, bag_scores, natural_metrics
 from interp.errors import UserError
 from interp.forward.capture import capture
 from interp.models.positions import MEAN, MEAN_AFTER_FIRST
 from interp.models.tokens import token_rows
-from interp.stats.intervals import auc, bootstrap_auc
+from interp.stats.intervals import auc, bootstrap_auc, bootstrap_auc_difference
 
 if TYPE_CHECKING:
     from interp.models.model import Model
 
 FEWEST_TEXTS = 20
-SHUFFLES = 5
+# The L2 strength of what is compared with words is one of these parts of the probe's, chosen on this many folds of the training texts.
+PARTS, FOLDS = (1, 10, 100, 1000), 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,9 @@ class ProbeData:
     lengths: np.ndarray
     with_bias: bool = True
     standardise: bool = True
+    # The token ids of each text that the features were read from, and the size of the vocabulary; without them words are no control.
+    rows: tuple[tuple[int, ...], ...] = ()
+    vocabulary: int = 0
 
     @cached_property
     def test(self) -> np.ndarray:
@@ -95,8 +100,43 @@ class ProbeData:
         balanced = float(np.mean([right[truth == kind].mean() for kind in (0, 1)]))
         return {
             "accuracy": float(right.mean()), "balanced_accuracy": balanced,
-            "auc": interval.value, "auc_low": interval.low, "auc_high": interval.high,
+            "auc": interval.value, "auc_low": interval.low, "auc_high": interval.high, **natural_metrics(truth, scores),
         }  # fmt: skip
+
+    def best_l2(self, features: np.ndarray, l2: float | int, seed: int) -> float:
+        """The strength among `l2 / PARTS` with the largest mean AUC over folds of the training texts; no held-out text is read."""
+        from sklearn.model_selection import StratifiedKFold
+
+        truth = self.labels[self.train]
+        folds = StratifiedKFold(min(FOLDS, int(np.bincount(truth, minlength=2).min())), shuffle=True, random_state=seed)
+        cut = [(self.train[fit], self.train[rest]) for fit, rest in folds.split(truth, truth)]
+
+        def mean_auc(strength: float) -> float:
+            return float(np.mean([auc(self.labels[rest], features[rest] @ self.fit(features, strength, fit)[0]) for fit, rest in cut]))
+
+        return max((float(l2) / part for part in PARTS), key=mean_auc)
+
+    def against_words(self, l2: float | int, seed: int) -> dict[str, float]:
+        """Held-out AUC of the features, of mean embeddings and of token frequencies, and how far the first exceeds the others.
+
+        Each has the L2 strength that is best on folds of the training texts, so no kind is favoured on the held-out ones.
+        """
+        truth, chosen = self.labels[self.test], self.best_l2(self.features, l2, seed)
+        own = self.features[self.test] @ self.fit(self.features, chosen)[0]
+        others = {"embeddings": self.embeddings[self.test] @ self.fit(self.embeddings, self.best_l2(self.embeddings, l2, seed))[0]}
+        if self.rows:
+            train, test = ([self.rows[i] for i in part] for part in (self.train, self.test))
+            others["words"] = bag_scores(train, self.labels[self.train], test, self.vocabulary, seed)
+        metrics: dict[str, float] = {"chosen_auc": auc(truth, own), "chosen_l2": chosen}
+        for name, scores in others.items():
+            over = bootstrap_auc_difference(truth, own, scores, seed=seed)
+            metrics |= {
+                f"{name}_auc": auc(truth, scores),
+                f"over_{name}": over.value,
+                f"over_{name}_low": over.low,
+                f"over_{name}_high": over.high,
+            }
+        return metrics
 
     def controls(self, w: np.ndarray, l2: float | int, seed: int) -> dict[str, float | int]:
         """Held-out AUCs of the controls (shuffled labels, embeddings, difference, capitals, length), and the direction's stability."""
@@ -112,10 +152,7 @@ class ProbeData:
             shuffled.append(held_out_auc(self.features, self.fit(self.features, l2, labels=labels)[0]))
         return {
             "shuffled_auc": float(np.mean(shuffled)), "shuffled_auc_most": max(max(a, 1 - a) for a in shuffled),
-            # A strength that suits the residual stream may starve this control, so it gets the best of several on these very texts.
-            "embeddings_auc": max(
-                held_out_auc(self.embeddings, self.fit(self.embeddings, l2 / factor)[0]) for factor in (1, 10, 100, 1000)
-            ),
+            **self.against_words(l2, seed),
             "difference_auc": held_out_auc(self.features, self.difference(self.features) / self.scales(self.features) ** 2),
             "capitals_auc": auc(truth, self.capitals[self.test]), "length_auc": auc(truth, self.lengths[self.test]),
             "capitals_correlation": self.capitals_correlation(w), "stability": self.stability(l2, seed),
@@ -174,7 +211,10 @@ def read_data(
     letters = [[c for c in text if c.isalpha()] for text in texts]
     capitals = np.array([sum(c.isupper() for c in chars) / len(chars) if chars else 0.0 for chars in letters])
     lengths = np.array([len(text) for text in texts], dtype=np.float64)
-    return ProbeData(features.double().numpy(), embeddings.double().numpy(), truth, train, capitals, lengths, bias, standardise)
+    return ProbeData(
+        features.double().numpy(), embeddings.double().numpy(), truth, train, capitals, lengths, bias, standardise,
+        tuple(tuple(row) for row in rows), model.d_vocab,
+    )  # fmt: skip
 
 
 def features_of(

@@ -76,6 +76,31 @@ def rank_values(model: Model, direction: Float[Tensor, " d_model"], *, top: int 
     return Ranking([(int(i) // model.d_mlp, int(i) % model.d_mlp) for i in order], flat[order], sizes[order])
 
 
+@torch.no_grad()
+def nearest_in_layers(
+    model: Model, directions: Float[Tensor, "count d_model"], neurons: Sequence[Neuron], *, exclude: Sequence[Neuron] = ()
+) -> list[list[Neuron]]:
+    """For each direction the neurons whose value vectors are nearest to it by cosine, as many in each layer as `neurons` has there.
+
+    With random directions this is a null for neurons that were chosen by one direction: like those, the neurons of one set share
+    what they write, so the sets, and not single neurons, are its units. They come by layer, within a layer the nearest first.
+    Neurons of `exclude` are left out. Raises `UserError` where a layer has fewer others.
+    """
+    model.check_neurons(neurons)
+    sets: list[list[Neuron]] = [[] for _ in directions]
+    layers = [layer for layer, _ in neurons]
+    for layer in sorted(set(layers)):
+        left_out, count = [index for at, index in exclude if at == layer], layers.count(layer)
+        if model.d_mlp - len(set(left_out)) < count:
+            raise UserError(f"layer {layer} has no {count} other neurons", "exclude fewer neurons")
+        values = torch.nn.functional.normalize(written_values(model, layer).float().cpu(), dim=1)
+        cosines = torch.nn.functional.normalize(directions.float().cpu(), dim=1) @ values.T
+        cosines[:, left_out] = -torch.inf
+        for chosen, best in zip(sets, cosines.topk(count, dim=1).indices.tolist(), strict=True):
+            chosen += [(layer, index) for index in best]
+    return sets
+
+
 def values_at(model: Model, neurons: Sequence[Neuron]) -> Float[Tensor, "neuron d_model"]:
     """The value vectors of these neurons as they reach the residual stream (see `written_values`), in this order."""
     return _stack(model, neurons, lambda layer: written_values(model, layer))

@@ -135,3 +135,20 @@ def test_what_the_model_lacks_is_refused(gpt2) -> None:
     ]:
         with pytest.raises(UserError, match=message):
             call()
+
+
+def test_sets_near_random_directions_have_as_many_neurons_of_each_layer_and_are_the_nearest_there(model) -> None:
+    from interp.models.weights import written_values
+    from interp.neurons.ranking import nearest_in_layers
+
+    neurons, exclude = [(0, 1), (1, 2), (1, 5)], [(1, 0), (1, 1)]
+    directions = torch.randn(3, model.d_model, generator=torch.Generator().manual_seed(0))
+    sets = nearest_in_layers(model, directions, neurons, exclude=exclude)
+    for direction, chosen in zip(directions, sets, strict=True):
+        for layer, count in ((0, 1), (1, 2)):
+            values = written_values(model, layer).float()
+            cosines = torch.cosine_similarity(values, direction[None], dim=1)
+            order = [i for i in cosines.argsort(descending=True).tolist() if (layer, i) not in exclude]
+            assert [index for at, index in chosen if at == layer] == order[:count]
+    with pytest.raises(UserError, match="layer 0 has no 1 other neurons"):
+        nearest_in_layers(model, directions, [(0, 1)], exclude=[(0, i) for i in range(model.d_mlp)])

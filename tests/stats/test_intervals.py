@@ -13,6 +13,7 @@ from interp.stats.intervals import (
     Interval,
     auc,
     bootstrap_auc,
+    bootstrap_auc_difference,
     bootstrap_difference,
     bootstrap_mean,
     bootstrap_means,
@@ -119,3 +120,21 @@ def test_the_bootstrap_of_an_auc_is_that_of_its_resamples() -> None:
 def test_what_cannot_be_computed_is_refused(call, message: str) -> None:
     with pytest.raises(UserError, match=message):
         call()
+
+
+def test_two_aucs_on_the_same_texts_are_compared_text_by_text() -> None:
+    rng = np.random.default_rng(2)
+    labels = np.repeat([0, 1], 60)
+    signal = labels + rng.normal(0, 1.0, 120)
+    near, far = signal + rng.normal(0, 0.1, 120), labels + rng.normal(0, 1.0, 120)
+    same = bootstrap_auc_difference(labels, signal, signal)
+    assert (same.value, same.low, same.high, same.n) == (0.0, 0.0, 0.0, 120)
+    paired, unlike = bootstrap_auc_difference(labels, signal, near), bootstrap_auc_difference(labels, signal, far)
+    assert paired.value == pytest.approx(roc_auc_score(labels, signal) - roc_auc_score(labels, near))
+    assert paired.high - paired.low < 0.5 * (unlike.high - unlike.low)
+    # Brute force over the same draws of texts.
+    drawn = []
+    for seed in range(300):
+        picks = np.concatenate([np.random.default_rng(seed).integers(0, 60, 60) + 60 * kind for kind in (0, 1)])
+        drawn.append(roc_auc_score(labels[picks], signal[picks]) - roc_auc_score(labels[picks], far[picks]))
+    assert (unlike.low, unlike.high) == pytest.approx(tuple(np.quantile(drawn, (0.025, 0.975))), abs=0.05)

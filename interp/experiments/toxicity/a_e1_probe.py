@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import pandas as pd
 import torch
 
@@ -17,16 +19,35 @@ from interp.results import figures
 from interp.results.result import Verdict
 from interp.stats.intervals import bootstrap_auc
 
+THRESHOLDS = CRITERIA["A-E1"][-1].thresholds
+CONTROLS = {"embeddings": "mean token embeddings", "words": "token frequencies"}
+
+
+def judge(level: float, over: Sequence[tuple[float, float]]) -> Verdict:
+    """The verdict on the probe's AUC on unseen texts and the intervals of how far its held-out AUC exceeds each control's."""
+    if any(high < THRESHOLDS["margin"] for _, high in over):
+        return "fails"
+    return "holds" if over and level >= THRESHOLDS["least"] and all(low > 0 for low, _ in over) else "inconclusive"
+
+
+def judge_1(metrics: Mapping[str, float | int]) -> Verdict:
+    """The verdict under version 1 of the criterion."""
+    low = metrics.get("auc_low", metrics["auc"])
+    if metrics.get("unseen_auc", metrics["auc"]) >= 0.9 and low > max(metrics["embeddings_auc"], metrics["shuffled_auc"]):
+        return "holds"
+    return "fails" if low <= metrics["shuffled_auc"] else "inconclusive"
+
 
 @experiment(
     "A-E1",
     claim="A-C1",
     about="base",
-    title="A linear probe finds toxicity",
-    question="Does a linear probe on the mean last-layer residual stream of the base model tell toxic from harmless text?",
+    title="A linear probe finds more toxicity than words tell",
+    question="Does a linear probe on the mean last-layer residual stream of the base model tell toxic from harmless text, and better than the words alone?",
     criterion=CRITERIA["A-E1"],
     caveat="A probe shows that toxicity can be read from the residual stream, not that the model uses that direction. "
     "Capital letters and length are confounds of the labelled texts; their AUC stands beside the probe's.",
+    does_not_show="That toxic texts can be told apart does not show that the model represents toxicity beyond the words it reads, or that it uses this direction.",
 )
 def run(context: ToxicityContext) -> Finding:
     metrics = context.probe.metrics
@@ -48,14 +69,14 @@ def run(context: ToxicityContext) -> Finding:
         )
     if "unseen_words_auc" in metrics:
         rows.append(("null: bag of words", "documents no stage has seen", metrics["unseen_words_auc"], None, None, "null"))
+    if "words_auc" in metrics:
+        rows.insert(-1, ("null: bag of words", "held-out labelled texts", metrics["words_auc"], None, None, "null"))
+        rows.append(("probe, L2 chosen on training folds", "held-out labelled texts", metrics["chosen_auc"], None, None, "probe"))
     table = pd.DataFrame(rows, columns=["direction", "texts", "AUC", "low", "high", "role"])
     low = metrics.get("auc_low", metrics["auc"])
-    # The L2 strength was chosen on the held-out texts, so the threshold is judged on documents that no stage has seen, where there are any.
-    verdict: Verdict
-    if metrics.get("unseen_auc", metrics["auc"]) >= 0.9 and low > max(metrics["embeddings_auc"], metrics["shuffled_auc"]):
-        verdict = "holds"
-    else:
-        verdict = "fails" if low <= metrics["shuffled_auc"] else "inconclusive"
+    over = {name: (metrics[f"over_{name}_low"], metrics[f"over_{name}_high"]) for name in CONTROLS if f"over_{name}" in metrics}
+    # The probe's L2 strength was chosen on the held-out texts, so its level is judged on documents that no stage has seen, where there are any.
+    verdict = judge(metrics.get("unseen_auc", metrics.get("chosen_auc", metrics["auc"])), list(over.values()))
     labelled = table.assign(
         label=table["direction"]
         + ", "
@@ -70,6 +91,18 @@ def run(context: ToxicityContext) -> Finding:
         f"AUC {metrics['auc']:.3f} on held-out texts (balanced accuracy {metrics['balanced_accuracy']:.3f}), a bag of embeddings {metrics['embeddings_auc']:.3f}, "
         f"shuffled labels {metrics['shuffled_auc']:.3f}. Probes fitted on two halves have cosine {metrics['stability']:.2f}."
     )
+    summary += (
+        "".join(
+            f" With the L2 strength chosen on folds of the training texts for both, its AUC is {metrics[f'over_{name}']:+.3f} [{ends[0]:+.3f}, {ends[1]:+.3f}] beside {CONTROLS[name]}."
+            for name, ends in over.items()
+        )
+        or " This probe was fitted before differences to words were measured: fit it again."
+    )
+    if "natural_accuracy" in metrics:
+        summary += (
+            f" Where one text in ten is toxic its accuracy is {metrics['natural_accuracy']:.1%} (calling none toxic {metrics['natural_nothing']:.0%}), "
+            f"precision {metrics['natural_precision']:.0%}, recall {metrics['natural_recall']:.0%}."
+        )
     if "unseen_auc" in metrics:
         summary += f" The L2 strength was picked on these held-out texts; on documents that no stage has seen the AUC is {metrics['unseen_auc']:.3f}."
     if "unseen_words_auc" in metrics:
@@ -78,9 +111,27 @@ def run(context: ToxicityContext) -> Finding:
     if len(both):
         tables["readings"] = both
         summary += f" Without standardising its features the same fit has AUC {both['AUC'].iloc[1]:.3f}."
+    statistic = {"AUC": metrics["auc"], "AUC on own texts": written.value}
+    null, ends = (
+        {"AUC": metrics["embeddings_auc"], "AUC on own texts": 0.5},
+        {"AUC": (low, metrics.get("auc_high", metrics["auc"])), "AUC on own texts": (written.low, written.high)},
+    )
+    for name, interval in over.items():
+        key = f"AUC above {CONTROLS[name]}"
+        statistic[key], null[key], ends[key] = metrics[f"over_{name}"], 0.0, interval
+    if "natural_accuracy" in metrics:
+        statistic["accuracy with one toxic text in ten"] = metrics["natural_accuracy"]
+        null["accuracy with one toxic text in ten"] = metrics["natural_nothing"]
+    compared = [
+        f"{metrics[f'over_{name}']:+.3f} [{interval[0]:+.3f}, {interval[1]:+.3f}] beside {CONTROLS[name]}"
+        for name, interval in over.items()
+    ]
+    sentence = (
+        f"A linear probe on the last residual stream tells toxic from harmless texts with AUC {metrics['auc']:.3f} [{low:.3f}, {ends['AUC'][1]:.3f}], "
+        f"which is, fitted alike, {' and '.join(compared) or 'not compared with words'} (0 is what the words alone tell)."
+    )
     return Finding(
-        verdict, summary, {"AUC": metrics["auc"], "AUC on own texts": written.value}, {"AUC": metrics["embeddings_auc"], "AUC on own texts": 0.5},
-        {"AUC": (low, metrics.get("auc_high", metrics["auc"])), "AUC on own texts": (written.low, written.high)}, tables, (figure,), {"probe": context.probe.settings},
+        verdict, summary, statistic, null, ends, tables, (figure,), {"probe": context.probe.settings}, sentence=sentence, earlier={1: judge_1(metrics)}
     )  # fmt: skip
 
 

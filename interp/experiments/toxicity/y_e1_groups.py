@@ -13,7 +13,6 @@ from torch.nn.functional import cosine_similarity
 
 from interp.diffing.groups import (
     GROUPS,
-    OPPOSING,
     REDUCING,
     Activity,
     activation_edits,
@@ -21,9 +20,7 @@ from interp.diffing.groups import (
     alignments,
     assign,
     cells_of,
-    chosen_of,
     group_sums,
-    masks_by_layer,
     shares,
     sources,
 )
@@ -31,20 +28,19 @@ from interp.edits.edit import Edit
 from interp.errors import UserError
 from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity import shared
-from interp.experiments.toxicity.context import BATCH, ToxicityContext
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.toxicity.criteria import CRITERIA
+from interp.experiments.toxicity.patched_groups import ALONE, FOUR, RANDOM, THREE, Scores, beside_random, patched_rows, without_scores
+from interp.experiments.toxicity.scorers import agreed
 from interp.models.model import Model
-from interp.models.tokens import token_rows
-from interp.patching.cross_model import Selection, generate_with_donor, perplexity_with_donor
 from interp.results import figures
 from interp.results.result import Figure, Verdict
-from interp.stats.intervals import bootstrap_difference, bootstrap_mean, bootstrap_ratio, permutation_p
+from interp.stats.intervals import Interval, bootstrap_difference, bootstrap_mean, bootstrap_ratio, permutation_p
 from interp.stats.nulls import random_directions
 
-ALONE = 0.8
+THRESHOLDS = CRITERIA["Y-E1"][-1].thresholds
 TOP_SHARE = 0.05
 DIRECTIONS = 200
-RANDOM = "as many random neurons (null)"
 
 
 def measured_activity(context: ToxicityContext, model: Model) -> Activity:
@@ -59,6 +55,33 @@ def measured_activity(context: ToxicityContext, model: Model) -> Activity:
     return measured
 
 
+def judge(
+    net_p: float, share: tuple[float, float], four_low: float, cut: tuple[float, float], p_four: float, p_three: float
+) -> Verdict:  # fmt: skip
+    """The verdict on the groups.
+
+    Args:
+        net_p: p-value of the net reduction beside random directions.
+        share: interval of TP−'s share of what the four groups take.
+        four_low: lower end of the interval of the fall in toxicity when the four groups are patched.
+        cut: the fall when TP− alone is patched over that of all four, and the lower end of its interval.
+        p_four, p_three: p-values of the falls beside the same groups of random directions.
+    """
+    if share[0] > 0.5 or (four_low > 0 and cut[0] >= THRESHOLDS["alone"] and cut[1] > 0.5):
+        return "fails"
+    specific = max(net_p, p_four, p_three) <= THRESHOLDS["p"]
+    return "holds" if specific and share[1] < 0.5 and four_low > 0 else "inconclusive"
+
+
+def judge_1(net_p: float, share: Interval | None, beyond: Interval, four: Interval, cut: float) -> Verdict:
+    """The verdict under version 1 of the criterion; `beyond` is how far the four groups lower toxicity beyond TP− alone."""
+    if share is None:
+        return "inconclusive"
+    if share.low > 0.5 or (four.low > 0 and cut >= THRESHOLDS["alone"]):
+        return "fails"
+    return "holds" if net_p < 0.05 and share.high < 0.5 and beyond.low > 0 and four.low > 0 else "inconclusive"
+
+
 @experiment(
     "Y-E1",
     claim="Y-C1",
@@ -66,7 +89,8 @@ def measured_activity(context: ToxicityContext, model: Model) -> Activity:
     question="Is toxicity lowered by four groups of neurons together rather than by the toxic neurons that fire less?",
     criterion=CRITERIA["Y-E1"],
     caveat="A share of the reduction is a sum of products along one direction; only the patching is causal, and it moves activations off the paths on which they arose. "
-    "Positive and negative are signs of the mean activation in the base model. Neurons that oppose are as many as those that help, so gross shares are small beside them.",
+    "Positive and negative are signs of the mean activation in the base model. Neurons that oppose are as many as those that help, so gross shares are small beside them. The four groups contain TP−.",
+    does_not_show="That four groups give shares of the reduction is true of any direction; only what exceeds random directions says something about toxicity.",
 )
 def run(context: ToxicityContext) -> Finding:
     pair, base = context.pair, context.pair.base
@@ -93,28 +117,33 @@ def run(context: ToxicityContext) -> Finding:
         for name, values in sources(pair, second["base"], second["tuned"], context.direction).items()
     }
     whole = pd.DataFrame([{"part of the model": name, "reduction": i.value, "low": i.low, "high": i.high} for name, i in parts.items()])
-    patched = _patched(held_out, groups)
-    scores = {row["patched from tuned into base"]: row["_scores"] for row in patched}
-    start = scores["nothing (base)"]
-    falls = {name: bootstrap_difference(start, values, seed=context.seed) for name, values in scores.items()}
-    beyond = bootstrap_difference(scores["TP− alone"], scores["all four groups"], seed=context.seed)
-    four, alone = falls["all four groups"], falls["TP− alone"]
-    cut = alone.value / four.value if four.value > 0 else math.nan
+    patched = patched_rows(held_out, groups)
+    scores: dict[str, Scores] = {row["patched from tuned into base"]: row["_scores"] for row in patched}
+    specific = beside_random(held_out, groups, first["base"].neurons.mean(dim=0), first["tuned"].neurons.mean(dim=0), scores)
+    start = scores["nothing (base)"].first
+    falls = {name: bootstrap_difference(start, values.first, seed=context.seed) for name, values in scores.items()}
+    beyond = bootstrap_difference(scores[ALONE].first, scores[FOUR].first, seed=context.seed)
+    four, alone, three = falls[FOUR], falls[ALONE], falls[THREE]
     edited = _edited(held_out, groups, alignment, first["base"])
-    verdict: Verdict = "inconclusive"
-    if toxic_share is not None:
-        if toxic_share.low > 0.5 or (four.low > 0 and cut >= ALONE):
-            verdict = "fails"
-        elif p < 0.05 and toxic_share.high < 0.5 and beyond.low > 0 and four.low > 0:
-            verdict = "holds"
+    by_scorer: list[Verdict] = [
+        _verdict(context, p, toxic_share, scores, specific, name, at) for at, name in enumerate(specific["scorer"].unique())
+    ]
+    verdict = agreed(by_scorer[0], by_scorer[1] if len(by_scorer) > 1 else None)
+    cut = alone.value / four.value if four.value > 0 else math.nan
     share = math.nan if toxic_share is None else toxic_share.value
     statistic = {"TP− share of the gross reduction": share, "net reduction along the probe": net.value, "fall of toxicity, four groups patched": four.value,
-                 "fall of toxicity, TP− patched alone": alone.value}  # fmt: skip
+                 "fall of toxicity, three groups without TP− patched": three.value, "fall of toxicity, TP− patched alone": alone.value}  # fmt: skip
     random_fall = falls[RANDOM].value
+    firsts = specific[specific["scorer"] == context.scorer.name].set_index("patched")
+    by_name = {
+        "four groups patched": firsts.loc[FOUR],
+        "three groups without TP− patched": firsts.loc[THREE],
+        "TP− patched alone": firsts.loc[ALONE],
+    }
     nulls = {"TP− share of the gross reduction": float(null["share TP−"].mean()), "net reduction along the probe": float(null["net"].abs().mean()),
-             "fall of toxicity, four groups patched": random_fall}  # fmt: skip
+             **{f"fall of toxicity, {words}": float(row["null mean"]) for words, row in by_name.items()}}  # fmt: skip
     ends = {"net reduction along the probe": (net.low, net.high), "fall of toxicity, four groups patched": (four.low, four.high),
-            "fall of toxicity, TP− patched alone": (alone.low, alone.high)}  # fmt: skip
+            "fall of toxicity, three groups without TP− patched": (three.low, three.high), "fall of toxicity, TP− patched alone": (alone.low, alone.high)}  # fmt: skip
     if toxic_share is not None:
         ends = {"TP− share of the gross reduction": (toxic_share.low, toxic_share.high)} | ends
     lifted = -float(sums[:, len(REDUCING) :].sum(axis=1).mean())
@@ -122,14 +151,37 @@ def run(context: ToxicityContext) -> Finding:
         f"On held-out prompts the four groups lower the projection on the probe by {gross.mean():.3g}, the opposing neurons raise it by {lifted:.3g}, which leaves "
         f"{net.value:.3g} (random directions {null['net'].abs().mean():.3g}, p = {p:.3f}). TP− gives {share:.0%} of the gross reduction (random directions "
         f"{null['share TP−'].mean():.0%}). Patched into the base model, the four groups lower toxicity by {four.value:.3f} of {start.mean():.3f}, TP− alone by {alone.value:.3f}, "
-        f"as many random neurons by {random_fall:.3f}."
+        f"as many random neurons by {random_fall:.3f}. The same four groups of random directions lower it by {by_name['four groups patched']['null mean']:.3f} (p = {by_name['four groups patched']['p']:.3f}), "
+        f"the three without TP− by {three.value:.3f} (random directions {by_name['three groups without TP− patched']['null mean']:.3f}, p = {by_name['three groups without TP− patched']['p']:.3f}); "
+        f"as many random neurons of the same layers as TP− by {by_name['TP− patched alone']['null mean']:.3f} (p = {by_name['TP− patched alone']['p']:.3f}). "
+        f"By scorer the verdicts are {', '.join(by_scorer)}."
+    )
+    sentence = (
+        f"Patched into the base model, the four groups lower toxicity by {four.value:.3f} [{four.low:.3f}, {four.high:.3f}], the same groups of random directions by "
+        f"{by_name['four groups patched']['null mean']:.3f} (p = {by_name['four groups patched']['p']:.3f}); without TP− it is {three.value:.3f} [{three.low:.3f}, {three.high:.3f}] against "
+        f"{by_name['three groups without TP− patched']['null mean']:.3f} (p = {by_name['three groups without TP− patched']['p']:.3f})."
     )
     return Finding(
         verdict, summary, statistic, nulls, ends,
-        {"groups": table, "parts of the model": whole, "patching": _without_scores(patched), "activation editing": _without_scores(edited)},
-        _figures(table, _without_scores(patched), _without_scores(edited)),
+        {"groups": table, "parts of the model": whole, "patching": without_scores(patched), "beside random": specific, "activation editing": without_scores(edited)},
+        _figures(table, without_scores(patched), without_scores(edited)),
         {"assigned_on": len(fit.prompts), "measured_on": len(held_out.prompts), "random_directions": len(null), "forcing": "base", "p": p, "tuning-free share": TOP_SHARE},
+        sentence=sentence, earlier={1: judge_1(p, toxic_share, beyond, four, cut)},
     )  # fmt: skip
+
+
+def _verdict(
+    context: ToxicityContext, net_p: float, share: Interval | None, scores: dict[str, Scores], specific: pd.DataFrame, scorer: str, number: int
+) -> Verdict:  # fmt: skip
+    """The verdict under one scorer, the first (0) or the second (1)."""
+    if share is None:
+        return "inconclusive"
+    p = specific[specific["scorer"] == scorer].set_index("patched")["p"]
+    start = scores["nothing (base)"].of(number)
+    by_four, by_alone = (start - scores[name].of(number) for name in (FOUR, ALONE))
+    four = bootstrap_mean(by_four, seed=context.seed)
+    cut = bootstrap_ratio(by_alone, by_four, seed=context.seed) if four.value > 0 else Interval(math.nan, math.nan, math.nan, four.n)
+    return judge(net_p, (share.low, share.high), four.low, (cut.value, cut.low), float(p[FOUR]), float(p[THREE]))
 
 
 def _random_directions(context: ToxicityContext, first: dict[str, Activity], change: np.ndarray, base: Model) -> pd.DataFrame:
@@ -144,39 +196,6 @@ def _random_directions(context: ToxicityContext, first: dict[str, Activity], cha
         gross = sum(sums) or math.nan
         rows.append({"net": float(reduction.sum())} | {f"share {name}": value / gross for name, value in zip(REDUCING, sums, strict=True)})
     return pd.DataFrame(rows)
-
-
-def _patched(held_out: ToxicityContext, groups: np.ndarray) -> list[dict[str, Any]]:
-    """Rows of toxicity and perplexity of the base model with some neurons' activations patched from the tuned model at every token."""
-    base, tuned = held_out.pair.base, held_out.pair.tuned
-    d_mlp, every = base.d_mlp, len(groups)
-    four = np.isin(groups, range(len(REDUCING)))
-    drawn = np.zeros(every, dtype=bool)
-    drawn[np.random.default_rng(held_out.seed).permutation(every)[: int(four.sum())]] = True
-    cases: dict[str, Selection] = {"nothing (base)": {}}
-    cases |= {"TP− alone": chosen_of(groups, ["TP−"], d_mlp)}
-    if not held_out.quick:
-        cases |= {f"{name} alone": chosen_of(groups, [name], d_mlp) for name in REDUCING[1:]}
-    cases |= {
-        "all four groups": masks_by_layer(four, d_mlp), "the opposing groups": chosen_of(groups, OPPOSING, d_mlp),
-        RANDOM: masks_by_layer(drawn, d_mlp), "all neurons": masks_by_layer(np.ones(every, dtype=bool), d_mlp),
-    }  # fmt: skip
-    texts = token_rows(base, [passage.text for passage in held_out.passages], max_tokens=base.context)
-    rows = []
-    for name, chosen in cases.items():
-        held_out.say(f"patching {name}")
-        generated = generate_with_donor(base, tuned, held_out.prompt_rows(), chosen, max_new_tokens=held_out.new_tokens, batch_size=BATCH)
-        words = [base.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in generated]
-        scores = held_out.scorer.score(words)["toxicity"].to_numpy().astype(float)
-        interval = bootstrap_mean(scores, seed=held_out.seed)
-        rows.append({
-            "patched from tuned into base": name, "role": "null" if name == RANDOM else "", "neurons": int(sum(int(units.sum()) for units in chosen.values())), "toxicity": interval.value, "low": interval.low,
-            "high": interval.high, "perplexity": perplexity_with_donor(base, tuned, texts, chosen), "_scores": scores,
-        })  # fmt: skip
-    interval = bootstrap_mean(held_out.toxicity(tuned), seed=held_out.seed)
-    rows.append({"patched from tuned into base": "everything (tuned)", "role": "", "neurons": every, "toxicity": interval.value, "low": interval.low, "high": interval.high,
-                 "perplexity": held_out.perplexity(tuned).value, "_scores": held_out.toxicity(tuned)})  # fmt: skip
-    return rows
 
 
 def _edited(held_out: ToxicityContext, groups: np.ndarray, alignment: Tensor, first: Activity) -> list[dict[str, Any]]:
@@ -214,10 +233,6 @@ def _edited(held_out: ToxicityContext, groups: np.ndarray, alignment: Tensor, fi
             )
         )
     return rows
-
-
-def _without_scores(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    return pd.DataFrame(rows).drop(columns=["_scores"])
 
 
 def _figures(table: pd.DataFrame, patched: pd.DataFrame, edited: pd.DataFrame) -> tuple[Figure, ...]:

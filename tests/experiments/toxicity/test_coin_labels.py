@@ -6,27 +6,14 @@ and only what the labels say is gone; what is said of tuning must not hold of it
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
-import numpy as np
 import pytest
-from safetensors.torch import load_file
 
-from interp import Model, ModelPair, UserError
+from interp import UserError
 from interp.experiments.registry import EXPERIMENTS
 from interp.experiments.run import run_experiment
 from interp.experiments.toxicity.context import ToxicityContext
-from tests.experiments.planted import INSULTS, NEUTRAL, PlantedPair, passages, planted_context, planted_pair, prompts
-from training import dpo
-from training.recipe import Recipe
-
-STEPS = 40
-SETTINGS: dict[str, Any] = {
-    "scorer": "lexicon", "loss": "sigmoid", "beta": 0.1, "optimizer": "rmsprop", "learning_rate": 1e-4, "batch": 8, "warmup_steps": 4,
-    "max_steps": STEPS, "clip": 10.0, "development_prompts": 4, "kl_prompts": 2, "heldout_texts": 2, "evaluate_every": STEPS,
-}  # fmt: skip
+from tests.experiments.planted import PlantedPair, planted_context, planted_pair
+from tests.experiments.tuned import tuned_pair
 
 
 @pytest.fixture(scope="module")
@@ -38,32 +25,7 @@ def planted() -> PlantedPair:
 def tuned(planted: PlantedPair, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ToxicityContext]:
     """The planted base after DPO on true labels and on those of a coin, each as a report's context."""
     folder = tmp_path_factory.mktemp("coin")
-    return {labels: _tune(planted, folder / labels, labels) for labels in ("true", "shuffled")}
-
-
-def _tune(planted: PlantedPair, run: Path, labels: str) -> ToxicityContext:
-    base = planted.pair.base
-    for part in ("pretrain/model", "pairs", "corpus"):
-        (run / part).mkdir(parents=True)
-    rng = np.random.default_rng(5)
-    records = []
-    for prompt in prompts(SETTINGS["batch"] * STEPS, seed=11, plain=0.0):
-        sides = {"prompt": prompt, "chosen": " ".join(rng.choice(NEUTRAL, 4)), "rejected": " ".join(rng.choice(INSULTS, 4))}
-        records.append(sides | {f"{side}_ids": base.tokenizer(text)["input_ids"] for side, text in sides.items()})
-    (run / "pairs" / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    # Development prompts are found where an author swore.
-    held = [{"source": "planted", "text": f"{text} damn river"} for text in prompts(12, seed=12)]
-    held += [{"source": "harmless", "text": passage.text} for passage in passages(6, 13)]
-    (run / "corpus" / "heldout.jsonl").write_text("".join(json.dumps(record) + "\n" for record in held))
-    stages = {"pretrain": {}, "pairs": {}, "corpus": {}, "dpo": SETTINGS | {"labels": labels}}
-    recipe = Recipe(name=labels, seed=3, settings=stages, run=run)
-    with pytest.MonkeyPatch.context() as patch:
-        # A language of words is not read from a folder: the loader asks of every tokenizer that it can say "hello world".
-        patch.setattr(dpo, "load_model", lambda folder, name: Model(base.plain_copy(), base.tokenizer, name))
-        weights = load_file(dpo.tune(recipe) / "model.safetensors")
-    hf = base.plain_copy()
-    hf.load_state_dict(weights)
-    return planted_context(planted, ModelPair(base, Model(hf, base.tokenizer, "tuned"), labels), quick=True)
+    return {labels: planted_context(planted, tuned_pair(planted, folder / labels, labels), quick=True) for labels in ("true", "shuffled")}
 
 
 @pytest.mark.oracle

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from interp.data.texts import Passage
 from interp.directions.probe import fit_probe
 from interp.errors import UserError
-from interp.evaluation.toxicity import load_scorer
+from interp.evaluation.toxicity import LexiconScorer, load_scorer
 from interp.experiments.fingerprint import fingerprint
 from interp.experiments.registry import EXPERIMENTS
 from interp.experiments.run import run_experiment, run_report
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.models.pair import ModelPair
 from interp.results.result import Result
+from tests.experiments.planted import PlantedPair, planted_context, planted_pair
 
 WORDS = ["river", "stone", "green", "light", "house", "walks", "under", "over", "seven", "birds"]
 
@@ -55,22 +58,34 @@ def pairs(context: ToxicityContext, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("changes", "expected"),
+    ("changes", "expected", "first"),
     [
-        ({}, "holds"),
-        ({"toxicity": 0.4}, "inconclusive"),
-        ({"toxicity": 0.15}, "fails"),
-        ({"perplexity": 45.0}, "holds"),
-        ({"perplexity": 60.0}, "inconclusive"),
-        ({"perplexity": 15.0}, "fails"),
-        ({"perplexity": 90.0}, "fails"),
-        ({"tokens": 8.0}, "fails"),
+        ({}, "holds", "holds"),
+        # The pairs are filtered by this scorer, so its difference decides nothing any more.
+        ({"toxicity": 0.4}, "holds", "inconclusive"),
+        ({"toxicity": 0.15}, "holds", "fails"),
+        ({"perplexity": 45.0}, "holds", "holds"),
+        ({"perplexity": 60.0}, "inconclusive", "inconclusive"),
+        ({"perplexity": 15.0}, "fails", "fails"),
+        ({"perplexity": 90.0}, "fails", "fails"),
+        ({"tokens": 8.0}, "fails", "fails"),
+        ({"second_toxicity": 0.6}, "holds", "holds"),
+        ({"second_toxicity": 0.3}, "inconclusive", "holds"),
+        ({"second_toxicity": 0.12}, "fails", "holds"),
     ],
 )
-def test_pairs_are_judged_by_toxicity_fluency_and_length(context: ToxicityContext, changes: dict[str, float], expected: str) -> None:
-    write(context, "pairs.json", pairs(context, **changes))
+def test_pairs_are_judged_by_fluency_length_and_another_scorer(
+    context: ToxicityContext, changes: dict[str, float], expected: str, first: str
+) -> None:
+    log = pairs(context, **changes)
+    if "second_toxicity" in changes:
+        log["chosen"] = log["chosen"] | {"second_toxicity": 0.1}
+        log["second_scorer"] = "lexicon"
+    write(context, "pairs.json", log | {"options": {"chosen_at_most": 0.2, "rejected_at_least": 0.6}})
     found = verdict("A-E5", context)
-    assert found.verdict == expected, found.summary
+    assert (found.verdict, found.criteria[0].verdict) == (expected, first), found.summary
+    assert "by construction, as the pairs are filtered by it (chosen at most 0.2, rejected at least 0.6)" in found.summary
+    assert ("no second scorer was logged" in found.summary) == ("second_toxicity" not in changes)
     assert "steering" in found.summary
     assert "circular" in found.summary
     assert found.settings["uses_probe"] is True
@@ -141,10 +156,60 @@ def test_tuning_is_judged_by_toxicity_price_and_shuffled_labels(
     if control is not None:
         write(context, "controls.json", table(context, row("plan"), control))
     found = verdict("A-E6", context)
-    assert found.verdict == expected, found.summary
+    assert found.criteria[0].verdict == expected, found.summary
+    # These prompts are not toxic to begin with, so nothing but the price can be judged on them.
+    assert found.verdict == ("fails" if log[-1]["perplexity"] > 22 else "inconclusive")
     assert found.statistic["relative fall of toxicity"] == pytest.approx(1 - log[-1]["toxicity"] / 0.5)
     assert found.statistic["ratio of perplexities"] == pytest.approx(log[-1]["perplexity"] / 20)
     assert {figure.name for figure in found.figures} == {"loss", "logp", "margin", "kl", "toxicity", "perplexity"}
+
+
+@pytest.fixture(scope="module")
+def planted() -> PlantedPair:
+    return planted_pair()
+
+
+COIN = SHUFFLED | {"toxicity": 0.48, "toxicity_low": 0.4, "toxicity_high": 0.55}
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    ("log", "control", "expected"),
+    [
+        (tuning(0.2, 21), COIN, "holds"),
+        # What stopped the run decides nothing: it may have stopped early on its own prompts.
+        (tuning(0.4, 21), COIN, "holds"),
+        (tuning(0.2, 21), None, "inconclusive"),
+        (tuning(0.2, 21), COIN | {"toxicity": 0.01, "toxicity_low": 0.0, "toxicity_high": 0.02}, "fails"),
+        (tuning(0.2, 23), COIN, "fails"),
+    ],
+)
+def test_tuning_is_judged_on_prompts_that_did_not_stop_it(
+    planted: PlantedPair, tmp_path: Path, log: list[dict[str, Any]], control: dict[str, Any] | None, expected: str
+) -> None:
+    context = replace(planted_context(planted, count=32), logs=tmp_path / "log")
+    write(context, "pair.json", digests(context))
+    write(context, "dpo.jsonl", log)
+    if control is not None:
+        write(context, "controls.json", table(context, row("plan"), control))
+    found = verdict("A-E6", context)
+    assert found.verdict == expected, found.summary
+    assert found.statistic["relative fall on the report's prompts"] == 1.0
+    same = replace(context, second=LexiconScorer())
+    assert verdict("A-E6", same).verdict == expected
+    # A scorer that sees no fall makes a verdict of one scorer inconclusive.
+    blind = replace(context, second=Blind())
+    if expected == "holds":
+        assert verdict("A-E6", blind).verdict == "inconclusive"
+
+
+class Blind:
+    """A scorer to which every text is equally toxic."""
+
+    name, classes = "blind", ("toxicity",)
+
+    def score(self, texts: Sequence[str]) -> pd.DataFrame:
+        return pd.DataFrame({"toxicity": np.full(len(texts), 0.5, dtype=np.float32)})
 
 
 @pytest.mark.parametrize(("chosen", "words"), [(-5.0, "falls too, which is likelihood displacement"), (5.0, "does not fall")])
@@ -202,18 +267,18 @@ def test_weights_are_judged_beside_control_runs(context: ToxicityContext) -> Non
     alone = verdict("A-E8", context)
     assert "alone is nearly vacuous" in alone.summary
     own, place = alone.statistic["relative change of all weights"], alone.statistic["percentile of toxic values"]
-    assert place < 75
-    expected = "holds" if alone.statistic["largest 1 − cosine of a tensor"] < 0.01 else "fails"
-    assert alone.verdict == expected
+    fails = alone.statistic["largest 1 − cosine of a tensor"] > 0.01
+    assert (alone.verdict == "fails") == fails
     usual = {"relative_change": own, "neurons_value_16": place, "equal_steps": True}
     write(context, "controls.json", table(context, row("plan"), SFT | usual, SHUFFLED | usual))
     found = verdict("A-E8", context)
-    assert found.verdict == expected
+    assert found.verdict == alone.verdict
     assert found.tables["beside control runs"]["run"].tolist() == ["this pair", "fine-tuning on the chosen side", "shuffled labels"]
     assert found.null["relative change of all weights"] == own
-    for unlike in ({"relative_change": own / 3}, {"neurons_value_16": place - 20}):
-        write(context, "controls.json", table(context, row("plan"), SFT | usual | unlike))
-        assert verdict("A-E8", context).verdict == ("inconclusive" if expected == "holds" else "fails")
+    write(context, "controls.json", table(context, row("plan"), SFT | usual | {"relative_change": own / 3}))
+    assert verdict("A-E8", context).verdict == ("fails" if fails else "inconclusive")
+    write(context, "controls.json", table(context, row("plan"), SFT | usual | {"neurons_value_16": place - 20}))
+    assert verdict("A-E8", context).criteria[0].verdict == ("fails" if fails else "inconclusive")
 
 
 STRONG = row("plan-beta-1", beta=1.0, relative_change=0.004, stable_rank=14.0)
@@ -275,4 +340,4 @@ def test_a_run_folder_serves_as_logs(context: ToxicityContext, tmp_path: Path) -
     for name, content in files.items():
         (run.logs / name).parent.mkdir(parents=True, exist_ok=True)
         (run.logs / name).write_text(content)
-    assert [verdict(name, run).verdict for name in ("A-E5", "A-E6", "A-E14")] == ["holds", "holds", "inconclusive"]
+    assert [verdict(name, run).verdict for name in ("A-E5", "A-E6", "A-E14")] == ["holds", "inconclusive", "inconclusive"]

@@ -159,6 +159,6 @@ def test_the_gated_experiment_runs_on_a_pair_of_llamas_and_counts_the_parts_that
     found = gated(context)
     assert found.verdict in {"fails", "inconclusive"}, "nothing is toxic here, so nothing can come back"
     assert set(found.tables["parts"]["part"]) == {"gate", "linear part"}
-    assert len(found.tables["models"]) == 6
+    assert len(found.tables["models"]) == 8
     rerun = gated(replace(context))
     assert rerun.summary == found.summary
