@@ -79,14 +79,13 @@ def run(context: ToxicityContext) -> Finding:
     negative = float((torch.cat(activations) < 0).double().mean())
     by_layer, changes = tables_of(tuning, nulls, activations)
     rows = by_layer_rows(layers, by_layer, parts)
-    beyond = [number for number, one in enumerate(layers) if one.beyond]
     null_parts = {
         LAYERS: chance_beyond(nulls, layer), "median cosine": float(np.mean([null.last for null in steps])),
         "share of signs told by mean activation": tuning.guessed, "rank correlation with the layer": float(np.mean([spearman(range(layer), null.medians) for null in steps])),
     }  # fmt: skip
     return Finding(
         judge(layers, inactive, mlp), summary_of(layer, layers, steps, parts, swaps, tuning, negative),
-        {LAYERS: len(beyond) / layer, "median cosine": tuning.last, "rank correlation with the layer": trend, "share of neurons with negative mean activation": negative, VALUES: inactive.value,
+        {LAYERS: sum(one.beyond for one in layers) / layer if all(one.tested for one in layers) else float("nan"), "median cosine": tuning.last, "rank correlation with the layer": trend, "share of neurons with negative mean activation": negative, VALUES: inactive.value,
          BY_ATTENTION: attention.value, BY_MLP: mlp.value, "share of signs told by mean activation": tuning.predicted},
         null_parts,
         {"median cosine": (medians[-1].low, medians[-1].high), VALUES: (inactive.low, inactive.high), BY_ATTENTION: (attention.low, attention.high), BY_MLP: (mlp.low, mlp.high)},

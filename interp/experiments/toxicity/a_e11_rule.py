@@ -35,6 +35,11 @@ class Layer:
     bound: float
 
     @property
+    def tested(self) -> bool:
+        """Whether there are enough steps of each kind for a bound."""
+        return bool(np.isfinite(self.bound))
+
+    @property
     def beyond(self) -> bool:
         """Whether the updates are antipodal, and beyond what any gradient step does."""
         # Comparisons with NaN are false.
@@ -63,8 +68,8 @@ def layers_of(medians: Sequence[Interval], nulls: Sequence[tuple[str, Antipodes]
     rows = []
     for below, median in enumerate(medians):
         by_kind = [[null.medians[below] for name, null in nulls if name == kind] for kind in (PLAIN, SHUFFLED)]
-        # `min` of Python passes over a NaN that does not come first.
-        bound = float(np.min([lower_bound(values, chance) for values in by_kind]))
+        # Fisher's z, since cosines are bounded; `min` of Python passes over a NaN that does not come first.
+        bound = float(np.tanh(np.min([lower_bound(np.arctanh(values), chance) for values in by_kind])))
         rows.append(Layer(median, min(min(values) for values in by_kind if values), bound))
     return rows
 

@@ -96,7 +96,7 @@ def by_layer_rows(layers: Sequence[Layer], by_layer: pd.DataFrame, parts: Decomp
         {
             "layer": below, "median cosine": one.median.value, "low": one.median.low, "high": one.median.high,
             "share below -0.3": float(against[below]), "lowest of the steps": one.lowest, "bound of the steps": one.bound,
-            "beyond the steps": one.beyond, "written by its attention": float(written[below, "attention", ""]),
+            "beyond the steps": one.beyond if one.tested else None, "written by its attention": float(written[below, "attention", ""]),
             "written by changed values of its inactive neurons": float(written[below, "changed values", "inactive"]),
         }
         for below, one in enumerate(layers)
@@ -105,6 +105,8 @@ def by_layer_rows(layers: Sequence[Layer], by_layer: pd.DataFrame, parts: Decomp
 
 def _which(layers: Sequence[Layer]) -> str:
     """The layers whose updates are antipodal beyond the steps, with their medians, in words."""
+    if not all(one.tested for one in layers):
+        return "not tested, with so few steps,"
     named = [f"{number} ({one.median.value:.2f})" for number, one in enumerate(layers) if one.beyond]
     if not named:
         return "in no layer"

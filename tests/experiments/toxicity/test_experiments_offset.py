@@ -192,7 +192,7 @@ def test_antipodal_updates_of_inactive_neurons_are_found_where_they_were_planted
     target = torch.nn.functional.normalize(noise(base.d_model, seed=1), dim=0)
 
     def change(hf: nn.Module) -> None:
-        for layer, turn in enumerate((0.6, 0.8, 1.0)):
+        for layer, turn in enumerate((0.97, 0.98, 1.0)):
             inactive = means[f"mlp_post.{layer}"].mean(dim=0) < 0
             aside = torch.nn.functional.normalize(noise(128, base.d_model, seed=layer), dim=1)
             update = turn * target + math.sqrt(1 - turn**2) * aside

@@ -274,7 +274,8 @@ def kl_study(context: ToxicityContext, seeds: int = 4, **strong: float) -> dict[
         ({"size": 0.7, "rank": 1.4}, 4, "holds"),
         ({}, 4, "fails"),  # equal runs, and a change of 10 % would have been found
         ({"size": 1.3, "rank": 0.8}, 4, "fails"),
-        ({"size": 0.7, "rank": 1.06}, 4, "inconclusive"),  # neither 10 % broader nor excluded
+        ({"size": 0.7, "rank": 1.1}, 4, "inconclusive"),  # broader, but 10 % are neither reached nor excluded
+        ({"size": 0.7, "rank": 1.03}, 4, "fails"),  # broader by too little to matter
         ({"size": 0.7, "rank": 1.4}, 3, "inconclusive"),
         ({"size": 0.7, "rank": 1.4, "beta_margin": 0.3}, 4, "inconclusive"),  # beta cancels
         ({"size": 1.3, "rank": 0.8, "beta_margin": 0.3}, 4, "inconclusive"),

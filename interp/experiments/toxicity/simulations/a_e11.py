@@ -30,7 +30,7 @@ def _study(generator: np.random.Generator, medians: Sequence[float], written: fl
     layers = []
     for median, plain, shuffled in zip(medians, PLAIN, SHUFFLED, strict=True):
         kinds = [generator.normal(center, STEP_SPREAD, STEPS) for center in (plain, shuffled)]
-        bound = min(lower_bound(kind, THRESHOLDS["chance"] / len(PLAIN)) for kind in kinds)
+        bound = float(np.tanh(min(lower_bound(np.arctanh(kind), THRESHOLDS["chance"] / len(PLAIN)) for kind in kinds)))
         observed = _around(generator, generator.normal(median, more) if more else median, MEDIAN_ERROR)
         layers.append(Layer(observed, float(min(map(np.min, kinds))), bound))
     return judge(layers, _around(generator, written, SHARE_ERROR), _around(generator, mlp, SHARE_ERROR))
