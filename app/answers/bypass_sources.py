@@ -25,8 +25,8 @@ from interp.forward.captured import Captured
 from interp.results import figures
 from interp.results.result import Figure, figure_of
 
-# What a quick run of A-E11 says: the states, then three controls.
-PHRASES = 4
+# What a quick run of A-E11 says: the states, then three controls, then four groups of weights.
+PHRASES = 8
 # The parts of a decomposition that an MLP writes, and their names in the figure.
 MLP = {"changed values": "MLP values", "changed activations": "MLP activations", "both": "MLP both", "value bias": "MLP bias"}
 

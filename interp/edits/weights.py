@@ -6,7 +6,7 @@ models passed in stay bit for bit as they were.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,15 +26,22 @@ Real = float | int
 
 
 @torch.no_grad()
-def interpolated(base: Model, tuned: Model, share: Real) -> Model:
+def interpolated(base: Model, tuned: Model, share: Real, *, only: Callable[[str], bool] | None = None) -> Model:
     """`base + share * (tuned - base)` in every tensor: 0 is the base model and 1 the tuned one, both bit for bit.
 
     Beyond 0 and 1 it extrapolates. Source: task vectors (Ilharco et al., 2023). Raises `UserError` for models whose tensors differ
-    in name or shape.
+    in name or shape, and where `only` selects none.
+
+    Args:
+        only: whether a tensor, by its name in `named_parameters`, is changed; the others stay the base's. With a share of 1 this swaps
+            some of the weights between the sides. A tensor that two modules share goes by its first name.
     """
     copy = base.plain_copy()
     other = dict(tuned.hf.named_parameters())
-    for name, parameter in copy.named_parameters():
+    selected = [(name, parameter) for name, parameter in copy.named_parameters() if only is None or only(name)]
+    if not selected:
+        raise UserError(f"no tensor of {base.name} is selected", "select some by their names in named_parameters")
+    for name, parameter in selected:
         if name not in other or other[name].shape != parameter.shape:
             raise UserError(f"the tensor {name} of {base.name} has no counterpart in {tuned.name}", "give two models of one shape")
         parameter.lerp_(other[name].to(parameter.device, parameter.dtype), float(share))

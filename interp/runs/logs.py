@@ -26,6 +26,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "pairs": ("pairs.json", "pairs/manifest.json"),
     "tuning": ("dpo.jsonl", "dpo/log.jsonl"),
     "controls": ("controls.json", "dpo/controls.json"),
+    "kl_term": ("kl_term.json",),
 }
 FIX = "name the folder of the run that made it with --logs; `python -m training.studies.toxicity_controls` says there which pair it is"
 
@@ -85,6 +86,17 @@ def controls_if_any(folder: Path, pair: ModelPair) -> dict[str, Any] | None:
         return None
     record = _object(folder, "controls")
     return record if (record.get("base"), record.get("tuned")) == (pair.base.digest, pair.tuned.digest) else None
+
+
+def kl_term_if_any(folder: Path, pair: ModelPair) -> dict[str, Any] | None:
+    """The table of runs under several strengths of the KL term (`training.studies.kl_term`), or None where there is none of this base.
+
+    Raises `UserError` for a damaged file.
+    """
+    if log_file(folder, "kl_term") is None:
+        return None
+    record = _object(folder, "kl_term")
+    return record if record.get("base") == pair.base.digest else None
 
 
 def _check_both(folder: Path, pair: ModelPair) -> None:

@@ -43,6 +43,16 @@ def test_interpolation_ends_at_both_models_bit_for_bit_and_leaves_them_alone(pai
 
 
 @pytest.mark.oracle
+def test_some_weights_alone_come_from_the_other_side(pair: ModelPair) -> None:
+    base, tuned = (weights(model) for model in pair.sides.values())
+    swapped = weights(interpolated(pair.base, pair.tuned, 1, only=lambda name: ".attn." in name))
+    assert any(".attn." in name and not torch.equal(base[name], tuned[name]) for name in swapped)
+    assert all(torch.equal(value, (tuned if ".attn." in name else base)[name]) for name, value in swapped.items())
+    with pytest.raises(UserError, match=r"no tensor of .* is selected"):
+        interpolated(pair.base, pair.tuned, 1, only=lambda name: False)
+
+
+@pytest.mark.oracle
 def test_orthogonal_weights_equal_directional_ablation_while_the_model_runs(model: Model) -> None:
     direction = torch.randn(model.d_model, generator=torch.Generator().manual_seed(1))
     before = weights(model)

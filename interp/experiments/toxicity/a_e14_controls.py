@@ -1,20 +1,29 @@
-"""A-E14: size and stable rank of the weight change under different strengths of the KL term, from the control runs (paper A, section 7.2)."""
+"""A-E14: size and stable rank of the weight change under different strengths of the KL term, from logged runs (paper A, section 7.2).
+
+Version 1 of the rule read the control runs of the pair. RMSprop divides by the scale of the gradient, so beta cancels in them while
+beta times the margin is small; the rule in force reads the runs of `training.studies.kl_term`, in which it is not.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from interp.errors import UserError
 from interp.experiments.registry import Finding, experiment
+from interp.experiments.toxicity.a_e14_rule import THRESHOLDS, Comparison, compared, judge, judge_1, table_of_comparisons
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.toxicity.criteria import CRITERIA
+from interp.models.pair import ModelPair
 from interp.results import figures
-from interp.results.result import Figure, Verdict, show_number
-from interp.runs.logs import read_controls
+from interp.results.result import Figure, show_number
+from interp.runs.logs import kl_term_if_any, read_controls, read_tuning_log
 
 MATCH = 0.25
 RECIPE = ("method", "loss", "labels", "beta", "generator")
@@ -26,6 +35,14 @@ SHOWN = {
     "neurons_value_16": "percentile of toxic values", "consistency": "offset consistency", "antipodality": "antipodality", "kl": "KL to base",
     "unaligned_toxicity": "un-aligned toxicity", "returned": "share returned", "unaligned_perplexity": "un-aligned perplexity",
 }  # fmt: skip
+# The columns of `training.studies.kl_term`, by the column names of the report.
+KL_SHOWN = {
+    "run": "run", "optimizer": "optimizer", "beta": "beta", "seed": "seed", "steps": "steps", "reached": "reached the stop",
+    "margin": "margin", "beta_margin": "beta × margin", "kl": "KL to base", "toxicity": "toxicity",
+    "relative_change": "relative change", "stable_rank": "stable rank",
+}  # fmt: skip
+LAST_STEPS = 5
+SIZE, RANK = "size of the change, strong over weak KL term", "stable rank of the change, strong over weak KL term"
 DRAWN = (
     "toxicity",
     "perplexity",
@@ -45,8 +62,9 @@ DRAWN = (
     title="The KL term keeps the change small and spread out",
     question="At equal toxicity, does a stronger KL term (a higher beta, against a lower one and against plain fine-tuning) make the change of the weights smaller and more spread out?",
     criterion=CRITERIA["A-E14"],
-    caveat="Paper A states this as a hypothesis and tests nothing of it. Beta of IPO, and of DPO with an added SFT term, means something else, so these runs are shown and not compared. Shuffled and reversed labels "
-    "cannot reach the same toxicity. Runs of equal steps are not runs of equal toxicity. Everything is read from the table that the training chain wrote; the spread over seeds rests on few seeds.",
+    caveat="Paper A states this as a hypothesis and tests nothing of it. Under RMSprop and Adam beta cancels while beta times the margin is small, so only runs in which it is well above 1 are compared, paired by seed, with runs in "
+    "which it is not; they are short runs on fewer pairs. Toxicity is equal on average over seeds, not run by run. The control runs of the pair are shown and decide version 1 only; beta of IPO, and of DPO with an added SFT term, means something else.",
+    does_not_show="Runs in which beta times margin is small say nothing on the KL term under RMSprop, whatever their weights look like; equal sizes there are no evidence against the hypothesis.",
     reads="logs",
 )
 def run(context: ToxicityContext) -> Finding:
@@ -63,12 +81,11 @@ def run(context: ToxicityContext) -> Finding:
     seeds = runs[[same_recipe(tuning, row) for _, row in runs.iterrows()]]
     spread = {name: _range(seeds[name]) for name in ("relative_change", "stable_rank")}
     pairs = comparisons(runs, base["toxicity"], spread)
-    betas = {row[key] for row in pairs for key in ("lower beta", "higher beta")} - {0.0}
-    verdict: Verdict = (
-        "fails" if any(row["opposes"] for row in pairs)
-        else "holds" if len(betas) > 1 and all(row["agrees"] for row in pairs)
-        else "inconclusive"
-    )  # fmt: skip
+    study = kl_term_if_any(context.logs, context.pair)
+    kl_runs = pd.DataFrame(study["runs"]) if study else pd.DataFrame()
+    tests = compared(study["runs"], study["base_model"]["toxicity"]) if study else []
+    strongest = next((one for one in reversed(tests) if not one.problem), None)
+    logged = logged_margins(context.logs, context.pair, runs)
     table = table_of(runs, base)
     plain = runs[(runs["method"] == "sft") & (runs["labels"] == "true")]
     keys = {
@@ -77,23 +94,96 @@ def run(context: ToxicityContext) -> Finding:
         "consistency": "offset consistency",
         "returned": "share of lost toxicity returned",
     }
-    statistic = {name: float(tuning[key]) for key, name in keys.items() if pd.notna(tuning[key])}
-    null = {
+    measured = {} if strongest is None else {SIZE: strongest.size, RANK: strongest.rank}
+    statistic = {name: ratio.value for name, ratio in measured.items()}
+    statistic |= {name: float(tuning[key]) for key, name in keys.items() if pd.notna(tuning[key])}
+    null = dict.fromkeys(measured, 1.0) | {
         name: float(plain.iloc[0][key]) for key, name in keys.items() if name in statistic and len(plain) and pd.notna(plain.iloc[0][key])
     }
-    interval = {
+    interval = {name: (ratio.low, ratio.high) for name, ratio in measured.items()} | {
         name: (float(seeds[key].min()), float(seeds[key].max())) for key, name in keys.items() if name in statistic and len(seeds) > 1
     }
-    tables = {"control runs": table, "relative change by group": _groups(runs), "relative change by layer": _layers(runs)}
+    tables = {
+        "control runs": table,
+        "relative change by group": _groups(runs),
+        "relative change by layer": _layers(runs),
+        "beta times margin": logged,
+    }
+    if study:
+        tables |= {
+            "runs of the KL study": kl_runs.reindex(columns=list(KL_SHOWN)).rename(columns=KL_SHOWN),
+            "strong against weak KL term": table_of_comparisons(tests),
+        }
     if pairs:
         tables["comparisons"] = pd.DataFrame(pairs)
     if log.get("missing"):
         tables["not run"] = pd.DataFrame(list(log["missing"].items()), columns=["run", "why"])
     return Finding(
-        verdict, _summary(runs, seeds, pairs, log), statistic, null, interval, tables, _figures(table, tables["relative change by layer"]),
-        {"runs": runs["run"].tolist(), "missing": sorted(log.get("missing", {})), "interval": "least and most over seeds", "null": "fine-tuning on the chosen side, equal steps",
-         "measured": log.get("settings", {})},
+        judge(tests), f"{_tested(tests, logged)} {_summary(runs, seeds, pairs, log)}", statistic, null, interval, tables, _figures(table, tables["relative change by layer"]),
+        {"runs": runs["run"].tolist(), "missing": sorted(log.get("missing", {})), "interval": "over seeds: Student's, corrected, for ratios; least and most for the others", "null": "1 for ratios; fine-tuning on the chosen side, equal steps, for the others",
+         "measured": log.get("settings", {}), "kl_study": study.get("settings", {}) if study else {}},
+        sentence=_sentence(strongest, logged), earlier={1: judge_1(pairs)},
     )  # fmt: skip
+
+
+def logged_margins(logs: Path, pair: ModelPair, runs: pd.DataFrame) -> pd.DataFrame:
+    """Beta times the margin (chosen minus rejected, in nats, against the reference) of DPO runs of the table, at their end.
+
+    That of the pair's own run is the mean over the last steps of its log. Other runs with its loss and labels are taken to have its
+    margin, since they stop at the same toxicity. No rows where the log is not there.
+    """
+    columns = ["run", "beta", "beta × margin", "margin from"]
+    try:
+        log = read_tuning_log(logs, pair)
+    except UserError:
+        return pd.DataFrame(columns=columns)
+    scaled = [record["margin"] for record in log if "margin" in record][-LAST_STEPS:]
+    own = runs.iloc[0]
+    if not scaled or pd.isna(own["beta"]):
+        return pd.DataFrame(columns=columns)
+    margin = float(np.mean(scaled)) / float(own["beta"])
+    rows = [
+        (row["run"], float(row["beta"]), margin * float(row["beta"]), "its own log" if number == 0 else "the log of this pair's run")
+        for number, (_, row) in enumerate(runs.iterrows())
+        if row["loss"] == own["loss"] and row["labels"] == own["labels"] and row["generator"] == own["generator"]
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _margins(logged: pd.DataFrame) -> str:
+    """The range of beta times margin of the logged runs, in words."""
+    if logged.empty:
+        return "no log says how large beta times margin was"
+    low, high = logged["beta × margin"].min(), logged["beta × margin"].max()
+    return f"beta times margin is {low:.2f} to {high:.2f} in this pair's runs"
+
+
+def _tested(tests: Sequence[Comparison], logged: pd.DataFrame) -> str:
+    """Whether the KL term could be seen, what the comparisons found, and what they could have found."""
+    why = f"RMSprop divides by the scale of the gradient, so beta cancels while beta times margin is small; {_margins(logged)}."
+    if not tests:
+        return f"Not tested: {why} No runs with beta times margin of {THRESHOLDS['seen']:g} or more are logged (python -m training.studies.kl_term)."
+    words = [why[0].upper() + why[1:]]
+    for one in tests:
+        about = f"{one.optimizer}, beta {one.betas[1]:g} against {one.betas[0]:g} (beta times margin {one.seen[1]:.1f} against {one.seen[0]:.2f})"
+        if one.problem:
+            words.append(f"{about}: no test, since {one.problem}.")
+        else:
+            words.append(
+                f"{about}, {one.seeds} seeds, toxicity different by {one.toxicity:+.3f}: size of the change × {one.size.value:.2f} [{one.size.low:.2f}, {one.size.high:.2f}], stable rank × {one.rank.value:.2f} [{one.rank.low:.2f}, {one.rank.high:.2f}]; "
+                f"changes of {one.found[0]:.0%} in size and {one.found[1]:.0%} in stable rank would have been found in four of five such studies."
+            )
+    return " ".join(words)
+
+
+def _sentence(strongest: Comparison | None, logged: pd.DataFrame) -> str:
+    if strongest is None:
+        return f"The hypothesis on the KL term is not tested by these runs: under RMSprop beta cancels while beta times margin is small, and {_margins(logged)}."
+    size, rank = strongest.size, strongest.rank
+    return (
+        f"At equal toxicity and over {strongest.seeds} seeds, runs with a strong KL term (beta times margin {strongest.seen[1]:.1f}) moved the weights {size.value:.2f} [{size.low:.2f}, {size.high:.2f}] times as far as runs with a weak one ({strongest.seen[0]:.2f}), "
+        f"with {rank.value:.2f} [{rank.low:.2f}, {rank.high:.2f}] times their stable rank, where 1 is no effect of the KL term."
+    )
 
 
 def same_recipe(one: pd.Series, other: pd.Series) -> bool:
@@ -162,10 +252,12 @@ def _summary(runs: pd.DataFrame, seeds: pd.DataFrame, pairs: list[dict[str, Any]
         for _, row in others.iterrows()
     ]
     if not pairs:
-        words.append("No two of them differ in the KL term alone and are equally toxic, so the hypothesis is not tested.")
+        words.append("No two of them differ in the KL term alone and are equally toxic.")
     else:
         agree, oppose = (sum(bool(row[key]) for row in pairs) for key in ("agrees", "opposes"))
-        words.append(f"Of {len(pairs)} comparisons at equal toxicity {agree} agree with the hypothesis and {oppose} oppose it.")
+        words.append(
+            f"Of {len(pairs)} comparisons of single runs by version 1 of the rule {agree} agree with the hypothesis and {oppose} oppose it; where beta cancels that says nothing."
+        )
     if log.get("missing"):
         words.append(f"Not run: {', '.join(sorted(log['missing']))}.")
     return " ".join(words)

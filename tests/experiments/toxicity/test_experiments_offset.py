@@ -192,14 +192,21 @@ def test_antipodal_updates_of_inactive_neurons_are_found_where_they_were_planted
     target = torch.nn.functional.normalize(noise(base.d_model, seed=1), dim=0)
 
     def change(hf: nn.Module) -> None:
-        for layer, turn in enumerate((0.6, 0.8, 1.0)):
+        for layer, turn in enumerate((0.97, 0.98, 1.0)):
             inactive = means[f"mlp_post.{layer}"].mean(dim=0) < 0
             aside = torch.nn.functional.normalize(noise(128, base.d_model, seed=layer), dim=1)
             update = turn * target + math.sqrt(1 - turn**2) * aside
             hf.transformer.h[layer].mlp.c_proj.weight[inactive] -= (0.05 * update)[inactive]
 
-    found = antipodal(at_layer(make_context(changed(base, change)), 3))
-    assert found.verdict == "holds"
+    found = antipodal(replace(at_layer(make_context(changed(base, change)), 3), quick=False))
+    assert found.verdict == "holds", found.summary
+    assert found.earlier == {1: "holds"}
+    assert found.tables["antipodal by layer"]["beyond the steps"].all()
+    assert found.statistic["share of layers with updates beyond every gradient step"] == 1
+    # Nothing but MLP weights was changed, so they give all of the offset and every other part nothing.
+    alone = found.tables["weight swaps"].set_index("weights")["share of the offset"]
+    assert alone.pop("MLP, all layers") == pytest.approx(1.0)
+    assert alone.abs().max() == pytest.approx(0.0, abs=1e-6)
     assert found.statistic["median cosine"] < -0.9
     assert found.statistic["rank correlation with the layer"] == pytest.approx(-1.0)
     assert found.statistic["share of signs told by mean activation"] > 0.95

@@ -305,12 +305,82 @@ def test_the_hypothesis_is_judged_by_what_differs_in_the_kl_term_only(
     context: ToxicityContext, rows: list[dict[str, Any]], expected: str
 ) -> None:
     write(context, "controls.json", table(context, row("plan"), *rows))
+    experiment = EXPERIMENTS["A-E14"].run(context)
+    assert experiment.earlier == {1: expected}
     found = verdict("A-E14", context)
-    assert found.verdict == expected, found.summary
+    # Version 1 of the rule judges these runs; the one in force asks for runs in which the KL term can be seen.
+    assert found.verdict == "inconclusive"
+    assert found.summary.startswith("Not tested: RMSprop divides by the scale of the gradient")
     assert found.tables["control runs"]["run"].tolist() == ["base", "plan", *(each["run"] for each in rows)]
     assert found.statistic["share of lost toxicity returned"] == pytest.approx(0.25 / 0.3)
     assert "plan-ipo" in found.summary
-    assert Result.from_json(found.to_json()).verdict == expected
+    assert Result.from_json(found.to_json()).verdict == found.verdict
+
+
+def kl_study(context: ToxicityContext, seeds: int = 4, **strong: float) -> dict[str, Any]:
+    """Runs under a weak and a strong KL term; those under the strong one differ by the factors given, with noise over seeds of 2 %."""
+    rng = np.random.default_rng(1)
+    runs = []
+    for beta, factors in ((0.02, {}), (4.0, strong)):
+        for seed in range(seeds):
+            noise = 1 + 0.02 * rng.standard_normal(3)
+            runs.append({
+                "run": f"seed={seed},beta={beta}", "optimizer": "rmsprop", "beta": beta, "seed": seed, "steps": 30, "reached": True,
+                "margin": factors.get("beta_margin", beta * 2.5) / beta, "beta_margin": factors.get("beta_margin", beta * 2.5), "kl": 0.05,
+                "toxicity": 0.2 * noise[0] * factors.get("toxicity", 1.0),
+                "relative_change": 0.001 * noise[1] * factors.get("size", 1.0), "stable_rank": 2.0 * noise[2] * factors.get("rank", 1.0),
+            })  # fmt: skip
+    return {"base": context.pair.base.digest, "settings": {}, "base_model": {"toxicity": 0.45}, "runs": runs, "missing": []}
+
+
+@pytest.mark.parametrize(
+    ("strong", "seeds", "expected"),
+    [
+        ({"size": 0.7, "rank": 1.4}, 4, "holds"),
+        ({}, 4, "fails"),  # equal runs, and a change of 10 % would have been found
+        ({"size": 1.3, "rank": 0.8}, 4, "fails"),
+        ({"size": 0.7, "rank": 1.1}, 4, "inconclusive"),  # broader, but 10 % are neither reached nor excluded
+        ({"size": 0.7, "rank": 1.03}, 4, "fails"),  # broader by too little to matter
+        ({"size": 0.7, "rank": 1.4}, 3, "inconclusive"),
+        ({"size": 0.7, "rank": 1.4, "beta_margin": 0.3}, 4, "inconclusive"),  # beta cancels
+        ({"size": 1.3, "rank": 0.8, "beta_margin": 0.3}, 4, "inconclusive"),
+        ({"size": 0.7, "rank": 1.4, "toxicity": 1.9}, 4, "inconclusive"),  # not equally toxic
+    ],
+)
+def test_the_kl_term_is_judged_where_it_can_be_seen(context: ToxicityContext, strong: dict[str, float], seeds: int, expected: str) -> None:
+    write(context, "controls.json", table(context, row("plan"), *SEEDS, STRONG | {"stable_rank": 5.0}))
+    write(context, "kl_term.json", kl_study(context, seeds, **strong))
+    found = verdict("A-E14", context)
+    assert found.verdict == expected, found.summary
+    assert found.criteria[0].verdict == "fails", "what the control runs say does not count any more"
+    compared = found.tables["strong against weak KL term"].iloc[0]
+    assert compared["size, ratio"] == pytest.approx(strong.get("size", 1.0), rel=0.06)
+    assert 0.02 < compared["least change of size found"] < 0.25
+    if compared["a test"]:
+        assert f"changes of {compared['least change of size found']:.0%} in size" in found.summary
+        assert found.null["size of the change, strong over weak KL term"] == 1
+    else:
+        assert "no test, since" in found.summary
+        assert "not tested" in found.sentence
+
+
+def test_beta_times_margin_of_the_logged_runs_is_shown(context: ToxicityContext) -> None:
+    write(context, "controls.json", table(context, row("plan"), STRONG, SFT))
+    write(context, "pair.json", digests(context))
+    # TRL logs the margin with beta as a factor; the mean over the last five of 20 steps.
+    write(context, "dpo.jsonl", tuning(0.2, 21))
+    found = verdict("A-E14", context)
+    shown = found.tables["beta times margin"].set_index("run")["beta × margin"]
+    assert shown["plan"] == pytest.approx(np.mean([16, 17, 18, 19, 20]) / 20)
+    assert shown["plan-beta-1"] == pytest.approx(10 * shown["plan"])
+    assert f"beta times margin is {shown.min():.2f} to {shown.max():.2f}" in found.summary
+
+
+def test_the_kl_study_of_another_base_is_not_read(context: ToxicityContext) -> None:
+    write(context, "controls.json", table(context, row("plan"), STRONG))
+    write(context, "kl_term.json", kl_study(context, size=0.7, rank=1.4) | {"base": "another"})
+    found = verdict("A-E14", context)
+    assert (found.verdict, found.summary.split(":")[0]) == ("inconclusive", "Not tested")
 
 
 def test_seeds_give_the_interval_and_fine_tuning_the_null(context: ToxicityContext) -> None:
