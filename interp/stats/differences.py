@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from interp.errors import UserError
-from interp.stats.intervals import Interval, bootstrap_means, bootstrap_ratio
+from interp.stats.intervals import Interval, resampled_means, tails
 
 Scores = Float[np.ndarray, " prompt"]
 # Scores of exactly 0 or 1 have no logit.
@@ -77,20 +77,30 @@ class Differences:
 def differences(cells: Cells, *, draws: int = 2000, seed: int = 0, level: float = 0.95) -> Differences:
     """The `Differences` of four cells, with percentile bootstrap intervals that draw the same prompts for all of them.
 
-    Shares resample numerator and denominator together; where tuning took nothing away on average they are NaN, with an unbounded
-    interval.
+    Shares resample numerator and denominator together. Where tuning took nothing away on average they are NaN with an unbounded
+    interval; where it took nothing away in some draw, the interval is unbounded. Raises `UserError` for scores that are not finite.
     """
     columns = np.stack([cells.lost, cells.rise_in_tuned, cells.rise_in_base, cells.difference], axis=1)
-    lost, tuned, base, difference = bootstrap_means(columns, draws=draws, seed=seed, level=level)
+    if not np.isfinite(columns).all():
+        raise UserError("some scores are not finite", "drop those prompts first")
+    drawn, ends = resampled_means(columns, draws, seed), tails(level)
+    means = [
+        Interval(float(mean), float(low), float(high), len(columns))
+        for mean, low, high in zip(columns.mean(axis=0), *np.quantile(drawn, ends, axis=0), strict=True)
+    ]
+    lost, in_tuned, in_base, difference = means
 
-    def share(part: Scores) -> Interval:
+    def share(part: Interval, place: int) -> Interval:
         if lost.value <= 0:
             return Interval(np.nan, -np.inf, np.inf, lost.n)
-        return bootstrap_ratio(part, cells.lost, draws=draws, seed=seed, level=level)
+        # A draw in which nothing was lost has no share.
+        unbounded = bool((drawn[:, 0] <= 0).any())
+        low, high = (-np.inf, np.inf) if unbounded else np.quantile(drawn[:, place] / drawn[:, 0], ends)
+        return Interval(part.value / lost.value, float(low), float(high), lost.n)
 
-    undone = share(cells.difference)
+    undone = share(difference, 3)
     survives = Interval(1 - undone.value, 1 - undone.high, 1 - undone.low, undone.n)
-    return Differences(lost, tuned, base, difference, share(cells.rise_in_tuned), undone, survives)
+    return Differences(lost, in_tuned, in_base, difference, share(in_tuned, 1), undone, survives)
 
 
 def mean_cells(draws: list[Cells]) -> Cells:

@@ -87,9 +87,7 @@ def run(context: ToxicityContext) -> Finding:
     ratios = {}
     for count in COUNTS:
         context.say(f"scaling {count} toxic keys")
-        rows.append(
-            _row(context, part, f"un-aligned: {count} toxic keys × {FACTOR:g}", tuned, _scaled(ranked[:count], FACTOR), "un-aligned")
-        )
+        rows.append(_row(context, part, f"{count} toxic keys × {FACTOR:g}", tuned, _scaled(ranked[:count], FACTOR), "un-aligned"))
         ratios[count] = rows[-1]["perplexity"] / context.perplexity(tuned).value
     chosen, edit = ranked[:KEYS], _scaled(ranked[:KEYS], FACTOR)
     layers = sorted({layer for layer, _ in ranked})
@@ -174,7 +172,7 @@ def _controls(context: ToxicityContext, part: ToxicityContext, chosen: list[Neur
     rows = (
         (f"base with the same {KEYS} keys × {FACTOR:g}", base, _scaled(chosen, FACTOR), "un-aligned"),
         (f"base with the same {KEYS} neurons switched off", base, _ablated(chosen), "edited"),
-        (f"un-aligned: {KEYS} keys ranked on the base model × {FACTOR:g} (mode paper)", tuned, _scaled(context.ranking.neurons[:KEYS], FACTOR), "un-aligned"),
+        (f"{KEYS} keys ranked on the base model × {FACTOR:g} (mode paper)", tuned, _scaled(context.ranking.neurons[:KEYS], FACTOR), "un-aligned"),
     )  # fmt: skip
     return [_row(context, part, name, model, edits, role, whole=False) for name, model, edits, role in rows]
 

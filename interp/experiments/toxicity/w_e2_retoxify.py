@@ -198,7 +198,7 @@ def _keys(context: ToxicityContext, held_out: ToxicityContext, goal: float) -> F
         row("random keys", frequency_matched(ranked[:KEYS], rates, seed=context.seed + i, exclude=ranked), "null")
         for i in range(1 if context.quick else 3)
     ]
-    return {"keys scaled": (row(f"un-aligned: {KEYS} toxic keys scaled", ranked[:KEYS], "way"), drawn)}
+    return {"keys scaled": (row(f"{KEYS} toxic keys scaled", ranked[:KEYS], "way"), drawn)}
 
 
 def _directions(context: ToxicityContext, held_out: ToxicityContext, goal: float) -> Family:
@@ -206,7 +206,7 @@ def _directions(context: ToxicityContext, held_out: ToxicityContext, goal: float
     drawn = random_directions(context.direction, 1 if context.quick else 3, context.seed)
     return {
         "direction added": (
-            _added(context, held_out, "un-aligned: tuned + probe", context.direction, goal),
+            _added(context, held_out, "tuned + probe", context.direction, goal),
             [_added(context, held_out, "random direction", vector, goal) for vector in drawn],
         )
     }
@@ -239,7 +239,7 @@ def _offsets(context: ToxicityContext, held_out: ToxicityContext, goal: float) -
     drawn = random_directions(offset, 1 if context.quick else 2, context.seed + 1)
     return {
         "offset taken back": (
-            row(f"un-aligned: tuned − mean offset at layer {layer}", offset),
+            row(f"tuned − mean offset at layer {layer}", offset),
             [row("random offset", vector) for vector in drawn],
         )
     }
