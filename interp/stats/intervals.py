@@ -56,7 +56,7 @@ def bootstrap_mean(values: Any, *, draws: int = 2000, seed: int = 0, level: floa
 def bootstrap_means(values: Any, *, draws: int = 2000, seed: int = 0, level: float = 0.95) -> list[Interval]:
     """The means, with intervals as of `bootstrap_mean`, of every column of `prompt column`, with the same prompts drawn for all columns."""
     table = _table(values, "values")
-    low, high = np.quantile(_resampled_means(table, draws, seed), _tails(level), axis=0)
+    low, high = np.quantile(resampled_means(table, draws, seed), tails(level), axis=0)
     return [Interval(float(m), float(a), float(b), len(table)) for m, a, b in zip(table.mean(axis=0), low, high, strict=True)]
 
 
@@ -75,11 +75,11 @@ def bootstrap_ratio(numerator: Any, denominator: Any, *, draws: int = 2000, seed
     a, b = _paired(numerator, denominator)
     if b.mean() == 0:
         raise UserError("the denominator of the ratio has mean zero", "report the difference instead")
-    means = _resampled_means(np.stack([a, b], axis=1), draws, seed)
+    means = resampled_means(np.stack([a, b], axis=1), draws, seed)
     value = float(a.mean() / b.mean())
     if (means[:, 1] * np.sign(b.mean()) <= 0).any():
         return Interval(value, -np.inf, np.inf, len(a))
-    low, high = np.quantile(means[:, 0] / means[:, 1], _tails(level))
+    low, high = np.quantile(means[:, 0] / means[:, 1], tails(level))
     return Interval(value, float(low), float(high), len(a))
 
 
@@ -116,7 +116,7 @@ def bootstrap_auc(labels: Any, scores: Any, *, draws: int = 2000, seed: int = 0,
     for start in range(0, draws, step):
         count = min(step, draws - start)
         resampled.append(_weighted_auc(positive, negative, draw_counts(rng, count, len(positive)), draw_counts(rng, count, len(negative))))
-    low, high = np.quantile(np.concatenate(resampled), _tails(level))
+    low, high = np.quantile(np.concatenate(resampled), tails(level))
     return Interval(auc(labels, scores), float(low), float(high), len(positive) + len(negative))
 
 
@@ -148,7 +148,8 @@ def _weighted_auc(
     return np.asarray(wins / (on_positive.sum(axis=1) * on_negative.sum(axis=1)))
 
 
-def _resampled_means(table: Float[np.ndarray, "prompt column"], draws: int, seed: int) -> Float[np.ndarray, "draws column"]:
+def resampled_means(table: Float[np.ndarray, "prompt column"], draws: int, seed: int) -> Float[np.ndarray, "draws column"]:
+    """The mean of every column in each bootstrap draw, with the same prompts drawn for all columns."""
     if draws < 1:
         raise UserError(f"{draws} bootstrap draws were asked for", "ask for at least 1")
     rng = np.random.default_rng(seed)
@@ -163,7 +164,8 @@ def draw_counts(rng: np.random.Generator, draws: int, n: int) -> Float[np.ndarra
     return np.bincount(picks.ravel(), minlength=draws * n).reshape(draws, n).astype(np.float64)
 
 
-def _tails(level: float) -> tuple[float, float]:
+def tails(level: float) -> tuple[float, float]:
+    """The two quantiles between which an interval of this level lies."""
     if not 0 < level < 1:
         raise UserError(f"an interval of level {level} was asked for", "give a level between 0 and 1, for example 0.95")
     return (1 - level) / 2, (1 + level) / 2
