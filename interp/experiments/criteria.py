@@ -75,11 +75,9 @@ def read_replaced(file: Path) -> tuple[Replaced, ...]:
 
 
 def shown_time(recorded: date) -> str:
-    """A day as YYYY-MM-DD, a moment as YYYY-MM-DD HH:MM UTC. Raises `ValueError` for a moment without a time zone."""
+    """A day as YYYY-MM-DD, a moment as YYYY-MM-DD HH:MM UTC."""
     if not isinstance(recorded, datetime):
         return recorded.isoformat()
-    if recorded.tzinfo is None:
-        raise ValueError(f"{recorded} has no time zone: end it with Z")
     return f"{recorded.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
@@ -89,6 +87,9 @@ def _ordered(id: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             raise ValueError(
                 f"{id}: a criterion has the keys {', '.join(sorted(KNOWN))} (recorded is a date), not {', '.join(sorted(row))}"
             )
+    naive = next((row["recorded"] for row in rows if isinstance(row["recorded"], datetime) and row["recorded"].tzinfo is None), None)
+    if naive is not None:
+        raise ValueError(f"{id}: {naive} has no time zone: end it with Z")
     spans = [_span(row["recorded"]) for row in rows]
     if any(later[1] < earlier[0] for earlier, later in pairwise(spans)):
         raise ValueError(f"{id}: the versions of its criterion are not in the order of their days")
