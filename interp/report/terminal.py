@@ -11,6 +11,7 @@ from rich.text import Text
 from interp.data.lexicon import mask
 from interp.report.headlines import EXPLORATORY, exploratory, headlines
 from interp.report.multiplicity import in_words, multiplicity
+from interp.report.prompt_sets import PromptSet
 from interp.report.seeds import Seeds
 from interp.results.result import Result, show_number
 
@@ -75,3 +76,18 @@ def print_seeds(seeds: Seeds, console: Console | None = None) -> None:
     for row in changing:
         verdicts = ", ".join(f"{seed}: {verdict}" for seed, verdict in zip(seeds.seeds, row.verdicts, strict=True))
         console.print(Text(f"  {row.id} changes with the seed ({verdicts})"))
+
+
+def print_prompt_sets(sets: Sequence[PromptSet], console: Console | None = None, *, show_words: bool = False) -> None:
+    """Print one line per result on each of the sets of prompts; nothing where there are none."""
+    console = console or Console()
+    show = (lambda text: text) if show_words else mask
+    for item in sets:
+        console.print(Text(f"on {item.name} ({item.count})"), width=min(WIDTH, console.width))
+        for result in item.results:
+            word, style = STYLES[result.verdict]
+            numbers = "".join(f"{key.replace('_', ' ')} {show_number(value, key)}, null {show_number(result.null.get(key), key)}"
+                              for key, value in list(result.statistic.items())[:1])  # fmt: skip
+            console.print(Text.assemble(f"  {result.id} ", (word, style), f"  {show(numbers)}"), width=min(WIDTH, console.width))
+        for name, why in item.left_out.items():
+            console.print(Text(f"  {name} was left out: {show(why)}"), width=min(WIDTH, console.width))
