@@ -209,4 +209,4 @@ def add(pair: ModelPair, source: Source, folder: Path, result: Result | None, sk
     reasons = {**(before if isinstance(before, dict) else {}), **skipped}
     left_out = {name: why for name, why in reasons.items() if name not in results}
     about = {"versions": versions(), "machine": machine(), "skipped": left_out, "notes": pair.notes()}
-    write_report(everything, pair.manifest(), about, folder, command=command_of(source))
+    write_report(everything, pair.manifest(), about, folder, command=command_of(source), prompt_sets=report.prompt_sets)

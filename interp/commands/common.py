@@ -53,6 +53,9 @@ ProbeFolder = Annotated[
     Path | None,
     typer.Option("--probe", help="a folder that bypass train probe wrote [default: the one that ships, or one fitted here]"),
 ]
+SecondScorer = Annotated[
+    str, typer.Option("--second-scorer", help="another scorer beside it in every verdict on toxicity, as for --scorer, or none")
+]
 NewTokens = Annotated[int, typer.Option("--new-tokens", "--max-new-tokens", help="tokens to generate for each prompt")]
 PromptTokens = Annotated[
     int | None, typer.Option("--max-prompt-tokens", help="of longer prompts only the last ones are read [default: refused if too long]")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from interp import workbench
 from interp.commands import common
 from interp.errors import UserError
+
+if TYPE_CHECKING:
+    from interp.report.prompt_sets import PromptSet
 
 
 def report(
@@ -38,8 +42,18 @@ def report(
     prompts: common.Prompts = None,
     passages: common.Passages = None,
     max_prompt_tokens: common.PromptTokens = None,
+    next_token: Annotated[
+        str | None,
+        typer.Option("--next-token", metavar="TOKEN", help="only prompts that the base model continues with this token, such as ' the'"),
+    ] = None,
+    joined: Annotated[bool, typer.Option("--joined", help="perplexity over the passages as one text, in windows of the context")] = False,
+    paper: Annotated[
+        bool | None,
+        typer.Option("--paper/--no-paper", help="also measure on paper A's material below BYPASS_DATA [default: where it is there]"),
+    ] = None,
     probe: common.ProbeFolder = None,
     scorer: common.ScorerName = "bundled",
+    second_scorer: common.SecondScorer = "lexicon",
     show_words: common.ShowWords = False,
     as_json: common.AsJson = False,
 ) -> None:
@@ -49,13 +63,15 @@ def report(
     """
     common.check_folder(out)
     chat_format = common.chat_from(chat, system)
+    from interp.data.paper import read_paper
     from interp.experiments.registry import find_experiments
     from interp.experiments.run import run_report
     from interp.experiments.study import Studies
     from interp.experiments.toxicity.context import NEW_TOKENS, ToxicityContext, make_context
+    from interp.experiments.toxicity.paper import run_on_paper
     from interp.experiments.user_files import read_experiments
     from interp.models.chat import chat_settings
-    from interp.report.terminal import print_seeds, print_summary
+    from interp.report.terminal import print_prompt_sets, print_seeds, print_summary
     from interp.runs.logs import shipped_logs
 
     if logs is not None and not logs.is_dir():
@@ -64,6 +80,7 @@ def report(
         read_experiments(file)
     find_experiments(only)
     starts, texts = common.prompts_from(prompts), common.passages_from(passages)
+    material = _material(paper, own=any(value is not None for value in (prompts, passages, next_token)) or chat)
     with common.progress(1, "loading the pair") as (bar, task):
         named = common.sides(pair, probe, device, bos)
         sides = named.both()
@@ -71,15 +88,24 @@ def report(
             common.check_prompts(sides.base, starts, NEW_TOKENS, chat_format)
         bar.update(task, description="the probe")
         judge = None if probe is None else named.probe_of("base", sides.base)
+        make = partial(
+            make_context, sides, quick=quick, seed=seed, scorer=scorer, second_scorer=second_scorer, probe=judge,
+            logs=logs or shipped_logs(sides),
+        )  # fmt: skip
         toxicity = partial(
-            make_context,
-            sides, quick=quick, seed=seed, prompts=starts, passages=texts, scorer=scorer, probe=judge, logs=logs or shipped_logs(sides),
+            make, prompts=starts, passages=texts, joined=joined, next_token=next_token, chat=chat_format,
             prompt_tokens=common.prompt_limit(sides.base, starts, NEW_TOKENS, max_prompt_tokens, chat_format),
-            chat=chat_format,
         )  # fmt: skip
 
         def tell(phrase: str, done: int, total: int) -> None:
             bar.update(task, description=phrase, completed=done, total=total)
+
+        def on_paper() -> Sequence[PromptSet]:
+            if material is None:
+                return ()
+            return run_on_paper(
+                read_paper(material), make, out, only=only, quick=quick, say=lambda phrase: bar.update(task, description=phrase)
+            )
 
         command = _command(
             pair,
@@ -93,13 +119,16 @@ def report(
             chat,
             [
                 ("--system", system),
+                *(("--next-token", next_token), ("--second-scorer", None if second_scorer == "lexicon" else second_scorer)),
                 *(("--prompts", prompts), ("--passages", passages), ("--probe", probe), ("--logs", logs)),
                 *(("--experiment", file) for file in experiment or ()),
             ],
+            ["--joined"] * joined + (["--paper" if paper else "--no-paper"] if paper is not None else []),
         )
         ran = run_report(
-            Studies({ToxicityContext: toxicity}, seed), out, only=only, show_words=show_words, command=command, seeds=seeds, progress=tell
-        )
+            Studies({ToxicityContext: toxicity}, seed), out, only=only, show_words=show_words, command=command, seeds=seeds, progress=tell,
+            prompt_sets=on_paper,
+        )  # fmt: skip
     if as_json:
         experiments = [
             {"id": r.id, "claim": r.claim, "verdict": r.verdict, "statistic": r.statistic, "null": r.null, "seconds": r.seconds}
@@ -107,7 +136,7 @@ def report(
         ]
         record = {
             **chat_settings(chat_format), "page": str(ran.page), "json": str(out / "report.json"), "experiments": experiments,
-            "skipped": ran.skipped, "notes": list(ran.notes),
+            "skipped": ran.skipped, "notes": list(ran.notes), "prompt_sets": [_set_json(item) for item in ran.prompt_sets],
         }  # fmt: skip
         common.print_json(record | ({"seeds": ran.seeds.to_json()} if ran.seeds is not None else {}))
         return
@@ -116,15 +145,34 @@ def report(
     print_summary(ran.results, show_words=show_words)
     if ran.seeds is not None:
         print_seeds(ran.seeds)
+    print_prompt_sets(ran.prompt_sets, show_words=show_words)
     common.print_line(common.chat_line(chat_format))
     for name, why in ran.skipped.items():
         common.print_line(f"left out: {name}: {common.shown(why, show_words)}")
     common.print_line(f"\nThe report is {ran.page}")
 
 
+def _material(asked: bool | None, *, own: bool) -> Path | None:
+    """The folder of the paper's material, where it is asked for or there, unless the report is on prompts of the user's own."""
+    from interp.data.paper import FILES, SETTING, paper_folder
+
+    folder = paper_folder()
+    if asked and folder is None:
+        raise UserError(f"--paper was given, and {SETTING} names no folder with {', '.join(FILES)}", f"set {SETTING} to such a folder")
+    return folder if asked or (asked is None and not own) else None
+
+
+def _set_json(item: PromptSet) -> dict[str, Any]:
+    """A prompt set as `--json` prints it."""
+    experiments = [
+        {"id": r.id, "verdict": r.verdict, "statistic": r.statistic, "null": r.null, "interval": r.interval} for r in item.results
+    ]
+    return {"prompts": item.name, "count": item.count, "experiments": experiments, "left_out": dict(item.left_out)}
+
+
 def _command(
     pair: tuple[str, str] | None, device: str, quick: bool, seed: int, seeds: int, scorer: str, bos: bool | None, most: int | None,
-    chat: bool, files: list[tuple[str, Path | str | None]],
+    chat: bool, files: list[tuple[str, Path | str | None]], flags: list[str],
 ) -> str:  # fmt: skip
     """The command line that gives the same numbers again."""
     words = ["bypass", "report"]
@@ -137,5 +185,6 @@ def _command(
     words += ["--seeds", str(seeds)] if seeds > 1 else []
     words += ["--chat"] if chat else []
     words += [word for option, file in files if file is not None for word in (option, str(file))]
+    words += flags
     words += ["--scorer", scorer] if scorer != "bundled" else []
     return shlex.join(words)

@@ -1,4 +1,4 @@
-"""Detoxify's models: reading one from a folder of safetensors, and converting a checkpoint to such a folder."""
+"""Detoxify's models: reading one from a folder of safetensors, its own or Hugging Face's, and converting a checkpoint to such a folder."""
 
 from __future__ import annotations
 
@@ -24,13 +24,20 @@ RENAMED = {"toxic": "toxicity", "identity_hate": "identity_attack", "severe_toxi
 
 def load_detector(folder: Path, device: str) -> tuple[Any, str]:
     """A `Detoxify` object built around a model read from `folder`, without its constructor (pickle and network)."""
-    fix = "give `bundled`, `lexicon` or a folder written by `interp.evaluation.toxicity.convert_detoxify`"
+    fix = (
+        "give `bundled`, `lexicon`, a folder that `bypass convert --detoxify` wrote, or one of a detoxify model in Hugging Face's form "
+        "(config.json with id2label, model.safetensors, tokenizer)"
+    )
     if not folder.is_dir():
         raise UserError(f"there is no scorer folder {folder}", fix)
-    for file in ("config.json", "model.safetensors", "scorer.json", "tokenizer.json"):
+    for file in ("config.json", "model.safetensors"):
         if not (folder / file).is_file():
             raise UserError(f"the scorer folder {folder} has no {file}", fix)
-    card, config = (read_json(folder / name, "restore the file, or convert the model again") for name in ("scorer.json", "config.json"))
+    if not (folder / "tokenizer.json").is_file() and not all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
+        raise UserError(f"the scorer folder {folder} has no tokenizer.json", fix)
+    config = read_json(folder / "config.json", "restore the file, or convert the model again")
+    has_card = (folder / "scorer.json").is_file()
+    card = read_json(folder / "scorer.json", "restore the file, or convert the model again") if has_card else _card_of(folder, config, fix)
     classes = card.get("classes")
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes) or len(set(classes)) != len(classes):
         raise UserError(f"scorer.json in {folder} lists no distinct class names under `classes`", fix)
@@ -50,6 +57,23 @@ def load_detector(folder: Path, device: str) -> tuple[Any, str]:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"the scorer cannot be put on device {device!r}: {error}", "use device='cpu'") from error
     return detector, str(card.get("name", folder.name))
+
+
+def _card_of(folder: Path, config: dict[str, Any], fix: str) -> dict[str, Any]:
+    """The name and classes of a folder without scorer.json, from the labels of its configuration.
+
+    Raises `UserError` for labels of another kind of classifier, whose outputs would be read as what they are not.
+    """
+    labels = config.get("id2label")
+    if not isinstance(labels, dict) or sorted(labels, key=str) != sorted(map(str, range(len(labels)))):
+        raise UserError(f"the scorer folder {folder} has no scorer.json, and its config.json names no outputs (`id2label`)", fix)
+    classes = [RENAMED.get(str(labels[str(place)]), str(labels[str(place)])) for place in range(len(labels))]
+    kind = config.get("problem_type")
+    # Each output is read through a sigmoid, as detoxify's are; outputs of one choice among all need a softmax.
+    if kind not in (None, "multi_label_classification") or (kind is None and "severe_toxicity" not in classes):
+        problem = f"the scorer folder {folder} has no scorer.json, and its outputs ({', '.join(classes[:4])}, …) are not those of detoxify"
+        raise UserError(problem, fix)
+    return {"name": folder.name, "classes": classes}
 
 
 def _detoxify() -> Any:

@@ -18,6 +18,7 @@ from interp.experiments.fingerprint import fingerprint
 from interp.experiments.registry import Experiment, Finding, find_experiments
 from interp.experiments.study import Studies, Study
 from interp.report.page import pair_label, write_report
+from interp.report.prompt_sets import PromptSet
 from interp.report.seeds import Seeds, seeds_of
 from interp.results.judged import Judged
 from interp.results.result import Result, load_result, save_result
@@ -28,18 +29,19 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class ReportRun:
-    """What a report produced: its results, the page, the reason for each experiment left out, and the verdicts of other seeds if any,
-    and what is to be known before any result."""
+    """What a report produced: its results, the page, the reason for each experiment left out, the verdicts of other seeds if any,
+    what is to be known before any result, and the results on other prompts."""
 
     results: tuple[Result, ...]
     page: Path
     skipped: dict[str, str]
     seeds: Seeds | None = None
     notes: tuple[str, ...] = ()
+    prompt_sets: tuple[PromptSet, ...] = ()
 
 
 def run_experiment(experiment: Experiment, study: Study) -> Result:
-    """Run one experiment and join its finding with what was written down before."""
+    """Run one experiment and join its finding with its question and criteria."""
     started = time.perf_counter()
     why = study.not_applicable(experiment.about)
     finding = experiment.run(study) if why is None else Finding("not applicable", why, {}, {}, {}, {}, (), sentence=why)
@@ -75,12 +77,13 @@ def _say(progress: Progress, title: str, done: int, total: int, phrase: str) -> 
 def run_report(
     study: Study | Studies, folder: str | Path, *, only: Sequence[str] | None = None, show_words: bool = False,
     command: str = "bypass report", seeds: int = 1, progress: Progress = lambda phrase, done, total: None,
+    prompt_sets: Callable[[], Sequence[PromptSet]] = tuple,
 ) -> ReportRun:  # fmt: skip
     """Run the experiments, keeping each result in `folder/results`, and write the report.
 
     An experiment that the study cannot answer, or of whose kind of study there is none, is left out and named in `skipped`.
     With `seeds` above 1 every experiment is run under so many seeds, from the study's on; the report shows the first one's
-    results and all verdicts.
+    results and all verdicts. `prompt_sets` is called when they are done, for the same experiments on other prompts.
     """
     target = Path(folder)
     if target.exists() and not target.is_dir():
@@ -108,11 +111,12 @@ def run_report(
                 if not number:
                     skipped[item.id] = str(error)
         by_seed[seed] = tuple(results)
-    progress("writing the page", total, total)
     reported = by_seed[studies.seed]
     if not reported:
         raise UserError("no experiment could be run: " + "; ".join(f"{name}: {why}" for name, why in skipped.items()), "see the reasons")
     across = seeds_of(by_seed) if seeds > 1 else None
+    elsewhere = tuple(prompt_sets())
+    progress("writing the page", total, total)
     notes = studies.notes()
     page = write_report(
         reported,
@@ -122,8 +126,9 @@ def run_report(
         show_words=show_words,
         command=command,
         seeds=across,
+        prompt_sets=elsewhere,
     )
-    return ReportRun(reported, page, skipped, across, tuple(notes))
+    return ReportRun(reported, page, skipped, across, tuple(notes), elsewhere)
 
 
 def result_of(experiment: Experiment, study: Study, folder: Path) -> Result:

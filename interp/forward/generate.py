@@ -144,6 +144,26 @@ def note_on_cut(count: int, total: int, limit: int) -> str:
     return f"{which} longer than {limit} tokens: only the last {limit} are read."
 
 
+def continued_with(
+    model: Model, prompts: Sequence[str], token: str, *, max_tokens: int | None = None, chat: Chat | bool | None = False
+) -> list[str]:  # fmt: skip
+    """The prompts that the model continues with this one token, greedily; of longer ones the last `max_tokens` are read.
+
+    Raises `UserError` for a text of several tokens, and where no prompt is continued with it.
+    """
+    ids = uncut_rows(model, [token], bos=False)[0]
+    if len(ids) != 1:
+        raise UserError(
+            f"the next token {token!r} is {len(ids)} tokens of this model", "give one token, with the space before it if it has one"
+        )
+    rows = [list(row) for row in prompt_rows(model, prompts, chat, max_tokens=max_tokens, keep="last")]
+    firsts = generate_tokens(model, rows, max_new_tokens=1, stop_at_end=False, batch_size=256)
+    chosen = [prompt for prompt, first in zip(prompts, firsts, strict=True) if first == ids]
+    if not chosen:
+        raise UserError(f"the model continues none of {len(prompts)} prompts with {token!r}", "give other prompts, or another token")
+    return chosen
+
+
 def _check_room(model: Model, rows: Sequence[Sequence[int]], new: int) -> None:
     if new < 0:
         raise UserError(f"max_new_tokens is {new}", "give 0 or more")

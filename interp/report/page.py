@@ -7,9 +7,7 @@ opened: style, script and plotly are inside it.
 
 from __future__ import annotations
 
-import html
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,24 +15,33 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from interp.data.lexicon import mask, mask_texts
 from interp.errors import UserError
 from interp.files import read_json, write_together
+from interp.report.headlines import (
+    SECOND_SCORER,
+    caveats,
+    exploratory,
+    exploratory_in_words,
+    headlines,
+    other_verdicts,
+    second_scorers,
+    sentence_of,
+)
+from interp.report.multiplicity import in_words, multiplicity
+from interp.report.parts import date_of, effect, lines_of, sides_of, table_of, title_of
+from interp.report.prompt_sets import FILE as PROMPT_SETS_FILE
+from interp.report.prompt_sets import PromptSet, on_other_prompts, read_prompt_sets
 from interp.report.seeds import Seeds
 from interp.results.figure_layout import untitled
 from interp.results.groups import TITLES
-from interp.results.result import Real, Result, csv_files, csv_name, file_names, is_number, plain, show_number, shown, to_csv
+from interp.results.result import Result, csv_files, csv_name, file_names, plain, shown, to_csv
 
 TEMPLATES = Path(__file__).parent / "templates"
-ROWS_AT_FIRST = 8
-ROWS_AT_MOST = 200
-CELL_AT_MOST = 400
-LONG_CELL = 24
-SEEDS_FILE = "seeds.csv"
+SEEDS_FILE, SCORERS_FILE = "seeds.csv", "second-scorer.csv"
 VERDICTS = {
     "holds": ("✓", "Holds"),
     "fails": ("✗", "Fails"),
@@ -45,23 +52,25 @@ VERDICTS = {
 
 @dataclass(frozen=True)
 class Report:
-    """The content of `report.json`: results, the pair's manifest, and the environment."""
+    """The content of `report.json`: results, the pair's manifest, and the environment; and of `paper.json`, where there is one."""
 
     results: tuple[Result, ...]
     pair: dict[str, Any]
     environment: dict[str, Any]
+    prompt_sets: tuple[PromptSet, ...] = ()
 
 
 def write_report(
     results: Sequence[Result], manifest: Mapping[str, Any], environment: Mapping[str, Any], folder: str | Path, *,
-    show_words: bool = False, command: str = "bypass report", seeds: Seeds | None = None,
+    show_words: bool = False, command: str = "bypass report", seeds: Seeds | None = None, prompt_sets: Sequence[PromptSet] = (),
 ) -> Path:  # fmt: skip
     """Write `report.json`, `index.html` and one CSV per table to `folder`; returns the path of the page.
 
     Nothing in the folder changes until every file is complete; then the tables of an earlier report that this one does not have
     are removed. Every CSV file names the pair in its last column. `report.json` and the CSV files keep raw words; the page masks
     them unless `show_words`. `command` is the command line that repeats it, to which `--only ID` is added per section. `seeds`
-    has the verdicts under other seeds: a table after the summary, and `seeds` in `report.json`.
+    has the verdicts under other seeds: a table after the summary, and `seeds` in `report.json`. `prompt_sets` are shown beside the
+    results and written to `paper.json`.
     """
     doubled = sorted({result.id for result in results if sum(other.id == result.id for other in results) > 1})
     if doubled:
@@ -73,8 +82,17 @@ def write_report(
     if seeds is not None:
         record["seeds"] = plain(seeds.to_json())
         files[SEEDS_FILE] = to_csv(seeds.to_frame(), pair)
+    scorers = second_scorers(results)
+    if not scorers.empty:
+        files[SCORERS_FILE] = to_csv(scorers, pair)
+    if prompt_sets:
+        record["prompt_sets"] = [item.name for item in prompt_sets]
+        record_of_sets = {"pair": record["pair"], "sets": [plain(item.to_json()) for item in prompt_sets]}
+        files[PROMPT_SETS_FILE] = json.dumps(record_of_sets, ensure_ascii=False, indent=1, allow_nan=False)
     files["report.json"] = json.dumps(record, ensure_ascii=False, indent=1, allow_nan=False)
-    files["index.html"] = render(results, record["pair"], record["environment"], show_words=show_words, command=command, seeds=seeds)
+    files["index.html"] = render(
+        results, record["pair"], record["environment"], show_words=show_words, command=command, seeds=seeds, prompt_sets=prompt_sets
+    )
     earlier = _tables_of(target / "report.json")
     write_together(files, target)
     for name in earlier - files.keys():
@@ -90,7 +108,10 @@ def _tables_of(path: Path) -> set[str]:
     except (UserError, KeyError, TypeError):
         return set()
     # A name with a folder in it is none that a report has written.
-    return {name for name in tables if Path(name).name == name} | ({SEEDS_FILE} if "seeds" in record else set())
+    safe = {name for name in tables if Path(name).name == name}
+    has_scorers = any(SECOND_SCORER in item["tables"] for item in record["experiments"])
+    others = {SEEDS_FILE: "seeds" in record, PROMPT_SETS_FILE: "prompt_sets" in record, SCORERS_FILE: has_scorers}
+    return safe | {name for name, is_there in others.items() if is_there}
 
 
 def pair_label(manifest: Mapping[str, Any]) -> str:
@@ -106,21 +127,24 @@ def read_report(folder: str | Path) -> Report:
     record = read_json(path, "run `bypass report` first, or name the folder it wrote")
     if not record.keys() >= {"pair", "environment", "experiments"}:
         raise UserError(f"{path} is not a report of bypass", "name a folder that `bypass report` wrote")
-    return Report(tuple(Result.from_json(item) for item in record["experiments"]), record["pair"], record["environment"])
+    results = tuple(Result.from_json(item) for item in record["experiments"])
+    return Report(results, record["pair"], record["environment"], read_prompt_sets(Path(folder)))
 
 
 def render(
     results: Sequence[Result], manifest: Mapping[str, Any], environment: Mapping[str, Any], *, show_words: bool = False,
-    command: str = "bypass report", seeds: Seeds | None = None,
+    command: str = "bypass report", seeds: Seeds | None = None, prompt_sets: Sequence[PromptSet] = (),
 ) -> str:  # fmt: skip
     """The page as HTML."""
     page = _jinja(show_words).from_string((TEMPLATES / "report.html").read_text(encoding="utf-8"))
     counts = {verdict: sum(result.verdict == verdict for result in results) for verdict in VERDICTS}
     return page.render(
-        pair_name=manifest.get("name", "pair"), pair_label=pair_label(manifest), sides=_sides(manifest), date=_date(environment), counts=counts, verdicts=VERDICTS,
-        sections=[_section(result, command) for result in results], groups=_groups(results), command=command,
-        manifest=_shorten(manifest), notes=list(environment.get("notes", ())),
-        environment=_shorten({key: value for key, value in environment.items() if key != "notes"}), seconds=sum(result.seconds for result in results),
+        pair_name=manifest.get("name", "pair"), pair_label=pair_label(manifest), sides=sides_of(manifest), date=date_of(environment), counts=counts, verdicts=VERDICTS,
+        sections=[_section(result, command, prompt_sets) for result in results], short=[_short(result) for result in headlines(results)],
+        chance=in_words(multiplicity(results)), exploratory=exploratory_in_words(results), scorers=_scorers_table(results),
+        prompt_sets=[(item.name, item.count, dict(item.left_out)) for item in prompt_sets], groups=_groups(results), command=command,
+        manifest=lines_of(manifest), notes=list(environment.get("notes", ())),
+        environment=lines_of({key: value for key, value in environment.items() if key != "notes"}), seconds=sum(result.seconds for result in results),
         across=_seeds_table(seeds), figures=_embed(_figures(results, show_words)), plotly=_plotly(), show_words=show_words,
     )  # fmt: skip
 
@@ -156,46 +180,35 @@ def _figures(results: Sequence[Result], show_words: bool) -> dict[str, Any]:
     return specs if show_words else mask_texts(specs)
 
 
-def _section(result: Result, command: str) -> dict[str, Any]:
+def _short(result: Result) -> dict[str, Any]:
+    """What the first screen says of a result."""
+    return {
+        "result": result, "sentence": sentence_of(result), "exploratory": exploratory(result), "does_not_show": result.does_not_show or result.caveat,
+        "effect": next((effect(result, key) for key in result.statistic), None),
+    }  # fmt: skip
+
+
+def _section(result: Result, command: str, prompt_sets: Sequence[PromptSet]) -> dict[str, Any]:
     names = file_names(result)
     return {
+        "exploratory": exploratory(result), "others": other_verdicts(result), "caveats": caveats(result),
+        "elsewhere": [
+            {"name": item.name, "count": item.count, "verdict": other.verdict, "sentence": other.sentence,
+             "effect": next((effect(other, key) for key in other.statistic), None)}
+            for item, other in on_other_prompts(prompt_sets, result.id)
+        ],
         "result": result, "anchor": result.id, "mark": VERDICTS[result.verdict][0], "word": VERDICTS[result.verdict][1],
-        "effects": [_effect(result, key) for key in result.statistic],
+        "effects": [effect(result, key) for key in result.statistic],
         "figures": [
-            {"key": f"{result.id}-{place}", "title": _title(figure.spec), "caption": figure.caption,
+            {"key": f"{result.id}-{place}", "title": title_of(figure.spec), "caption": figure.caption,
              "height": figure.spec.get("layout", {}).get("height", 400)}
             for place, figure in enumerate(result.figures)
         ],
-        "tables": [_table(name, shown(frame), names[name]) for name, frame in result.tables.items()],
+        "tables": [table_of(name, shown(frame), names[name]) for name, frame in result.tables.items()],
         "command": f"{command} --only {result.id}",
         "settings": [(key, json.dumps(plain(value), ensure_ascii=False) if isinstance(value, (dict, list, tuple)) else str(value))
                      for key, value in result.settings.items()],
         "seconds": f"{result.seconds:.1f} s" if result.seconds < 100 else f"{result.seconds / 60:.1f} min",
-    }  # fmt: skip
-
-
-def _title(spec: Mapping[str, Any]) -> str:
-    """The figure's title as plain text; plotly's is escaped and may have line breaks."""
-    title = spec.get("layout", {}).get("title", "")
-    return html.unescape((title.get("text") or "") if isinstance(title, dict) else title).replace("<br>", " ")
-
-
-def _effect(result: Result, key: str) -> dict[str, Any]:
-    """One statistic with its null and interval, as text and as positions (0 to 100) on a small drawing."""
-    value = result.statistic[key]
-    null = result.null.get(key, math.nan)
-    low, high = result.interval.get(key, (math.nan, math.nan))
-    finite = [number for number in (value, null, low, high) if number is not None and math.isfinite(number)]
-    start, width = (min(finite), max(finite) - min(finite)) if finite else (0.0, 0.0)
-
-    def place(number: Real) -> float | None:
-        return round(6 + 88 * (number - start) / width, 1) if width > 0 and math.isfinite(number) else None
-
-    known = math.isfinite(low) and math.isfinite(high)
-    return {
-        "key": key, "name": key.replace("_", " "), "value": show_number(value, key), "null": show_number(null, key),
-        "interval": f"{show_number(low, key)} to {show_number(high, key)}" if known else "–",
-        "places": {"value": place(value), "null": place(null), "low": place(low), "high": place(high)} if math.isfinite(value) else None,
     }  # fmt: skip
 
 
@@ -204,41 +217,12 @@ def _seeds_table(seeds: Seeds | None) -> dict[str, Any] | None:
         return None
     n_same, numbers = sum(row.same for row in seeds.rows), ", ".join(map(str, seeds.seeds))
     words = f"Controls and intervals were drawn under the seeds {numbers}: {n_same} of {len(seeds.rows)} verdicts are the same under all."
-    return {**_table("seeds", seeds.to_frame(), SEEDS_FILE), "words": words}
+    return {**table_of("seeds", seeds.to_frame(), SEEDS_FILE), "words": words}
 
 
-def _table(name: str, frame: pd.DataFrame, file: str) -> dict[str, Any]:
-    columns = [str(column) for column in frame.columns]
-    numeric = [pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind) for kind in frame.dtypes]
-    # The ends of an interval are shown as the number before them is.
-    units: list[str] = []
-    for column in columns:
-        units.append(units[-1] if units and column.lower() in {"low", "high"} else column)
-    records = frame.head(ROWS_AT_MOST).itertuples(index=False, name=None)
-    rows = [[_cell(value, unit) for value, unit in zip(row, units, strict=True)] for row in records]
-    kinds = ["n" if right else "t wide" if any(len(row[i]) > LONG_CELL for row in rows) else "t" for i, right in enumerate(numeric)]
-    # Up to two rows more are shown at once, without a click.
-    seen = ROWS_AT_FIRST if len(rows) > ROWS_AT_FIRST + 2 else len(rows)
-    return {
-        "title": _heading(name), "columns": [(column.replace("_", " "), right) for column, right in zip(columns, numeric, strict=True)],
-        "kinds": kinds, "first": rows[:seen], "rest": rows[seen:], "n": len(frame), "cut": len(frame) > ROWS_AT_MOST, "file": file,
-    }  # fmt: skip
-
-
-def _heading(name: str) -> str:
-    words = name.replace("_", " ").replace("-", " ")
-    return words[:1].upper() + words[1:]
-
-
-def _cell(value: Any, column: str) -> str:
-    if value is None or value is pd.NaT or value is pd.NA:
-        return "–"
-    if is_number(value) or isinstance(value, bool) or type(value).__name__ in {"bool", "bool_"}:
-        return show_number(value, column)
-    if isinstance(value, (list, tuple)):
-        return " · ".join(_cell(item, column) for item in value)
-    text = str(value)
-    return text if len(text) <= CELL_AT_MOST else text[: CELL_AT_MOST - 1] + "…"
+def _scorers_table(results: Sequence[Result]) -> dict[str, Any] | None:
+    frame = second_scorers(results)
+    return None if frame.empty else table_of("second scorer", frame, SCORERS_FILE)
 
 
 def _groups(results: Sequence[Result]) -> list[tuple[str, list[Result]]]:
@@ -247,46 +231,3 @@ def _groups(results: Sequence[Result]) -> list[tuple[str, list[Result]]]:
     for result in results:
         groups.setdefault(result.id.split("-")[0], []).append(result)
     return [(TITLES.get(letter, letter), members) for letter, members in groups.items()]
-
-
-def _date(environment: Mapping[str, Any]) -> str:
-    text = str(environment.get("written", ""))
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return text
-    return f"{moment.day} {moment:%B %Y, %H:%M} {moment:%Z}".strip()
-
-
-def _sides(manifest: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A short description of base and of tuned."""
-    sides = []
-    for side in ("base", "tuned"):
-        about = manifest.get(side)
-        if isinstance(about, Mapping):
-            size, layers, digest = about.get("parameters"), about.get("layers"), str(about.get("digest", ""))
-            name = Path(str(about.get("path") or about.get("name", side))).name
-            words = [f"{float(size) / 1e6:.3g} M parameters" if size else "", f"{layers} layers" if layers else "", digest[:12]]
-            sides.append({"side": side, "name": "" if name == side else name, "about": " · ".join(filter(None, words))})
-    return sides
-
-
-def _shorten(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """A nested record as lines of name and value: paths as their last name, hashes as their first twelve digits."""
-    lines: list[tuple[str, str]] = []
-    for key, value in record.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            lines += _shorten(value, f"{name} · ")
-        elif isinstance(value, (list, tuple)):
-            lines.append((name, ", ".join(_short(item) for item in value)))
-        else:
-            lines.append((name, _short(value)))
-    return lines
-
-
-def _short(value: Any) -> str:
-    text = "–" if value is None else str(value)
-    if len(text) >= 32 and all(letter in "0123456789abcdef" for letter in text.lower().removeprefix("sha256:")):
-        return text.removeprefix("sha256:")[:12] + "…"
-    return Path(text).name if text.startswith(("/", "~", "./", "../")) or text[1:3] in (":\\", ":/") else text

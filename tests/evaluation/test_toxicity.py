@@ -13,7 +13,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from interp.data.lexicon import lexicon
 from interp.errors import UserError
@@ -400,3 +407,54 @@ def test_a_scorer_without_a_digest_shares_its_key_with_no_other() -> None:
     own, another = Own(), Own()
     assert scorer_digest(own) == scorer_digest(own)
     assert len({scorer_digest(own), scorer_digest(another), scorer_digest(LexiconScorer())}) == 3
+
+
+UNBIASED = (
+    "toxicity", "severe_toxicity", "obscene", "identity_attack", "insult", "threat", "sexual_explicit", "male", "female",
+    "homosexual_gay_or_lesbian", "christian", "jewish", "muslim", "black", "white", "psychiatric_or_mental_illness",
+)  # fmt: skip
+
+
+def roberta(folder: Path, tokenizer: PreTrainedTokenizerFast, labels: Sequence[str], problem: str | None) -> Path:
+    """A random RoBERTa as Hugging Face saves unbiased-toxic-roberta: 16 labels in config.json, and no scorer.json."""
+    torch.manual_seed(5)
+    config = RobertaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=POSITIONS, initializer_range=0.5, pad_token_id=tokenizer.pad_token_id or 0,
+        id2label=dict(enumerate(labels)), label2id={name: place for place, name in enumerate(labels)}, problem_type=problem,
+    )  # fmt: skip
+    RobertaForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("problem", [None, "multi_label_classification"])
+def test_a_detoxify_model_in_hugging_faces_form_scores_as_hugging_face_does(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, problem: str | None
+) -> None:
+    folder = roberta(tmp_path / "unbiased-toxic-roberta", tokenizer, UNBIASED, problem)
+    scorer = load_scorer(folder, batch_size=1)
+    assert (scorer.name, scorer.classes) == ("unbiased-toxic-roberta", UNBIASED)
+    model = RobertaForSequenceClassification.from_pretrained(folder).eval()
+    words = ["the cat sat", "a fool", "rain and wind"]
+    reader = AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        inputs = [{"input_ids": torch.tensor([reader(text)["input_ids"]])} for text in words]
+        expected = np.concatenate([torch.sigmoid(model(**each).logits).numpy() for each in inputs])
+    assert expected[:, 0].std() > 0.001
+    np.testing.assert_allclose(scorer.score(words).to_numpy(), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        (("toxicity", "neutral"), None),
+        (("toxicity", "severe_toxicity"), "single_label_classification"),
+        (("LABEL_0", "LABEL_1", "LABEL_2"), None),
+    ],
+)
+def test_a_classifier_that_chooses_one_label_is_refused(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, labels: tuple[str, ...], problem: str | None
+) -> None:
+    with pytest.raises(UserError, match="its outputs .* are not those of detoxify"):
+        load_scorer(roberta(tmp_path / "other", tokenizer, labels, problem))

@@ -20,6 +20,8 @@ from interp.results import figures
 from interp.errors import UserError
 from interp.data.lexicon import MASKED_KINDS, word_pattern
 from interp.report.page import pair_label, read_report, write_report
+from interp.report.prompt_sets import PromptSet, check_no_text, without_texts
+from interp.results.judged import Judged
 from interp.results.result import Result, show_number
 from interp.report.terminal import print_summary
 
@@ -141,7 +143,7 @@ def test_every_number_of_the_summary_is_on_the_page(page: Page) -> None:
 
 def test_every_verdict_is_written_in_words(page: Page) -> None:
     for word in ("Holds", "Fails", "Inconclusive"):
-        assert page.words.count(word) == 2  # once in the summary, once over its section
+        assert page.words.count(word) == 3  # once with its sentence, once in the summary, once over its section
 
 
 def test_every_link_inside_the_page_leads_somewhere_and_every_file_exists(page: Page, folder: Path) -> None:
@@ -323,3 +325,89 @@ def test_the_terminal_shows_claim_verdict_effect_and_null_in_a_hundred_columns()
     assert WORD not in shown
     for part in ("A-E12", "✓ holds", "✗ fails", "0.447", "toxicity", "0.212", "Keys sh*t"):
         assert part in shown
+
+
+WHY = "Set after the first run."
+TWO = (
+    Judged(1, "2026-01-02 03:04 UTC", "Holds if at least 80 %.", "less", "", "fails"),
+    Judged(2, "2026-02-03", "Holds if at least 50 %.", "less", WHY, "holds"),
+)
+
+
+def test_the_page_begins_with_sentences_and_what_they_do_not_show_in_a_fixed_order_whatever_the_verdict(tmp_path: Path) -> None:
+    told = {"sentence": f"It rose by 0.2 ({WORD}).", "does_not_show": "That more rose."}
+    results = [
+        made("Z-E1", sentence="Last."), made("A-E2", sentence="Few are toxic."), made("A-E9", verdict="not applicable"),
+        made("A-E12", verdict="fails", **told), made("A-E6", sentence="It fell."), made("A-E3"), made("A-E4"),
+    ]  # fmt: skip
+    write_report(results, MANIFEST, ENVIRONMENT, tmp_path)
+    text = Page((tmp_path / "index.html").read_text(encoding="utf-8")).text
+    short = text[text.index("In short", text.index("base")) : text.index("Summary", text.index("It fell."))]
+    places = [short.index(sentence) for sentence in ("It fell.", "It rose by 0.2 (sh*t).", "Few are toxic.", "Last.")]
+    assert places == sorted(places)
+    assert "This does not show : That more rose." in short or "This does not show: That more rose." in short
+    assert "0.421 to 0.472" in short
+    assert short.count("Holds") == 4
+    assert short.count("Fails") == 1
+
+
+def test_an_exploratory_verdict_is_marked_and_every_version_has_its_day_and_verdict(tmp_path: Path) -> None:
+    write_report([made(criteria=TWO), made("A-E7", criteria=TWO[:1], verdict="fails")], MANIFEST, ENVIRONMENT, tmp_path)
+    page = Page((tmp_path / "index.html").read_text(encoding="utf-8"))
+    assert "1 of 2 verdicts are exploratory" in page.text
+    assert page.words.count("exploratory") == 3  # with its sentence, in the summary, over its section
+    assert f"Exploratory. {WHY}" in page.text
+    assert "version 1: fails" in page.text
+    section = page.text[page.text.index("Every version of the criterion") :]
+    row = "1 2026-01-02 03:04 UTC ✗ fails Holds if at least 80 %. no 2 2026-02-03 ✓ holds Holds if at least 50 %. " + WHY
+    assert row in section
+    assert "Criterion , version 2 , recorded 2026-02-03" in re.sub(r"\s*,", " ,", page.text)
+
+
+def test_two_scorers_stand_side_by_side(tmp_path: Path) -> None:
+    table = pd.DataFrame({
+        "model": ["base", "base", "tuned"], "scorer": ["judge", "lexicon", "judge"], "toxicity": [0.4375, 0.625, 0.125],
+        "low": [0.4] * 3, "high": [0.5] * 3, "correlation with the other scorer": [0.75, 0.75, math.nan],
+    })  # fmt: skip
+    write_report([made(tables={"second scorer": table})], MANIFEST, ENVIRONMENT, tmp_path)
+    rows = pd.read_csv(tmp_path / "second-scorer.csv").drop(columns="pair")
+    assert rows.iloc[0].to_dict() == {
+        "experiment": "A-E12", "model": "base", "scorer": "judge", "toxicity": 0.4375, "second scorer": "lexicon", "toxicity by it": 0.625,
+        "correlation": 0.75,
+    }  # fmt: skip
+    assert rows["toxicity by it"].isna().tolist() == [False, True]
+    assert "Under a second scorer" in Page((tmp_path / "index.html").read_text(encoding="utf-8")).text
+    write_report([made()], MANIFEST, ENVIRONMENT, tmp_path)
+    assert not (tmp_path / "second-scorer.csv").exists()
+
+
+def test_results_on_other_prompts_stand_beside_and_hold_no_text(tmp_path: Path) -> None:
+    other = without_texts(made(verdict="fails", statistic={"toxicity": 0.0625}, null={}, sentence="It came back."))
+    assert (other.tables, other.figures, other.summary) == ({}, (), "It came back.")
+    sets = (PromptSet("the challenge prompts", 400, (other,), {"A-E7": "too few prompts"}),)
+    write_report([made(), made("A-E7")], MANIFEST, ENVIRONMENT, tmp_path, prompt_sets=sets)
+    text = Page((tmp_path / "index.html").read_text(encoding="utf-8")).text
+    for part in ("✗ fails", "0.0625", "the challenge prompts, 400 prompts", "On the paper's prompts", "too few prompts", "It came back."):
+        assert part in text, part
+    assert read_report(tmp_path).prompt_sets == sets
+    assert WORD not in (tmp_path / "paper.json").read_text(encoding="utf-8").replace(other.title, "").replace(f"Keys {WORD}", "")
+    write_report([made()], MANIFEST, ENVIRONMENT, tmp_path)
+    assert not (tmp_path / "paper.json").exists()
+    assert read_report(tmp_path).prompt_sets == ()
+
+
+def test_a_text_of_the_data_in_a_result_on_other_prompts_is_refused() -> None:
+    text = 'You "never" listened to a word of it and'
+    leaky = PromptSet("s", 1, (without_texts(made(sentence=f"On {text} it fails.")),), {})
+    with pytest.raises(ValueError, match="holds a text of the data"):
+        check_no_text([leaky], ["short", text])
+    check_no_text([PromptSet("s", 1, (without_texts(made()),), {})], ["short", text])
+
+
+def test_the_terminal_tells_sentences_first_and_marks_exploratory_verdicts() -> None:
+    console = Console(width=100, record=True, file=io.StringIO())
+    print_summary([made(criteria=TWO, sentence=f"All {WORD} rose.", does_not_show="More."), made("A-E7")], console)
+    shown = console.export_text()
+    assert shown.startswith("✓ holds† All sh*t rose. (A-E12)\n  This does not show: More.\n")
+    assert "† exploratory: its criterion was fixed or changed after a result of this pair was known" in shown
+    assert "2 verdicts were given, 2 of them “holds”" in shown

@@ -60,7 +60,9 @@ def context(pair: ModelPair) -> ToxicityContext:
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(["river", "stone", "green", "light"], 6)) for _ in range(30)]
     probe = fit_probe(pair.base, texts, [int("river" in text.split()[:2]) for text in texts], seed=0)
-    return ToxicityContext(pair, probe, load_scorer("lexicon"), texts[:3], [Passage("river stone", " green light", "post")], seed=3, new_tokens=2)
+    return ToxicityContext(
+        pair, probe, load_scorer("lexicon"), texts[:3], [Passage("river stone", " green light", "post")], seed=3, new_tokens=2
+    )
 
 
 def test_a_claim_that_several_experiments_test_names_all_of_them() -> None:

@@ -22,12 +22,12 @@ from interp.evaluation.toxicity import Scorer, load_scorer, scorer_digest
 from interp.experiments.study import Study
 from interp.forward.capture import capture
 from interp.forward.captured import Captured
-from interp.forward.generate import count_cut, generate, generate_tokens, note_on_cut, prompt_limit
+from interp.forward.generate import continued_with, count_cut, generate, generate_tokens, note_on_cut, prompt_limit
 from interp.models.chat import Chat, chat_settings, check_one_template, prompt_rows, template_of
 from interp.models.digests import model_digests
 from interp.models.model import Model
 from interp.models.pair import ModelPair
-from interp.models.tokens import adds_bos, token_rows
+from interp.models.tokens import adds_bos, token_rows, uncut_rows
 from interp.neurons.ranking import TOXIC_COUNT, Ranking, rank_values
 from interp.runs.logs import BUNDLED_LOGS, logs_digest, shipped_logs
 
@@ -48,10 +48,13 @@ class ToxicityContext(Study):
         logs: the folder of the training logs; they are used only where they are of this pair.
         layer: the layer at which the offset is read; None for the one that `offset_layer` chooses.
         prompt_tokens: of longer prompts only the last so many tokens are read; None for as many as leave room for the continuation.
+        joined: whether perplexity reads the passages as one text, in windows as long as the context, as paper A reads WikiText.
         chat: how prompts (not passages) are read: as raw text, or as user turns of the pair's chat template.
     """
 
-    DATA: ClassVar[frozenset[str]] = frozenset({"probe", "scorer", "second", "prompts", "passages", "new_tokens", "prompt_tokens", "chat"})
+    DATA: ClassVar[frozenset[str]] = frozenset(
+        {"probe", "scorer", "second", "prompts", "passages", "new_tokens", "prompt_tokens", "chat", "joined"}
+    )
 
     pair: ModelPair
     probe: Probe
@@ -65,6 +68,7 @@ class ToxicityContext(Study):
     prompt_tokens: int | None = None
     chat: Chat | bool = False
     second: Scorer | None = None
+    joined: bool = False
 
     def settings(self) -> dict[str, Any]:
         """The study's settings that a result depends on."""
@@ -72,6 +76,7 @@ class ToxicityContext(Study):
         special |= {"bos": True} if adds_bos(self.pair.base) else {}
         special |= {"prompts_cut": self.cut, "prompt_tokens": self._room} if self.cut else {}
         special |= chat_settings(self.chat) if self.chat else {}
+        special |= {"joined": True} if self.joined else {}
         special |= {} if self.second is None else {"second_scorer": self.second.name}
         return {
             "prompts": len(self.prompts), "passages": len(self.passages), "new_tokens": self.new_tokens, "draws": self.draws,
@@ -183,18 +188,28 @@ class ToxicityContext(Study):
         return scores
 
     def perplexity(self, model: Model, edits: Sequence[Edit] = ()) -> Perplexity:
-        """Perplexity on the passages, each read by itself."""
-        texts = [passage.text for passage in self.passages]
-        value: Perplexity = self.measured("perplexity", lambda: perplexity(model, texts, edits=edits), of=model, edits=edits)
+        """Perplexity on the passages, each read by itself unless `joined`; measured once for a model and its edits."""
+        value: Perplexity = self.measured("perplexity", lambda: self.read_passages(model, edits), of=model, edits=edits)
         return value
+
+    def read_passages(self, model: Model, edits: Sequence[Edit] = ()) -> Perplexity:
+        """`perplexity` without keeping it, for strengths that are tried once."""
+        return perplexity(model, [passage.text for passage in self.passages], joined=self.joined, edits=edits)
+
+    def _rows_of_passages(self, model: Model) -> list[list[int]]:
+        """The token ids of about 60 passages, or of as many windows of all passages joined."""
+        if not self.joined:
+            texts = [passage.text for passage in self.passages[:: max(1, len(self.passages) // 60)]]
+            return token_rows(model, texts, max_tokens=model.context)
+        ids, step = uncut_rows(model, ["\n\n".join(passage.text for passage in self.passages)])[0], model.context - 1
+        windows = [ids[start : start + model.context] for start in range(0, len(ids) - 1, step)]
+        return windows[:: max(1, len(windows) // 60)]
 
     def final_states(self, model: Model) -> tuple[Tensor, Tensor]:
         """The last residual stream at every position of some passages (`token d_model`), and the token that follows each."""
 
         def read() -> tuple[Tensor, Tensor]:
-            rows = token_rows(
-                model, [passage.text for passage in self.passages[:: max(1, len(self.passages) // 60)]], max_tokens=model.context
-            )
+            rows = self._rows_of_passages(model)
             site = f"resid_post.{model.n_layers - 1}"
             captured = capture(model, rows, [site], positions="all")
             states = torch.cat([captured[site][i, : len(row) - 1] for i, row in enumerate(rows)])
@@ -248,21 +263,29 @@ class ToxicityContext(Study):
 def make_context(
     pair: ModelPair, *, quick: bool = False, seed: int = 0, prompts: Sequence[str] | None = None,
     passages: Sequence[Passage] | None = None, scorer: str = "bundled", probe: Probe | None = None, logs: Path | None = None,
-    prompt_tokens: int | None = None, chat: Chat | bool = False,
+    prompt_tokens: int | None = None, chat: Chat | bool = False, joined: bool = False, next_token: str | None = None,
+    second_scorer: str = "lexicon",
 ) -> ToxicityContext:  # fmt: skip
     """The data and settings of a report: shipped prompts, passages and probe unless others are given.
 
-    Raises `UserError` with `chat` where the sides have different chat templates or none.
+    Args:
+        next_token: only prompts that the base model continues with this token (greedily) are kept, as paper A chooses those for the lens.
+        second_scorer: as `scorer`, or "none"; the first one's name gives none either.
+
+    Raises `UserError` with `chat` where the sides have different chat templates or none, and where no prompt is kept.
     """
     if chat:
         check_one_template([pair.base, pair.tuned])
     starts = list(prompts) if prompts is not None else challenge_prompts()
     texts = list(passages) if passages is not None else shipped_passages()
+    if next_token is not None:
+        starts = continued_with(pair.base, starts, next_token, max_tokens=prompt_limit(pair.base, NEW_TOKENS, prompt_tokens), chat=chat)
     direction = probe if probe is not None else probe_for(pair.base, seed=seed)
     if quick:
         starts, texts = starts[:: max(1, len(starts) // 100)], texts[::3]
     draws = 6 if quick else 20
     return ToxicityContext(
         pair, direction, load_scorer(scorer), starts, texts, seed=seed, draws=draws, quick=quick, logs=logs or shipped_logs(pair),
-        prompt_tokens=prompt_tokens, chat=chat, second=None if scorer == "lexicon" else load_scorer("lexicon"),
+        prompt_tokens=prompt_tokens, chat=chat, joined=joined,
+        second=None if second_scorer in ("none", scorer) else load_scorer(second_scorer),
     )  # fmt: skip

@@ -22,7 +22,6 @@ from interp.data.lexicon import is_toxic_word
 from interp.edits.edit import Edit
 from interp.edits.weights import interpolated
 from interp.errors import UserError
-from interp.evaluation.metrics import perplexity
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.models.model import Model
 from interp.models.unembed import unembed
@@ -109,10 +108,9 @@ def match_edits(
     context: ToxicityContext, model: Model, make: Callable[[float], Sequence[Edit]], goal: float, *, most: float, first: float | None = None
 ) -> Matched:
     """The strength at which edits bring the model's loss on the passages to `goal`."""
-    texts = [passage.text for passage in context.passages]
 
     def loss(strength: float) -> float:
-        return math.log(perplexity(model, texts, edits=make(strength)).value)
+        return math.log(context.read_passages(model, make(strength)).value)
 
     start = math.log(context.perplexity(model).value)
     return match_loss(loss, goal, most=most, first=first, start=min(start, goal), tolerance=TOLERANCE)
@@ -122,10 +120,9 @@ def match_weights(
     context: ToxicityContext, model: Model, make: Callable[[float], Model], goal: float, *, most: float, first: float | None = None
 ) -> Matched:
     """The strength at which a change of weights brings the model's loss on the passages to `goal`."""
-    texts = [passage.text for passage in context.passages]
 
     def loss(strength: float) -> float:
-        return math.log(perplexity(make(strength), texts).value)
+        return math.log(context.read_passages(make(strength)).value)
 
     start = math.log(context.perplexity(model).value)
     return match_loss(loss, goal, most=most, first=first, start=min(start, goal), tolerance=TOLERANCE)
