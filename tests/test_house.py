@@ -168,7 +168,7 @@ def shapes_within(module: str, source: str) -> list[str]:
     outer = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
     inner = {node for function in outer for node in ast.walk(function) if isinstance(node, ast.FunctionDef) and node is not function}
     written = {node: ast.unparse(node.args) + ast.unparse(node.returns or ast.Constant(None)) for node in inner}
-    return [f"{module}:{node.lineno} states a shape in {node.name}" for node, text in written.items() if "[Tensor, " in text]
+    return [f"{module}:{node.lineno} states a shape in {node.name}" for node, text in written.items() if "[Tensor, '" in text]
 
 
 def modules() -> dict[str, str]:
@@ -319,7 +319,7 @@ def test_the_rule_of_heavy_libraries_sees_a_breach_and_allows_a_late_import() ->
 
 
 def test_no_function_within_another_states_a_shape() -> None:
-    assert [breach for module, source in modules().items() for breach in shapes_within(module, source)] == []
+    assert [breach for module, source in modules().items() if below(module, "interp") for breach in shapes_within(module, source)] == []
     within = "def f():\n    def g(x: int) -> Float[Tensor, 'a']:\n        pass\n"
     assert len(shapes_within("interp.lens.logit_lens", within)) == 1
     assert shapes_within("interp.lens.logit_lens", within.replace("Float[Tensor, 'a']", "Tensor")) == []

@@ -241,9 +241,16 @@ def _home(module: str, name: str, folders: Sequence[Path]) -> Path | None:
     file = _file_of(module, folders)
     if file is None or file.name != "__init__.py":
         return file
+    home = _exports(file, file.stat().st_mtime_ns).get(name)
+    return file if home is None else _home(*home, folders)
+
+
+@lru_cache(maxsize=512)
+def _exports(file: Path, changed: int) -> dict[str, tuple[str, str]]:
+    """The module of every name that a package's file imports, and its name there; what it imports for type checkers alone counts."""
+    exports: dict[str, tuple[str, str]] = {}
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
-                if (alias.asname or alias.name) == name:
-                    return _home(_absolute(node, file), alias.name, folders)
-    return file
+                exports.setdefault(alias.asname or alias.name, (_absolute(node, file), alias.name))
+    return exports
