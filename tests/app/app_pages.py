@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from streamlit import config
 from streamlit.testing.v1 import AppTest
 
 from tests import ROOT
 
+# As in the server (app/launch.py): a full collection after every run of a page looks at all that torch and transformers hold.
+config.set_option("runner.postScriptGC", False)
 MAIN = ROOT / "app" / "main.py"
 # A busy machine is slow, not wrong.
 PATIENCE = 600

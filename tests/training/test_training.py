@@ -18,7 +18,6 @@ from transformers import AutoTokenizer
 
 from interp import UserError
 from interp.data.lexicon import profanity_pattern
-from tests.training.grammar import build_language
 from training.corpus import build_corpus
 from training.labelled import read_labelled
 from training.pairs import challenge_prefixes
@@ -26,12 +25,6 @@ from training.pretrain import pretrain
 from training.recipe import DATA_SETTING, Recipe, data_file, load_recipe
 from training.sources import document_hash, held_out, rows, source_rows
 from training.tokenizer import END_OF_TEXT, corpus_texts, train_tokenizer
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """The recipe of the generated language with its stages corpus and tokenizer run."""
-    return build_language(tmp_path_factory.mktemp("language"))
 
 
 def recipe_of(folder: Path, text: str) -> Recipe:
