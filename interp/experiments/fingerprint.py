@@ -121,7 +121,14 @@ def modules_of(files: Sequence[Path]) -> set[Path]:
 @lru_cache(maxsize=512)
 def _tree(file: Path, changed: int) -> ast.Module:
     """The syntax tree of a file without docstrings and code for type checkers alone; `changed` (a time) keys the cache."""
-    tree: ast.Module = _Bare().visit(ast.parse(file.read_text(encoding="utf-8")))
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node, clean=False):
+            node.body = node.body[1:]
+        for part in ("body", "orelse", "finalbody"):
+            statements = getattr(node, part, None)
+            if isinstance(statements, list):
+                setattr(node, part, _that_run(statements))
     return tree
 
 
@@ -130,18 +137,13 @@ def _code(file: Path, changed: int) -> str:
     return ast.dump(_tree(file, changed))
 
 
-class _Bare(ast.NodeTransformer):
-    """Removes docstrings and the bodies of `if TYPE_CHECKING:` from a tree."""
-
-    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
-        if _for_types(node):
-            return [statement for child in node.orelse if (statement := self.visit(child)) is not None]
-        return self.generic_visit(node)
-
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node, clean=False):
-            node.body = node.body[1:]
-        return super().generic_visit(node)
+def _that_run(statements: Sequence[ast.stmt]) -> list[ast.stmt]:
+    """The statements with those of an `else` in the place of an `if TYPE_CHECKING:`."""
+    return [
+        running
+        for statement in statements
+        for running in (_that_run(statement.orelse) if isinstance(statement, ast.If) and _for_types(statement) else [statement])
+    ]
 
 
 def _for_types(node: ast.If) -> bool:
