@@ -21,7 +21,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from interp import Edit, ModelPair, capture, generate
 from interp.lens.logit_lens import logit_lens
-from interp.neurons.ranking import rank_values, top_tokens, values_at
+from interp.neurons.ranking import rank_values, values_at
+from interp.neurons.vocabulary import top_tokens
 
 LAYERS, UNIT = 24, 770
 PROMPTS = ["You are such a", "The river runs past the old mill and", "Holy"]
