@@ -84,13 +84,15 @@ class Visits:
         """What was asked of the outside, what failed, and how many tracebacks each page shows; every page is free again."""
         taken, self.taken = self.taken, []
         shown = [page.locator('[data-testid="stException"]').count() for _, page in taken]
+        outside, faults = self.outside[:], self.faults[:]
         for kind, page in taken:
             page.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")
             page.context.clear_cookies()
             page.goto("about:blank")
             self.free.setdefault(kind, []).append(page)
-        outside, self.outside = self.outside, []
-        faults, self.faults = self.faults, []
+        # What a page does while it is left is nobody's.
+        self.outside.clear()
+        self.faults.clear()
         return outside, faults, shown
 
 
