@@ -8,7 +8,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP_FLAGS ?=
 REPORT ?= report
-# One torch thread per worker: on two cores, two workers with two threads each only wait for one another.
+# One torch thread per worker: on two cores, two workers with two threads each only wait for one another. A file stays on one worker,
+# because its tests share what is made for them; files go out in the order of tests/conftest.py, which puts the slow ones first.
 TEST_WORKERS ?= 2
 TEST_FLAGS ?=
 
@@ -24,7 +25,7 @@ demo: $(VENV)/.installed-toxicity
 	$(BIN)/bypass report --out $(REPORT)
 
 test: $(VENV)/.installed-all
-	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(TEST_FLAGS)
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(TEST_FLAGS)
 
 app: $(VENV)/.installed-app
 	$(BIN)/bypass app

@@ -10,7 +10,6 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,8 +36,15 @@ WebSocket.prototype.send = function (...message) {
     return send.apply(this, message);
 };
 """
+# Whether nothing has run for so many milliseconds; asked inside the page, so that waiting takes no processor from what is waited for.
 # Not every message is answered.
-UNANSWERED = "() => typeof window.unanswered === 'number' && performance.now() - window.unanswered < 5000"
+AT_REST = """([busy, quiet]) => {
+    const now = performance.now();
+    const waiting = typeof window.unanswered === 'number' && now - window.unanswered < 5000;
+    if (waiting || document.querySelector(busy)) window.ran = now;
+    window.ran ??= now;
+    return now - window.ran >= quiet;
+}"""
 
 
 @contextmanager
@@ -96,14 +102,14 @@ def browsing() -> Iterator[Browser]:
 
 def settle(page: Page, quiet: float = 0.25) -> None:
     """Wait until the page has run to its end and has not run again for `quiet` seconds."""
+    from playwright.sync_api import TimeoutError as NeverAtRest
+
     page.wait_for_selector('[data-testid="stApp"] h1', timeout=PATIENCE * 1000)
-    until, since = time.monotonic() + PATIENCE, time.monotonic()
-    while time.monotonic() - since < quiet:
-        if page.evaluate(UNANSWERED) or page.locator(", ".join(BUSY)).count():
-            since = time.monotonic()
-        if time.monotonic() > until:
-            raise TimeoutError(f"the page still ran after {PATIENCE:g} s")
-        page.wait_for_timeout(20)
+    page.evaluate("() => { window.ran = performance.now(); }")
+    try:
+        page.wait_for_function(AT_REST, arg=[", ".join(BUSY), 1000 * quiet], polling=20, timeout=PATIENCE * 1000)
+    except NeverAtRest as error:
+        raise TimeoutError(f"the page still ran after {PATIENCE:g} s") from error
 
 
 def open_at(browser: Browser, url: str, path: str = "", *, watch: Callable[[Page], object] = lambda page: None, **options: Any) -> Page:

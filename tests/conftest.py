@@ -111,6 +111,12 @@ def save(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) 
     return folder
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: a worker that began one when the others are done would keep everybody waiting."""
+    slow = {item.path for item in items if item.get_closest_marker("slow") or item.path.parent.name == "browser"}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)

@@ -13,6 +13,7 @@ on `far`, and prints what came of both as JSON. The device is registered for the
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -194,7 +195,12 @@ def commands(folder: Path) -> dict[str, dict[str, Any]]:
 
     from interp import workbench
     from interp.cli import app
+    from interp.models import loading, pair
 
+    # Each side is loaded once on each device, not once by every command.
+    load = functools.cache(loading.load_model)
+    for module in (loading, pair):
+        module.load_model = load  # type: ignore[assignment, attr-defined]
     found: dict[str, dict[str, Any]] = {name: {} for name in COMMANDS}
     for device in ("cpu", "far"):
         workbench.chosen_device = lambda name=None, device=device: device  # type: ignore[assignment]
@@ -214,7 +220,7 @@ def experiments(names: list[str]) -> dict[str, dict[str, Any]]:
     from interp.results.result import plain
 
     found: dict[str, dict[str, Any]] = {name: {} for name in names}
-    texts = {"prompts": challenge_prompts()[:60:2], "passages": passages()[:12]}
+    texts = {"prompts": challenge_prompts()[:36:2], "passages": passages()[:4]}
     for device in ("cpu", "far"):
         context = make_context(ModelPair.bundled(device=device), quick=True, seed=0, scorer="lexicon", **texts)
         for experiment in find_experiments(names):

@@ -1,7 +1,7 @@
-"""GPT2-medium: a model of exactly its shape goes through the core within the memory of a laptop, and its recipe runs.
+"""GPT2-medium: layers of exactly its shape go through the core within their share of a laptop's memory, and its recipe runs.
 
 The weights are random. The core runs in a process of its own, so that its peak memory is its own. The recipe is the one that
-ships, on two layers of that configuration, with folders in place of what it would fetch from the hub.
+ships, on two narrow layers and its vocabulary, with folders in place of what it would fetch from the hub.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+pytest.importorskip("resource")
+
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from benchmarks.medium import tokenizer_of_full_size
 from interp import ModelPair, UserError, load_model
 from interp.directions.probe import load_probe
 from interp.runs.telemetry import read_telemetry
@@ -27,94 +30,30 @@ from training import grammar
 from training.cli import run_stage
 from training.recipe import DATA_SETTING, RUNS_SETTING, base_folder, load_recipe
 
-pytest.importorskip("resource")
-
-SCRIPT = """
-import json, os, resource, sys
-from pathlib import Path
-
-import torch
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-
-from interp import Edit, ModelPair, capture, generate
-from interp.lens.logit_lens import logit_lens
-from interp.neurons.ranking import rank_values, top_tokens, values_at
-from tests.test_gpt2_medium import tokenizer_of_full_size
-
-folder = Path(sys.argv[1])
-torch.set_num_threads(2)
-data = os.environ.get("BYPASS_DATA")
-given = Path(data) / "tokenizer-gpt2" / "tokenizer.json" if data else None
-if given and given.is_file():
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(given), eos_token="<|endoftext|>")
-else:
-    tokenizer = tokenizer_of_full_size()
-torch.manual_seed(0)
-hf = GPT2LMHeadModel(GPT2Config(n_layer=24, n_embd=1024, n_head=16, bos_token_id=len(tokenizer) - 1, eos_token_id=len(tokenizer) - 1))
-hf.config.pad_token_id = None
-for side in ("base", "tuned"):
-    hf.save_pretrained(folder / side)
-    tokenizer.save_pretrained(folder / side)
-    with torch.no_grad():
-        hf.transformer.h[19].mlp.c_fc.weight[:, 770] *= 1.01
-del hf
-pair = ModelPair.load(folder / "base", folder / "tuned")
-prompts = ["You are such a", "The river runs past the old mill and", "Holy"]
-held = capture(pair.base, prompts, ["resid_mid.19", "mlp_post.19"])
-direction = pair.base.value_vectors(19)[770].clone()
-ranking = rank_values(pair.base, direction, top=128)
-words = top_tokens(pair.base, values_at(pair.base, ranking.neurons[:5]))
-lens = logit_lens(pair.base, prompts, [0, 1, 2])
-edits = [Edit.scale_keys([(19, 770)], 10.0), Edit.subtract("resid_post.23", direction, 20.0)]
-texts = generate(pair.tuned, prompts, max_new_tokens=8, edits=edits)
-print(json.dumps({
-    "shape": [pair.base.n_layers, pair.base.d_model, pair.base.d_mlp, pair.base.d_vocab],
-    "captured": [list(held[site].shape) for site in held],
-    "first": ranking.neurons[0], "words": [len(row) for row in words.words], "points": list(lens.probabilities.shape),
-    "texts": len(texts), "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-}))
-"""
+LAYERS = 6
 
 
 @pytest.mark.slow
-def test_gpt2_medium_goes_through_the_core_in_under_8_gb(tmp_path: Path) -> None:
-    script = tmp_path / "medium.py"
-    script.write_text(SCRIPT, encoding="utf-8")
-    root = ROOT
+def test_layers_of_gpt2_medium_go_through_the_core_in_their_share_of_8_gb(tmp_path: Path) -> None:
+    """All 24 layers take a minute and gigabytes: `python -m benchmarks.medium FOLDER` goes through the same."""
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)],
+        [sys.executable, "-m", "benchmarks.medium", str(tmp_path), "--layers", str(LAYERS)],
         capture_output=True,
         text=True,
         timeout=1200,
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root)},
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["shape"] == [24, 1024, 4096, 50257]
+    assert found["shape"] == [LAYERS, 1024, 4096, 50257]
     assert found["captured"] == [[3, 1024], [3, 4096]]
-    assert found["first"] == [19, 770]
-    assert found["points"] == [3, 49]
+    assert found["first"] == [LAYERS - 5, 770]
+    assert found["points"] == [3, 2 * LAYERS + 1]
     assert found["texts"] == 3
-    assert found["peak"] < 8 * 2**30
-
-
-def tokenizer_of_full_size() -> PreTrainedTokenizerFast:
-    """A byte-level vocabulary of GPT-2's size: the bytes, and pairs of them until it is full."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    # Letters and the space first, so that texts become short rows.
-    letters.sort(key=lambda letter: not (letter.isascii() or letter == "\u0120"))
-    vocabulary, merges = {letter: i for i, letter in enumerate(letters)}, []
-    for first in letters:
-        for second in letters:
-            if len(vocabulary) < 50256:
-                vocabulary[first + second] = len(vocabulary)
-                merges.append((first, second))
-    vocabulary["<|endoftext|>"] = len(vocabulary)
-    bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>")
+    # The weights of a pair of the whole shape are 2.84 GB; with the libraries, 2.8 times as much are 8.6 GB (8 GiB).
+    assert found["peak"] - found["before"] < 2.8 * found["weights"]
 
 
 def write_jsonl(file: Path, rows: list[dict[str, Any]]) -> None:
@@ -153,14 +92,16 @@ batch = 2
 
 
 @pytest.mark.slow
-def test_the_recipe_runs_end_to_end_on_two_layers_of_that_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipe_runs_end_to_end_on_two_narrow_layers_with_that_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(DATA_SETTING, str(tmp_path))
     monkeypatch.setenv(RUNS_SETTING, str(tmp_path / "runs"))
     recipe = load_recipe("gpt2-medium")
     # Folders of the names that the recipe gives stand in for the hub.
     words = tokenizer_of_full_size()
     torch.manual_seed(0)
-    hf = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=1024, n_head=16, bos_token_id=50256, eos_token_id=50256))
+    # A sixteenth of the width, and weights that are four times as large: logits have the spread that the full width gives them.
+    config = GPT2Config(n_layer=2, n_embd=64, n_head=16, initializer_range=0.08, bos_token_id=50256, eos_token_id=50256)
+    hf = GPT2LMHeadModel(config)
     hf.save_pretrained(tmp_path / recipe.stage("base")["model"])
     words.save_pretrained(tmp_path / recipe.stage("base")["model"])
     wiki, jigsaw = recipe.stage("corpus")["sources"]
@@ -179,10 +120,10 @@ def test_the_recipe_runs_end_to_end_on_two_layers_of_that_configuration(tmp_path
 
     small = load_recipe(tmp_path / "small.toml")
     base = load_model(base_folder(small))
-    assert (base.n_layers, base.d_model, base.d_mlp, base.d_vocab) == (2, 1024, 4096, 50257)
+    assert (base.n_layers, base.d_model, base.d_mlp, base.d_vocab) == (2, 64, 256, 50257)
     probe = load_probe(small.folder("probe"))
     assert probe.matches(base)
-    assert (probe.settings["texts"], probe.d_model) == (40, 1024)
+    assert (probe.settings["texts"], probe.d_model) == (40, 64)
     manifest = json.loads((small.folder("pairs") / "manifest.json").read_text(encoding="utf-8"))
     assert (manifest["generator"], manifest["uses_probe"], manifest["base"]) == ("pplm", True, base.digest)
     table_9 = {"step_size": 0.4, "temperature": 1.0, "top_k": 10, "window": 0, "horizon": 1, "decay": False, "gamma": 1.0,

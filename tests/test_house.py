@@ -163,6 +163,14 @@ def heavy_at_top(module: str, source: str) -> list[str]:
     return [f"{module}:{line} imports {package} at top" for line, package in heavy if package in HEAVY - allowed]
 
 
+def shapes_within(module: str, source: str) -> list[str]:
+    """Functions that are defined within another and state a shape: tests/__init__.py leaves them unchecked."""
+    outer = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    inner = {node for function in outer for node in ast.walk(function) if isinstance(node, ast.FunctionDef) and node is not function}
+    written = {node: ast.unparse(node.args) + ast.unparse(node.returns or ast.Constant(None)) for node in inner}
+    return [f"{module}:{node.lineno} states a shape in {node.name}" for node, text in written.items() if "[Tensor, '" in text]
+
+
 def modules() -> dict[str, str]:
     """The source of every module of the project, by its dotted name."""
     return {
@@ -308,6 +316,13 @@ def test_the_rule_of_heavy_libraries_sees_a_breach_and_allows_a_late_import() ->
     assert heavy_at_top("interp.results.figures", "import plotly.graph_objects as go\n") == []
     late = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import nnsight\ndef f():\n    import nnsight\n"
     assert heavy_at_top("interp.adapters.nnsight", late) == []
+
+
+def test_no_function_within_another_states_a_shape() -> None:
+    assert [breach for module, source in modules().items() if below(module, "interp") for breach in shapes_within(module, source)] == []
+    within = "def f():\n    def g(x: int) -> Float[Tensor, 'a']:\n        pass\n"
+    assert len(shapes_within("interp.lens.logit_lens", within)) == 1
+    assert shapes_within("interp.lens.logit_lens", within.replace("Float[Tensor, 'a']", "Tensor")) == []
 
 
 def test_no_pickle_is_tracked_and_weights_stay_small() -> None:

@@ -123,7 +123,14 @@ def modules_of(files: Sequence[Path]) -> set[Path]:
 @lru_cache(maxsize=512)
 def _tree(file: Path, changed: int) -> ast.Module:
     """The syntax tree of a file without docstrings and code for type checkers alone; `changed` (a time) keys the cache."""
-    tree: ast.Module = _Bare().visit(ast.parse(file.read_text(encoding="utf-8")))
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node, clean=False):
+            node.body = node.body[1:]
+        for part in ("body", "orelse", "finalbody"):
+            statements = getattr(node, part, None)
+            if isinstance(statements, list):
+                setattr(node, part, _that_run(statements))
     return tree
 
 
@@ -132,18 +139,13 @@ def _code(file: Path, changed: int) -> str:
     return ast.dump(_tree(file, changed))
 
 
-class _Bare(ast.NodeTransformer):
-    """Removes docstrings and the bodies of `if TYPE_CHECKING:` from a tree."""
-
-    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
-        if _for_types(node):
-            return [statement for child in node.orelse if (statement := self.visit(child)) is not None]
-        return self.generic_visit(node)
-
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node, clean=False):
-            node.body = node.body[1:]
-        return super().generic_visit(node)
+def _that_run(statements: Sequence[ast.stmt]) -> list[ast.stmt]:
+    """The statements with those of an `else` in the place of an `if TYPE_CHECKING:`."""
+    return [
+        running
+        for statement in statements
+        for running in (_that_run(statement.orelse) if isinstance(statement, ast.If) and _for_types(statement) else [statement])
+    ]
 
 
 def _for_types(node: ast.If) -> bool:
@@ -243,9 +245,16 @@ def _home(module: str, name: str, folders: Sequence[Path]) -> Path | None:
     file = _file_of(module, folders)
     if file is None or file.name != "__init__.py":
         return file
+    home = _exports(file, file.stat().st_mtime_ns).get(name)
+    return file if home is None else _home(*home, folders)
+
+
+@lru_cache(maxsize=512)
+def _exports(file: Path, changed: int) -> dict[str, tuple[str, str]]:
+    """The module of every name that a package's file imports, and its name there; what it imports for type checkers alone counts."""
+    exports: dict[str, tuple[str, str]] = {}
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
-                if (alias.asname or alias.name) == name:
-                    return _home(_absolute(node, file), alias.name, folders)
-    return file
+                exports.setdefault(alias.asname or alias.name, (_absolute(node, file), alias.name))
+    return exports

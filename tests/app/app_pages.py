@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+
+from streamlit import config
+from streamlit.components.v2 import manifest_scanner
 from streamlit.testing.v1 import AppTest
 
 from tests import ROOT
 
+# As in the server (app/launch.py): a full collection after every run of a page looks at all that torch and transformers hold.
+config.set_option("runner.postScriptGC", False)
+# Once for all pages that are opened: a look through every installed package for components, of which the app uses none.
+manifest_scanner.scan_component_manifests = functools.cache(manifest_scanner.scan_component_manifests)
 MAIN = ROOT / "app" / "main.py"
 # A busy machine is slow, not wrong.
 PATIENCE = 600

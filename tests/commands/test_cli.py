@@ -96,8 +96,8 @@ def test_bypass_alone_shows_the_commands(tmp_path: Path) -> None:
     assert all(command in found.stdout for command in COMMANDS.values())
 
 
-def test_the_real_command_writes_one_line_on_stderr_and_exits_with_2(tmp_path: Path, gpt2_folder: Path) -> None:
-    found = bypass("generate", str(gpt2_folder), "", folder=tmp_path)
+def test_the_real_command_writes_one_line_on_stderr_and_exits_with_2(tmp_path: Path) -> None:
+    found = bypass("score", "gone.txt", folder=tmp_path)
     assert (found.returncode, found.stdout, len(found.stderr.splitlines())) == (2, "", 1)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -60,6 +62,16 @@ def run(study):
 """
 
 
+WRITINGS = itertools.count(1)
+
+
+def write(file: Path, text: str) -> None:
+    """Write a file with a time of change of its own, however coarse the clock is: what is cached of it before is not taken for it."""
+    file.write_text(text, encoding="utf-8")
+    time = file.stat().st_mtime_ns + 1_000_000 * next(WRITINGS)
+    os.utime(file, ns=(time, time))
+
+
 @dataclass(frozen=True)
 class Invented:
     """A package and, outside of it, a user's file; `digest` is of the code behind that file."""
@@ -74,11 +86,7 @@ class Invented:
         return sorted(fingerprints._code(file, file.stat().st_mtime_ns) for file in modules_of([self.own]))
 
     def write(self, name: str, text: str) -> None:
-        file = self.root / name
-        file.write_text(text, encoding="utf-8")
-        # Read anew even where the clock is too coarse to tell the two writings apart.
-        for cache in (fingerprints._tree, fingerprints._code, fingerprints._imported):
-            cache.cache_clear()
+        write(self.root / name, text)
 
 
 @pytest.fixture
@@ -266,9 +274,7 @@ def mine(tmp_path: Path) -> Iterator[Callable[[str], Experiment]]:
     def read(body: str) -> Experiment:
         EXPERIMENTS.clear()
         EXPERIMENTS.update(registered)
-        for cache in (fingerprints._tree, fingerprints._code, fingerprints._imported):
-            cache.cache_clear()
-        file.write_text(MINE + body, encoding="utf-8")
+        write(file, MINE + body)
         assert read_experiments(file) == ["MY-E1"]
         return EXPERIMENTS["MY-E1"]
 
@@ -385,9 +391,7 @@ def test_the_file_of_the_study_that_is_given_counts_also_where_another_is_asked_
     module.__file__ = str(file)
     monkeypatch.setitem(sys.modules, module.__name__, module)
     before = code_digest(item, other)
-    file.write_text("def double(self):\n    return 2\n")
-    fingerprints._tree.cache_clear()
-    fingerprints._code.cache_clear()
+    write(file, "def double(self):\n    return 2\n")
     assert code_digest(item, other) != before
     monkeypatch.delattr(module, "__file__")
     with pytest.raises(UserError, match="the code of Varied is in no file"):

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 from torch import Tensor
 
 from interp import Model
 from interp.models.hooks import Frame, Work, active, working
-from interp.models.tokens import pad
+from interp.models.tokens import pad, positions_of
 
 ROWS = [[5, 6, 7, 8], [9, 10]]
 SITE = "resid_post.1"
@@ -124,3 +125,13 @@ def test_two_threads_see_each_their_own_work_and_their_own_frames(gpt2: Model) -
     for number in range(2):
         assert torch.equal(results[number], alone[number])
     assert active(gpt2.hf) == Work()
+
+
+def test_in_tests_shapes_are_checked_and_a_hook_is_not_wrapped(gpt2: Model) -> None:
+    """What tests/__init__.py leaves alone is what a function defines at each call."""
+    with pytest.raises(TypeCheckError, match="mask"):
+        positions_of(torch.ones(2, 3))  # type: ignore[arg-type]
+    every = [hook for module in gpt2.hf.modules() for hook in module._forward_hooks.values()]
+    hooks = [hook for hook in every if getattr(hook, "__module__", "") == "interp.models.hooks"]
+    assert hooks
+    assert not [hook for hook in hooks if hasattr(hook, "__wrapped__")]

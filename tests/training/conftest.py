@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+
 import pytest
 
 from tests.training.grammar import build_language
 from training.recipe import DATA_SETTING, Recipe
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collection() -> Iterator[None]:
+    """Every run ends in a search for garbage; what the libraries hold need not be searched each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """The recipe of the small language with its stages corpus and tokenizer run; tests work on copies of them."""
     root = tmp_path_factory.mktemp("language")
     recipe = build_language(root)
     (root / "more.txt").write_text(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,15 +38,6 @@ WORDS = ("river", "stone", "wintle", "frabe", "quonk", "meldy", "sings", "walks"
 @pytest.fixture(autouse=True)
 def _short_continuations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toxicity, "NEW_TOKENS", 3)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_collection() -> Iterator[None]:
-    """Every run ends in a search for garbage; what the libraries hold need not be searched each time."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

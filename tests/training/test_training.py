@@ -5,9 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,6 @@ from transformers import AutoTokenizer
 
 from interp import UserError
 from interp.data.lexicon import profanity_pattern
-from tests.training.grammar import build_language
 from training.corpus import build_corpus
 from training.labelled import read_labelled
 from training.pairs import challenge_prefixes
@@ -26,12 +22,6 @@ from training.pretrain import pretrain
 from training.recipe import DATA_SETTING, Recipe, data_file, load_recipe
 from training.sources import document_hash, held_out, rows, source_rows
 from training.tokenizer import END_OF_TEXT, corpus_texts, train_tokenizer
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """The recipe of the generated language with its stages corpus and tokenizer run."""
-    return build_language(tmp_path_factory.mktemp("language"))
 
 
 def recipe_of(folder: Path, text: str) -> Recipe:
@@ -167,12 +157,12 @@ def test_a_data_set_is_streamed_by_config_and_split(tmp_path: Path, monkeypatch:
         build_corpus(Recipe("r", 0, {"corpus": {"sources": [{**source, "field": "text"}]}}, tmp_path / "run"))
 
 
-def test_a_data_set_that_is_nowhere_to_be_had_is_an_error_in_one_line(tmp_path: Path) -> None:
-    code = "from training.sources import source_rows; list(source_rows({'dataset': 'nobody/has-this', 'split': 'train'}))"
-    away = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), DATA_SETTING: str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **away}, capture_output=True, text=True, check=False)
-    last = done.stderr.strip().splitlines()[-1]
-    assert "UserError: the data set nobody/has-this is neither on this machine nor can it be had from the hub" in last
+def test_a_data_set_that_is_nowhere_to_be_had_is_an_error_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DATA_SETTING, str(tmp_path))
+    message = "the data set nobody/has-this is neither on this machine nor can it be had from the hub"
+    with pytest.raises(UserError, match=message) as caught:
+        list(source_rows({"dataset": "nobody/has-this", "split": "train"}))
+    assert len(str(caught.value).splitlines()) == 1
 
 
 # Corpus and tokenizer

@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from interp import UserError, load_model
-from tests.training.grammar import build_language
 from training import loop, packing
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.optimizers import learning_rate
@@ -27,11 +26,6 @@ from training.pretrain import pretrain
 from training.recipe import Recipe
 
 STEPS = 10
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    return build_language(tmp_path_factory.mktemp("language"))
 
 
 @pytest.fixture(scope="module")

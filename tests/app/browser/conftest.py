@@ -1,4 +1,4 @@
-"""One server and one browser for each file of tests, and what every visitor's page is checked for.
+"""One server and one browser for all files, pages that are used again, and what every visitor's page is checked for.
 
 Without a browser these tests are skipped with a reason; where `BYPASS_NEED_BROWSER` is set, as CI does, that is a failure.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import pytest
 pytest.importorskip("streamlit", reason="the app needs the extra `app`")
 pytest.importorskip("playwright", reason="the browser tests need the extra `dev`")
 
-from playwright.sync_api import Browser, Locator, Page
+from playwright.sync_api import Browser, Dialog, Locator, Page
 
 from app.harness import browsing, chromium, open_at, running_app, settle
 
-PICTURES = Path(os.environ.get("BYPASS_SCREENSHOTS") or "build/screenshots")
+# Where what is seen is kept, if anywhere: drawing pictures that nobody asked for takes a second each.
+PICTURES = os.environ.get("BYPASS_SCREENSHOTS")
 Open = Callable[..., Page]
 
 
@@ -34,34 +36,76 @@ def browser() -> Iterator[Browser]:
         yield found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def address(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An app on the pair that ships, in an empty folder."""
     with running_app(tmp_path_factory.mktemp("app")) as url:
         yield url
 
 
-@pytest.fixture
-def visit(browser: Browser, address: str) -> Iterator[Open]:
-    """Open a page as a new visitor. At the end: nothing outside was asked for, nothing failed in the browser, no traceback was shown."""
-    pages: list[Page] = []
-    outside: list[str] = []
-    faults: list[str] = []
+@dataclass
+class Visits:
+    """Pages of one browser, kept between visits: a browser context of its own would read and compile the app's scripts anew.
 
-    def note(page: Page) -> None:
-        page.on("request", lambda request: outside.append(request.url) if not _own(request.url, address) else None)
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("console", lambda said: faults.append(said.text) if "Content Security Policy" in said.text else None)
+    A page is given to one visitor at a time. Between two of them it is left, and what it stored is forgotten.
+    """
 
-    def open_page(path: str = "", **options: Any) -> Page:
-        page = open_at(browser, address, path, watch=note, **options)
-        pages.append(page)
+    browser: Browser
+    address: str
+    outside: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    free: dict[str, list[Page]] = field(default_factory=dict)
+    taken: list[tuple[str, Page]] = field(default_factory=list)
+
+    def watch(self, page: Page) -> None:
+        page.on("request", lambda request: self.outside.append(request.url) if not _own(request.url, self.address) else None)
+        page.on("pageerror", lambda error: self.faults.append(str(error)))
+        page.on("console", lambda said: self.faults.append(said.text) if "Content Security Policy" in said.text else None)
+        page.on("dialog", self.refuse)
+
+    def refuse(self, dialog: Dialog) -> None:
+        self.faults.append(f"a dialog opened: {dialog.message[:80]}")
+        dialog.dismiss()
+
+    def open(self, path: str = "", **options: Any) -> Page:
+        """This page of the app, as a new visitor sees it; `options` are those of a browser context."""
+        kind = repr(sorted(options.items()))
+        if not self.free.get(kind):
+            page = open_at(self.browser, self.address, path, watch=self.watch, **options)
+            self.taken.append((kind, page))
+            return page
+        page = self.free[kind].pop()
+        self.taken.append((kind, page))
+        page.goto(f"{self.address}/{path}", wait_until="domcontentloaded")
+        settle(page)
         return page
 
-    yield open_page
-    shown = [page.locator('[data-testid="stException"]').count() for page in pages]
-    for page in pages:
-        page.context.close()
+    def leave(self) -> tuple[list[str], list[str], list[int]]:
+        """What was asked of the outside, what failed, and how many tracebacks each page shows; every page is free again."""
+        taken, self.taken = self.taken, []
+        shown = [page.locator('[data-testid="stException"]').count() for _, page in taken]
+        outside, faults = self.outside[:], self.faults[:]
+        for kind, page in taken:
+            page.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")
+            page.context.clear_cookies()
+            page.goto("about:blank")
+            self.free.setdefault(kind, []).append(page)
+        # What a page does while it is left is nobody's.
+        self.outside.clear()
+        self.faults.clear()
+        return outside, faults, shown
+
+
+@pytest.fixture(scope="session")
+def visits(browser: Browser, address: str) -> Visits:
+    return Visits(browser, address)
+
+
+@pytest.fixture
+def visit(visits: Visits) -> Iterator[Open]:
+    """Open a page as a new visitor. At the end: nothing outside was asked for, nothing failed in the browser, no traceback was shown."""
+    yield visits.open
+    outside, faults, shown = visits.leave()
     assert not outside, "the app asked for something outside"
     assert not faults, "something failed in the browser"
     assert not any(shown), "a traceback was shown"
@@ -81,10 +125,11 @@ def _own(url: str, address: str) -> bool:
 
 @pytest.fixture
 def picture(request: pytest.FixtureRequest) -> Callable[[Page, str], None]:
-    """Keep what is seen: `picture(page, "shift")`."""
+    """Keep what is seen in the folder that BYPASS_SCREENSHOTS names: `picture(page, "shift")`."""
 
     def keep(page: Page, name: str) -> None:
-        PICTURES.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=PICTURES / f"{request.node.name.split('[')[0].removeprefix('test_')[:60]}-{name}.png")
+        if PICTURES:
+            Path(PICTURES).mkdir(parents=True, exist_ok=True)
+            page.screenshot(path=Path(PICTURES) / f"{request.node.name.split('[')[0].removeprefix('test_')[:60]}-{name}.png")
 
     return keep

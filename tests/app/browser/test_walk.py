@@ -57,7 +57,7 @@ def test_a_newcomer_finds_the_bypass_without_reading_documentation(visit: Open, 
 
 
 def test_a_sweep_shows_progress_survives_a_reload_and_can_be_stopped(visit: Open, picture: Keep) -> None:
-    page = visit("steer?sweep_prompts=128&sweep_points=9&factor=7")
+    page = visit("steer?sweep_prompts=48&sweep_points=9&factor=7")
     page.get_by_role("button", name="Run the sweep").click()
     cancel = page.get_by_role("button", name="Cancel")
     cancel.wait_for()
@@ -70,7 +70,7 @@ def test_a_sweep_shows_progress_survives_a_reload_and_can_be_stopped(visit: Open
 
 
 def test_a_sweep_ends_in_two_figures_and_a_table(visit: Open, picture: Keep) -> None:
-    page = visit("steer?sweep_prompts=8&sweep_points=3")
+    page = visit("steer?sweep_prompts=8&sweep_points=3&new=5")
     before = page.locator('[data-testid="stPlotlyChart"]').count()
     page.get_by_role("button", name="Run the sweep").click()
     expect(page.locator('[data-testid="stPlotlyChart"]')).to_have_count(before + 2)
