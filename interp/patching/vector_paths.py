@@ -18,7 +18,10 @@ from interp.errors import UserError
 from interp.models.model import Model
 
 VectorPath = Literal["direct", "later blocks", "both"]
-DIRECT, LATER, BOTH = VECTOR_PATHS = ("direct", "later blocks", "both")
+DIRECT: VectorPath = "direct"
+LATER: VectorPath = "later blocks"
+BOTH: VectorPath = "both"
+VECTOR_PATHS = (DIRECT, LATER, BOTH)
 
 
 def edits_on_path(

@@ -23,7 +23,7 @@ from interp.experiments.toxicity import shared
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.models.model import Model
 from interp.models.pair import ModelPair
-from interp.patching.vector_paths import BOTH, VECTOR_PATHS, VectorPath, edits_on_path
+from interp.patching.vector_paths import BOTH, LATER, VECTOR_PATHS, VectorPath, edits_on_path
 from interp.results.result import number
 from interp.runs.logs import controls_if_any
 from interp.stats.intervals import Interval, bootstrap_ratio
@@ -152,7 +152,7 @@ def spread_of_layers(context: ToxicityContext) -> list[int]:
     return sorted({*spread, context.offset_layer})
 
 
-def run_effects(own: ToxicityContext, other: ToxicityContext) -> list[dict[str, Any]]:
+def run_effects(own: ToxicityContext, other: ToxicityContext, layers: Sequence[int] | None = None) -> list[dict[str, Any]]:
     """What the offset of another run from the same base does on the sides of this pair: records for the table of control runs.
 
     The offset is fitted on one half of the prompts and its effect measured on the other, in the base model (added) and in the
@@ -162,6 +162,7 @@ def run_effects(own: ToxicityContext, other: ToxicityContext) -> list[dict[str, 
     Args:
         own: the pair whose gap is closed.
         other: the same study with the other run as its tuned side.
+        layers: those at which it is measured; None for `spread_of_layers`.
     """
     held_out = shared.held_out(own)
     try:
@@ -169,19 +170,19 @@ def run_effects(own: ToxicityContext, other: ToxicityContext) -> list[dict[str, 
     except UserError:
         return []
     records = []
-    for layer in spread_of_layers(own):
+    for layer in spread_of_layers(own) if layers is None else layers:
         try:
             vector = mean_offset_over_positions(shared.fitted(other), layer)
         except UserError:
             continue  # the run moved nothing below this layer
-        vectors = {False: vector}
+        tried: list[tuple[bool, Tensor, tuple[VectorPath, ...]]] = [(False, vector, VECTOR_PATHS)]
         if layer == own.offset_layer:
             length = mean_offset_over_positions(shared.fitted(own), layer).norm()
-            vectors[True] = vector * (length / vector.norm())
+            tried.append((True, vector * (length / vector.norm()), (LATER, BOTH)))
         for side in ("base", "tuned"):
             transfer = transfer_of(own.pair, side)
-            for scaled, put in vectors.items():
-                for path, effect in effects_on_paths(held_out, transfer, layer, put).items():
+            for scaled, put, paths in tried:
+                for path, effect in effects_on_paths(held_out, transfer, layer, put, paths).items():
                     records.append(_record(side, layer, path, scaled, float(put.norm()), effect))
     return records
 
