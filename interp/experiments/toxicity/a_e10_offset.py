@@ -145,9 +145,9 @@ def _sentence(cosine: Interval, trained: Mapping[str, Interval], random: list[fl
 def _alike(cosine: Interval, trained: Mapping[str, Interval], random: list[float], flips: list[float]) -> pd.DataFrame:
     """How alike the shifts of two prompts are at the offset's layer, in this pair and in its controls; ranges for drawn ones."""
     rows = [("this pair", "tuned", cosine.value, cosine.low, cosine.high)]
-    rows += [(name, "null", item.value, item.low, item.high) for name, item in trained.items()]
-    rows += [(name, "null", float(np.mean(drawn)), min(drawn), max(drawn)) for name, drawn in ((RANDOM, random), (FLIPPED, flips))]
-    return pd.DataFrame(rows, columns=["shifts of", "role", "mean pairwise cosine", "low", "high"])
+    rows += [(name, "control run", item.value, item.low, item.high) for name, item in trained.items()]
+    rows += [(name, "drawn", float(np.mean(drawn)), min(drawn), max(drawn)) for name, drawn in ((RANDOM, random), (FLIPPED, flips))]
+    return pd.DataFrame(rows, columns=["shifts of", "kind", "mean pairwise cosine", "low", "high"])
 
 
 def _random_changes(context: ToxicityContext, base: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:

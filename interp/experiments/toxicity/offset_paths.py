@@ -124,7 +124,7 @@ def share_of_way(before: np.ndarray, edited: np.ndarray, after: np.ndarray, seed
     return bootstrap_ratio(before - edited, before - after, seed=seed)
 
 
-def effect_of(held_out: ToxicityContext, transfer: Transfer, edits: Sequence[Edit]) -> Effect:
+def effect_of_edits(held_out: ToxicityContext, transfer: Transfer, edits: Sequence[Edit]) -> Effect:
     """The share of the way that edits of the starting side go on the held-out prompts, under both scorers."""
     seed, edits = held_out.seed, tuple(edits)
     share = share_of_way(
@@ -141,8 +141,8 @@ def effect_of(held_out: ToxicityContext, transfer: Transfer, edits: Sequence[Edi
 def effects_on_paths(
     held_out: ToxicityContext, transfer: Transfer, layer: int, vector: Tensor, paths: Sequence[VectorPath] = VECTOR_PATHS
 ) -> dict[VectorPath, Effect]:
-    """`effect_of` a vector put before the MLP of a layer, by the path on which it reaches the logits."""
-    return {path: effect_of(held_out, transfer, edits_on_path(transfer.start, layer, vector, path, transfer.sign)) for path in paths}
+    """`effect_of_edits` a vector put before the MLP of a layer, by the path on which it reaches the logits."""
+    return {path: effect_of_edits(held_out, transfer, edits_on_path(transfer.start, layer, vector, path, transfer.sign)) for path in paths}
 
 
 def spread_of_layers(context: ToxicityContext) -> list[int]:

@@ -28,7 +28,7 @@ from interp.experiments.toxicity.offset_paths import (
     Transfer,
     control_shares,
     control_vectors,
-    effect_of,
+    effect_of_edits,
     effects_on_paths,
     gap_of,
     mean_offset_over_positions,
@@ -216,7 +216,7 @@ def _row(
     same = [
         mine == other for mine, other in zip(held_out.continuations(measured, edits), held_out.continuations(transfer.goal), strict=True)
     ]
-    effect = effect_of(held_out, transfer, edits) if model is None else None
+    effect = effect_of_edits(held_out, transfer, edits) if model is None else None
     return {
         "model": name, "role": role, "toxicity": interval.value, "low": interval.low, "high": interval.high, "perplexity": held_out.perplexity(measured, edits).value if guard else float("nan"),
         "share of the way": 1.0 if effect is None else effect.share.value, "share of equal continuations": float(np.mean(same)), "_scores": scores, "_effect": effect,
