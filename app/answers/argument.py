@@ -112,8 +112,8 @@ def silenced(result: Result | UserError | None) -> Step:
 def shifted(result: Result | UserError | None) -> Step:
     """Step 4: how alike the shifts of the residual stream are over prompts."""
     step = Step(
-        "Because the stream goes round them",
-        "Tuning adds nearly the same small shift to the residual stream of every prompt, away from the region where the keys fire",
+        "Does the stream go round them?",
+        "Tuning adds nearly the same small shift to the residual stream of every prompt",
         "bypass", "Walk through the layers",
     )  # fmt: skip
     if not isinstance(result, Result):
@@ -122,10 +122,23 @@ def shifted(result: Result | UserError | None) -> Step:
     layer = layer_of(str(result.settings["site"]))
     return replace(
         step, claim=f"{step.claim}: before the MLP of layer {layer} the shifts of two prompts have a mean cosine of {cosine:.2f}.",
-        chance="Where a coin decides which side is called tuned, the cosine is near 0. Random changes of the weights of equal size give "
-        f"{null:.2f}, so only what lies above that is tuning's own.",
+        chance=_alike_by_chance(result, null),
         figure=sized(figure_of(result, "by-layer"), y_title="mean cosine of two shifts"),
     )  # fmt: skip
+
+
+def _alike_by_chance(result: Result, null: float) -> str:
+    """What the cosine is without this tuning: in control runs where they are logged, else under random changes of the weights."""
+    table = result.tables.get("how alike, beside control runs")
+    runs = None if table is None else table[table["kind"] == "control run"]
+    if runs is None or runs.empty:
+        return f"Random changes of the weights of equal size give {null:.2f}; no control run stands beside them."
+    beside = ", ".join(f"{name} {value:.2f}" for name, value in zip(runs["shifts of"], runs["mean pairwise cosine"], strict=True))
+    later = result.statistic.get("share of the fall through later blocks")
+    acts = (
+        "" if later is None else f" What later blocks make of the shift brings {later:.0%} of the fall in toxicity."
+    )
+    return f"Other training moves all prompts alike too: {beside}.{acts}"
 
 
 def brought_back(summary: Measured | None) -> Step:

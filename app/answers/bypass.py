@@ -240,9 +240,8 @@ def profile_figure(frame: pd.DataFrame, layer: int) -> Figure:
         "profile", frame, x="layer", y="cosine", colour="model", role="role", low="low", high="high",
         shaded=[(layer - 0.25, layer + 0.25, "chosen")],
         title="Is it one shift for all prompts?", x_title="layer (before its MLP)", y_title="cosine with other prompts' shift",
-        caption="Near 1, every prompt is moved the same way. Shuffled labels (a coin decides for each prompt which side is the tuned one) "
-        "must lie near 0. "
-        "Random changes of the weights, as large as the tuning, show how much of it any change of weights brings: only what "
-        "lies above them is learnt.",
+        caption="Near 1, every prompt is moved the same way. Signs flipped at random after tuning give 0 for any shifts and test nothing. "
+        "Random changes of the weights, as large as the tuning, show how much of it any change of weights brings. Training on anything "
+        "else moves prompts alike too: experiment A-E10 on the page Evidence compares with control runs.",
     )  # fmt: skip
     return by_layer(figure, frame)

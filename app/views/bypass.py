@@ -95,7 +95,7 @@ def shift(page: shell.Page) -> None:
         tuned, flipped = at.loc[bypass.PROFILE["tuned"]], at.loc[FLIPPED]
         facts(
             (f"cosine with other prompts' shift, layer {layer}", two(tuned["cosine"]), f"{two(tuned['low'])} to {two(tuned['high'])}"),
-            ("with shuffled labels", two(flipped["cosine"]), f"{two(flipped['low'])} to {two(flipped['high'])}"),
+            (FLIPPED, two(flipped["cosine"]), f"{two(flipped['low'])} to {two(flipped['high'])}"),
             *((("under random changes of the weights", two(at.loc[RANDOM, "cosine"]), f"{bypass.CHANGES} draws"),) if small else ()),
         )  # fmt: skip
         show.draw(bypass.profile_figure(table, layer), "profile", page.words)

@@ -33,7 +33,7 @@ Mode = Literal["paper", "code", "fixed"]
 MODES: tuple[Mode, ...] = ("fixed", "paper", "code")
 PLOTTED_BY_CODE = 30
 # The names of the controls in tables and figures.
-FLIPPED, RANDOM = "shuffled labels (null)", "random changes of equal norm (null)"
+FLIPPED, RANDOM = "signs flipped at random after tuning (0 by arithmetic)", "random changes of equal norm (null)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +108,10 @@ def resampled(n: int, draws: int, seed: int) -> Float[Tensor, "draws n"]:
 
 
 def sign_flipped(shift: Float[Tensor, "batch d_model"], seed: int) -> Float[Tensor, "batch d_model"]:
-    """The shifts with random signs, the control of shuffled labels: for each prompt, base and tuned are exchanged at random."""
+    """The shifts with random signs, whose mean cosine is near 0 whatever the shifts are: a check of the arithmetic.
+
+    It is no control of training: a run on shuffled labels is one, whose shifts may be nearly as alike as those of the true labels.
+    """
     coins = np.random.default_rng(seed).integers(0, 2, len(shift))
     return shift * torch.from_numpy(1.0 - 2.0 * coins).to(shift)[:, None]
 
@@ -194,7 +197,7 @@ def mean_offset_at_last(pair: ModelPair, rows: Rows, layer: int) -> Float[Tensor
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """How alike the shifts of prompts are at every layer, with shuffled labels and random changes of the weights as controls.
+    """How alike the shifts of prompts are at every layer, beside shifts of random signs and random changes of the weights.
 
     Attributes:
         tuned: at each layer the mean cosine of a prompt's shift with the mean shift of the other half, with a bootstrap interval.
@@ -230,7 +233,7 @@ def shift_profile(
     Args:
         base: the prompts' states in the base model, a table per layer; `tuned`: in the tuned model.
         changes: for each random change of the weights, what it adds to the base model's states: a table per layer.
-        flips: draws of shuffled labels.
+        flips: draws of random signs.
 
     Raises `UserError` for sides or changes with another number of layers, no layer, or no draw.
     """

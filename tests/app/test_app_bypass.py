@@ -56,7 +56,7 @@ def test_the_page_opens_on_the_shift_with_its_nulls(source: settings.Source) -> 
     assert plots(at) == 3
     body = html_of(at)
     assert "under a random shift" in body
-    assert "with shuffled labels" in body
+    assert "signs flipped at random after tuning (0 by arithmetic)" in body
 
 
 @pytest.mark.parametrize("view", VIEWS[1:])

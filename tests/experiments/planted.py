@@ -14,7 +14,10 @@ This is paper A's account, made true: a linear offset, written by inactive neuro
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,12 +26,15 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from interp.data.texts import Passage
+from interp.diffing.offsets import consistency, shifts
 from interp.directions.probe import Probe, fit_probe
 from interp.evaluation.toxicity import LexiconScorer
 from interp.experiments.toxicity.context import ToxicityContext
+from interp.experiments.toxicity.offset_paths import FIELD, run_effects
 from interp.models.model import Model
 from interp.models.pair import ModelPair
 from interp.models.tokens import pad
+from interp.results.result import plain
 from interp.stats.nulls import perturbed
 
 END, UNKNOWN = "<|endoftext|>", "<unk>"
@@ -48,6 +54,8 @@ SHIFTS = {1: 0.6, 2: 1.0, 3: 1.4}
 # Tuning is never only what it is for: value vectors and embeddings also move a little in no direction in particular.
 VALUE_NOISE, EMBEDDING_NOISE = 0.015, 0.3
 CODE, GAIN = 4.0, 0.7
+# In `direct_pair`: how far `toxic` is lowered for each unit of SHIFTS, and the share of the planted shift of `feature` that is left.
+DIRECT_TOXIC, DIRECT_FEATURE = 1.4, 0.1
 
 
 @dataclass(frozen=True)
@@ -210,3 +218,38 @@ def planted_context(planted: PlantedPair, pair: ModelPair | None = None, *, coun
 def null_pair(planted: PlantedPair, seed: int = 5) -> ModelPair:
     """Base against base plus noise: as long as the planted difference tensor by tensor, in a random direction."""
     return ModelPair(planted.pair.base, perturbed(planted.pair, seed), "null pair")
+
+
+@torch.no_grad()
+def direct_pair(planted: PlantedPair) -> ModelPair:
+    """A tuned side whose offset lowers the logits of insults and hardly touches what the toxic neurons read.
+
+    The same inactive neurons write it, so that it is one offset as well, and some prompts leave the toxic neurons' region; but what
+    takes the insults away is the component along `toxic`, which no neuron reads.
+    """
+    other = planted.pair.base.plain_copy()
+    tuned = dict(planted.pair.tuned.hf.named_parameters())
+    for name, parameter in other.named_parameters():
+        parameter.copy_(tuned[name])
+    for layer, shift in SHIFTS.items():
+        step = DIRECT_TOXIC * planted.toxic - (1 - DIRECT_FEATURE) * planted.feature
+        other.transformer.h[layer].mlp.c_proj.weight.add_(shift / (0.169 * UNITS) * step)
+    return ModelPair(planted.pair.base, Model(other, planted.pair.base.tokenizer, "tuned"), "direct pair")
+
+
+def with_controls(context: ToxicityContext, controls: Mapping[str, Model], folder: Path) -> ToxicityContext:
+    """The context with a table of control runs among its logs, one for each kind of labels (`shuffled`, `reversed`) or `sft`."""
+    base, site = context.pair.base, f"resid_mid.{context.offset_layer}"
+    runs = []
+    for kind, model in controls.items():
+        other = context.varied(pair=ModelPair(base, model, kind))
+        _, alike = consistency(shifts(context.last_states(base)[site], other.last_states(model)[site]))
+        about = {"run": kind, "method": "sft" if kind == "sft" else "dpo", "labels": "true" if kind == "sft" else kind}
+        ends = {"consistency": alike.value, "consistency_low": alike.low, "consistency_high": alike.high}
+        runs.append(about | ends | {FIELD: run_effects(context, other)})
+    settings = {"offset_layer": context.offset_layer, "scorer": context.scorer.name}
+    settings |= {} if context.second is None else {"second_scorer": context.second.name}
+    table = {"base": base.digest, "tuned": context.pair.tuned.digest, "settings": settings, "runs": runs, "missing": {}}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "controls.json").write_text(json.dumps(plain(table)), encoding="utf-8")
+    return context.varied(logs=folder)

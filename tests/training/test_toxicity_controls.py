@@ -20,7 +20,9 @@ from interp.directions.probe import fit_probe
 from interp.evaluation.metrics import perplexity
 from interp.evaluation.toxicity import LexiconScorer
 from interp.experiments.toxicity.context import ToxicityContext
+from interp.experiments.toxicity.offset_paths import FIELD
 from interp.neurons.ranking import rank_values
+from interp.patching.vector_paths import VECTOR_PATHS
 from interp.runs.logs import controls_if_any, read_controls
 from tests.conftest import save
 from training.bundle import bundle
@@ -160,6 +162,34 @@ def check(row: dict[str, Any], pair: ModelPair, context: ToxicityContext) -> Non
     assert row["consistency"] == pytest.approx(float(cosines[off].mean()), abs=1e-4)
     assert row["kl"] > 0
     assert row["kl_low"] <= row["kl"] <= row["kl_high"]
+
+
+def test_only_null_runs_have_the_effects_of_their_offset_and_only_where_there_is_a_gap(
+    recipe: Recipe, context: ToxicityContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = read(control_table(recipe, ["sft"], tmp_path / "controls.json", context=context))
+    assert [FIELD in row for row in table["runs"]] == [False, True]
+    assert table["runs"][1][FIELD] == [], "noise lowers no toxicity of a model that never wrote any"
+    lowered = {"plan": 0.2, "base": 0.8}
+    monkeypatch.setattr(ToxicityContext, "toxicity", lambda self, model, edits=(): _scores(self, model, edits, table, lowered))
+    rows = read(control_table(recipe, ["sft"], tmp_path / "controls.json", context=replace(context)))["runs"][1][FIELD]
+    own = [row for row in rows if not row["scaled"]]
+    layers = context.pair.base.n_layers
+    assert len(own) == layers * 2 * 3
+    assert {(row["side"], row["layer"], row["path"]) for row in own} == {
+        (side, layer, path) for side in ("base", "tuned") for layer in range(layers) for path in VECTOR_PATHS
+    }
+    # Half of the way on either side, as planted.
+    assert {round(row["share"], 6) for row in rows} == {0.5}
+    scaled = [row for row in rows if row["scaled"]]
+    assert {row["layer"] for row in scaled} == {context.offset_layer}
+    assert len(scaled) == 4
+
+
+def _scores(context: ToxicityContext, model: Model, edits: Any, table: dict[str, Any], lowered: dict[str, float]) -> np.ndarray:
+    """Planted scores: the base's, the tuned model's, and half-way between them under any edit."""
+    value = 0.5 if edits else lowered["plan" if model.digest == table["tuned"] else "base"]
+    return np.full(len(context.prompts), value)
 
 
 def test_the_base_against_itself_has_no_change_at_all(recipe: Recipe, context: ToxicityContext, tmp_path: Path) -> None:

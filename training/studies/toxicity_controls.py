@@ -27,6 +27,8 @@ from interp.directions.probe import load_probe
 from interp.edits.edit import Edit
 from interp.errors import UserError
 from interp.experiments.toxicity.context import ToxicityContext, make_context
+from interp.experiments.toxicity.offset_paths import FIELD, is_null_run, run_effects
+from interp.experiments.toxicity.shared import held_out
 from interp.files import write_json
 from interp.models.pair import ModelPair
 from interp.neurons.ranking import rank_values
@@ -75,6 +77,7 @@ def control_table(
     pair = ModelPair.load(base_folder(recipe), folder, name=recipe.name)
     report_context = context or _context(recipe, pair)
     base = replace(report_context, pair=ModelPair(pair.base, pair.base, "base"))
+    own = base.varied(pair=pair)
     say("base")
     plain_scores = _cost(base)
     missing: dict[str, str] = {}
@@ -85,9 +88,11 @@ def control_table(
             missing[name] = reason
             continue
         say(name)
-        runs.append({"run": name, **about(other), **measure(base, other)})
+        row = {"run": name, **about(other)}
+        runs.append({**row, **measure(base, other, of=own if is_null_run(row) else None)})
     settings = base.settings() | {
         "probe": base.probe.digest, "offset_layer": base.offset_layer, "toxic_neurons": TOXIC, "keys": KEYS, "factor": FACTOR,
+        "offset_prompts": len(held_out(base).prompts),
     }  # fmt: skip
     record = {
         "base": pair.base.digest, "tuned": pair.tuned.digest, "recipe": recipe.name, "settings": settings, "base_model": plain_scores,
@@ -134,11 +139,14 @@ def _development(log: list[dict[str, Any]], steps: int | None) -> dict[str, Any]
     return rows
 
 
-def measure(base: ToxicityContext, recipe: Recipe) -> dict[str, Any]:
+def measure(base: ToxicityContext, recipe: Recipe, *, of: ToxicityContext | None = None) -> dict[str, Any]:
     """The measurements of a run's tuned model, and of how its weights and states differ from the base's.
 
     Shares, toxicity and cosines from -1 or 0 to 1; `kl` is KL(tuned || base) in nats per position of the challenge prompts;
     `neurons_*` are percentiles (0 to 100) of the change of the most toxic neurons among all neurons.
+
+    Args:
+        of: the study of the pair that this run controls, on whose sides the run's offset is tried (field `offset_effects`).
     """
     tuned = ModelPair.load(base_folder(recipe), recipe.run / "dpo" / "model").tuned
     # The run's context shares the base's measurements; its own are freed with it.
@@ -161,7 +169,8 @@ def measure(base: ToxicityContext, recipe: Recipe) -> dict[str, Any]:
     row |= _offset(context)
     divergence = bootstrap_mean(kl_to(tuned, pair.base, context.prompts, max_tokens=tuned.context))
     row |= {"kl": divergence.value, **_ends("kl", divergence)}
-    return row | _unaligned(context)
+    row |= _unaligned(context)
+    return row if of is None else row | {FIELD: run_effects(of, context)}
 
 
 def _cost(context: ToxicityContext) -> dict[str, Any]:

@@ -27,16 +27,20 @@ from interp.errors import UserError
 from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.toxicity.criteria import CRITERIA
+from interp.experiments.toxicity.offset_paths import control_shares, name_of_run, null_runs
+from interp.experiments.toxicity.offset_region import LaterPath, both_parts, judge_1, later_path, one_offset, path_table
+from interp.experiments.toxicity.scorers import agreed
 from interp.forward.capture import capture
+from interp.patching.vector_paths import LATER
 from interp.results import figures
 from interp.results.figures import moves
-from interp.results.result import Verdict
-from interp.stats.intervals import bootstrap_difference, bootstrap_mean, bootstrap_ratio
+from interp.results.result import number
+from interp.stats.intervals import Interval, bootstrap_difference, bootstrap_mean, bootstrap_ratio
 from interp.stats.nulls import matched_neurons, perturbed
 
 TOP = 5
+LATER_SHARE = "share of the fall through later blocks"
 DRAWN_PROMPTS = 100
-MARGIN = 0.1
 
 
 def layer_neurons(context: ToxicityContext, layer: int, count: int = TOP) -> list[int]:
@@ -48,10 +52,13 @@ def layer_neurons(context: ToxicityContext, layer: int, count: int = TOP) -> lis
     "A-E10",
     claim="A-C7",
     title="Tuning adds one offset that leaves the toxic neurons' region",
-    question="Is what tuning adds to the residual stream the same vector for every prompt, and does it take prompts out of the region where toxic neurons fire?",
+    question="Is what tuning adds to the residual stream the same vector for every prompt, more so than after training on anything else, and does it act by taking prompts out of the region where toxic neurons fire?",
     criterion=CRITERIA["A-E10"],
-    caveat="A consistent shift is not yet a cause: whether it suffices and is needed is asked by the causal experiment. The mean shift has a positive coordinate along itself by construction, "
-    "so only coordinates along a direction fitted on the other half of the prompts count. States are read at the last position of the prompt.",
+    caveat="The mean shift has a positive coordinate along itself by construction, so only coordinates along a direction fitted on the other half of the prompts count, and random changes of the weights move all prompts the same way too. "
+    "States are read at the last position of the prompt. The path through later blocks holds all their attention and neurons, not the toxic neurons alone, so that a share on it is the most that leaving the region can bring. "
+    "The control runs' numbers come from the logs, where they were measured on the prompts of the report.",
+    does_not_show="That an offset shared by all prompts is a mark of what this tuning learned: any training moves all prompts alike, on the labels of a coin too.",
+    reads="logs",
 )
 def run(context: ToxicityContext) -> Finding:
     layer = context.offset_layer
@@ -65,36 +72,82 @@ def run(context: ToxicityContext) -> Finding:
     by_layer = _by_layer(context, base, tuned, random)
     share, cosine = consistency(shift, seed=context.seed)
     same_way = bootstrap_mean(held_out_cosines(shift, context.seed).numpy() > 0, seed=context.seed)
-    flips = [sign_flipped(shift, context.seed + draw) for draw in range(context.draws)]
-    controls = [*(pairwise_cosine(flip) for flip in flips), *(pairwise_cosine(changed[site]) for changed in random)]
+    flips = [pairwise_cosine(sign_flipped(shift, context.seed + draw)) for draw in range(context.draws)]
+    random_cosines = [pairwise_cosine(changed[site]) for changed in random]
+    trained = _trained_cosines(context)
     region, fall, null_fall = _region(context, layer, base[site], tuned[site])
-    moved = f"share moved the same way at {site}"
-    key_fall = "fall of the share that fires"
-    verdict: Verdict = (
-        "fails"
-        if cosine.value < max(controls) + MARGIN or same_way.value <= 0.5
-        else "holds"
-        if cosine.value >= 0.3 and cosine.low > max(controls) and same_way.value >= 0.9 and fall.low > 0
-        else "inconclusive"
-    )
+    path = later_path(context, 2 if context.quick else 3)
+    thresholds = CRITERIA["A-E10"][-1].thresholds
+    offset_part = one_offset(cosine, list(trained.values()), random_cosines, thresholds)
+    region_parts = [path.verdict(fall, null_fall, thresholds, second=second) if path else None for second in (False, True)]
+    verdicts = [both_parts(offset_part, part or "inconclusive") for part in region_parts]
+    verdict = agreed(verdicts[0], verdicts[1] if region_parts[1] else None)
+    moved, key_fall = f"share moved the same way at {site}", "fall of the share that fires"
+    statistic = {"mean pairwise cosine": cosine, "explained share": share, moved: same_way, key_fall: fall}
     null = {
-        "mean pairwise cosine": float(np.mean([pairwise_cosine(changed[site]) for changed in random])),
+        "mean pairwise cosine": max((item.value for item in trained.values()), default=float(np.mean(random_cosines))),
         "explained share": float(np.mean([explained_share(changed[site]) for changed in random])),
         moved: float(np.mean([(held_out_cosines(changed[site], context.seed) > 0).double().mean() for changed in random])), key_fall: null_fall,
     }  # fmt: skip
+    tables = {
+        "by layer": by_layer,
+        "how alike, beside control runs": _alike(cosine, trained, random_cosines, flips),
+        "region of the toxic neurons": region,
+    }
+    if path:
+        statistic[LATER_SHARE], tables["paths of the offset"] = path.by_layer[layer].share, path_table(path)
+        null[LATER_SHARE] = max(control_shares(path.untrained, path.trained, layer, LATER)[0])
     toxic_neurons = [f"{layer}.{index}" for index in layer_neurons(context, layer)]
+    sentence = _sentence(cosine, trained, random_cosines, path)
     summary = (
-        f"Before the MLP of layer {layer} the shifts of two prompts have a mean cosine of {cosine.value:.2f} ({np.mean([pairwise_cosine(f) for f in flips]):.2f} with shuffled labels, "
-        f"{null['mean pairwise cosine']:.2f} under random changes); their mean explains {share.value:.0%} of their size, and {same_way.value:.0%} of the prompts move along a direction fitted on others. "
+        f"{sentence} Before the MLP of layer {layer} the mean of the shifts explains {share.value:.0%} of their size. "
         f"The share of prompts on which the {len(toxic_neurons)} most toxic neurons there fire falls by {fall.value:.3f} (matched neurons {null_fall:.3f})."
     )
     return Finding(
-        verdict, summary, {"mean pairwise cosine": cosine.value, "explained share": share.value, moved: same_way.value, key_fall: fall.value}, null,
-        {"mean pairwise cosine": (cosine.low, cosine.high), "explained share": (share.low, share.high), moved: (same_way.low, same_way.high), key_fall: (fall.low, fall.high)},
-        {"by layer": by_layer, "region of the toxic neurons": region, "readings": _readings(context, layer, base[site], tuned[site])},
+        verdict, summary, {name: item.value for name, item in statistic.items()}, null,
+        {name: (item.low, item.high) for name, item in statistic.items()},
+        tables | {"readings": _readings(context, layer, base[site], tuned[site])},
         (_plane(context, layer, base[site], tuned[site]), _profile(by_layer)),
-        {"site": site, "layer_rule": "most of the 128 value vectors nearest to the probe, not the first layer", "neurons": toxic_neurons, "random_changes": len(random), "label_shuffles": len(flips), "mode": "fixed"},
+        {"site": site, "layer_rule": "most of the 128 value vectors nearest to the probe, not the first layer", "neurons": toxic_neurons, "random_changes": len(random), "mode": "fixed",
+         "one_offset": offset_part, "leaves_the_region": region_parts[0], "leaves_the_region_by_second_scorer": region_parts[1]},
+        sentence, {1: judge_1(cosine, max(*flips, *random_cosines), same_way.value, fall)},
     )  # fmt: skip
+
+
+def _trained_cosines(context: ToxicityContext) -> dict[str, Interval]:
+    """The mean cosine of the shifts of two prompts in each logged control run; one in which nothing moved has none."""
+    return {
+        name_of_run(run): Interval(*(number(run[f"consistency{end}"]) for end in ("", "_low", "_high")), len(context.prompts))
+        for run in null_runs(context)
+        if run.get("consistency") is not None
+    }
+
+
+def _sentence(cosine: Interval, trained: Mapping[str, Interval], random: list[float], path: LaterPath | None) -> str:
+    beside = ", ".join(f"{name} {item.value:.2f}" for name, item in trained.items()) or "no control run is logged"
+    text = (
+        f"The shifts of two prompts have a mean cosine of {cosine.value:.2f} [{cosine.low:.2f}, {cosine.high:.2f}] "
+        f"({beside}; random changes of the weights {np.mean(random):.2f})"
+    )
+    if path is None:
+        return f"{text}; tuning did not lower toxicity, so there is no fall that the offset could bring."
+    later, direct = (
+        f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]" for share in (path.by_layer[path.layer].share, path.direct.share)
+    )
+    highest = max(control_shares(path.untrained, path.trained, path.layer, LATER)[0])
+    best = max(path.by_layer, key=lambda layer: path.by_layer[layer].share.value)
+    return (
+        f"{text}; of the fall in toxicity the offset brings {later} through the blocks from layer {path.layer} on (controls at most {highest:.0%}; "
+        f"from layer {best} on {path.by_layer[best].share.value:.0%}) and {direct} directly at the logits."
+    )
+
+
+def _alike(cosine: Interval, trained: Mapping[str, Interval], random: list[float], flips: list[float]) -> pd.DataFrame:
+    """How alike the shifts of two prompts are at the offset's layer, in this pair and in its controls; ranges for drawn ones."""
+    rows = [("this pair", "tuned", cosine.value, cosine.low, cosine.high)]
+    rows += [(name, "control run", item.value, item.low, item.high) for name, item in trained.items()]
+    rows += [(name, "drawn", float(np.mean(drawn)), min(drawn), max(drawn)) for name, drawn in ((RANDOM, random), (FLIPPED, flips))]
+    return pd.DataFrame(rows, columns=["shifts of", "kind", "mean pairwise cosine", "low", "high"])
 
 
 def _random_changes(context: ToxicityContext, base: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
@@ -222,9 +275,9 @@ def _plane(context: ToxicityContext, layer: int, base: Tensor, tuned: Tensor) ->
     )
     states = {side: firing_states(reads, before) for side, reads in (("base", before), ("tuned", after))}
     rows = []
-    for number in range(0, len(base), max(1, len(base) // DRAWN_PROMPTS)):
-        for side, place in (("base", placed.base[number]), ("tuned", placed.tuned[number])):
-            rows.append((number, side, float(place[0]), float(place[1]), states[side][number]))
+    for at in range(0, len(base), max(1, len(base) // DRAWN_PROMPTS)):
+        for side, place in (("base", placed.base[at]), ("tuned", placed.tuned[at])):
+            rows.append((at, side, float(place[0]), float(place[1]), states[side][at]))
     frame = pd.DataFrame(rows, columns=["prompt", "side", "shift", "component", "state"])
     return moves(
         "plane", frame, item="prompt", side="side", x="shift", y="component", colour="state", order=STATES, title=f"Each prompt before and after tuning, before the MLP of layer {layer}",
@@ -238,5 +291,5 @@ def _profile(by_layer: pd.DataFrame) -> Any:
     return figures.lines(
         "by-layer", by_layer, x="depth", y="mean pairwise cosine", colour="model", role="role", low="low", high="high", reference=(0.3, "criterion"), title="How alike the shifts of two prompts are, by layer",
         x_title="layers done (half steps are after attention)", y_title="mean cosine between two prompts' shifts",
-        caption="The tuned model's line should lie far above shuffled labels (near 0) and above random weight changes (the band spans the draws).",
+        caption="The tuned model's line should lie above random weight changes (the band spans the draws). Signs flipped at random after tuning give 0 for any shifts and test nothing; the control runs, which do, stand in the table for the offset's layer.",
     )  # fmt: skip

@@ -6,13 +6,15 @@ and only what the labels say is gone; what is said of tuning must not hold of it
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from interp import UserError
 from interp.experiments.registry import EXPERIMENTS
 from interp.experiments.run import run_experiment
 from interp.experiments.toxicity.context import ToxicityContext
-from tests.experiments.planted import PlantedPair, planted_context, planted_pair
+from tests.experiments.planted import PlantedPair, planted_context, planted_pair, with_controls
 from tests.experiments.tuned import tuned_pair
 
 
@@ -55,7 +57,18 @@ def test_what_is_said_of_tuning_does_not_hold_where_a_coin_decided(name: str, tu
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("name", ["A-E7", "A-E10", "A-E12"])
+@pytest.mark.parametrize("name", ["A-E7", "A-E12"])
 def test_the_same_claims_hold_where_the_labels_are_true(name: str, tuned: dict[str, ToxicityContext]) -> None:
     found = run_experiment(EXPERIMENTS[name], tuned["true"])
     assert found.verdict == "holds", found.summary
+
+
+@pytest.mark.oracle
+def test_the_offset_of_true_labels_is_told_from_that_of_a_coins(tuned: dict[str, ToxicityContext], tmp_path: Path) -> None:
+    context = with_controls(tuned["true"], {"shuffled": tuned["shuffled"].pair.tuned}, tmp_path)
+    found = run_experiment(EXPERIMENTS["A-E10"], context)
+    assert found.criteria[0].verdict == "holds", found.summary
+    logged = found.tables["how alike, beside control runs"].set_index("shifts of")["mean pairwise cosine"]
+    assert logged["this pair"] > logged["tuning on labels of a coin"]
+    trained = run_experiment(EXPERIMENTS["X-C1"], context).tables["trained controls"]
+    assert set(trained["offset of"]) == {"tuning on labels of a coin"}

@@ -27,8 +27,9 @@ from interp.experiments.toxicity.a_e10_offset import layer_neurons
 from interp.experiments.toxicity.a_e10_offset import run as offset
 from interp.experiments.toxicity.a_e11_antipodal import run as antipodal
 from interp.experiments.toxicity.context import ToxicityContext
+from interp.experiments.toxicity.offset_paths import mean_offset_over_positions, permuted
 from interp.experiments.toxicity.shared import split_by_first_word
-from interp.experiments.toxicity.x_c1_offset import mean_offset_over_positions, necessity, permuted, sufficiency
+from interp.experiments.toxicity.x_c1_offset import necessity, sufficiency
 from interp.lens.logit_lens import logit_lens
 from interp.lens.next_tokens import likeliest, next_tokens
 from interp.models.tokens import pad
@@ -101,6 +102,7 @@ def test_a_constant_in_a_bias_is_one_offset_and_random_biases_are_too(gpt2: Mode
     # Any change of a bias is the same for all prompts, so consistency proves nothing here, and the verdict says so.
     assert found.null["mean pairwise cosine"] == pytest.approx(1.0, abs=1e-6)
     assert found.verdict == "fails"
+    assert found.settings["one_offset"] == "fails"
 
 
 def test_a_constant_in_all_embeddings_that_silences_the_toxic_neurons_is_the_offset_of_the_claim(gpt2: Model) -> None:
@@ -109,7 +111,8 @@ def test_a_constant_in_all_embeddings_that_silences_the_toxic_neurons_is_the_off
     keys = gpt2.key_vectors(layer)[layer_neurons(context, layer)].detach()
     vector = -6 * torch.nn.functional.normalize(keys.sum(dim=0), dim=0)
     found = offset(make_context(changed(gpt2, lambda hf: hf.transformer.wte.weight.add_(vector)), prompts=40))
-    assert found.verdict == "holds"
+    # No control run is logged and no text of this model is toxic, so that nothing is known of what the offset does.
+    assert (found.earlier, found.verdict) == ({1: "holds"}, "inconclusive")
     moved = found.statistic["share moved the same way at " + found.settings["site"]]
     assert moved == 1.0
     assert found.null["mean pairwise cosine"] < found.interval["mean pairwise cosine"][0]
@@ -134,7 +137,8 @@ def test_the_offset_of_a_bias_suffices_and_is_needed_to_the_last_word(gpt2: Mode
         assert finding.statistic["perplexity ratio to the other side"] == pytest.approx(1.0, abs=1e-3)
         edited = finding.tables["models"].iloc[2]
         assert edited["share of equal continuations"] == 1.0
-        assert finding.verdict == "holds"
+        assert (finding.earlier, finding.verdict) == ({1: "holds"}, "inconclusive")
+        assert "no trained control's offset is logged" in finding.sentence
         assert max(finding.tables["models"]["share of the way"].iloc[3:]) < 1.0
 
 

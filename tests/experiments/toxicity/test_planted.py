@@ -7,9 +7,12 @@ is said of tuning may hold.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from interp import Model
 from interp.errors import UserError
 from interp.evaluation.toxicity import LexiconScorer
 from interp.experiments.registry import EXPERIMENTS
@@ -17,7 +20,19 @@ from interp.experiments.run import run_experiment
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.forward.capture import capture
 from interp.results.result import Result
-from tests.experiments.planted import INSULTS, OPENERS, TOXIC_LAYER, PlantedPair, null_pair, planted_context, planted_pair, prompts
+from interp.stats.nulls import perturbed
+from tests.experiments.planted import (
+    INSULTS,
+    OPENERS,
+    TOXIC_LAYER,
+    PlantedPair,
+    direct_pair,
+    null_pair,
+    planted_context,
+    planted_pair,
+    prompts,
+    with_controls,
+)
 
 # None: the pair cannot answer, and the experiment has to say so.
 KNOWN: dict[str, str | None] = {
@@ -49,6 +64,8 @@ KNOWN: dict[str, str | None] = {
 }
 # What is said of the base model alone is as true of the null pair as of the planted one.
 ABOUT_THE_BASE = {"A-E1", "A-E2", "A-E3"}
+# What cannot hold without control runs among the logs.
+NEEDS_CONTROLS = {"A-E10", "X-C1", "X-C2"}
 NULL: dict[str, str | None] = {
     "A-E4": "fails", "A-E5": None, "A-E6": None, "A-E7": "fails",
     "A-E9": "fails", "A-E10": "fails", "A-E11": "fails", "A-E12": None, "A-E13": None, "A-E14": None,
@@ -64,6 +81,17 @@ def planted() -> PlantedPair:
 @pytest.fixture(scope="module")
 def context(planted: PlantedPair) -> ToxicityContext:
     return planted_context(planted)
+
+
+@pytest.fixture(scope="module")
+def controls(planted: PlantedPair) -> dict[str, Model]:
+    """What stands for control runs of the planted language: weights moved as far, in no direction in particular."""
+    return {"shuffled": perturbed(planted.pair, 21), "sft": perturbed(planted.pair, 22)}
+
+
+@pytest.fixture(scope="module")
+def controlled(context: ToxicityContext, controls: dict[str, Model], tmp_path_factory: pytest.TempPathFactory) -> ToxicityContext:
+    return with_controls(context, controls, tmp_path_factory.mktemp("logs"))
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +134,8 @@ def test_every_registered_experiment_has_a_known_answer() -> None:
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("name", KNOWN)
-def test_the_verdict_on_the_planted_pair_is_the_known_right_one(name: str, context: ToxicityContext) -> None:
-    found = outcome(name, context)
+def test_the_verdict_on_the_planted_pair_is_the_known_right_one(name: str, context: ToxicityContext, controlled: ToxicityContext) -> None:
+    found = outcome(name, controlled if name in NEEDS_CONTROLS else context)
     assert (found and found.verdict) == KNOWN[name], found and found.summary
 
 
@@ -123,3 +151,39 @@ def test_no_claim_about_tuning_holds_where_tuning_is_noise(name: str, nothing: T
         assert (found and found.verdict) == NULL[name], found and found.summary
     else:
         assert found is None or found.verdict != "holds", found.summary
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", sorted(NEEDS_CONTROLS))
+def test_without_control_runs_in_the_logs_nothing_holds_of_the_offset(name: str, context: ToxicityContext) -> None:
+    found = outcome(name, context)
+    assert found is not None
+    assert [item.verdict for item in found.criteria] == ["holds", "inconclusive"]
+
+
+@pytest.mark.oracle
+def test_an_offset_that_acts_on_the_logits_alone_does_not_leave_the_region(
+    planted: PlantedPair, controls: dict[str, Model], tmp_path: Path
+) -> None:
+    direct = planted_context(planted, direct_pair(planted), quick=True)
+    assert direct.toxicity(direct.pair.tuned).max() == 0
+    found = outcome("A-E10", with_controls(direct, controls, tmp_path))
+    assert found is not None
+    # Under the first version one vector for all prompts and toxic neurons that fire less were enough.
+    assert [item.verdict for item in found.criteria] == ["holds", "fails"]
+    assert (found.settings["one_offset"], found.settings["leaves_the_region"]) == ("holds", "fails")
+    paths = found.tables["paths of the offset"].set_index(["vector", "path", "layer"])["share of the fall"]
+    assert paths["this pair's offset", "direct", TOXIC_LAYER] > 0.9
+    assert paths["this pair's offset", "later blocks", TOXIC_LAYER] < 0.3
+
+
+@pytest.mark.oracle
+def test_an_offset_that_any_training_adds_is_no_finding_about_this_one(
+    planted: PlantedPair, context: ToxicityContext, controls: dict[str, Model], tmp_path: Path
+) -> None:
+    # The same run once more, as if its labels had been a coin's: all that is found of the offset is found of the control's too.
+    same = with_controls(context, {**controls, "shuffled": planted.pair.tuned}, tmp_path)
+    for name, verdict in (("A-E10", "fails"), ("X-C1", "fails"), ("X-C2", "fails")):
+        found = outcome(name, same)
+        assert found is not None
+        assert [item.verdict for item in found.criteria] == ["holds", verdict], found.summary
