@@ -130,9 +130,7 @@ def pair_output(hf: PreTrainedModel, rows: Sequence[Joined], labels: Int[Tensor,
     known = labels != -100
     values = token_values(hf, torch.cat(states)[places], labels[known])
     logps, *others = (value.new_zeros(known.shape).masked_scatter(known, value) for value in values)
-    return FusedCausalLMOutput(
-        loss=-logps.sum() / known.sum(), log_probs=logps, label_mask=known, **dict(zip(FIELDS, others, strict=True))
-    )
+    return FusedCausalLMOutput(loss=-logps.sum() / known.sum(), log_probs=logps, label_mask=known, **dict(zip(FIELDS, others, strict=True)))
 
 
 def read_groups(hf: PreTrainedModel, rows: Sequence[Joined]) -> Iterator[tuple[list[int], Float[Tensor, "batch pos d_model"]]]:

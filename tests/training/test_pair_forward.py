@@ -67,7 +67,8 @@ def step_of(
     own: dict[str, Any] = {"reference": "base", "cache": place / "reference"} if kind is TokenPairTrainer else {}
     with silent_bars():
         trainer = kind(
-            model=hf, ref_model=None, args=arguments(place / kind.__name__, settings, goal, 1, 0, COUNT), train_dataset=Dataset.from_list(pairs),
+            model=hf, ref_model=None, args=arguments(place / kind.__name__, settings, goal, 1, 0, COUNT),
+            train_dataset=Dataset.from_list(pairs),
             processing_class=copy.deepcopy(tokenizer), peft_config=lora_config(hf, settings), **own,
         )  # fmt: skip
         generator = torch.Generator().manual_seed(3)
@@ -85,9 +86,7 @@ def step_of(
     return metrics | {"loss": float(loss.detach())}, gradients, [list(column) for column in columns]
 
 
-def check_equal(
-    folder: Path, pairs: list[dict[str, Any]], goal: Objective, lora: bool, tokenizer: Any, place: Path
-) -> dict[str, float]:
+def check_equal(folder: Path, pairs: list[dict[str, Any]], goal: Objective, lora: bool, tokenizer: Any, place: Path) -> dict[str, float]:
     theirs, their_gradients, their_reference = step_of(Unmodified, folder, pairs, goal, lora, tokenizer, place)
     ours, gradients, reference = step_of(TokenPairTrainer, folder, pairs, goal, lora, tokenizer, place)
     assert ours.keys() == theirs.keys()
@@ -106,8 +105,8 @@ def check_equal(
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_losses_metrics_and_gradients_are_those_of_trl(
-    make_folder: Callable[..., Path], pairs: list[dict[str, Any]], tokenizer: PreTrainedTokenizerFast, tmp_path: Path, kind: str, lora: bool,
-    goal: Objective,
+    make_folder: Callable[..., Path], pairs: list[dict[str, Any]], tokenizer: PreTrainedTokenizerFast, tmp_path: Path, kind: str,
+    lora: bool, goal: Objective,
 ) -> None:  # fmt: skip
     theirs = check_equal(make_folder(kind), pairs, goal, lora, tokenizer, tmp_path)
     assert abs(theirs["rewards/margins"]) > 1e-4
