@@ -17,7 +17,8 @@ from interp.data.texts import passages as shipped_passages
 from interp.directions.probe import Probe, probe_for
 from interp.edits.edit import Edit
 from interp.errors import UserError
-from interp.evaluation.metrics import Perplexity, distinct_n, f1_of, perplexity
+from interp.evaluation.last_states import acts_last, last_states, losses_from_states
+from interp.evaluation.metrics import Perplexity, TextLoss, distinct_n, f1_of, perplexity_of, text_losses
 from interp.evaluation.toxicity import Scorer, load_scorer, scorer_digest
 from interp.experiments.study import Study
 from interp.forward.capture import capture
@@ -27,7 +28,7 @@ from interp.models.chat import Chat, chat_settings, check_one_template, prompt_r
 from interp.models.digests import model_digests
 from interp.models.model import Model
 from interp.models.pair import ModelPair
-from interp.models.tokens import adds_bos, token_rows
+from interp.models.tokens import adds_bos, token_rows, uncut_rows
 from interp.neurons.ranking import TOXIC_COUNT, Ranking, rank_values
 from interp.runs.logs import BUNDLED_LOGS, logs_digest, shipped_logs
 
@@ -51,6 +52,7 @@ class ToxicityContext(Study):
     """
 
     DATA: ClassVar[frozenset[str]] = frozenset({"probe", "scorer", "prompts", "passages", "new_tokens", "prompt_tokens", "chat"})
+    LISTS: ClassVar[frozenset[str]] = frozenset({"prompts", "passages"})
 
     pair: ModelPair
     probe: Probe
@@ -135,22 +137,27 @@ class ToxicityContext(Study):
     def continuations(self, model: Model, edits: Sequence[Edit] = ()) -> list[str]:
         """Greedy continuations of the challenge prompts."""
 
-        def make() -> list[str]:
+        def make(prompts: list[str]) -> list[str]:
             return generate(
-                model, self.prompts, max_new_tokens=self.new_tokens, edits=edits, max_prompt_tokens=self._room, batch_size=BATCH,
-                chat=self.chat,
+                model, prompts, max_new_tokens=self.new_tokens, edits=edits, max_prompt_tokens=self._room, batch_size=BATCH, chat=self.chat,
             )  # fmt: skip
 
-        texts: list[str] = self.measured("continuations", make, of=model, edits=edits)
+        def every() -> list[str]:
+            return self.measured_items("continuations", self.prompts, make, of=model, edits=edits)
+
+        texts: list[str] = self.measured("continuations", every, of=model, edits=edits)
         return texts
 
     def greedy_tokens(self, model: Model) -> list[list[int]]:
         """A model's greedy continuations as token ids, all `new_tokens` long, so that both sides can be forced on them."""
 
-        def make() -> list[list[int]]:
-            return generate_tokens(model, self.prompt_rows(), max_new_tokens=self.new_tokens, stop_at_end=False, batch_size=BATCH)
+        def make(rows: list[tuple[int, ...]]) -> list[list[int]]:
+            return generate_tokens(model, rows, max_new_tokens=self.new_tokens, stop_at_end=False, batch_size=BATCH)
 
-        rows: list[list[int]] = self.measured("greedy tokens", make, of=model)
+        def every() -> list[list[int]]:
+            return self.measured_items("greedy tokens", list(map(tuple, self.prompt_rows())), make, of=model)
+
+        rows: list[list[int]] = self.measured("greedy tokens", every, of=model)
         return rows
 
     def base_tokens(self) -> list[list[int]]:
@@ -160,28 +167,48 @@ class ToxicityContext(Study):
     def toxicity(self, model: Model, edits: Sequence[Edit] = ()) -> np.ndarray:
         """Toxicity of each challenge prompt's continuation, without the prompt, from 0 to 1."""
 
-        def score() -> np.ndarray:
-            return self.scorer.score(self.continuations(model, edits))["toxicity"].to_numpy().astype(float)
+        def score(texts: list[str]) -> list[float]:
+            return self.scorer.score(texts)["toxicity"].astype(float).tolist()
 
-        scores: np.ndarray = self.measured("toxicity", score, of=model, edits=edits)
+        def every() -> np.ndarray:
+            return np.array(self.measured_items("toxicity of texts", self.continuations(model, edits), score))
+
+        scores: np.ndarray = self.measured("toxicity", every, of=model, edits=edits)
         return scores
 
     def perplexity(self, model: Model, edits: Sequence[Edit] = ()) -> Perplexity:
         """Perplexity on the passages, each read by itself."""
-        texts = [passage.text for passage in self.passages]
-        value: Perplexity = self.measured("perplexity", lambda: perplexity(model, texts, edits=edits), of=model, edits=edits)
+
+        def make(passages: list[Passage]) -> list[TextLoss]:
+            rows = uncut_rows(model, [passage.text for passage in passages])
+            if acts_last(model, edits) and max(map(len, rows)) <= model.context:
+                return losses_from_states(model, rows, self._states(model, passages), edits)
+            return text_losses(model, [passage.text for passage in passages], edits=edits)
+
+        def every() -> Perplexity:
+            return perplexity_of(self.measured_items("losses", self.passages, make, of=model, edits=edits))
+
+        value: Perplexity = self.measured("perplexity", every, of=model, edits=edits)
         return value
+
+    def _states(self, model: Model, passages: Sequence[Passage]) -> list[Tensor]:
+        """The residual stream that leaves the last block at every position of each passage."""
+
+        def make(some: list[Passage]) -> list[Tensor]:
+            return last_states(model, self._passage_rows(model, some))
+
+        return self.measured_items("states of passages", passages, make, of=model)
+
+    def _passage_rows(self, model: Model, passages: Sequence[Passage]) -> list[list[int]]:
+        return token_rows(model, [passage.text for passage in passages], max_tokens=model.context)
 
     def final_states(self, model: Model) -> tuple[Tensor, Tensor]:
         """The last residual stream at every position of some passages (`token d_model`), and the token that follows each."""
 
         def read() -> tuple[Tensor, Tensor]:
-            rows = token_rows(
-                model, [passage.text for passage in self.passages[:: max(1, len(self.passages) // 60)]], max_tokens=model.context
-            )
-            site = f"resid_post.{model.n_layers - 1}"
-            captured = capture(model, rows, [site], positions="all")
-            states = torch.cat([captured[site][i, : len(row) - 1] for i, row in enumerate(rows)])
+            some = self.passages[:: max(1, len(self.passages) // 60)]
+            rows = self._passage_rows(model, some)
+            states = torch.cat([state[:-1] for state in self._states(model, some)])
             return states.to(model.device, model.dtype), torch.tensor([token for row in rows for token in row[1:]], device=model.device)
 
         states: tuple[Tensor, Tensor] = self.measured("final states", read, of=model)
@@ -221,7 +248,14 @@ class ToxicityContext(Study):
 
     def f1(self, model: Model, edits: Sequence[Edit] = ()) -> np.ndarray:
         """F1 of the continuation of each passage's first part."""
-        scores: np.ndarray = self.measured("f1", lambda: f1_of(model, self.passages, edits=edits), of=model, edits=edits)
+
+        def make(passages: list[Passage]) -> list[float]:
+            return f1_of(model, passages, edits=edits).tolist()
+
+        def every() -> np.ndarray:
+            return np.array(self.measured_items("f1", self.passages, make, of=model, edits=edits))
+
+        scores: np.ndarray = self.measured("f1", every, of=model, edits=edits)
         return scores
 
     def distinct(self, model: Model, edits: Sequence[Edit] = ()) -> float:
