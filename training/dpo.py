@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import math
 import shutil
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -50,7 +51,7 @@ from training.preference_trainer import (
 from training.recipe import Recipe, base_folder
 from training.sections import DpoSettings
 from training.stamps import digest, made_from
-from training.telemetry import Monitor, Mute
+from training.telemetry import Monitor, Mute, Speed
 
 # TRL's names of what it logs at every step, under those of the telemetry schema.
 LOGGED = {
@@ -151,6 +152,7 @@ class Run(TrainerCallback):
         self.seconds = 0.0
         self.first: float | None = None
         self.monitor: Monitor | Mute = Mute()
+        self.speed, self.ended = Speed(), math.nan
 
     def resume(self) -> None:
         """Restore the last checkpoint, if there is one."""
@@ -188,6 +190,14 @@ class Run(TrainerCallback):
             if self.progress.stopped is not None:
                 monitor.stop(self.progress.step, self.progress.stopped)
 
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Note when a step begins."""
+        self.speed.begun = time.monotonic()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Note when the weights are updated."""
+        self.ended = time.monotonic()
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> Any:
         """Measure, log, judge and checkpoint a step, when TRL has logged it and the weights are updated."""
         logs, monitor = logs or {}, self.monitor
@@ -199,6 +209,7 @@ class Run(TrainerCallback):
         progress = self.progress
         progress.step = step = self.start + state.global_step
         fields: dict[str, Any] = {new: logs[name] for name, new in LOGGED.items() if name in logs}
+        fields["tokens_per_second"] = self.speed.step(logs["num_tokens"], self.ended)
         last = step == self.steps
         measured = last or step % self.settings.evaluate_every == 0
         if measured:
@@ -264,7 +275,7 @@ class Run(TrainerCallback):
         before = {name: prepared.start[name] for name in measured}
         summary = {
             "steps": progress.step, "kept_step": kept_step, "stopped": progress.stopped, "before": before, "after": measured,
-            "objective": asdict(self.goal), "base": self.trainer.reference, "made_from": self.made,
+            "objective": asdict(self.goal), "base": self.trainer.reference, "made_from": self.made, "tokens_per_second": self.speed.mean,
         }  # fmt: skip
         write_json(self.folder / "summary.json", summary)
         for part in ("checkpoint", "trainer"):

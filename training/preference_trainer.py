@@ -1,9 +1,9 @@
 """A subclass of TRL's DPO trainer that takes token ids, keeps the order of rows, caches the reference and checks the first loss.
 
-TRL computes the losses. Four of its behaviours are changed. Pairs arrive as token ids, so that no end-of-text token is appended
+TRL computes the losses. Five of its behaviours are changed. Pairs arrive as token ids, so that no end-of-text token is appended
 to continuations that were cut off. The reference is the policy as it stands before the first step (TRL would otherwise reload
-it from disk). The rows come in the order in which they are given, so that a run can be resumed at any step. And a loss or a
-gradient that is not finite ends the run before the weights are touched.
+it from disk). The rows come in the order in which they are given, so that a run can be resumed at any step. Each token is read
+once (`training.pair_forward`). And a loss or a gradient that is not finite ends the run before the weights are touched.
 
 In several processes each reads its part of every batch, and `accelerate` takes the mean of their gradients. That is the
 gradient of the batch for means over pairs; the SFT term, a mean over tokens, is weighted by each process's share of them.
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
+from accelerate.utils import is_peft_model, send_to_device
 from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
@@ -33,6 +33,7 @@ from transformers.pytorch_utils import Conv1D
 from trl import DPOConfig, DPOTrainer
 
 from interp.errors import UserError
+from training.pair_forward import add_pair_forward
 from training.reference import with_reference
 from training.sections import DpoSettings
 from training.telemetry import gradient_norms
@@ -103,6 +104,9 @@ class TokenPairTrainer(DPOTrainer):
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        # TRL has added its own forward before it calls this, and has computed nothing yet.
+        add_pair_forward(self.model.get_base_model() if is_peft_model(self.model) else self.model)
+
         def compute() -> tuple[Tensor, Tensor]:
             sides = [self.compute_ref_log_probs(self.model, batch) for batch in self.batches(dataset, batch_size)]
             return torch.cat([chosen for chosen, _ in sides]), torch.cat([rejected for _, rejected in sides])

@@ -24,6 +24,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -149,6 +150,26 @@ class Monitor:
             self._bar.console.print(line, markup=False, highlight=False)
         else:
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@dataclass
+class Speed:
+    """The tokens read and the seconds spent in steps since this start, without measurements and checkpoints."""
+
+    tokens: float = 0.0
+    seconds: float = 0.0
+    begun: float = math.nan
+
+    def step(self, tokens: float, ended: float) -> float:
+        """Count a step that began at `begun` and ended now, after which `tokens` have been read in all; return its tokens per second."""
+        taken, read = ended - self.begun, tokens - self.tokens
+        self.tokens, self.seconds = tokens, self.seconds + taken
+        return round(read / taken, 1)
+
+    @property
+    def mean(self) -> float | None:
+        """Tokens per second over all steps; None before the first."""
+        return round(self.tokens / self.seconds, 1) if self.seconds else None
 
 
 class Mute:

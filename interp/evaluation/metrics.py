@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,14 @@ class Perplexity:
         return Interval(math.exp(loss.value), math.exp(loss.low), math.exp(loss.high), loss.n)
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class TextLoss:
+    """The losses of one text: summed over the tokens of each window, in nats, and how many tokens these are."""
+
+    losses: np.ndarray
+    counts: np.ndarray
+
+
 def perplexity(
     model: Model, texts: Sequence[str], *, window: int | None = None, stride: int | None = None, joined: bool = False,
     edits: Sequence[Edit] = (),
@@ -68,18 +75,30 @@ def perplexity(
     """
     if not len(texts):
         raise UserError("perplexity was given no texts", "give at least one")
-    check_no_dropout(model)
-    width = model.context if window is None else window
-    step = width if stride is None else stride
-    if not 2 <= width <= model.context or not 1 <= step <= width:
-        raise UserError(
-            f"window {width} and stride {step} are not usable", f"give 2 <= window <= {model.context} and 1 <= stride <= window"
-        )
-    ids = uncut_rows(model, ["\n\n".join(texts)] if joined else list(texts))
-    owners = [(number, span) for number, row in enumerate(ids) for span in _windows(row, width, step)]
-    spans = [span for _, span in owners]
-    if not spans:
+    width, step = _window(model, window, stride)
+    read = ["\n\n".join(texts)] if joined else list(texts)
+    losses = text_losses(model, read, window=window, stride=stride, edits=edits, batch_size=batch_size)
+    return perplexity_of(losses, {"window": width, "stride": step, "joined": joined, "texts": len(texts)})
+
+
+def perplexity_of(losses: Sequence[TextLoss], settings: Mapping[str, Any] | None = None) -> Perplexity:
+    """The perplexity over the texts of these losses. Raises `UserError` where they hold no token to predict."""
+    sums, counts = (np.concatenate([getattr(loss, name) for loss in losses]) for name in ("losses", "counts"))
+    if not len(sums):
         raise UserError("the texts hold no token to predict", "give texts of at least two tokens")
+    return Perplexity(math.exp(sums.sum() / counts.sum()), sums, counts, {**(settings or {}), "tokens": int(counts.sum())})
+
+
+@torch.no_grad()
+def text_losses(
+    model: Model, texts: Sequence[str], *, window: int | None = None, stride: int | None = None, edits: Sequence[Edit] = (),
+    batch_size: int = 16,
+) -> list[TextLoss]:  # fmt: skip
+    """The model's loss on each text by itself; arguments and errors as in `perplexity`, but for a text without a token to predict."""
+    check_no_dropout(model)
+    width, step = _window(model, window, stride)
+    owners = [(number, span) for number, row in enumerate(uncut_rows(model, texts)) for span in _windows(row, width, step)]
+    spans = [span for _, span in owners]
     transforms = transforms_of(edits, model)
     losses, counts = np.zeros(len(spans)), np.array([len(row) - skip for row, skip in spans], dtype=float)
     for group in batches([len(row) for row, _ in spans], batch_size=batch_size, batch_tokens=8192):
@@ -88,8 +107,19 @@ def perplexity(
             nll = next_token_losses(model.hf(**tokens.inputs(), use_cache=False).logits, tokens.ids)
         scored = predicted(tokens, [spans[i][1] for i in group])
         losses[group] = (nll.double() * scored).sum(dim=1).cpu().numpy()
-    settings = {"window": width, "stride": step, "joined": joined, "texts": len(texts), "tokens": int(counts.sum())}
-    return Perplexity(math.exp(losses.sum() / counts.sum()), losses, counts, settings)
+    of_text = np.array([number for number, _ in owners], dtype=int)
+    return [TextLoss(losses[of_text == number], counts[of_text == number]) for number in range(len(texts))]
+
+
+def _window(model: Model, window: int | None, stride: int | None) -> tuple[int, int]:
+    """Window and stride in tokens, with defaults; raises `UserError` where they are not usable."""
+    width = model.context if window is None else window
+    step = width if stride is None else stride
+    if not 2 <= width <= model.context or not 1 <= step <= width:
+        raise UserError(
+            f"window {width} and stride {step} are not usable", f"give 2 <= window <= {model.context} and 1 <= stride <= window"
+        )
+    return width, step
 
 
 def _windows(row: list[int], width: int, step: int) -> list[tuple[list[int], int]]:

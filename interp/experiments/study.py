@@ -6,7 +6,7 @@ tokenizer and settings of the model, and the edits. It is never keyed by the ide
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -53,12 +53,15 @@ class Study:
 
     # The names of the fields that hold data: a measurement of a model may depend on any of them.
     DATA: ClassVar[frozenset[str]] = frozenset()
+    # Those of them that are lists whose items are measured one by one: a part that changes only these shares what is measured of an item.
+    LISTS: ClassVar[frozenset[str]] = frozenset()
 
     seed: int = 0
     quick: bool = False
     say: Progress = lambda text: None
     _measurements: dict[tuple[Any, ...], Measurement] = field(default_factory=dict, init=False, repr=False)
     _parts: dict[Any, Part] = field(default_factory=dict, init=False, repr=False)
+    _items: dict[tuple[Any, ...], dict[Any, Any]] = field(default_factory=dict, init=False, repr=False)
 
     def settings(self) -> dict[str, Any]:
         """The study's settings that a result depends on, which are stored with the result and shown."""
@@ -96,15 +99,28 @@ class Study:
             of: the model that is measured, identified by `model_key`; None where no weights are read.
             seeded: whether the value depends on the study's seed or on its other settings; it is then measured again under others.
         """
-        if of is not None and active(of.hf).transforms:
-            raise UserError(
-                f"{key!r} is measured inside a block that changes the activations of {of.name}",
-                "measure outside of the block, and give the edits as `edits`",
-            )
-        place = (key, None if of is None else model_key(of), *(edit.digest for edit in edits))
+        place = _place(key, of, edits)
         if place not in self._measurements:
             self._measurements[place] = Measurement(make(), seeded)
         return self._measurements[place].value
+
+    def measured_items(
+        self, key: Any, items: Sequence[Hashable], make: Callable[[list[Any]], Sequence[Any]], *, of: Model | None = None,
+        edits: Sequence[Edit] = (),
+    ) -> list[Any]:  # fmt: skip
+        """One value per item, in order; `make` is called for those that neither this study nor a part of it has measured.
+
+        For measurements in which the value of an item does not depend on the others, nor on the seed: greedy continuations of prompts,
+        losses on texts. `key`, `of` and `edits` are as in `measured`. Edits that hold values for each row in turn are measured anew.
+        """
+        place = _place(key, of, edits)
+        if any(edit.values is not None and edit.values.dim() > 2 for edit in edits):
+            return list(make(list(items)))
+        known = self._items.setdefault(place, {})
+        missing = list(dict.fromkeys(item for item in items if item not in known))
+        if missing:
+            known.update(zip(missing, make(missing), strict=True))
+        return [known[item] for item in items]
 
     def measurements(self) -> Mapping[tuple[Any, ...], Measurement]:
         """The measurements made so far, by (key, digests of the model or None, digest of each edit)."""
@@ -120,6 +136,7 @@ class Study:
             raise ValueError(f"{', '.join(sorted(data))} cannot be changed while measurements are kept: use dataclasses.replace")
         other = replace(self, **changes)
         other._measurements = {place: entry for place, entry in self._measurements.items() if not entry.seeded}
+        other._items = self._items
         other._parts = {key: Part(part.study.varied(**changes), part.changes) for key, part in self._parts.items()}
         return other
 
@@ -130,16 +147,30 @@ class Study:
     def part(self: AnyStudy, key: Any, **changes: Any) -> AnyStudy:
         """The study on other data, such as some of the prompts; made once for a key, with a cache that lasts as long as this study's.
 
+        What is measured of single items (`measured_items`) is shared where only the lists of items differ.
+
         Raises `ValueError` where the key already stands for other changes.
         """
         if key not in self._parts:
             self._parts[key] = Part(replace(self, **changes), changes)
+            if changes.keys() <= self.LISTS:
+                self._parts[key].study._items = self._items
         part = self._parts[key]
         if part.changes != changes:
             raise ValueError(f"the part {key!r} of this study has other data already: use another key")
         study: AnyStudy = part.study
         study.say = self.say
         return study
+
+
+def _place(key: Any, of: Model | None, edits: Sequence[Edit]) -> tuple[Any, ...]:
+    """The place of a measurement in a cache; raises `UserError` inside a block that edits or hooks the model."""
+    if of is not None and active(of.hf).transforms:
+        raise UserError(
+            f"{key!r} is measured inside a block that changes the activations of {of.name}",
+            "measure outside of the block, and give the edits as `edits`",
+        )
+    return (key, None if of is None else model_key(of), *(edit.digest for edit in edits))
 
 
 class Studies:

@@ -18,7 +18,7 @@ from interp.edits.edit import Edit
 from interp.edits.transforms import transforms_of
 from interp.errors import UserError
 from interp.models.chat import Chat, prompt_rows, role_codes
-from interp.models.hooks import Work, working
+from interp.models.hooks import Work, active, working
 from interp.models.model import Model
 from interp.models.modes import check_no_dropout
 from interp.models.tokens import Tokens, batches, check_rows, end_tokens, pad, positions_of, uncut_rows
@@ -43,6 +43,8 @@ class Sampling:
 
 
 GREEDY = Sampling()
+# Prompts that are read together: so many that a product of matrices is efficient, so few that they are of similar length.
+PREFILL = 32
 
 
 def generate(
@@ -187,15 +189,59 @@ def _decode(
     past = DynamicCache() if cache else None
     generators = [torch.Generator().manual_seed(sampling.seed * 1_000_003 + row) for row in rows]
 
-    def forward(inputs: dict[str, Tensor]) -> Tensor:
-        with torch.no_grad(), working(model.hf, Work(transforms, rows=tuple(rows), roles=roles), tokens.lengths):
+    def run(inputs: dict[str, Tensor], some: Sequence[int], past: DynamicCache | None) -> Tensor:
+        """The logits at the last position of some of the rows."""
+        work = Work(transforms, rows=tuple(rows[i] for i in some), roles=None if roles is None else roles[list(some)])
+        with torch.no_grad(), working(model.hf, work, tokens.lengths[list(some)]):
             logits: Tensor = model.hf(**inputs, past_key_values=past, use_cache=cache, logits_to_keep=1).logits
         return logits[:, -1].float()
+
+    def forward(inputs: dict[str, Tensor]) -> Tensor:
+        # Functions of the caller's own (`hooked`) are called once per token, with every row.
+        if past is not None and not past.get_seq_length() and not active(model.hf).transforms:
+            return prefill(inputs, tokens.lengths.tolist(), run, past)
+        return run(inputs, range(len(rows)), past)
 
     def pick(logits: Tensor) -> Tensor:
         return choose(logits, sampling, generators)
 
     return decode(tokens, forward, new, pick, ends=end_tokens(model) if stop_at_end else (), cache=cache)
+
+
+def prefill(
+    inputs: dict[str, Tensor],
+    lengths: Sequence[int],
+    run: Callable[[dict[str, Tensor], Sequence[int], DynamicCache], Tensor],
+    past: DynamicCache,
+) -> Float[Tensor, "batch vocab"]:
+    """The logits at the last position of prompts padded on the left, whose keys and values are put into `past`.
+
+    Prompts of similar length are read together, so that little padding is; later steps read one token of every row.
+
+    Args:
+        run: returns the logits at the last position for the inputs of some of the rows, their numbers and a cache for them.
+    """
+    parts = batches(lengths, batch_size=PREFILL, batch_tokens=1 << 16)
+    if len(parts) == 1:
+        return run(inputs, range(len(lengths)), past)
+    width = max(lengths)
+    caches = [DynamicCache() for _ in parts]
+    # A part's rows end where all rows do: what is left out at their beginning is padding.
+    logits = [
+        run({name: value[part, width - lengths[part[0]] :] for name, value in inputs.items()}, part, cache)
+        for part, cache in zip(parts, caches, strict=True)
+    ]
+    for layer in range(len(caches[0].layers)):
+        whole = []
+        for name in ("keys", "values"):
+            tensors = [getattr(cache.layers[layer], name) for cache in caches]
+            both = tensors[0].new_zeros((len(lengths), tensors[0].shape[1], width, tensors[0].shape[3]))
+            for part, tensor in zip(parts, tensors, strict=True):
+                both[part, :, width - tensor.shape[2] :] = tensor
+            whole.append(both)
+        past.update(*whole, layer)
+    order = torch.tensor([row for part in parts for row in part]).argsort()
+    return torch.cat(logits)[order.to(logits[0].device)]
 
 
 def decode(

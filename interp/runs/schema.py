@@ -12,6 +12,7 @@ FIELDS: dict[str, str] = {
     "step": "optimiser steps done when the line was written; 0 is the model before the first",
     "seconds": "time spent training so far, over all sittings",
     "tokens": "tokens read so far",
+    "tokens_per_second": "tokens of the step's batch (of pairs, the prompt counted with each side) by seconds of forward, backward and update",
     "loss": "training loss of the step, as optimised (nats per token for language modelling and SFT)",
     "learning_rate": "learning rate of the step",
     "entropy": "mean entropy in nats of the next-token distribution over the batch's completions",

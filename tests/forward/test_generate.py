@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from interp import Edit, Model, ModelPair, Sampling, UserError, capture, editing, generate, stream
+from interp import Edit, Model, ModelPair, Sampling, UserError, capture, editing, generate, hooked, stream
 from interp.forward.generate import choose, count_cut, generate_tokens, prompt_limit
+from interp.forward.resume import blocks
 from interp.models.tokens import pad, token_rows, uncut_rows
 from tests.conftest import CONTEXT, EOS, TEXTS
 
@@ -171,6 +172,32 @@ def test_sequences_continued_in_turn_keep_their_own_prompts(pair: ModelPair) -> 
 def test_prompt_lengths_must_match_the_batch(gpt2: Model) -> None:
     with editing(gpt2, [], prompt_lengths=[1, 2]), pytest.raises(UserError, match="2 prompt lengths were given for a batch of 1"):
         gpt2.hf(torch.tensor([[1, 2, 3]]))
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0, top_k=20, top_p=0.9, seed=3)], ids=["greedy", "sampled"])
+def test_prompts_read_in_parts_are_continued_as_if_read_together(model: Model, monkeypatch: pytest.MonkeyPatch, sampling: Sampling) -> None:
+    rows = [row[:count] for row, count in zip(token_rows(model, PROMPTS), (6, 2, 5, 1, 3), strict=True)]
+    edits = [Edit.add("resid_mid.1", vector(model.d_model), 2.0, "prompt"), Edit.scale("mlp_post.2", 3.0, None, "generated")]
+    each = Edit.patch("attn_out.1", vector(len(rows) * model.d_model).view(len(rows), 1, -1), [0])
+    for some in ([], edits, [each]):
+        whole = generate_tokens(model, rows, max_new_tokens=8, edits=some, sampling=sampling, stop_at_end=False)
+        read: list[tuple[int, ...]] = []
+        handle = blocks(model)[0].register_forward_pre_hook(lambda _, args, read=read: read.append(tuple(args[0].shape[:2])))
+        with monkeypatch.context() as patch:
+            patch.setattr("interp.forward.generate.PREFILL", 2)
+            parts = generate_tokens(model, rows, max_new_tokens=8, edits=some, sampling=sampling, stop_at_end=False)
+        handle.remove()
+        assert parts == whole
+        # Each part is as wide as its longest prompt; after the prompts, one token of every row is read at a time.
+        assert read == [(2, 6), (2, 3), (1, 1), *[(5, 1)] * 7]
+
+
+def test_functions_of_the_callers_own_are_called_once_per_token_with_every_row(gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("interp.forward.generate.PREFILL", 2)
+    seen: list[int] = []
+    with hooked(gpt2, {"resid_post.1": lambda x: seen.append(len(x))}):
+        generate(gpt2, PROMPTS, max_new_tokens=3)
+    assert seen == [len(PROMPTS)] * 3
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0, top_k=20, top_p=0.9, seed=3)], ids=["greedy", "sampled"])

@@ -32,6 +32,8 @@ SETTINGS: dict[str, Any] = {
     "scorer": "lexicon", "loss": "sigmoid", "beta": 0.1, "optimizer": "rmsprop", "learning_rate": 1e-4, "batch": 4, "warmup_steps": 2,
     "max_steps": 4, "clip": 10.0, "development_prompts": 3, "kl_prompts": 2, "heldout_texts": 2, "evaluate_every": 2,
 }  # fmt: skip
+# What differs between two runs that are otherwise equal.
+TIMES = ("seconds", "tokens", "tokens_per_second")
 WORDS = ("river", "stone", "wintle", "frabe", "quonk", "meldy", "sings", "walks", "under", "sunny")
 
 
@@ -419,6 +421,24 @@ def test_the_validation_loss_is_the_loss_on_the_held_out_pairs(make_recipe: Call
     assert measured[-1] == pytest.approx(wanted, abs=1e-4)
 
 
+def test_the_speed_is_of_the_tokens_that_steps_read(make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10_000, 2))
+    monkeypatch.setattr(dpo.time, "monotonic", lambda: float(next(clock)))
+    recipe = make_recipe()
+    dpo.tune(recipe)
+    pairs = read_pairs(recipe.run / "pairs" / "pairs.jsonl")
+    order = reading_order(len(pairs), 4, 0, 4, recipe.seed)
+    read = [2 * len(pairs[n]["prompt_ids"]) + len(pairs[n]["chosen_ids"]) + len(pairs[n]["rejected_ids"]) for n in order]
+    of_steps = [sum(read[4 * step : 4 * step + 4]) for step in range(4)]
+    assert [record["tokens"] for record in steps_of(recipe)] == [sum(of_steps[: step + 1]) for step in range(4)]
+    # Each look at the clock is two seconds later; other parts of the run look at it too.
+    speeds = [record["tokens_per_second"] for record in steps_of(recipe)]
+    seconds = [tokens / speed for tokens, speed in zip(of_steps, speeds, strict=True)]
+    assert all(value >= 2 and value / 2 == pytest.approx(round(value / 2), rel=0.02) for value in seconds)
+    summary = json.loads((recipe.run / "dpo" / "summary.json").read_text())
+    assert summary["tokens_per_second"] == pytest.approx(sum(of_steps) / sum(seconds), rel=0.02)
+
+
 # Being killed
 
 
@@ -442,8 +462,8 @@ def test_a_killed_run_resumed_ends_bit_for_bit_as_one_that_was_not(
     assert equal(tensors(killed.run / "dpo" / "model"), tensors(whole.run / "dpo" / "model"))
     assert [record["step"] for record in steps_of(killed)] == [1, 2, 3, 4]
     for one, other in zip(steps_of(killed), steps_of(whole), strict=True):
-        assert {name: value for name, value in one.items() if name not in ("seconds", "tokens")} == {
-            name: value for name, value in other.items() if name not in ("seconds", "tokens")
+        assert {name: value for name, value in one.items() if name not in TIMES} == {
+            name: value for name, value in other.items() if name not in TIMES
         }
     assert read_telemetry(killed.run / "dpo").events["event"].tolist() == ["started", "resumed", "finished"]
     assert not (killed.run / "dpo" / "checkpoint").exists()

@@ -17,7 +17,8 @@ from interp.data.texts import passages as shipped_passages
 from interp.directions.probe import Probe, probe_for
 from interp.edits.edit import Edit
 from interp.errors import UserError
-from interp.evaluation.metrics import Perplexity, distinct_n, f1_of, perplexity
+from interp.evaluation.last_states import acts_last, last_states, losses_from_states
+from interp.evaluation.metrics import Perplexity, TextLoss, distinct_n, f1_of, perplexity_of, text_losses
 from interp.evaluation.toxicity import Scorer, load_scorer, scorer_digest
 from interp.experiments.study import Study
 from interp.forward.capture import capture
@@ -55,6 +56,7 @@ class ToxicityContext(Study):
     DATA: ClassVar[frozenset[str]] = frozenset(
         {"probe", "scorer", "second", "prompts", "passages", "new_tokens", "prompt_tokens", "chat", "joined"}
     )
+    LISTS: ClassVar[frozenset[str]] = frozenset({"prompts", "passages"})
 
     pair: ModelPair
     probe: Probe
@@ -144,22 +146,27 @@ class ToxicityContext(Study):
     def continuations(self, model: Model, edits: Sequence[Edit] = ()) -> list[str]:
         """Greedy continuations of the challenge prompts."""
 
-        def make() -> list[str]:
+        def make(prompts: list[str]) -> list[str]:
             return generate(
-                model, self.prompts, max_new_tokens=self.new_tokens, edits=edits, max_prompt_tokens=self._room, batch_size=BATCH,
-                chat=self.chat,
+                model, prompts, max_new_tokens=self.new_tokens, edits=edits, max_prompt_tokens=self._room, batch_size=BATCH, chat=self.chat,
             )  # fmt: skip
 
-        texts: list[str] = self.measured("continuations", make, of=model, edits=edits)
+        def every() -> list[str]:
+            return self.measured_items("continuations", self.prompts, make, of=model, edits=edits)
+
+        texts: list[str] = self.measured("continuations", every, of=model, edits=edits)
         return texts
 
     def greedy_tokens(self, model: Model) -> list[list[int]]:
         """A model's greedy continuations as token ids, all `new_tokens` long, so that both sides can be forced on them."""
 
-        def make() -> list[list[int]]:
-            return generate_tokens(model, self.prompt_rows(), max_new_tokens=self.new_tokens, stop_at_end=False, batch_size=BATCH)
+        def make(rows: list[tuple[int, ...]]) -> list[list[int]]:
+            return generate_tokens(model, rows, max_new_tokens=self.new_tokens, stop_at_end=False, batch_size=BATCH)
 
-        rows: list[list[int]] = self.measured("greedy tokens", make, of=model)
+        def every() -> list[list[int]]:
+            return self.measured_items("greedy tokens", list(map(tuple, self.prompt_rows())), make, of=model)
+
+        rows: list[list[int]] = self.measured("greedy tokens", every, of=model)
         return rows
 
     def base_tokens(self) -> list[list[int]]:
@@ -169,10 +176,13 @@ class ToxicityContext(Study):
     def toxicity(self, model: Model, edits: Sequence[Edit] = ()) -> np.ndarray:
         """Toxicity of each challenge prompt's continuation, without the prompt, from 0 to 1."""
 
-        def score() -> np.ndarray:
-            return self.scorer.score(self.continuations(model, edits))["toxicity"].to_numpy().astype(float)
+        def score(texts: list[str]) -> list[float]:
+            return self.scorer.score(texts)["toxicity"].astype(float).tolist()
 
-        scores: np.ndarray = self.measured("toxicity", score, of=model, edits=edits)
+        def every() -> np.ndarray:
+            return np.array(self.measured_items("toxicity of texts", self.continuations(model, edits), score))
+
+        scores: np.ndarray = self.measured("toxicity", every, of=model, edits=edits)
         return scores
 
     def second_toxicity(self, model: Model, edits: Sequence[Edit] = ()) -> np.ndarray | None:
@@ -181,26 +191,49 @@ class ToxicityContext(Study):
         if second is None:
             return None
 
-        def score() -> np.ndarray:
-            return second.score(self.continuations(model, edits))["toxicity"].to_numpy().astype(float)
+        def score(texts: list[str]) -> list[float]:
+            return second.score(texts)["toxicity"].astype(float).tolist()
 
-        scores: np.ndarray = self.measured("second toxicity", score, of=model, edits=edits)
+        def every() -> np.ndarray:
+            return np.array(self.measured_items("second toxicity of texts", self.continuations(model, edits), score))
+
+        scores: np.ndarray = self.measured("second toxicity", every, of=model, edits=edits)
         return scores
 
     def perplexity(self, model: Model, edits: Sequence[Edit] = ()) -> Perplexity:
         """Perplexity on the passages, each read by itself unless `joined`; measured once for a model and its edits."""
-        value: Perplexity = self.measured("perplexity", lambda: self.read_passages(model, edits), of=model, edits=edits)
+
+        def make(passages: list[Passage]) -> list[TextLoss]:
+            rows = uncut_rows(model, [passage.text for passage in passages])
+            if acts_last(model, edits) and max(map(len, rows)) <= model.context:
+                return losses_from_states(model, rows, self._states(model, passages), edits)
+            return text_losses(model, [passage.text for passage in passages], edits=edits)
+
+        def every() -> Perplexity:
+            if self.joined:
+                return self.read_passages(model, edits)
+            return perplexity_of(self.measured_items("losses", self.passages, make, of=model, edits=edits))
+
+        value: Perplexity = self.measured("perplexity", every, of=model, edits=edits)
         return value
 
     def read_passages(self, model: Model, edits: Sequence[Edit] = ()) -> Perplexity:
         """`perplexity` without keeping it, for strengths that are tried once."""
         return perplexity(model, [passage.text for passage in self.passages], joined=self.joined, edits=edits)
 
-    def _rows_of_passages(self, model: Model) -> list[list[int]]:
-        """The token ids of about 60 passages, or of as many windows of all passages joined."""
-        if not self.joined:
-            texts = [passage.text for passage in self.passages[:: max(1, len(self.passages) // 60)]]
-            return token_rows(model, texts, max_tokens=model.context)
+    def _states(self, model: Model, passages: Sequence[Passage]) -> list[Tensor]:
+        """The residual stream that leaves the last block at every position of each passage."""
+
+        def make(some: list[Passage]) -> list[Tensor]:
+            return last_states(model, self._passage_rows(model, some))
+
+        return self.measured_items("states of passages", passages, make, of=model)
+
+    def _passage_rows(self, model: Model, passages: Sequence[Passage]) -> list[list[int]]:
+        return token_rows(model, [passage.text for passage in passages], max_tokens=model.context)
+
+    def _windows(self, model: Model) -> list[list[int]]:
+        """The token ids of about 60 windows of all passages joined."""
         ids, step = uncut_rows(model, ["\n\n".join(passage.text for passage in self.passages)])[0], model.context - 1
         windows = [ids[start : start + model.context] for start in range(0, len(ids) - 1, step)]
         return windows[:: max(1, len(windows) // 60)]
@@ -209,10 +242,10 @@ class ToxicityContext(Study):
         """The last residual stream at every position of some passages (`token d_model`), and the token that follows each."""
 
         def read() -> tuple[Tensor, Tensor]:
-            rows = self._rows_of_passages(model)
-            site = f"resid_post.{model.n_layers - 1}"
-            captured = capture(model, rows, [site], positions="all")
-            states = torch.cat([captured[site][i, : len(row) - 1] for i, row in enumerate(rows)])
+            some = self.passages[:: max(1, len(self.passages) // 60)]
+            rows = self._windows(model) if self.joined else self._passage_rows(model, some)
+            by_row = last_states(model, rows) if self.joined else self._states(model, some)
+            states = torch.cat([state[:-1] for state in by_row])
             return states.to(model.device, model.dtype), torch.tensor([token for row in rows for token in row[1:]], device=model.device)
 
         states: tuple[Tensor, Tensor] = self.measured("final states", read, of=model)
@@ -252,7 +285,14 @@ class ToxicityContext(Study):
 
     def f1(self, model: Model, edits: Sequence[Edit] = ()) -> np.ndarray:
         """F1 of the continuation of each passage's first part."""
-        scores: np.ndarray = self.measured("f1", lambda: f1_of(model, self.passages, edits=edits), of=model, edits=edits)
+
+        def make(passages: list[Passage]) -> list[float]:
+            return f1_of(model, passages, edits=edits).tolist()
+
+        def every() -> np.ndarray:
+            return np.array(self.measured_items("f1", self.passages, make, of=model, edits=edits))
+
+        scores: np.ndarray = self.measured("f1", every, of=model, edits=edits)
         return scores
 
     def distinct(self, model: Model, edits: Sequence[Edit] = ()) -> float:
