@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -149,7 +149,7 @@ def _share(interval: Interval) -> str:
     return f"{interval.value:.0%} [{interval.low:.0%}, {interval.high:.0%}]"
 
 
-def _row(held_out: ToxicityContext, name: str, model: Model, edits: tuple[Edit, ...] = (), **more: Any) -> dict[str, Any]:
+def _row(held_out: ToxicityContext, name: str, model: Model, edits: Sequence[Edit] = (), **more: Any) -> dict[str, Any]:
     """A row of the table; `_second` has the second scorer's toxicity of each prompt."""
     return shared.row_of(held_out, name, model, edits, **more) | {"_second": held_out.second_toxicity(model, edits)}
 
