@@ -164,7 +164,7 @@ def activation_edits(cells: Int[np.ndarray, " neuron"], d_mlp: int, strength: fl
     """Edits that shrink the activations that write along the direction and grow those that write against it.
 
     Neurons of cells TP and AN are multiplied by `1 - strength`, those of TN and AP by `1 + strength`; at 0.5 this is the editing of Yang
-    et al. (2024).
+    et al. (2024). Above 1 the first are inverted, not shrunk (`interp.steering.strength.effect_of`).
 
     Args:
         cells: of each neuron an index into `CELLS`, or any other number for neurons that are left alone.

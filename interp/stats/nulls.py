@@ -205,7 +205,7 @@ def frequency_matched(
 
     Never one of `neurons` or `exclude`, none twice, in the order of `neurons`. Raises `UserError` where a layer has no others left.
     """
-    return _among_nearest(neurons, {layer: rate[:, None] for layer, rate in rates.items()}, seed, exclude, candidates)
+    return _among_nearest(neurons, rates, seed, exclude, candidates)
 
 
 def activity_matched(
@@ -217,11 +217,11 @@ def activity_matched(
     exclude: Sequence[Neuron] = (),
     candidates: int = NEAREST,
 ) -> list[Neuron]:
-    """A random other neuron of the same layer for each neuron, among the `candidates` nearest in activity and norm.
+    """A random other neuron of the same layer for each neuron, among the `candidates` nearest in activity and then in norm.
 
-    Nearest are those with the smallest sum of two differences, each in standard deviations over the layer's neurons: in activity,
-    and in the norm of the value vector. An active neuron can fall further than an idle one, so neurons that are matched
-    on layer and norm alone are a weak control for how far activations fall.
+    Of half as many again that are nearest in activity, the `candidates` whose value vectors are nearest in norm are taken. An
+    active neuron can fall further than an idle one, so neurons that are matched on layer and norm alone are a weak control for how
+    far activations fall.
 
     Args:
         activity: by layer, one number for each of its neurons, such as the mean activation on the prompts or the firing rate.
@@ -234,26 +234,26 @@ def activity_matched(
     layers = {layer for layer, _ in neurons}
     if missing := sorted(layers - activity.keys()):
         raise UserError(f"the activity of the neurons of layer {missing[0]} was not given", "give one number for each neuron of it")
-    coordinates = {
-        layer: torch.stack([activity[layer].double().cpu(), written_values(model, layer).double().norm(dim=1).cpu()], dim=1)
-        for layer in layers
-    }
-    scaled = {layer: points / points.std(dim=0).clamp(min=1e-12) for layer, points in coordinates.items()}
-    return _among_nearest(neurons, scaled, seed, exclude, candidates)
+    norms = {layer: written_values(model, layer).float().norm(dim=1).cpu() for layer in layers}
+    return _among_nearest(neurons, {layer: activity[layer].cpu() for layer in layers}, seed, exclude, candidates, norms)
 
 
 def _among_nearest(
-    neurons: Sequence[Neuron], coordinates: Mapping[int, Float[Tensor, "d_mlp axis"]], seed: int, exclude: Sequence[Neuron], candidates: int
-) -> list[Neuron]:
+    neurons: Sequence[Neuron], activity: Mapping[int, Float[Tensor, " d_mlp"]], seed: int, exclude: Sequence[Neuron], candidates: int,
+    norms: Mapping[int, Float[Tensor, " d_mlp"]] | None = None,
+) -> list[Neuron]:  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
     excluded = {*neurons, *exclude}
     controls: list[Neuron] = []
     for layer, index in neurons:
-        distances = (coordinates[layer] - coordinates[layer][index]).abs().sum(dim=1)
-        others = [other for other in distances.argsort(stable=True).tolist() if (layer, other) not in excluded]
-        if not others:
+        gaps = (activity[layer] - activity[layer][index]).abs()
+        near = [other for other in gaps.argsort(stable=True).tolist() if (layer, other) not in excluded]
+        if not near:
             raise UserError(f"layer {layer} has no other neurons left to draw from", "exclude fewer neurons")
-        near = others[:candidates]
+        if norms is not None:
+            differences = (norms[layer] - norms[layer][index]).abs()
+            near = sorted(near[: candidates * 3 // 2], key=lambda other, differences=differences: float(differences[other]))
+        near = near[:candidates]
         chosen = (layer, near[int(torch.randint(len(near), (1,), generator=generator))])
         excluded.add(chosen)
         controls.append(chosen)

@@ -143,9 +143,9 @@ def test_neurons_matched_in_activity_are_as_active_as_the_chosen_ones_where_thos
     """Neurons of equal norm are half as active as the toxic ones; what is twice as active can fall twice as far."""
     from interp.stats.nulls import activity_matched, matched_neurons
 
-    # One neuron in four is active, whatever its norm.
+    # One neuron in three is active, whatever its norm.
     activity = {1: torch.rand(gpt2.d_mlp, generator=torch.Generator().manual_seed(0)) * 0.1}
-    active = list(range(0, gpt2.d_mlp, 4))
+    active = list(range(0, gpt2.d_mlp, 3))
     activity[1][active] += 1.0
     neurons = [(1, index) for index in active[:5]]
     norms = gpt2.value_vectors(1).norm(dim=1)

@@ -72,7 +72,7 @@ def mean_activations(context: ToxicityContext, model: Model, neurons: list[Neuro
 def run(context: ToxicityContext) -> Finding:
     base = context.pair.base
     neurons, near = context.ranking.neurons[:TOP], context.ranking.neurons
-    draws = {BY_NORM: 10 if context.quick else 40, BY_ACTIVITY: 60 if context.quick else 200}
+    draws = {BY_NORM: 10 if context.quick else 40, BY_ACTIVITY: 120 if context.quick else 200}
     context.say("activity of all neurons of these layers")
     activity = activities(context, sorted({layer for layer, _ in neurons}))
     drawn = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from interp.models.model import Model
 from interp.neurons.ranking import values_at
 from interp.results import figures
 from interp.results.result import Figure, Verdict
-from interp.stats.intervals import Interval, bootstrap_difference, bootstrap_ratio
+from interp.stats.intervals import Interval, bootstrap_difference, bootstrap_means, bootstrap_ratio
 from interp.stats.nulls import perturbed, random_directions
 
 RANK = 2
@@ -56,11 +56,12 @@ def judge(tuned: np.ndarray, ways: Mapping[str, np.ndarray], noise: np.ndarray, 
         noise: under a random change of the weights of DPO's KL.
     """
     # Any one way refutes the claim, so they share the 5 %; for the claim to hold all of them, and the noise, have to be beaten.
-    level = 1 - 0.05 / max(1, len(ways))
-    if any(bootstrap_difference(scores, tuned, seed=seed, draws=draws, level=level).high < 0 for scores in ways.values()):
+    above = np.stack([scores - tuned for scores in [*ways.values(), noise]], axis=1)
+    together = bootstrap_means(above, seed=seed, draws=draws, level=1 - 0.05 / max(1, len(ways)))
+    if any(interval.high < 0 for interval in together[:-1]):
         return "fails"
-    beaten = [bootstrap_difference(scores, tuned, seed=seed, draws=draws).low > 0 for scores in [*ways.values(), noise]]
-    return "holds" if ways and all(beaten) else "inconclusive"
+    beaten = all(interval.low > 0 for interval in bootstrap_means(above, seed=seed, draws=draws))
+    return "holds" if ways and beaten else "inconclusive"
 
 
 @experiment(
@@ -148,7 +149,7 @@ def _share(interval: Interval) -> str:
     return f"{interval.value:.0%} [{interval.low:.0%}, {interval.high:.0%}]"
 
 
-def _row(held_out: ToxicityContext, name: str, model: Model, edits: tuple[Edit, ...] = (), **more: Any) -> dict[str, Any]:
+def _row(held_out: ToxicityContext, name: str, model: Model, edits: Sequence[Edit] = (), **more: Any) -> dict[str, Any]:
     """A row of the table; `_second` has the second scorer's toxicity of each prompt."""
     return shared.row_of(held_out, name, model, edits, **more) | {"_second": held_out.second_toxicity(model, edits)}
 
