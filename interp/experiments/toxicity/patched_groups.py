@@ -43,11 +43,8 @@ def patched_scores(held_out: ToxicityContext, chosen: Selection) -> Scores:
         base, held_out.pair.tuned, held_out.prompt_rows(), chosen, max_new_tokens=held_out.new_tokens, batch_size=BATCH
     )
     words = [base.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in generated]
-    first, second = (
-        None if scorer is None else scorer.score(words)["toxicity"].to_numpy().astype(float)
-        for scorer in (held_out.scorer, held_out.second)
-    )
-    assert first is not None
+    first = held_out.scorer.score(words)["toxicity"].to_numpy().astype(float)
+    second = None if held_out.second is None else held_out.second.score(words)["toxicity"].to_numpy().astype(float)
     return Scores(first, second)
 
 
@@ -112,11 +109,8 @@ def beside_random(
             (ALONE, masks_by_layer(_as_many(groups == 0, base.d_mlp, rng), base.d_mlp)),
         ):
             drawn[name].append(patched_scores(held_out, chosen))
-    kinds = {
-        FOUR: "the same groups of random directions",
-        THREE: "the same groups of random directions",
-        ALONE: "as many random neurons of the same layers",
-    }
+    directions = "the same groups of random directions"
+    kinds = {FOUR: directions, THREE: directions, ALONE: "as many random neurons of the same layers"}
     scorers = [scorer.name for scorer in (held_out.scorer, held_out.second) if scorer is not None]
     start, rows = scores["nothing (base)"], []
     for name, null in kinds.items():

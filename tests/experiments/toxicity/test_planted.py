@@ -146,7 +146,9 @@ def test_no_claim_about_tuning_holds_where_tuning_is_noise(name: str, nothing: T
     if name == "A-E8":
         # Noise of this size leaves every weight nearly as it was, which is why this claim alone says little.
         assert found is not None
-        assert found.verdict == "holds"
+        assert found.criteria[0].verdict == "holds"
+        # Version 2 also asks whether toxic neurons moved more than others; noise of one size moves short vectors by a larger share.
+        assert found.verdict in ("holds", "inconclusive")
     elif name in NULL:
         assert (found and found.verdict) == NULL[name], found and found.summary
     else:
