@@ -30,6 +30,7 @@ from interp.stats.intervals import Interval, bootstrap_ratio
 from interp.stats.nulls import random_directions
 
 Side = Literal["base", "tuned"]
+SIDES: tuple[Side, ...] = ("base", "tuned")
 PERMUTED, RANDOM = "coordinates permuted", "random direction"
 LAYERS_AT_MOST = 6
 # The field of a run in the table of control runs.
@@ -179,7 +180,7 @@ def run_effects(own: ToxicityContext, other: ToxicityContext, layers: Sequence[i
         if layer == own.offset_layer:
             length = mean_offset_over_positions(shared.fitted(own), layer).norm()
             tried.append((True, vector * (length / vector.norm()), (LATER, BOTH)))
-        for side in ("base", "tuned"):
+        for side in SIDES:
             transfer = transfer_of(own.pair, side)
             for scaled, put, paths in tried:
                 for path, effect in effects_on_paths(held_out, transfer, layer, put, paths).items():
