@@ -35,7 +35,7 @@ PERMUTED, RANDOM = "coordinates permuted", "random direction"
 LAYERS_AT_MOST = 6
 # The field of a run in the table of control runs.
 FIELD = "offset_effects"
-NO_TRAINED = "no trained control's offset is logged, so the verdict is inconclusive at best"
+NO_TRAINED = "No trained control's offset is logged, so the verdict is inconclusive at best."
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +107,11 @@ def control_vectors(offset: Tensor, draws: int, seed: int) -> dict[str, list[Ten
         PERMUTED: [permuted(offset, seed + draw) for draw in range(draws)],
         RANDOM: list(random_directions(offset, draws, seed)),
     }
+
+
+def percent(share: float) -> str:
+    """A share as a whole percentage, without a sign before zero."""
+    return f"{round(share, 2) + 0.0:.0%}"
 
 
 def gap_of(held_out: ToxicityContext, pair: ModelPair) -> float:

@@ -138,7 +138,7 @@ def test_the_offset_of_a_bias_suffices_and_is_needed_to_the_last_word(gpt2: Mode
         edited = finding.tables["models"].iloc[2]
         assert edited["share of equal continuations"] == 1.0
         assert (finding.earlier, finding.verdict) == ({1: "holds"}, "inconclusive")
-        assert "no trained control's offset is logged" in finding.sentence
+        assert "No trained control's offset is logged" in finding.sentence
         assert max(finding.tables["models"]["share of the way"].iloc[3:]) < 1.0
 
 
