@@ -145,9 +145,9 @@ def _run(context: ToxicityContext, transfer: Transfer, id: str) -> Finding:
     guard = main["perplexity"] / held_out.perplexity(transfer.goal).value
     thresholds = CRITERIA[id][-1].thresholds
     verdicts = [
-        judge(found, *control_shares(untrained, trained, layer, second=second), guard, thresholds)
+        judge(closed, *control_shares(untrained, trained, layer, second=second), guard, thresholds)
         for second in (False, True)
-        if (found := effect.under(second)) is not None
+        if (closed := effect.under(second)) is not None
     ]
     verdict = agreed(verdicts[0], verdicts[1] if len(verdicts) > 1 else None)
     by_layer = _by_layer(context, fitted, held_out, transfer, trained, untrained)
@@ -162,7 +162,8 @@ def _run(context: ToxicityContext, transfer: Transfer, id: str) -> Finding:
         {"share of the way": share.value, "perplexity ratio to the other side": guard, **{PATH_NAMES[path]: float(paths.loc[path, "share of the way"]) for path in (DIRECT, LATER)}},
         {"share of the way": float(np.mean(shares)), "perplexity ratio to the other side": _guards(drawn) / held_out.perplexity(transfer.goal).value, **{PATH_NAMES[path]: means[path] for path in (DIRECT, LATER)}},
         {"share of the way": (share.low, share.high), **{PATH_NAMES[path]: (float(paths.loc[path, "low"]), float(paths.loc[path, "high"])) for path in (DIRECT, LATER)}},
-        {"models": table, "by layer": by_layer, "trained controls": _trained_table(trained), "second scorer": beside(held_out, {start: (transfer.start, ()), goal: (transfer.goal, ()), edited: (transfer.start, edits(offset))})},
+        {"models": table, "by layer": by_layer, **({"trained controls": _trained_table(trained)} if trained else {}),
+         "second scorer": beside(held_out, {start: (transfer.start, ()), goal: (transfer.goal, ()), edited: (transfer.start, edits(offset))})},
         (_bars(table, transfer), _lines(by_layer, layer, float(np.mean(shares)))),
         {"site": f"resid_mid.{layer}", "layer_rule": "most of the 128 value vectors nearest to the probe, not the first layer", "fitted_on": len(fitted.prompts), "measured_on": len(held_out.prompts),
          "perplexity_passages": len(held_out.passages), "offset_norm": float(offset.norm()), "controls": {kind: len(draws) for kind, draws in drawn.items()}, "positions": "all",
