@@ -96,12 +96,12 @@ def mean_offset_over_positions(context: ToxicityContext, layer: int) -> Float[Te
     return offset.float()
 
 
-def permuted(vector: Tensor, seed: int) -> Tensor:
+def permuted(vector: Float[Tensor, " d"], seed: int) -> Float[Tensor, " d"]:
     """The vector with its coordinates permuted, which has its norm and distribution of coordinates but another direction."""
     return vector[torch.randperm(len(vector), generator=torch.Generator().manual_seed(seed))]
 
 
-def control_vectors(offset: Tensor, draws: int, seed: int) -> dict[str, list[Tensor]]:
+def control_vectors(offset: Float[Tensor, " d_model"], draws: int, seed: int) -> dict[str, list[Tensor]]:
     """Vectors of the offset's norm, by kind: its coordinates permuted, and random directions."""
     return {
         PERMUTED: [permuted(offset, seed + draw) for draw in range(draws)],
@@ -145,7 +145,11 @@ def effect_of_edits(held_out: ToxicityContext, transfer: Transfer, edits: Sequen
 
 
 def effects_on_paths(
-    held_out: ToxicityContext, transfer: Transfer, layer: int, vector: Tensor, paths: Sequence[VectorPath] = VECTOR_PATHS
+    held_out: ToxicityContext,
+    transfer: Transfer,
+    layer: int,
+    vector: Float[Tensor, " d_model"],
+    paths: Sequence[VectorPath] = VECTOR_PATHS,
 ) -> dict[VectorPath, Effect]:
     """`effect_of_edits` a vector put before the MLP of a layer, by the path on which it reaches the logits."""
     return {path: effect_of_edits(held_out, transfer, edits_on_path(transfer.start, layer, vector, path, transfer.sign)) for path in paths}
