@@ -27,7 +27,7 @@ from interp.errors import UserError
 from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.toxicity.criteria import CRITERIA
-from interp.experiments.toxicity.offset_paths import control_shares, name_of_run, null_runs
+from interp.experiments.toxicity.offset_paths import control_shares, name_of_run, null_runs, percent
 from interp.experiments.toxicity.offset_region import LaterPath, both_parts, judge_1, later_path, one_offset, path_table
 from interp.experiments.toxicity.scorers import agreed
 from interp.forward.capture import capture
@@ -132,13 +132,14 @@ def _sentence(cosine: Interval, trained: Mapping[str, Interval], random: list[fl
     if path is None:
         return f"{text}; tuning did not lower toxicity, so there is no fall that the offset could bring."
     later, direct = (
-        f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]" for share in (path.by_layer[path.layer].share, path.direct.share)
+        f"{percent(share.value)} [{percent(share.low)}, {percent(share.high)}]"
+        for share in (path.by_layer[path.layer].share, path.direct.share)
     )
     highest = max(control_shares(path.untrained, path.trained, path.layer, LATER)[0])
     best = max(path.by_layer, key=lambda layer: path.by_layer[layer].share.value)
     return (
-        f"{text}; of the fall in toxicity the offset brings {later} through the blocks from layer {path.layer} on (controls at most {highest:.0%}; "
-        f"from layer {best} on {path.by_layer[best].share.value:.0%}) and {direct} directly at the logits."
+        f"{text}; of the fall in toxicity the offset brings {later} through the blocks from layer {path.layer} on (controls at most {percent(highest)}; "
+        f"from layer {best} on {percent(path.by_layer[best].share.value)}) and {direct} directly at the logits."
     )
 
 

@@ -30,11 +30,12 @@ from interp.stats.intervals import Interval, bootstrap_ratio
 from interp.stats.nulls import random_directions
 
 Side = Literal["base", "tuned"]
+SIDES: tuple[Side, ...] = ("base", "tuned")
 PERMUTED, RANDOM = "coordinates permuted", "random direction"
 LAYERS_AT_MOST = 6
 # The field of a run in the table of control runs.
 FIELD = "offset_effects"
-NO_TRAINED = "no trained control's offset is logged, so the verdict is inconclusive at best"
+NO_TRAINED = "No trained control's offset is logged, so the verdict is inconclusive at best."
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,17 +96,22 @@ def mean_offset_over_positions(context: ToxicityContext, layer: int) -> Float[Te
     return offset.float()
 
 
-def permuted(vector: Tensor, seed: int) -> Tensor:
+def permuted(vector: Float[Tensor, " d"], seed: int) -> Float[Tensor, " d"]:
     """The vector with its coordinates permuted, which has its norm and distribution of coordinates but another direction."""
     return vector[torch.randperm(len(vector), generator=torch.Generator().manual_seed(seed))]
 
 
-def control_vectors(offset: Tensor, draws: int, seed: int) -> dict[str, list[Tensor]]:
+def control_vectors(offset: Float[Tensor, " d_model"], draws: int, seed: int) -> dict[str, list[Tensor]]:
     """Vectors of the offset's norm, by kind: its coordinates permuted, and random directions."""
     return {
         PERMUTED: [permuted(offset, seed + draw) for draw in range(draws)],
         RANDOM: list(random_directions(offset, draws, seed)),
     }
+
+
+def percent(share: float) -> str:
+    """A share as a whole percentage, without a sign before zero."""
+    return f"{round(share, 2) + 0.0:.0%}"
 
 
 def gap_of(held_out: ToxicityContext, pair: ModelPair) -> float:
@@ -139,7 +145,11 @@ def effect_of_edits(held_out: ToxicityContext, transfer: Transfer, edits: Sequen
 
 
 def effects_on_paths(
-    held_out: ToxicityContext, transfer: Transfer, layer: int, vector: Tensor, paths: Sequence[VectorPath] = VECTOR_PATHS
+    held_out: ToxicityContext,
+    transfer: Transfer,
+    layer: int,
+    vector: Float[Tensor, " d_model"],
+    paths: Sequence[VectorPath] = VECTOR_PATHS,
 ) -> dict[VectorPath, Effect]:
     """`effect_of_edits` a vector put before the MLP of a layer, by the path on which it reaches the logits."""
     return {path: effect_of_edits(held_out, transfer, edits_on_path(transfer.start, layer, vector, path, transfer.sign)) for path in paths}
@@ -179,7 +189,7 @@ def run_effects(own: ToxicityContext, other: ToxicityContext, layers: Sequence[i
         if layer == own.offset_layer:
             length = mean_offset_over_positions(shared.fitted(own), layer).norm()
             tried.append((True, vector * (length / vector.norm()), (LATER, BOTH)))
-        for side in ("base", "tuned"):
+        for side in SIDES:
             transfer = transfer_of(own.pair, side)
             for scaled, put, paths in tried:
                 for path, effect in effects_on_paths(held_out, transfer, layer, put, paths).items():

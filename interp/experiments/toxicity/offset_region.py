@@ -114,7 +114,8 @@ def later_path(context: ToxicityContext, draws: int) -> LaterPath | None:
         gap_of(held_out, context.pair)
     except UserError:
         return None
-    transfer, by_layer = transfer_of(context.pair, "base"), {}
+    transfer = transfer_of(context.pair, "base")
+    by_layer: dict[int, Effect] = {}
     for layer in spread_of_layers(context):
         try:
             offset = mean_offset_over_positions(fitted, layer)

@@ -32,6 +32,7 @@ from interp.experiments.toxicity.offset_paths import (
     effects_on_paths,
     gap_of,
     mean_offset_over_positions,
+    percent,
     spread_of_layers,
     trained_effects,
     transfer_of,
@@ -144,9 +145,9 @@ def _run(context: ToxicityContext, transfer: Transfer, id: str) -> Finding:
     guard = main["perplexity"] / held_out.perplexity(transfer.goal).value
     thresholds = CRITERIA[id][-1].thresholds
     verdicts = [
-        judge(found, *control_shares(untrained, trained, layer, second=second), guard, thresholds)
+        judge(closed, *control_shares(untrained, trained, layer, second=second), guard, thresholds)
         for second in (False, True)
-        if (found := effect.under(second)) is not None
+        if (closed := effect.under(second)) is not None
     ]
     verdict = agreed(verdicts[0], verdicts[1] if len(verdicts) > 1 else None)
     by_layer = _by_layer(context, fitted, held_out, transfer, trained, untrained)
@@ -157,11 +158,12 @@ def _run(context: ToxicityContext, transfer: Transfer, id: str) -> Finding:
     means = {path: float(paths.loc[path, "untrained controls, mean"]) for path in VECTOR_PATHS}
     return Finding(
         verdict,
-        f"{sentence} {len(held_out.prompts)} held-out prompts, at {guard - 1:+.1%} of the other side's perplexity; {main['share of equal continuations']:.0%} of the continuations become the other side's word for word.",
+        f"{sentence} Measured on {len(held_out.prompts)} held-out prompts, at {guard - 1:+.1%} of the other side's perplexity; {main['share of equal continuations']:.0%} of the continuations become the other side's word for word.",
         {"share of the way": share.value, "perplexity ratio to the other side": guard, **{PATH_NAMES[path]: float(paths.loc[path, "share of the way"]) for path in (DIRECT, LATER)}},
         {"share of the way": float(np.mean(shares)), "perplexity ratio to the other side": _guards(drawn) / held_out.perplexity(transfer.goal).value, **{PATH_NAMES[path]: means[path] for path in (DIRECT, LATER)}},
         {"share of the way": (share.low, share.high), **{PATH_NAMES[path]: (float(paths.loc[path, "low"]), float(paths.loc[path, "high"])) for path in (DIRECT, LATER)}},
-        {"models": table, "by layer": by_layer, "trained controls": _trained_table(trained), "second scorer": beside(held_out, {start: (transfer.start, ()), goal: (transfer.goal, ()), edited: (transfer.start, edits(offset))})},
+        {"models": table, "by layer": by_layer, **({"trained controls": _trained_table(trained)} if trained else {}),
+         "second scorer": beside(held_out, {start: (transfer.start, ()), goal: (transfer.goal, ()), edited: (transfer.start, edits(offset))})},
         (_bars(table, transfer), _lines(by_layer, layer, float(np.mean(shares)))),
         {"site": f"resid_mid.{layer}", "layer_rule": "most of the 128 value vectors nearest to the probe, not the first layer", "fitted_on": len(fitted.prompts), "measured_on": len(held_out.prompts),
          "perplexity_passages": len(held_out.passages), "offset_norm": float(offset.norm()), "controls": {kind: len(draws) for kind, draws in drawn.items()}, "positions": "all",
@@ -181,15 +183,16 @@ def _sentence(
     doing = "Adding the offset to the base model brings" if adding else "Taking the offset off the tuned model returns"
     of = "of the fall in toxicity that tuning brings" if adding else "of the toxicity that tuning took"
     direct, later = (
-        f"{row['share of the way']:.0%} [{row['low']:.0%}, {row['high']:.0%}]" for row in (paths.loc[DIRECT], paths.loc[LATER])
+        f"{percent(row['share of the way'])} [{percent(row['low'])}, {percent(row['high'])}]"
+        for row in (paths.loc[DIRECT], paths.loc[LATER])
     )
     beside_it = ", ".join(
-        f"{item.run}{' scaled to its length' if item.scaled else ''} {item.effect.share.value:.0%}" for item in logged if item.decides
+        f"{item.run}{' scaled to its length' if item.scaled else ''} {percent(item.effect.share.value)}" for item in logged if item.decides
     )
-    nulls = f"permuted and random vectors {np.mean(untrained):.0%}, at most {max(untrained):.0%}; offsets of control runs: {beside_it or 'none'}"
+    nulls = f"permuted and random vectors {percent(np.mean(untrained))}, at most {percent(max(untrained))}; offsets of control runs: {beside_it or 'none'}"
     reached = f"directly at the logits {direct}, through the blocks from layer {layer} on {later}"
-    end = "" if logged else f" Since {NO_TRAINED}."
-    return f"{doing} {share.value:.0%} [{share.low:.0%}, {share.high:.0%}] {of} ({reached}; {nulls}).{end}"
+    end = "" if logged else f" {NO_TRAINED}"
+    return f"{doing} {percent(share.value)} [{percent(share.low)}, {percent(share.high)}] {of} ({reached}; {nulls}).{end}"
 
 
 def _guards(drawn: dict[str, list[dict[str, Any]]]) -> float:

@@ -111,8 +111,10 @@ def test_a_constant_in_all_embeddings_that_silences_the_toxic_neurons_is_the_off
     keys = gpt2.key_vectors(layer)[layer_neurons(context, layer)].detach()
     vector = -6 * torch.nn.functional.normalize(keys.sum(dim=0), dim=0)
     found = offset(make_context(changed(gpt2, lambda hf: hf.transformer.wte.weight.add_(vector)), prompts=40))
-    # No control run is logged and no text of this model is toxic, so that nothing is known of what the offset does.
-    assert (found.earlier, found.verdict) == ({1: "holds"}, "inconclusive")
+    # No control run is logged, so that nothing says whether any training adds such an offset.
+    assert found.earlier == {1: "holds"}
+    assert found.settings["one_offset"] == "inconclusive"
+    assert found.verdict != "holds"
     moved = found.statistic["share moved the same way at " + found.settings["site"]]
     assert moved == 1.0
     assert found.null["mean pairwise cosine"] < found.interval["mean pairwise cosine"][0]
@@ -138,7 +140,7 @@ def test_the_offset_of_a_bias_suffices_and_is_needed_to_the_last_word(gpt2: Mode
         edited = finding.tables["models"].iloc[2]
         assert edited["share of equal continuations"] == 1.0
         assert (finding.earlier, finding.verdict) == ({1: "holds"}, "inconclusive")
-        assert "no trained control's offset is logged" in finding.sentence
+        assert "No trained control's offset is logged" in finding.sentence
         assert max(finding.tables["models"]["share of the way"].iloc[3:]) < 1.0
 
 
