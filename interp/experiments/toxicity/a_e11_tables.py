@@ -142,8 +142,8 @@ def sentence_of(layer: int, layers: Sequence[Layer], inactive: Interval, attenti
     """The result in one sentence: layers beyond their null, the share written, and the causal shares, with intervals."""
     null = "" if np.isnan(chance) else f" (gradient steps pass this test in {chance:.0%} of layers)"
     return (
-        f"Value updates are antipodal to the offset beyond what gradient steps of equal norm do {_which(layers)} of {len(layers)}{null}; changed values of inactive neurons write {inactive.value:.0%} [{inactive.low:.0%}, {inactive.high:.0%}] "
-        f"of the offset at layer {layer} by the direct path, and put into the base model alone, tuned attention weights give {attention.value:.0%} [{attention.low:.0%}, {attention.high:.0%}] of it and tuned MLP weights {mlp.value:.0%} [{mlp.low:.0%}, {mlp.high:.0%}]."
+        f"Value updates are antipodal to the offset beyond what gradient steps of equal norm do {_which(layers)} of {len(layers)}{null}; changed values of inactive neurons write {inactive.value:.1%} [{inactive.low:.1%}, {inactive.high:.1%}] "
+        f"of the offset at layer {layer} by the direct path, and put into the base model alone, tuned attention weights give {attention.value:.1%} [{attention.low:.1%}, {attention.high:.1%}] of it and tuned MLP weights {mlp.value:.1%} [{mlp.low:.1%}, {mlp.high:.1%}]."
     )  # fmt: skip
 
 
