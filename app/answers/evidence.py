@@ -55,9 +55,8 @@ def summary(results: Sequence[Result]) -> pd.DataFrame:
 def verdict_of(result: Result) -> str:
     """A result's verdict in words, with its mark; quick and exploratory ones say so."""
     mark, word = VERDICTS[result.verdict]
-    marks = [
-        name for name, applies in {"quick": result.settings.get("quick") is True, "exploratory": exploratory(result)}.items() if applies
-    ]
+    applies = {"quick": result.settings.get("quick") is True, "exploratory": bool(exploratory(result))}
+    marks = [name for name, is_so in applies.items() if is_so]
     return f"{mark} {word}" + (f" ({', '.join(marks)})" if marks else "")
 
 

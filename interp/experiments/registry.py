@@ -1,7 +1,8 @@
 """`Experiment`, `Finding`, and the table of all registered experiments.
 
 An experiment is a function from a `Study` to a `Finding`. The decorator takes the question, every version
-of the criterion with the time it was recorded, what would refute the claim, and what the result does not show. The annotation of the function's parameter says which kind of study it needs.
+of the criterion with the time it was recorded, what would refute the claim, and what the result does not show. The annotation of
+the function's parameter says which kind of study it needs.
 """
 
 from __future__ import annotations
