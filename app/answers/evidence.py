@@ -29,6 +29,7 @@ from interp.experiments.study import Studies
 from interp.experiments.toxicity.context import ToxicityContext, make_context
 from interp.files import read_json
 from interp.models.digests import model_key
+from interp.report.headlines import exploratory
 from interp.report.page import VERDICTS, Report, read_report, write_report
 from interp.results.groups import TITLES
 from interp.results.result import Result, is_number, plain, show_number, shown
@@ -52,9 +53,20 @@ def summary(results: Sequence[Result]) -> pd.DataFrame:
 
 
 def verdict_of(result: Result) -> str:
-    """A result's verdict in words, with its mark."""
+    """A result's verdict in words, with its mark; quick and exploratory ones say so."""
     mark, word = VERDICTS[result.verdict]
-    return f"{mark} {word}" + (" (quick)" if result.settings.get("quick") is True else "")
+    applies = {"quick": result.settings.get("quick") is True, "exploratory": bool(exploratory(result))}
+    marks = [name for name, is_so in applies.items() if is_so]
+    return f"{mark} {word}" + (f" ({', '.join(marks)})" if marks else "")
+
+
+def versions_of(result: Result) -> pd.DataFrame:
+    """Every version of a result's criterion with its day, the verdict under it, and why that is exploratory."""
+    rows = [
+        (item.version, item.recorded or "–", " ".join(VERDICTS[item.verdict]), item.text, item.exploratory or "no")
+        for item in result.criteria
+    ]
+    return pd.DataFrame(rows, columns=["Version", "Recorded", "Verdict", "Criterion", "Exploratory"])
 
 
 def counts(results: Sequence[Result]) -> dict[str, int]:

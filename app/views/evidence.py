@@ -14,6 +14,7 @@ from app.answers import evidence as answers
 from app.answers.reports import FILE, PairReport, digests, find_report
 from app.jobs import runner
 from interp.experiments.registry import Experiment
+from interp.report.headlines import exploratory, sentence_of
 from interp.report.page import Report
 from interp.results.result import Result, file_names, flatten
 
@@ -104,8 +105,11 @@ def experiment(result: Result, page: shell.Page) -> None:
     st.subheader(show.plain(show.shown(result.title, page.words)))
     st.html(
         f'<p class="verdict {result.verdict}"><b>{show.escaped(answers.verdict_of(result))}.</b> '
-        f"{show.escaped(show.shown(result.summary, page.words))}</p>{effects(result, page.words)}{reasons(result, page.words)}"
+        f"{show.escaped(show.shown(sentence_of(result), page.words))}</p>{effects(result, page.words)}{reasons(result, page.words)}"
     )
+    if len(result.criteria) > 1:
+        st.markdown("**Every version of the criterion, and the verdict under it**")
+        show.table(answers.versions_of(result), f"versions-{result.id}", page.words, alt=f"Versions of the criterion of {result.id}")
     if result.id in answers.SEEN_ON:
         name = answers.SEEN_ON[result.id]
         shell.link(name, f"See it at work: {shell.PAGES[name][0]}")
@@ -158,8 +162,13 @@ def effects(result: Result, words: bool) -> str:
 
 def reasons(result: Result, words: bool) -> str:
     """Question, criterion, refutation and caveat as HTML."""
-    pairs = {"Question": result.question, "Criterion": result.criterion, "Refuted by": result.refuted_by, "Caveat": result.caveat}
-    lines = "".join(f"<dt>{name}</dt><dd>{show.escaped(show.shown(text, words))}</dd>" for name, text in pairs.items())
+    pairs = {
+        "Question": result.question, "In numbers": result.summary if result.sentence not in ("", result.summary) else "",
+        "Exploratory": exploratory(result), "Criterion": result.criterion,
+        "Recorded": result.criteria[-1].recorded if result.criteria else "", "Refuted by": result.refuted_by,
+        "Not shown": result.does_not_show, "Caveat": result.caveat,
+    }  # fmt: skip
+    lines = "".join(f"<dt>{name}</dt><dd>{show.escaped(show.shown(text, words))}</dd>" for name, text in pairs.items() if text)
     return f'<dl class="why">{lines}</dl>'
 
 
@@ -217,7 +226,7 @@ def empty(pair_report: PairReport, page: shell.Page) -> None:
     lacking = answers.missing(None)
     st.header("No report of this pair yet")
     st.markdown(
-        f"{len(lacking)} experiments wait, each with its question, its null and what would refute it written down before the run. "
+        f"{len(lacking)} experiments wait, each with its question, its criterion, its null and what would refute it. "
         "They run one after another and appear here as they are done."
     )
     run_missing(pair_report, lacking, page)
@@ -244,8 +253,8 @@ def downloads(folder: Path) -> None:
 
 
 LEAD = (
-    "Every claim beside what chance or a matched control gives. A verdict follows a criterion that was written down before the run, "
-    "and each experiment says what would have refuted it."
+    "Every claim beside what chance or a matched control gives. A verdict follows a criterion, whose versions and days are shown with "
+    "it; one that was fixed after a result was known makes a verdict exploratory. Each experiment says what would have refuted it."
 )
 with shell.page("evidence", LEAD) as page:
     pair_report = find_report(digests(page.source))

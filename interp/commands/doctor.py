@@ -103,7 +103,11 @@ def checks() -> Iterator[Check]:
     yield _tried("bundled probe", "none: a probe is fitted when one is needed", _probe)
     yield _tried("self check", "report it: what is captured is not what the model computes", self_check, core=True)
     data = os.environ.get("BYPASS_DATA")
-    fix = "" if data and os.path.isdir(data) else "set BYPASS_DATA to the folder of the corpora; only bypass train needs it"
+    fix = (
+        ""
+        if data and os.path.isdir(data)
+        else "set BYPASS_DATA to the folder of the corpora; bypass train needs it, and bypass report for the paper's own prompts"
+    )
     yield Check("training data", not fix, data or "BYPASS_DATA is not set", fix)
 
 

@@ -1,7 +1,8 @@
 """`Experiment`, `Finding`, and the table of all registered experiments.
 
-An experiment is a function from a `Study` to a `Finding`. The decorator takes what is written down before the run: question,
-criterion, what would refute the claim. The annotation of the function's parameter says which kind of study it needs.
+An experiment is a function from a `Study` to a `Finding`. The decorator takes the question, every version
+of the criterion with the time it was recorded, what would refute the claim, and what the result does not show. The annotation of
+the function's parameter says which kind of study it needs.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A registered experiment: its identity, and what was written down before any run.
+    """A registered experiment: its identity, its question, and all versions of its criterion.
 
     Attributes:
         criteria: all versions of its criterion; the newest one decides.

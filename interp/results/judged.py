@@ -10,7 +10,7 @@ class Judged:
     """One version of an experiment's criterion, and the verdict under it.
 
     Attributes:
-        recorded: the day on which it was written down, as YYYY-MM-DD; empty where that is not known.
+        recorded: when it was written down, as YYYY-MM-DD or YYYY-MM-DD HH:MM UTC; empty where that is not known.
         exploratory: why this verdict is exploratory (what had been seen when the criterion was fixed); empty where it is not.
     """
 

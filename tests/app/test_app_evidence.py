@@ -22,6 +22,7 @@ from interp.experiments.registry import EXPERIMENTS, Finding, experiment, find_e
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.report.page import read_report, write_report
 from interp.results import figures
+from interp.results.judged import Judged
 from interp.results.result import Result
 from tests.app.app_pages import html_of, open_page
 
@@ -76,6 +77,18 @@ def cheap() -> Iterator[list[str]]:
 
 
 # What is shown
+
+
+def test_an_exploratory_verdict_says_so_and_every_version_of_its_criterion_is_a_row() -> None:
+    versions = (Judged(1, "2026-01-02", "First.", "r", "", "holds"), Judged(2, "", "Second.", "r", "Seen before.", "fails"))
+    judged = result(criteria=versions)
+    assert answers.verdict_of(judged) == "✗ Fails (exploratory)"
+    assert answers.verdict_of(result(criteria=versions[:1], settings={"quick": True})) == "✗ Fails (quick)"
+    assert answers.verdict_of(result(criteria=versions, settings={"quick": True})) == "✗ Fails (quick, exploratory)"
+    assert answers.versions_of(judged).to_numpy().tolist() == [
+        [1, "2026-01-02", "✓ Holds", "First.", "no"],
+        [2, "–", "✗ Fails", "Second.", "Seen before."],
+    ]
 
 
 def test_without_a_report_the_page_says_what_will_be_asked_and_offers_to_run_it(served: Path) -> None:

@@ -56,6 +56,7 @@ def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
     monkeypatch.setattr("interp.data.texts.passages", lambda kind=None: few)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("BYPASS_DATA", raising=False)
     (tmp_path / "prompts.txt").write_text(PROMPTS, encoding="utf-8")
 
     def run(*words: str, code: int = 0) -> Any:

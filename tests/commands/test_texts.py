@@ -34,6 +34,7 @@ def run(context: Context) -> Finding:
 def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("BYPASS_DATA", raising=False)
 
     def run(*words: str, code: int = 0) -> Any:
         result = CliRunner().invoke(app, list(words))

@@ -456,5 +456,5 @@ def test_a_detoxify_model_in_hugging_faces_form_scores_as_hugging_face_does(
 def test_a_classifier_that_chooses_one_label_is_refused(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, labels: tuple[str, ...], problem: str | None
 ) -> None:
-    with pytest.raises(UserError, match="its outputs .* are not those of detoxify"):
+    with pytest.raises(UserError, match=r"its outputs .* are not those of detoxify"):
         load_scorer(roberta(tmp_path / "other", tokenizer, labels, problem))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,7 @@ def test_joined_perplexity_is_that_of_one_text_and_its_states_predict_every_toke
     states, targets = context.final_states(pair.base)
     windows = context._rows_of_passages(pair.base)
     assert len(windows) > 1
-    assert all(first[-1] == second[0] for first, second in zip(windows, windows[1:], strict=False))
+    assert all(first[-1] == second[0] for first, second in pairwise(windows))
     assert len(states) == len(targets) == sum(len(row) - 1 for row in windows)
 
 
