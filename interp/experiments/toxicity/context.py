@@ -21,6 +21,7 @@ from interp.evaluation.last_states import acts_last, last_states, losses_from_st
 from interp.evaluation.metrics import Perplexity, TextLoss, distinct_n, f1_of, perplexity_of, text_losses
 from interp.evaluation.toxicity import Scorer, load_scorer, scorer_digest
 from interp.experiments.study import Study
+from interp.experiments.toxicity.quick import QuickData, quick_data
 from interp.forward.capture import capture
 from interp.forward.captured import Captured
 from interp.forward.generate import count_cut, generate, generate_tokens, note_on_cut, prompt_limit
@@ -33,6 +34,8 @@ from interp.neurons.ranking import TOXIC_COUNT, Ranking, rank_values
 from interp.runs.logs import BUNDLED_LOGS, logs_digest, shipped_logs
 
 BATCH = 512
+# The random controls of each null in a whole report.
+DRAWS = 20
 # The length of a continuation, in tokens.
 NEW_TOKENS = 20
 SAME_WEIGHTS = "Not applicable: both sides of the pair have the same weights, so there is no tuning to test the claim on."
@@ -49,6 +52,7 @@ class ToxicityContext(Study):
         layer: the layer at which the offset is read; None for the one that `offset_layer` chooses.
         prompt_tokens: of longer prompts only the last so many tokens are read; None for as many as leave room for the continuation.
         chat: how prompts (not passages) are read: as raw text, or as user turns of the pair's chat template.
+        rule: the sentence that says by what rule a quick report of a large model reads less.
     """
 
     DATA: ClassVar[frozenset[str]] = frozenset({"probe", "scorer", "prompts", "passages", "new_tokens", "prompt_tokens", "chat"})
@@ -59,16 +63,18 @@ class ToxicityContext(Study):
     scorer: Scorer
     prompts: list[str]
     passages: list[Passage]
-    draws: int = 20
+    draws: int = DRAWS
     new_tokens: int = NEW_TOKENS
     logs: Path = BUNDLED_LOGS
     layer: int | None = None
     prompt_tokens: int | None = None
     chat: Chat | bool = False
+    rule: str = ""
 
     def settings(self) -> dict[str, Any]:
         """The study's settings that a result depends on."""
         special: dict[str, Any] = {} if self.layer is None else {"layer": self.layer}
+        special |= {"rule": self.rule} if self.rule else {}
         special |= {"bos": True} if adds_bos(self.pair.base) else {}
         special |= {"prompts_cut": self.cut, "prompt_tokens": self._room} if self.cut else {}
         special |= chat_settings(self.chat) if self.chat else {}
@@ -93,7 +99,8 @@ class ToxicityContext(Study):
 
     def notes(self) -> list[str]:
         """What is to be known of the pair and the prompts before any result."""
-        return [*self.pair.notes(), *([note_on_cut(self.cut, len(self.prompts), self._room)] if self.cut else [])]
+        cut = [note_on_cut(self.cut, len(self.prompts), self._room)] if self.cut else []
+        return [*self.pair.notes(), *([self.rule] if self.rule else []), *cut]
 
     def not_applicable(self, about: str) -> str | None:
         """Why a claim on the tuning cannot be tested: both sides have the same weights."""
@@ -277,10 +284,8 @@ def make_context(
     starts = list(prompts) if prompts is not None else challenge_prompts()
     texts = list(passages) if passages is not None else shipped_passages()
     direction = probe if probe is not None else probe_for(pair.base, seed=seed)
-    if quick:
-        starts, texts = starts[:: max(1, len(starts) // 100)], texts[::3]
-    draws = 6 if quick else 20
+    data = quick_data(pair.base, starts, texts, NEW_TOKENS) if quick else QuickData(starts, texts, DRAWS)
     return ToxicityContext(
-        pair, direction, load_scorer(scorer), starts, texts, seed=seed, draws=draws, quick=quick, logs=logs or shipped_logs(pair),
-        prompt_tokens=prompt_tokens, chat=chat,
+        pair, direction, load_scorer(scorer), data.prompts, data.passages, seed=seed, draws=data.draws, quick=quick,
+        logs=logs or shipped_logs(pair), prompt_tokens=prompt_tokens, chat=chat, rule=data.rule,
     )  # fmt: skip
