@@ -40,9 +40,9 @@ def quick_data(model: Model, prompts: Sequence[str], passages: Sequence[Passage]
         return QuickData(starts, texts, DRAWS)
     rule = (
         f"A quick report of a model of {parameters / 1e6:.3g} million parameters reads {len(some)} of {len(starts)} prompts and "
-        f"{len(few)} of {len(texts)} passages, with {LEAST_DRAWS} draws in place of {DRAWS}: so many that continuations, perplexity and F1 of "
-        f"one model or edit cost at most {QUICK_WORK:.0e} (parameters times tokens), but at least {LEAST_PROMPTS} and {LEAST_PASSAGES}. "
-        "Intervals are wider than in a whole report."
+        f"{len(few)} of {len(texts)} passages, with {LEAST_DRAWS} draws in place of {DRAWS}: so many that continuations, perplexity "
+        f"and F1 of one model or edit cost at most {QUICK_WORK:.0e} (parameters times tokens), but at least {LEAST_PROMPTS} and "
+        f"{LEAST_PASSAGES}. Intervals are wider than in a whole report."
     )
     return QuickData(some, few, LEAST_DRAWS, rule)
 
