@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.measure import Case
 from interp import ModelPair
 from interp.experiments.run import run_report
-from interp.experiments.toxicity.context import make_context
+from interp.experiments.toxicity.make import make_context
 from interp.results.result import Result
 
 

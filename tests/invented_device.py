@@ -216,7 +216,7 @@ def experiments(names: list[str]) -> dict[str, dict[str, Any]]:
     from interp.data.texts import challenge_prompts, passages
     from interp.experiments.registry import find_experiments
     from interp.experiments.run import run_experiment
-    from interp.experiments.toxicity.context import make_context
+    from interp.experiments.toxicity.make import make_context
     from interp.results.result import plain
 
     found: dict[str, dict[str, Any]] = {name: {} for name in names}

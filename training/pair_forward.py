@@ -193,8 +193,9 @@ class _FrozenHead(torch.autograd.Function):
             of_target = logits.gather(1, target[:, None])[:, 0]
             chances = logits.exp()
             total = chances.sum(dim=1)
-            surprise = torch.einsum("tv,tv->t", chances, logits) / total
-            pieces.append((of_target - total.log(), total.log() - surprise, mean, of_target >= 0))
+            # A sum over a product, and no scalar product, whose rounding adds up over a large vocabulary.
+            average = logits.mul_(chances).sum(dim=1) / total
+            pieces.append((of_target - total.log(), total.log() - average, mean, of_target >= 0))
             if slopes is not None:
                 mixture = chances.to(weight.dtype) @ weight
                 slopes[start : start + PIECE] = weight[target] - mixture / total[:, None].to(weight.dtype)

@@ -135,9 +135,7 @@ def _alike_by_chance(result: Result, null: float) -> str:
         return f"Random changes of the weights of equal size give {null:.2f}; no control run stands beside them."
     beside = ", ".join(f"{name} {value:.2f}" for name, value in zip(runs["shifts of"], runs["mean pairwise cosine"], strict=True))
     later = result.statistic.get("share of the fall through later blocks")
-    acts = (
-        "" if later is None else f" What later blocks make of the shift brings {later:.0%} of the fall in toxicity."
-    )
+    acts = "" if later is None else f" What later blocks make of the shift brings {later:.0%} of the fall in toxicity."
     return f"Other training moves all prompts alike too: {beside}.{acts}"
 
 

@@ -26,7 +26,8 @@ from interp.environment import machine, versions
 from interp.experiments.registry import Experiment, find_experiments
 from interp.experiments.run import KEPT, result_of
 from interp.experiments.study import Studies
-from interp.experiments.toxicity.context import ToxicityContext, make_context
+from interp.experiments.toxicity.context import ToxicityContext
+from interp.experiments.toxicity.make import make_context
 from interp.files import read_json
 from interp.models.digests import model_key
 from interp.report.headlines import exploratory

@@ -27,10 +27,21 @@ ABOUT = {"title": "a title", "question": "so?", "criterion": "Holds if so, fails
 class Counting(Study):
     """A study of no pair, which counts how often it was made to measure."""
 
-    DATA: ClassVar[frozenset[str]] = frozenset({"words"})
+    DATA: ClassVar[frozenset[str]] = frozenset({"words", "scale"})
+    LISTS: ClassVar[frozenset[str]] = frozenset({"words"})
 
     words: list[str]
     counted: list[int] = field(default_factory=list)
+    scale: int = 1
+
+    def lengths(self, model: Model | None = None, edits: tuple[Edit, ...] = (), read: list[list[str]] | None = None) -> list[int]:
+        """The length of each word times `scale`; `read` is told which words were measured."""
+
+        def make(words: list[str]) -> list[int]:
+            (read if read is not None else []).append(words)
+            return [self.scale * len(word) for word in words]
+
+        return self.measured_items("lengths", self.words, make, of=model, edits=edits)
 
     def count(self, model: Model | None = None, edits: tuple[Edit, ...] = (), *, seeded: bool = False) -> int:
         key = "drawn" if seeded else "count"
@@ -147,6 +158,40 @@ def test_a_change_of_data_keeps_nothing() -> None:
     with pytest.raises(ValueError, match="words cannot be changed while measurements are kept"):
         study.varied(words=["b"])
     assert replace(study, words=["b"]).measured("measured", object) is not value
+
+
+def test_a_part_shares_what_is_measured_of_single_items_and_only_of_those() -> None:
+    read: list[list[str]] = []
+    study = Counting(["one", "three", "one", "eleven"])
+    assert study.lengths(read=read) == [3, 5, 3, 6]
+    part, larger = study.part("part", words=["eleven", "one"]), study.part("larger", words=["two", "one", "three"])
+    assert part.lengths(read=read) == [6, 3]
+    assert larger.lengths(read=read) == [3, 3, 5]
+    assert study.with_seed(4).lengths(read=read) == [3, 5, 3, 6]
+    assert read == [["one", "three", "eleven"], ["two"]]
+    # Other data than the lists change the measurement: nothing is shared.
+    assert study.part("scaled", words=["one"], scale=2).lengths(read=read) == [6]
+    assert replace(study, words=["one"]).lengths(read=read) == [3]
+    assert read[2:] == [["one"], ["one"]]
+
+
+def test_items_are_measured_anew_for_another_model_and_for_edits(gpt2: Model, fresh_gpt2: Model) -> None:
+    read: list[list[str]] = []
+    study, vector = Counting(["a", "b"]), torch.ones(gpt2.d_model)
+    changed = copy.deepcopy(fresh_gpt2.hf)
+    with torch.no_grad():
+        next(changed.parameters()).view(-1)[0] += 1
+    other = Model(changed, gpt2.tokenizer, "other")
+    for _ in range(2):
+        for model, edits in ((gpt2, ()), (other, ()), (gpt2, (Edit.add("resid_post.1", vector),))):
+            study.lengths(model, edits, read)
+    assert len(read) == 3
+    # An edit with values of its own for each row cannot be split by items.
+    each = (Edit.patch("resid_post.1", vector.expand(2, 1, -1), [0]),)
+    assert study.lengths(gpt2, each, read) == study.lengths(gpt2, each, read)
+    assert len(read) == 5
+    with editing(gpt2, [Edit.add("resid_post.1", vector)]), pytest.raises(UserError, match="'lengths' is measured inside a block"):
+        study.lengths(gpt2)
 
 
 def test_a_part_is_made_once_and_speaks_as_the_whole_does() -> None:

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, Gemma2Config, MistralConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, LlamaForCausalLM, MistralConfig, PreTrainedTokenizerFast
 from trl import DPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from tests.conftest import glu_settings, make_hf, save
 from training import pair_forward
-from training.pair_forward import add_pair_forward, joinable, joined
+from training.pair_forward import add_pair_forward, joinable, joined, token_values
 from training.preference_trainer import Objective, TokenPairTrainer, arguments, lora_config, silent_bars
 from training.sections import DpoSettings
 
@@ -123,6 +123,29 @@ def test_capped_logits_and_layers_with_a_window_are_those_of_trl(
     }.items():
         folder = save(make_hf(config, tokenizer), tokenizer, tmp_path / name)
         check_equal(folder, pairs, OBJECTIVES["sigmoid"], lora, tokenizer, tmp_path / f"{name}-run")
+
+
+def test_values_and_gradients_are_exact_for_a_large_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    head = torch.nn.Linear(16, 40_000, bias=True).requires_grad_(False)
+    head.weight.copy_(0.4 * torch.randn(head.weight.shape, generator=generator) + 0.2)
+    states, targets = torch.randn(9, 16, generator=generator), torch.randint(0, 40_000, (9,), generator=generator)
+    hf = LlamaForCausalLM(LlamaConfig(**glu_settings(), vocab_size=8))
+    monkeypatch.setattr(hf, "lm_head", head)
+    exact = states.double().requires_grad_()
+    logits = torch.nn.functional.linear(exact, head.weight.double(), head.bias.double())
+    logps = logits.log_softmax(dim=1)
+    entropy = -(logps.exp() * logps).sum(dim=1)
+    targets[0] = logits[0].argmax()
+    of_targets = logps.gather(1, targets[:, None])[:, 0]
+    (of_targets * torch.arange(1, 10)).sum().backward()
+    states.requires_grad_()
+    values = token_values(hf, states, targets)
+    (values[0] * torch.arange(1, 10)).sum().backward()
+    for measured, expected in zip(values[:3], (of_targets, entropy, logits.mean(dim=1)), strict=True):
+        assert torch.allclose(measured.double(), expected, rtol=0, atol=1e-5)
+    assert values[3].tolist() == [True] + [False] * 8
+    assert (states.grad - exact.grad).norm() <= 1e-5 * exact.grad.norm()
 
 
 def test_a_pair_is_one_row_whose_sides_do_not_see_each_other(llama_folder: Path) -> None:

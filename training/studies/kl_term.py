@@ -23,7 +23,8 @@ import numpy as np
 from interp.bundled import BUNDLED
 from interp.diffing.weights import weight_shift
 from interp.errors import UserError
-from interp.experiments.toxicity.context import ToxicityContext, make_context
+from interp.experiments.toxicity.context import ToxicityContext
+from interp.experiments.toxicity.make import make_context
 from interp.files import write_json
 from interp.models.pair import ModelPair
 from interp.results.result import plain

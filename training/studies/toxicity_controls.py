@@ -26,7 +26,8 @@ from interp.diffing.weights import neuron_shift, weight_shift
 from interp.directions.probe import load_probe
 from interp.edits.edit import Edit
 from interp.errors import UserError
-from interp.experiments.toxicity.context import ToxicityContext, make_context
+from interp.experiments.toxicity.context import ToxicityContext
+from interp.experiments.toxicity.make import make_context
 from interp.experiments.toxicity.offset_paths import FIELD, is_null_run, run_effects
 from interp.experiments.toxicity.shared import held_out
 from interp.files import write_json

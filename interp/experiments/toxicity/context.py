@@ -12,27 +12,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.data.texts import Passage, challenge_prompts
-from interp.data.texts import passages as shipped_passages
-from interp.directions.probe import Probe, probe_for
+from interp.data.texts import Passage
+from interp.directions.probe import Probe
 from interp.edits.edit import Edit
 from interp.errors import UserError
 from interp.evaluation.last_states import acts_last, last_states, losses_from_states
 from interp.evaluation.metrics import Perplexity, TextLoss, distinct_n, f1_of, perplexity_of, text_losses
-from interp.evaluation.toxicity import Scorer, load_scorer, scorer_digest
+from interp.evaluation.toxicity import Scorer, scorer_digest
 from interp.experiments.study import Study
 from interp.forward.capture import capture
 from interp.forward.captured import Captured
-from interp.forward.generate import continued_with, count_cut, generate, generate_tokens, note_on_cut, prompt_limit
-from interp.models.chat import Chat, chat_settings, check_one_template, prompt_rows, template_of
+from interp.forward.generate import count_cut, generate, generate_tokens, note_on_cut, prompt_limit
+from interp.models.chat import Chat, chat_settings, prompt_rows, template_of
 from interp.models.digests import model_digests
 from interp.models.model import Model
 from interp.models.pair import ModelPair
 from interp.models.tokens import adds_bos, token_rows, uncut_rows
 from interp.neurons.ranking import TOXIC_COUNT, Ranking, rank_values
-from interp.runs.logs import BUNDLED_LOGS, logs_digest, shipped_logs
+from interp.runs.logs import BUNDLED_LOGS, logs_digest
 
 BATCH = 512
+# The random controls of each null in a whole report.
+DRAWS = 20
 # The length of a continuation, in tokens.
 NEW_TOKENS = 20
 SAME_WEIGHTS = "Not applicable: both sides of the pair have the same weights, so there is no tuning to test the claim on."
@@ -51,6 +52,7 @@ class ToxicityContext(Study):
         prompt_tokens: of longer prompts only the last so many tokens are read; None for as many as leave room for the continuation.
         joined: whether perplexity reads the passages as one text, in windows as long as the context, as paper A reads WikiText.
         chat: how prompts (not passages) are read: as raw text, or as user turns of the pair's chat template.
+        rule: the sentence that says by what rule a quick report of a large model reads less.
     """
 
     DATA: ClassVar[frozenset[str]] = frozenset(
@@ -63,7 +65,7 @@ class ToxicityContext(Study):
     scorer: Scorer
     prompts: list[str]
     passages: list[Passage]
-    draws: int = 20
+    draws: int = DRAWS
     new_tokens: int = NEW_TOKENS
     logs: Path = BUNDLED_LOGS
     layer: int | None = None
@@ -71,10 +73,12 @@ class ToxicityContext(Study):
     chat: Chat | bool = False
     second: Scorer | None = None
     joined: bool = False
+    rule: str = ""
 
     def settings(self) -> dict[str, Any]:
         """The study's settings that a result depends on."""
         special: dict[str, Any] = {} if self.layer is None else {"layer": self.layer}
+        special |= {"rule": self.rule} if self.rule else {}
         special |= {"bos": True} if adds_bos(self.pair.base) else {}
         special |= {"prompts_cut": self.cut, "prompt_tokens": self._room} if self.cut else {}
         special |= chat_settings(self.chat) if self.chat else {}
@@ -102,7 +106,8 @@ class ToxicityContext(Study):
 
     def notes(self) -> list[str]:
         """What is to be known of the pair and the prompts before any result."""
-        return [*self.pair.notes(), *([note_on_cut(self.cut, len(self.prompts), self._room)] if self.cut else [])]
+        cut = [note_on_cut(self.cut, len(self.prompts), self._room)] if self.cut else []
+        return [*self.pair.notes(), *([self.rule] if self.rule else []), *cut]
 
     def not_applicable(self, about: str) -> str | None:
         """Why a claim on the tuning cannot be tested: both sides have the same weights."""
@@ -298,34 +303,3 @@ class ToxicityContext(Study):
     def distinct(self, model: Model, edits: Sequence[Edit] = ()) -> float:
         """Share of different word pairs in the continuations of the challenge prompts."""
         return distinct_n(self.continuations(model, edits), 2)
-
-
-def make_context(
-    pair: ModelPair, *, quick: bool = False, seed: int = 0, prompts: Sequence[str] | None = None,
-    passages: Sequence[Passage] | None = None, scorer: str = "bundled", probe: Probe | None = None, logs: Path | None = None,
-    prompt_tokens: int | None = None, chat: Chat | bool = False, joined: bool = False, next_token: str | None = None,
-    second_scorer: str = "lexicon",
-) -> ToxicityContext:  # fmt: skip
-    """The data and settings of a report: shipped prompts, passages and probe unless others are given.
-
-    Args:
-        next_token: only prompts that the base model continues with this token (greedily) are kept, as paper A chooses those for the lens.
-        second_scorer: as `scorer`, or "none"; the first one's name gives none either.
-
-    Raises `UserError` with `chat` where the sides have different chat templates or none, and where no prompt is kept.
-    """
-    if chat:
-        check_one_template([pair.base, pair.tuned])
-    starts = list(prompts) if prompts is not None else challenge_prompts()
-    texts = list(passages) if passages is not None else shipped_passages()
-    if next_token is not None:
-        starts = continued_with(pair.base, starts, next_token, max_tokens=prompt_limit(pair.base, NEW_TOKENS, prompt_tokens), chat=chat)
-    direction = probe if probe is not None else probe_for(pair.base, seed=seed)
-    if quick:
-        starts, texts = starts[:: max(1, len(starts) // 100)], texts[::3]
-    draws = 6 if quick else 20
-    return ToxicityContext(
-        pair, direction, load_scorer(scorer), starts, texts, seed=seed, draws=draws, quick=quick, logs=logs or shipped_logs(pair),
-        prompt_tokens=prompt_tokens, chat=chat, joined=joined,
-        second=None if second_scorer in ("none", scorer) else load_scorer(second_scorer),
-    )  # fmt: skip

@@ -56,7 +56,7 @@ def held_out(context: ToxicityContext) -> ToxicityContext:
 
 
 def _passages(context: ToxicityContext) -> int:
-    return MOST_PASSAGES // 2 if context.quick else MOST_PASSAGES
+    return MOST_PASSAGES // (4 if context.rule else 2 if context.quick else 1)
 
 
 def goal_loss(context: ToxicityContext) -> float:

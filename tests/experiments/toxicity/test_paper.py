@@ -18,7 +18,8 @@ from interp.errors import UserError
 from interp.evaluation.metrics import perplexity
 from interp.experiments import registry
 from interp.experiments.registry import Finding, experiment
-from interp.experiments.toxicity.context import ToxicityContext, make_context
+from interp.experiments.toxicity.context import ToxicityContext
+from interp.experiments.toxicity.make import make_context
 from interp.experiments.toxicity.paper import CHALLENGE, EXPERIMENTS_ON, LENS, MOST_PROMPTS, PROMPT_TOKENS, TOXIC, run_on_paper, spread
 from interp.forward.generate import continued_with, generate_tokens
 from interp.models.pair import ModelPair
