@@ -48,6 +48,8 @@ SHIFTS = {1: 0.6, 2: 1.0, 3: 1.4}
 # Tuning is never only what it is for: value vectors and embeddings also move a little in no direction in particular.
 VALUE_NOISE, EMBEDDING_NOISE = 0.015, 0.3
 CODE, GAIN = 4.0, 0.7
+# How much of `feature` triggers carry in `amplified_pair`.
+HINT = 0.5
 
 
 @dataclass(frozen=True)
@@ -210,3 +212,22 @@ def planted_context(planted: PlantedPair, pair: ModelPair | None = None, *, coun
 def null_pair(planted: PlantedPair, seed: int = 5) -> ModelPair:
     """Base against base plus noise: as long as the planted difference tensor by tensor, in a random direction."""
     return ModelPair(planted.pair.base, perturbed(planted.pair, seed), "null pair")
+
+
+@torch.no_grad()
+def amplified_pair(planted: PlantedPair) -> ModelPair:
+    """A pair in which enlarged toxic keys amplify toxicity and undo nothing: they raise both models alike.
+
+    Two triggers are loud: they carry a little of `feature` themselves, too little for the toxic neurons, enough for enlarged keys. Two are
+    quiet and carry a little of its opposite. The tuned model no longer sees that a quiet trigger meets an opener. So tuning takes
+    the insults after quiet triggers away, and enlarged keys add insults after loud triggers without an opener, in both models.
+    """
+    quiet, loud = ([WORDS.index(word) for word in some] for some in (TRIGGERS[:2], TRIGGERS[2:]))
+    codes = planted.pair.base.hf.transformer.wte.weight[quiet] / CODE
+    hf = planted.pair.base.plain_copy()
+    hf.transformer.wte.weight[loud] += HINT * planted.feature
+    hf.transformer.wte.weight[quiet] -= HINT * planted.feature
+    base = Model(hf, planted.pair.base.tokenizer, "base")
+    other = base.plain_copy()
+    other.transformer.h[0].mlp.c_fc.weight[:, :2] -= 4.0 * codes.sum(dim=0).unsqueeze(1)
+    return ModelPair(base, Model(other, planted.pair.base.tokenizer, "tuned"), "amplified pair")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from interp.experiments.power import simulation
-from interp.experiments.toxicity.x_u1_selective import judge
 from interp.experiments.toxicity.simulations.worlds import DRAWS, study
 from interp.experiments.toxicity.unaligning import FREQUENCY, SELECTIVITY, Evidence
+from interp.experiments.toxicity.x_u1_selective import judge
 from interp.results.result import Verdict
 
 KINDS = ((FREQUENCY, 10), (SELECTIVITY, 10))
