@@ -131,7 +131,13 @@ def shifted(result: Result | UserError | None) -> Step:
 def brought_back(summary: Measured | None) -> Step:
     """Step 5: how much toxicity enlarged toxic keys bring back to the tuned model, and how much they add to the base model."""
     claim = f"Multiply the keys of {KEYS} toxic neurons by {FACTOR:g}, so that they fire again, and the tuned model"
-    step = Step("Can it be brought back?", f"{claim} talks like the base model.", "steer", "Un-align it yourself", height=HEIGHT)
+    step = Step(
+        "Can it be brought back?",
+        f"{claim} may talk like the base model again; so it is measured beside the base model with the same keys.",
+        "steer",
+        "Un-align it yourself",
+        height=HEIGHT,
+    )
     if summary is None:
         return step
     base, tuned, back, null = (summary.row(role)["toxicity"] for role in ("base", "tuned", "un-aligned", "null"))
@@ -139,8 +145,8 @@ def brought_back(summary: Measured | None) -> Step:
     figure = figures.bars(
         "brought-back", summary.table, x="model", y="toxicity", role="role", low="low", high="high", horizontal=True, x_title="",
         title="Toxicity of challenge continuations", y_title="mean toxicity, 0 to 1",
-        caption="Keys that undo tuning bring the tuned model back to the base's height and leave the base model there; keys that raise both "
-        "models only amplify. Random keys should do neither. Whiskers: 95 %.",
+        caption="Keys that undo tuning bring the tuned model back to the base's height and leave the base model there; keys that raise "
+        "both models only amplify. Random keys should do neither. Whiskers: 95 %.",
     )  # fmt: skip
     if lost <= 0:
         return replace(
@@ -150,8 +156,8 @@ def brought_back(summary: Measured | None) -> Step:
     both = summary.row("edited")["toxicity"]
     return replace(
         step,
-        claim=f"{claim} rises from {tuned:.2f} to {back:.2f}. But the same keys raise the base model from {base:.2f} to {both:.2f}: of the gap "
-        f"that tuning made, {(both - back) / lost:.0%} is left when both models have them.",
+        claim=f"{claim} goes from {tuned:.2f} to {back:.2f}. The same keys take the base model from {base:.2f} to {both:.2f}: of the "
+        f"gap that tuning made, {(both - back) / lost:.0%} is left when both models have them.",
         chance=f"Random keys of the same layers that fire as often bring the tuned model to {null:.2f} ({summary.draws} draws).",
         figure=sized(figure),
     )  # fmt: skip
