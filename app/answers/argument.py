@@ -140,9 +140,15 @@ def _alike_by_chance(result: Result, null: float) -> str:
 
 
 def brought_back(summary: Measured | None) -> Step:
-    """Step 5: how much toxicity enlarged toxic keys bring back to the tuned model."""
+    """Step 5: how much toxicity enlarged toxic keys bring back to the tuned model, and how much they add to the base model."""
     claim = f"Multiply the keys of {KEYS} toxic neurons by {FACTOR:g}, so that they fire again, and the tuned model"
-    step = Step("So it can be brought back", f"{claim} talks like the base model.", "steer", "Un-align it yourself", height=HEIGHT)
+    step = Step(
+        "Can it be brought back?",
+        f"{claim} may talk like the base model again; so it is measured beside the base model with the same keys.",
+        "steer",
+        "Un-align it yourself",
+        height=HEIGHT,
+    )
     if summary is None:
         return step
     base, tuned, back, null = (summary.row(role)["toxicity"] for role in ("base", "tuned", "un-aligned", "null"))
@@ -150,17 +156,20 @@ def brought_back(summary: Measured | None) -> Step:
     figure = figures.bars(
         "brought-back", summary.table, x="model", y="toxicity", role="role", low="low", high="high", horizontal=True, x_title="",
         title="Toxicity of challenge continuations", y_title="mean toxicity, 0 to 1",
-        caption="Enlarged toxic keys should bring the tuned model back to the base's height; random keys not. Whiskers: 95 %.",
+        caption="Keys that undo tuning bring the tuned model back to the base's height and leave the base model there; keys that raise "
+        "both models only amplify. Random keys should do neither. Whiskers: 95 %.",
     )  # fmt: skip
     if lost <= 0:
         return replace(
             step, claim=f"{claim} scores {back:.2f}; but on these prompts tuning lowered nothing that could come back.",
             chance=f"Random keys scaled alike: {null:.2f}.", figure=sized(figure),
         )  # fmt: skip
+    both = summary.row("edited")["toxicity"]
     return replace(
         step,
-        claim=f"{claim} gets {(back - tuned) / lost:.0%} of its lost toxicity back: {tuned:.2f} becomes {back:.2f} (base {base:.2f}).",
-        chance=f"Random keys of the same layers that fire as often bring {(null - tuned) / lost:.0%} back ({summary.draws} draws).",
+        claim=f"{claim} goes from {tuned:.2f} to {back:.2f}. The same keys take the base model from {base:.2f} to {both:.2f}: of the "
+        f"gap that tuning made, {(both - back) / lost:.0%} is left when both models have them.",
+        chance=f"Random keys of the same layers that fire as often bring the tuned model to {null:.2f} ({summary.draws} draws).",
         figure=sized(figure),
     )  # fmt: skip
 

@@ -18,6 +18,7 @@ import streamlit as st
 from app import jobs, settings, state
 from app.answers.summary import (
     ARGUED,
+    BOTH,
     RANDOM,
     UNALIGNED,
     Measured,
@@ -106,17 +107,20 @@ def toxicity(text: str) -> float:
 
 
 def measure(source: Source, step: Step) -> Measured:
-    """Toxicity and perplexity of base, tuned, un-aligned and random keys, on some of the held-out prompts (a job)."""
+    """Toxicity and perplexity of base, tuned, un-aligned, edited base and random keys, on some of the held-out prompts (a job)."""
     sizes = settings.sizes()
     draws = sizes.control_draws
-    total = 4 + draws
+    total = 5 + draws
     step("the keys that fire on provocation", 0, total)
     pair, edits, chosen = state.load_pair(source), unaligned(source), keys(source)
     # The odd prompts decide which keys are scaled.
     prompts = challenge_prompts()[::2][:: sizes.prompt_step]
     context = ToxicityContext(pair, state.probe(source), state.scorer(), prompts, passages()[:: sizes.passage_step], new_tokens=NEW_TOKENS)
     rows, scores = [], {}
-    models = (("base", "base", pair.base, ()), ("tuned", "tuned", pair.tuned, ()), ("un-aligned", UNALIGNED, pair.tuned, edits))
+    models = (
+        ("base", "base", pair.base, ()), ("tuned", "tuned", pair.tuned, ()), ("un-aligned", UNALIGNED, pair.tuned, edits),
+        ("edited", BOTH, pair.base, edits),
+    )  # fmt: skip
     for place, (role, name, model, applied) in enumerate(models):
         step(name, 1 + place, total)
         scores[role] = context.toxicity(model, applied)
@@ -127,7 +131,7 @@ def measure(source: Source, step: Step) -> Measured:
     near = rank_values(pair.tuned, context.direction, top=min(TOXIC_COUNT, pair.tuned.n_layers * pair.tuned.d_mlp)).neurons
     drawn, prices = [], []
     for draw in range(draws):
-        step(f"random keys, draw {draw + 1} of {draws}", 4 + draw, total)
+        step(f"random keys, draw {draw + 1} of {draws}", 5 + draw, total)
         random = (Edit.scale_keys(frequency_matched(chosen, rates, seed=draw, exclude=_spare(near, chosen, pair.tuned.d_mlp)), FACTOR),)
         drawn.append(context.toxicity(pair.tuned, random))
         prices.append(context.perplexity(pair.tuned, random).value)

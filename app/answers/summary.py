@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from interp.models.model import Neuron
 
 UNALIGNED = f"un-aligned: {KEYS} toxic keys × {FACTOR:g}"
+BOTH = f"base, the same {KEYS} keys × {FACTOR:g}"
 RANDOM = f"random keys × {FACTOR:g} (null)"
 ARGUED = ("A-E2", "A-E9", "A-E10")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The pair in numbers: a row for base, tuned, un-aligned and, as the null, random keys scaled alike.
+    """The pair in numbers: a row for base, tuned, un-aligned, the base model with the same edit and, as the null, random keys.
 
     Columns of `table`: role, model, toxicity, low, high, perplexity. `shows` counts the prompts on which all three show: toxic, tuned
     away, and back (none from a report, which keeps no single prompts).
@@ -69,7 +70,8 @@ def measured_by_report(source: Source) -> Measured | None:
         return None
     rows = []
     kinds = (
-        ("base", "base", "base"), ("tuned", "tuned", "tuned"), ("un-aligned", f"selective {KEYS}", UNALIGNED), ("null", "random", RANDOM),
+        ("base", "base", "base"), ("tuned", "tuned", "tuned"), ("un-aligned", f"selective {KEYS}", UNALIGNED),
+        ("edited", "base, same keys", BOTH), ("null", "random", RANDOM),
     )  # fmt: skip
     try:
         for role, key, label in kinds:

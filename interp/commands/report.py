@@ -68,7 +68,7 @@ def report(
     from interp.experiments.run import run_report
     from interp.experiments.study import Studies
     from interp.experiments.toxicity.context import NEW_TOKENS, ToxicityContext
-from interp.experiments.toxicity.make import make_context
+    from interp.experiments.toxicity.make import make_context
     from interp.experiments.toxicity.paper import run_on_paper
     from interp.experiments.user_files import read_experiments
     from interp.models.chat import chat_settings

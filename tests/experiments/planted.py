@@ -56,6 +56,8 @@ VALUE_NOISE, EMBEDDING_NOISE = 0.015, 0.3
 CODE, GAIN = 4.0, 0.7
 # In `direct_pair`: how far `toxic` is lowered for each unit of SHIFTS, and the share of the planted shift of `feature` that is left.
 DIRECT_TOXIC, DIRECT_FEATURE = 1.4, 0.1
+# How much of `feature` triggers carry in `amplified_pair`.
+HINT = 0.5
 
 
 @dataclass(frozen=True)
@@ -253,3 +255,22 @@ def with_controls(context: ToxicityContext, controls: Mapping[str, Model], folde
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "controls.json").write_text(json.dumps(plain(table)), encoding="utf-8")
     return context.varied(logs=folder)
+
+
+@torch.no_grad()
+def amplified_pair(planted: PlantedPair) -> ModelPair:
+    """A pair in which enlarged toxic keys amplify toxicity and undo nothing: they raise both models alike.
+
+    Two triggers are loud: they carry a little of `feature` themselves, too little for the toxic neurons, enough for enlarged keys. Two are
+    quiet and carry a little of its opposite. The tuned model no longer sees that a quiet trigger meets an opener. So tuning takes
+    the insults after quiet triggers away, and enlarged keys add insults after loud triggers without an opener, in both models.
+    """
+    quiet, loud = ([WORDS.index(word) for word in some] for some in (TRIGGERS[:2], TRIGGERS[2:]))
+    codes = planted.pair.base.hf.transformer.wte.weight[quiet] / CODE
+    hf = planted.pair.base.plain_copy()
+    hf.transformer.wte.weight[loud] += HINT * planted.feature
+    hf.transformer.wte.weight[quiet] -= HINT * planted.feature
+    base = Model(hf, planted.pair.base.tokenizer, "base")
+    other = base.plain_copy()
+    other.transformer.h[0].mlp.c_fc.weight[:, :2] -= 4.0 * codes.sum(dim=0).unsqueeze(1)
+    return ModelPair(base, Model(other, planted.pair.base.tokenizer, "tuned"), "amplified pair")

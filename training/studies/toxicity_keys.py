@@ -32,7 +32,7 @@ from interp.models.tokens import token_rows
 from interp.neurons.firing import firing_rates, selective_first
 from interp.neurons.ranking import TOXIC_COUNT, rank_values, values_at
 from interp.neurons.vocabulary import top_tokens
-from interp.stats.intervals import bootstrap_difference
+from interp.stats.intervals import bootstrap_ratio
 from interp.stats.nulls import frequency_matched
 from interp.steering.unalign import FACTOR, KEYS
 from training.pairs import challenge_prefixes
@@ -71,16 +71,16 @@ def study(
         return scorer.score(generate(model, prompts, edits=edits, batch_size=256))["toxicity"].to_numpy().astype(float)
 
     before, after = toxicity(pair.base), toxicity(pair.tuned)
-    lost, plain = before.mean() - after.mean(), perplexity(pair.tuned, texts).value
-    if lost <= 0:
+    plain = perplexity(pair.tuned, texts).value
+    if before.mean() <= after.mean():
         raise UserError("tuning did not lower toxicity on these prompts", "there is nothing to bring back")
     rows = []
     for name, count, factor in choices:
         edits = [Edit.scale_keys(orders[name][:count], factor)]
-        back = bootstrap_difference(toxicity(pair.tuned, edits), after)
+        back = bootstrap_ratio(toxicity(pair.tuned, edits) - after, before - after)
         cost = perplexity(pair.tuned, texts, edits=edits).value / plain
-        rows.append((name, count, factor, back.value / lost, back.low / lost, back.high / lost, cost))
-        say(f"{name}, {count} keys x {factor:g}: {back.value / lost:.0%} returned, perplexity x {cost:.3f}")
+        rows.append((name, count, factor, back.value, back.low, back.high, cost))
+        say(f"{name}, {count} keys x {factor:g}: {back.value:.0%} returned, perplexity x {cost:.3f}")
     return pd.DataFrame(rows, columns=["order", "keys", "factor", "returned", "low", "high", "perplexity ratio"])
 
 

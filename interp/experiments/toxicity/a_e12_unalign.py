@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -134,7 +135,9 @@ def _verdict_1(
 ) -> Verdict:
     """Version 1, with the count that it chose: the larger one only where it alone returns enough at a low enough price."""
     tuned = context.pair.tuned
-    part_lost = unaligning.lost_toxicity(part)
+    part_lost = float(part.toxicity(context.pair.base).mean() - part.toxicity(tuned).mean())
+    # Few prompts can have lost nothing although all of them did: then no share is defined, and the rule decides nothing.
+    part_lost = part_lost if part_lost > 0 else math.nan
 
     def back(measured: ToxicityContext, neurons: list[Neuron]) -> float:
         return float(measured.toxicity(tuned, _scaled(neurons, FACTOR)).mean() - measured.toxicity(tuned).mean())

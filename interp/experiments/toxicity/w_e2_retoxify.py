@@ -135,7 +135,8 @@ def judge_1(evidences: Sequence[Evidence], seed: int = 0) -> Verdict:
         own, drawn = each.cells.tuned_edited, [cells.tuned_edited for cells in each.controls[CONTROL]]
         single = [bootstrap_difference(own, other, seed=seed).low for other in drawn]
         above |= bootstrap_difference(own, np.mean(drawn, axis=0), seed=seed).low > 0
-        holds |= each.cells.rise_in_tuned.mean() / each.cells.lost.mean() >= LEAST_RETURN and min(single) > 0
+        returned = float(each.cells.rise_in_tuned.mean() / each.cells.lost.mean())
+        holds |= returned >= LEAST_RETURN and min(single) > 0
     return "holds" if holds else "inconclusive" if above else "fails"
 
 

@@ -41,9 +41,9 @@ def judge(evidence: Evidence, *, draws: int = 2000, seed: int = 0) -> Verdict:
 
 def judge_1(evidence: Evidence) -> Verdict:
     """The verdict under version 1: by what the tuned model alone returns, beside random keys that fire as often."""
-    lost = evidence.cells.lost.mean()
-    returned = evidence.cells.rise_in_tuned.mean() / lost
-    null = [cells.rise_in_tuned.mean() / lost for cells in evidence.controls[FREQUENCY]]
+    lost = float(evidence.cells.lost.mean())
+    returned = float(evidence.cells.rise_in_tuned.mean()) / lost
+    null = [float(cells.rise_in_tuned.mean()) / lost for cells in evidence.controls[FREQUENCY]]
     if returned >= 0.8 and evidence.ratio <= 1.03 and np.mean(null) < 0.2:
         return "holds"
     return "fails" if returned <= max(null) else "inconclusive"

@@ -39,7 +39,7 @@ def fragility(rng: np.random.Generator) -> Verdict:
     return _verdict(rng, _study(rng, 0.44, 0.44, random=(0.0, 0.25)))
 
 
-@simulation("X-U1", "as measured on the bundled pair: the edit adds 0.20 to the tuned and 0.16 to the base model", "false")
+@simulation("X-U1", "as measured on the bundled pair: the edit adds 0.20 to the tuned and 0.16 to the base model", "between")
 def measured(rng: np.random.Generator) -> Verdict:
     """A sixth of the lost toxicity comes back beyond what the base model rises."""
     return _verdict(rng, _study(rng, 0.60, 0.395))
