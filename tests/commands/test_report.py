@@ -13,6 +13,8 @@ from interp.cli import app
 from interp.data.paper import FILES
 from interp.directions.probe import fit_probe, save_probe
 from interp.models.loading import load_model
+from tests.conftest import CONFIGS, make_hf, save
+from tests.models.test_tokens import bos_tokenizer
 
 PROMPTS = [
     "the green river walks under seven",
@@ -65,9 +67,22 @@ def test_the_papers_material_stands_beside_the_report_where_it_is_asked_for(word
 
 
 def test_a_report_on_own_prompts_leaves_the_papers_out_unless_asked(words: list[str], tmp_path: Path) -> None:
-    assert run([*words, "--out", "r", "--bos"])["prompt_sets"] == []
-    record = json.loads((tmp_path / "r" / "report.json").read_text(encoding="utf-8"))
-    assert record["experiments"][0]["settings"]["bos"] is True
+    assert run([*words, "--out", "r"])["prompt_sets"] == []
     assert not (tmp_path / "r" / "paper.json").exists()
     (tmp_path / "data" / FILES[0]).unlink()
     assert "--paper was given, and BYPASS_DATA names no folder" in run([*words, "--out", "r", "--paper"], code=2)
+
+
+def test_bos_is_an_option_of_the_report(words: list[str], tmp_path: Path) -> None:
+    tokenizer = bos_tokenizer()
+    folders = [str(save(make_hf(CONFIGS["gpt2"](), tokenizer, seed=seed), tokenizer, tmp_path / f"with-bos-{seed}")) for seed in (0, 1)]
+    base = load_model(folders[0])
+    save_probe(fit_probe(base, [f"{text} {n}" for n in range(8) for text in PROMPTS], [n % 2 for n in range(32)]), tmp_path / "own-probe")
+    at = words.index("--pair")
+    words[at + 1 : at + 5] = [*folders, "--probe", "own-probe"]
+    statistics = []
+    for option, bos in (("--bos", True), ("--no-bos", None)):
+        statistics.append(run([*words, option, "--out", f"r{option}"])["experiments"][0]["statistic"])
+        record = json.loads((tmp_path / f"r{option}" / "report.json").read_text(encoding="utf-8"))
+        assert record["experiments"][0]["settings"].get("bos") is bos
+    assert statistics[0] != statistics[1]
