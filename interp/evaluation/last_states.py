@@ -19,7 +19,7 @@ from interp.evaluation.metrics import TextLoss
 from interp.forward.capture import capture
 from interp.models.frames import Frame
 from interp.models.model import Model
-from interp.models.tokens import batches, pad
+from interp.models.tokens import batches, pad, uncut_rows
 from interp.models.unembed import unembed
 
 
@@ -39,6 +39,13 @@ def last_states(model: Model, rows: Sequence[Sequence[int]]) -> list[Float[Tenso
         return []
     states = capture(model, rows, [last_site(model)], positions="all")[last_site(model)]
     return [state[: len(row)].clone() for state, row in zip(states, rows, strict=True)]
+
+
+def joined_windows(model: Model, texts: Sequence[str], most: int) -> list[list[int]]:
+    """The token ids of about `most` evenly spread windows, as long as the context, of all texts joined into one."""
+    ids, step = uncut_rows(model, ["\n\n".join(texts)])[0], model.context - 1
+    windows = [ids[start : start + model.context] for start in range(0, len(ids) - 1, step)]
+    return windows[:: max(1, len(windows) // most)]
 
 
 @torch.no_grad()

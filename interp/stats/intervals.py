@@ -132,7 +132,7 @@ def bootstrap_auc_difference(labels: Any, first: Any, second: Any, *, draws: int
         on_positive, on_negative = draw_counts(rng, count, positives), draw_counts(rng, count, negatives)
         one, other = (_weighted_auc(*side, on_positive, on_negative) for side in sides)
         resampled.append(one - other)
-    low, high = np.quantile(np.concatenate(resampled), _tails(level))
+    low, high = np.quantile(np.concatenate(resampled), tails(level))
     return Interval(auc(labels, first) - auc(labels, second), float(low), float(high), positives + negatives)
 
 

@@ -251,8 +251,8 @@ def _among_nearest(
         if not near:
             raise UserError(f"layer {layer} has no other neurons left to draw from", "exclude fewer neurons")
         if norms is not None:
-            differences = (norms[layer] - norms[layer][index]).abs()
-            near = sorted(near[: candidates * 3 // 2], key=lambda other, differences=differences: float(differences[other]))
+            differences = (norms[layer] - norms[layer][index]).abs().tolist()
+            near = sorted(near[: candidates * 3 // 2], key=differences.__getitem__)
         near = near[:candidates]
         chosen = (layer, near[int(torch.randint(len(near), (1,), generator=generator))])
         excluded.add(chosen)

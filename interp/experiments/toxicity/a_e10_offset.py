@@ -117,7 +117,9 @@ def run(context: ToxicityContext) -> Finding:
 def _trained_cosines(context: ToxicityContext) -> dict[str, Interval]:
     """The mean cosine of the shifts of two prompts in each logged control run; one in which nothing moved has none."""
     return {
-        name_of_run(run): Interval(*(number(run[f"consistency{end}"]) for end in ("", "_low", "_high")), len(context.prompts))
+        name_of_run(run): Interval(
+            number(run["consistency"]), number(run["consistency_low"]), number(run["consistency_high"]), len(context.prompts)
+        )
         for run in null_runs(context)
         if run.get("consistency") is not None
     }

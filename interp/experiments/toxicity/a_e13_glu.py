@@ -134,11 +134,11 @@ def run(context: ToxicityContext) -> Finding:
         for i in range(3 if context.quick else max(4, context.draws // 2))
     ]
     raised, nulls, ends, passed, above = {}, {}, {}, [], []
-    sides: dict[str, tuple[Model, Sequence[Edit]]] = {"base": (base, ()), "tuned": (tuned, ())}
+    judged: dict[str, tuple[Model, Sequence[Edit]]] = {"base": (base, ()), "tuned": (tuned, ())}
     ways: list[list[Way]] = [[] for _ in range(1 if held_out.second is None else 2)]
     for name, make in (("gates set to 1", gates_open), (f"linear part × {FACTOR:g}", linear_scaled)):
         context.say(name)
-        sides[f"tuned, {name}"] = (tuned, make(neurons))
+        judged[f"tuned, {name}"] = (tuned, make(neurons))
         row = shared.row_of(held_out, f"un-aligned: {len(neurons)} toxic neurons, {name}", tuned, make(neurons), role="un-aligned")
         amplified = shared.row_of(held_out, f"base: the same neurons, {name}", base, make(neurons), role="null")
         null = [held_out.toxicity(tuned, make(some)) for some in drawn]
@@ -193,7 +193,7 @@ def run(context: ToxicityContext) -> Finding:
         {
             "models": shown,
             "parts": parts,
-            "second scorer": beside(held_out, sides),
+            "second scorer": beside(held_out, judged),
         },
         (bars, gate, linear),
         {"neurons": [f"{a}.{b}" for a, b in neurons], "draws": len(drawn)},

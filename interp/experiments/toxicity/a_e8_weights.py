@@ -74,11 +74,11 @@ def percentiles_beside_random(context: ToxicityContext) -> pd.DataFrame:
 def mean_cosines(context: ToxicityContext) -> dict[str, float]:
     """The mean cosine of the toxic neurons' keys, and of their values, with what they were before tuning."""
     base, tuned = context.pair.base, context.pair.tuned
-    pairs = {
-        part: [read(model, context.ranking.neurons).double().cpu() for model in (base, tuned)]
+    neurons = context.ranking.neurons
+    return {
+        part: float(torch.cosine_similarity(read(base, neurons).double().cpu(), read(tuned, neurons).double().cpu(), dim=1).mean())
         for part, read in (("key", keys_at), ("value", values_at))
     }
-    return {part: float(torch.cosine_similarity(*sides, dim=1).mean()) for part, sides in pairs.items()}
 
 
 @experiment(

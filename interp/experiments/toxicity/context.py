@@ -16,8 +16,8 @@ from interp.data.texts import Passage
 from interp.directions.probe import Probe
 from interp.edits.edit import Edit
 from interp.errors import UserError
-from interp.evaluation.last_states import acts_last, last_states, losses_from_states
-from interp.evaluation.metrics import Perplexity, TextLoss, distinct_n, f1_of, perplexity_of, text_losses
+from interp.evaluation.last_states import acts_last, joined_windows, last_states, losses_from_states
+from interp.evaluation.metrics import Perplexity, TextLoss, distinct_n, f1_of, perplexity, perplexity_of, text_losses
 from interp.evaluation.toxicity import Scorer, scorer_digest
 from interp.experiments.study import Study
 from interp.forward.capture import capture
@@ -237,18 +237,14 @@ class ToxicityContext(Study):
     def _passage_rows(self, model: Model, passages: Sequence[Passage]) -> list[list[int]]:
         return token_rows(model, [passage.text for passage in passages], max_tokens=model.context)
 
-    def _windows(self, model: Model) -> list[list[int]]:
-        """The token ids of about 60 windows of all passages joined."""
-        ids, step = uncut_rows(model, ["\n\n".join(passage.text for passage in self.passages)])[0], model.context - 1
-        windows = [ids[start : start + model.context] for start in range(0, len(ids) - 1, step)]
-        return windows[:: max(1, len(windows) // 60)]
-
     def final_states(self, model: Model) -> tuple[Tensor, Tensor]:
         """The last residual stream at every position of some passages (`token d_model`), and the token that follows each."""
 
         def read() -> tuple[Tensor, Tensor]:
             some = self.passages[:: max(1, len(self.passages) // 60)]
-            rows = self._windows(model) if self.joined else self._passage_rows(model, some)
+            rows = (
+                joined_windows(model, [passage.text for passage in self.passages], 60) if self.joined else self._passage_rows(model, some)
+            )
             by_row = last_states(model, rows) if self.joined else self._states(model, some)
             states = torch.cat([state[:-1] for state in by_row])
             return states.to(model.device, model.dtype), torch.tensor([token for row in rows for token in row[1:]], device=model.device)

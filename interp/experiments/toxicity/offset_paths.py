@@ -250,7 +250,7 @@ def trained_effects(context: ToxicityContext, side: Side) -> list[TrainedEffect]
 
 def _effect(record: Mapping[str, Any], second: bool) -> Effect:
     first, other = (
-        Interval(*(number(record[f"{prefix}{end}"]) for end in ("share", "low", "high")), record["n"])
+        Interval(number(record[f"{prefix}share"]), number(record[f"{prefix}low"]), number(record[f"{prefix}high"]), record["n"])
         if f"{prefix}share" in record and (second or not prefix)
         else None
         for prefix in ("", "second_")

@@ -49,7 +49,8 @@ def neuron_rows(context: ToxicityContext, held_out: ToxicityContext, goal: float
     states = context.mean_states(base)
     activity = {layer: states[f"mlp_post.{layer}"].double().mean(dim=0) for layer, _ in toxic}
     active = activity_matched(base, toxic, activity, seed=context.seed, exclude=context.ranking.neurons)
-    ways, controls = [], []
+    ways: list[dict[str, Any]] = []
+    controls: list[dict[str, Any]] = []
     for factor in (matched, *FACTORS):
         kind, name = "way" if factor == matched else "way, not matched", effect_of(factor)
         control = f"base with equally active neurons {name} (null)"

@@ -189,7 +189,7 @@ def _sentence(
     beside_it = ", ".join(
         f"{item.run}{' scaled to its length' if item.scaled else ''} {percent(item.effect.share.value)}" for item in logged if item.decides
     )
-    nulls = f"permuted and random vectors {percent(np.mean(untrained))}, at most {percent(max(untrained))}; offsets of control runs: {beside_it or 'none'}"
+    nulls = f"permuted and random vectors {percent(float(np.mean(untrained)))}, at most {percent(max(untrained))}; offsets of control runs: {beside_it or 'none'}"
     reached = f"directly at the logits {direct}, through the blocks from layer {layer} on {later}"
     end = "" if logged else f" {NO_TRAINED}"
     return f"{doing} {percent(share.value)} [{percent(share.low)}, {percent(share.high)}] {of} ({reached}; {nulls}).{end}"
