@@ -241,11 +241,12 @@ class ToxicityContext(Study):
         """The last residual stream at every position of some passages (`token d_model`), and the token that follows each."""
 
         def read() -> tuple[Tensor, Tensor]:
-            some = self.passages[:: max(1, len(self.passages) // 60)]
-            rows = (
-                joined_windows(model, [passage.text for passage in self.passages], 60) if self.joined else self._passage_rows(model, some)
-            )
-            by_row = last_states(model, rows) if self.joined else self._states(model, some)
+            if self.joined:
+                rows = joined_windows(model, [passage.text for passage in self.passages], 60)
+                by_row = last_states(model, rows)
+            else:
+                some = self.passages[:: max(1, len(self.passages) // 60)]
+                rows, by_row = self._passage_rows(model, some), self._states(model, some)
             states = torch.cat([state[:-1] for state in by_row])
             return states.to(model.device, model.dtype), torch.tensor([token for row in rows for token in row[1:]], device=model.device)
 
