@@ -230,12 +230,9 @@ class ToxicityContext(Study):
         """The residual stream that leaves the last block at every position of each passage."""
 
         def make(some: list[Passage]) -> list[Tensor]:
-            return last_states(model, self._passage_rows(model, some))
+            return last_states(model, token_rows(model, [passage.text for passage in some], max_tokens=model.context))
 
         return self.measured_items("states of passages", passages, make, of=model)
-
-    def _passage_rows(self, model: Model, passages: Sequence[Passage]) -> list[list[int]]:
-        return token_rows(model, [passage.text for passage in passages], max_tokens=model.context)
 
     def final_states(self, model: Model) -> tuple[Tensor, Tensor]:
         """The last residual stream at every position of some passages (`token d_model`), and the token that follows each."""
@@ -246,7 +243,7 @@ class ToxicityContext(Study):
                 by_row = last_states(model, rows)
             else:
                 some = self.passages[:: max(1, len(self.passages) // 60)]
-                rows, by_row = self._passage_rows(model, some), self._states(model, some)
+                rows, by_row = token_rows(model, [passage.text for passage in some], max_tokens=model.context), self._states(model, some)
             states = torch.cat([state[:-1] for state in by_row])
             return states.to(model.device, model.dtype), torch.tensor([token for row in rows for token in row[1:]], device=model.device)
 
