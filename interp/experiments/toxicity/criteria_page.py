@@ -22,7 +22,7 @@ What decides each verdict, in every version that is judged, generated from
 `python -m interp.experiments.toxicity.criteria_page > docs/criteria.md`; a test compares the two. A criterion is not edited once a
 result was seen under it: a change is a new version, the newest one decides, and the report prints the verdict under each. A version
 that was fixed after a result was seen says so, and its verdict is marked *exploratory* wherever it is shown. How often each rule is
-wrong when the truth is known stands in [verdicts.md](verdicts.md).
+wrong when the truth is known stands in `docs/verdicts.md`.
 
 **What was known when.** The pair that ships is the second one. The first was added on {first}; on it A-E2 and A-E12 were
 inconclusive. For the second the base model was trained further; a first tuning of it lowered toxicity on the report's own prompts by
