@@ -31,6 +31,8 @@ CANDIDATES = 32
 NEAREST = 16
 # A random change has the KL of the tuning within this share of it.
 KL_TOLERANCE, KL_TRIALS = 0.02, 30
+# The KL of a large change no longer follows the square law, so that halving takes over.
+SQUARE_LAW_TRIALS = 8
 # The most texts and logits of one backward pass: more would not fit into memory beside the gradients of a large model.
 TEXTS, LOGITS = 8, 2**22
 
@@ -140,7 +142,7 @@ def scale_to_kl(pair: ModelPair, seed: int, texts: Sequence[str] | Sequence[Sequ
     if goal <= 0:
         return 0.0
     low, high, scale, divergence = 0.0, math.inf, 1.0, 0.0
-    for _ in range(KL_TRIALS):
+    for trial in range(KL_TRIALS):
         divergence = float(kl_to(perturbed(pair, seed, scale=scale), pair.base, texts, max_tokens=max_tokens).mean())
         if abs(divergence - goal) <= KL_TOLERANCE * goal:
             return scale
@@ -148,7 +150,7 @@ def scale_to_kl(pair: ModelPair, seed: int, texts: Sequence[str] | Sequence[Sequ
         low, high = (scale, high) if divergence < goal else (low, scale)
         by_square_law = scale * math.sqrt(goal / divergence) if 0 < divergence < math.inf else math.nan
         between = (low + high) / 2 if high < math.inf else 4 * low
-        scale = by_square_law if low < by_square_law < high else between
+        scale = by_square_law if trial < SQUARE_LAW_TRIALS and low < by_square_law < high else between
     raise UserError(
         f"no random change of the weights is as far from the base model as the tuning, by {goal:.3g} nats (the last by {divergence:.3g})",
         "compare with random changes of equal norm",

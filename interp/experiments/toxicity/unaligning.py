@@ -136,7 +136,7 @@ def _above(own: np.ndarray, drawn: Sequence[Cells], draws: int, seed: int, level
     """Whether a difference of differences is above every draw of a control, and above their mean (or each) by an interval."""
     others = [cells.difference for cells in drawn]
     compared = others if singly else [np.mean(others, axis=0)]
-    return own.mean() > max(other.mean() for other in others) and all(
+    return bool(own.mean() > max(other.mean() for other in others)) and all(
         bootstrap_difference(own, other, draws=draws, seed=seed, level=level).low > 0 for other in compared
     )
 

@@ -26,8 +26,9 @@ from tests.experiments.tuned import tuned_pair
 
 NOISE, COIN, MORE = "noise of equal KL", "labels of a coin", "more pretraining"
 PAIRS = (NOISE, COIN, MORE)
-# That the weights hardly change is true of these pairs too; it says nothing about toxicity.
-NOT_ABOUT_TOXICITY = {"A-E8"}
+# That the weights hardly change is true of these pairs too, and says nothing about toxicity. Subtraction (A-E3) is done in the base
+# model; the tuned side gives no more than the price at which it is done.
+NOT_ABOUT_TUNING = {"A-E3", "A-E8"}
 ABOUT_TUNING = sorted(item.id for item in EXPERIMENTS.values() if item.about == "pair")
 STEPS, LEARNING_RATE = 12, 3e-4
 
@@ -114,5 +115,5 @@ def test_no_claim_about_what_tuning_did_holds(name: str, planted: PlantedPair, p
     assert judged | set(ran.skipped) == set(ABOUT_TUNING)
     # Activations and the offset can be judged on every pair, so that not everything is left out.
     assert {"A-E9", "A-E10"} <= judged
-    wrong = {result.id: result.summary for result in ran.results if result.verdict == "holds" and result.id not in NOT_ABOUT_TOXICITY}
+    wrong = {result.id: result.summary for result in ran.results if result.verdict == "holds" and result.id not in NOT_ABOUT_TUNING}
     assert not wrong

@@ -15,6 +15,7 @@ from interp.data.paper import PaperTexts
 from interp.data.texts import Passage
 from interp.directions.probe import fit_probe
 from interp.errors import UserError
+from interp.evaluation.last_states import joined_windows
 from interp.evaluation.metrics import perplexity
 from interp.experiments import registry
 from interp.experiments.registry import Finding, experiment
@@ -99,7 +100,7 @@ def test_joined_perplexity_is_that_of_one_text_and_its_states_predict_every_toke
     assert context.perplexity(pair.base).value == joined != apart
     assert context.settings()["joined"] is True
     states, targets = context.final_states(pair.base)
-    windows = context._rows_of_passages(pair.base)
+    windows = joined_windows(pair.base, texts, 60)
     assert len(windows) > 1
     assert all(first[-1] == second[0] for first, second in pairwise(windows))
     assert len(states) == len(targets) == sum(len(row) - 1 for row in windows)
