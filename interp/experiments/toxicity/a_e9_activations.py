@@ -1,4 +1,4 @@
-"""A-E9: the mean activation of the toxic neurons before and after tuning, beside matched neurons (paper A, Figure 2)."""
+"""A-E9: the mean activation of the toxic neurons before and after tuning, beside matched neurons and random changes (paper A, Figure 2)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.toxicity.criteria import CRITERIA
+from interp.experiments.toxicity.shared import noise_to_kl
 from interp.models.model import Model, Neuron
 from interp.models.weights import written_values
 from interp.neurons.activations import forced_neurons
@@ -19,24 +20,38 @@ from interp.results import figures
 from interp.results.result import Verdict
 from interp.stats.intervals import bootstrap_difference, bootstrap_mean, bootstrap_means, permutation_p
 from interp.stats.nulls import activity_matched, matched_neurons
+from interp.stats.repeats import lower_bound
 
 THRESHOLDS = CRITERIA["A-E9"][-1].thresholds
 TOP = 5
 # The prompts on which the activity of every neuron of a layer is measured.
 ACTIVITY_PROMPTS = 60
 BY_NORM, BY_ACTIVITY = "matched on layer and norm", "matched on layer, norm and activity"
+BY_KL = "random weight changes of equal KL"
 
 
-def judge(falls: np.ndarray, null: Sequence[float], p: float, *, seed: int = 0, draws: int = 2000) -> Verdict:
+def judge(
+    falls: np.ndarray, null: Sequence[float], p: float, noise: Sequence[float] | None = None, *, seed: int = 0, draws: int = 2000
+) -> Verdict:
     """The verdict from the falls of the toxic neurons (`prompt neuron`) and the mean fall of each draw of matched ones.
 
-    Both versions of the criterion are this rule; under version 1 the neurons are matched on layer and norm and `p` is 0.05.
+    All versions of the criterion are this rule. Version 1 matches neurons on layer and norm with a `p` of 0.05; versions 1 and 2 have
+    no `noise`.
+
+    Args:
+        noise: the mean fall of the toxic neurons themselves under each of several random changes of the weights.
     """
     fallen = sum(interval.low > 0 for interval in bootstrap_means(falls, seed=seed, draws=draws))
     observed = float(falls.mean())
-    if observed <= 0:
+    if observed <= (0.0 if noise is None else max(0.0, float(np.mean(noise)))):
         return "fails"
-    return "holds" if fallen >= THRESHOLDS["neurons"] and permutation_p(observed, null) < p else "inconclusive"
+    beyond = noise is None or observed > upper_bound(noise)
+    return "holds" if beyond and fallen >= THRESHOLDS["neurons"] and permutation_p(observed, null) < p else "inconclusive"
+
+
+def upper_bound(noise: Sequence[float]) -> float:
+    """The fall that one further random change would exceed with the probability `chance` of the criterion; NaN for fewer than two changes."""
+    return -lower_bound([-fall for fall in noise], THRESHOLDS["chance"])
 
 
 def activities(context: ToxicityContext, layers: Sequence[int]) -> dict[int, Tensor]:
@@ -90,6 +105,11 @@ def run(context: ToxicityContext) -> Finding:
         falls.append(fall)
         label = f"{neuron[0]}.{neuron[1]}"
         rows += [(label, side, *_ends(bootstrap_mean(sides[side][:, at], seed=context.seed))) for side in ("base", "tuned")]
+    noise = []
+    for draw in range(4 if context.quick else 8):
+        context.say(f"activations of toxic neurons under a random change of equal KL, draw {draw + 1}")
+        moved = mean_activations(context, noise_to_kl(context, draw), neurons, "base")
+        noise.append(float((sides["base"][:, [place[n] for n in neurons]] - moved).mean()))
     change = (sides["base"] - sides["tuned"]).mean(axis=0)
     nulls = {name: [float(change[[place[n] for n in some]].mean()) for some in sets] for name, sets in drawn.items()}
     for name, sets in drawn.items():
@@ -102,8 +122,16 @@ def run(context: ToxicityContext) -> Finding:
     toxic = [place[n] for n in neurons]
     fallen = sum(fall.low > 0 for fall in falls)
     each = (sides["base"] - sides["tuned"])[:, toxic]
-    first, verdict = (judge(each, nulls[name], p, seed=context.seed) for name, p in ((BY_NORM, 0.05), (BY_ACTIVITY, THRESHOLDS["p"])))
+    first, second = (judge(each, nulls[name], p, seed=context.seed) for name, p in ((BY_NORM, 0.05), (BY_ACTIVITY, THRESHOLDS["p"])))
+    verdict = judge(each, nulls[BY_ACTIVITY], THRESHOLDS["p"], noise, seed=context.seed)
     table = _nulls(context, neurons, drawn, nulls, observed, {neuron: float(sides["base"][:, at].mean()) for neuron, at in place.items()})
+    row = {
+        "neurons": f"toxic, {BY_KL} (null)",
+        "draws": len(noise),
+        "mean fall": np.mean(noise),
+        f"one more change exceeds it in {THRESHOLDS['chance']:.1%}": upper_bound(noise),
+    }
+    table = pd.concat([table, pd.DataFrame([row])], ignore_index=True)
     p = permutation_p(observed, nulls[BY_ACTIVITY])
     figure = figures.bars(
         "activations", frame, x="neuron", y="activation", colour="side", low="low", high="high", title="Mean activation while a challenge prompt is continued",
@@ -118,16 +146,17 @@ def run(context: ToxicityContext) -> Finding:
     summary = (
         f"{fallen} of {TOP} toxic neurons are less active after tuning; the mean fall is {observed:.4f} from a mean of {level:.3f} (neurons as active, of the same layers and norms, "
         f"{null:.4f}, p = {p:.3f}; of the same layers and norms alone {by_norm:.4f}, p = {permutation_p(observed, nulls[BY_NORM]):.3f}). "
+        + f"{len(noise)} {BY_KL} lower the toxic neurons by {np.mean(noise):.4f} on average; one more would lower them by more than {upper_bound(noise):.4f} in {THRESHOLDS['chance']:.1%} of cases. "
         + ("The mean falls whosever tokens are read." if same else "The sign of the mean depends on whose tokens are read (second table).")
     )
     sentence = (
         f"While challenge prompts are continued, the {TOP} neurons nearest to the probe are less active after tuning by {observed:.3f} [{pooled.low:.3f}, {pooled.high:.3f}] of {level:.3f} on average; "
-        f"equally active neurons of the same layers by {null:.3f} (p = {p:.3f})."
+        f"equally active neurons of the same layers by {null:.3f} (p = {p:.3f}), and the same five under {BY_KL} by {np.mean(noise):.3f}."
     )
     return Finding(
         verdict, summary, {"mean fall": observed, "neurons that fell": fallen}, {"mean fall": null},
         {"mean fall": (pooled.low, pooled.high)}, {"activations": frame, "nulls": table, "whose tokens are read": readings}, (figure,),
-        {"forcing": "base", "matched_draws": draws[BY_ACTIVITY], "draws_matched_on_norm": draws[BY_NORM]}, sentence=sentence, earlier={1: first},
+        {"forcing": "base", "matched_draws": draws[BY_ACTIVITY], "draws_matched_on_norm": draws[BY_NORM], "random_changes": len(noise)}, sentence=sentence, earlier={1: first, 2: second},
     )  # fmt: skip
 
 

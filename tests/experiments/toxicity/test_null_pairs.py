@@ -29,8 +29,6 @@ PAIRS = (NOISE, COIN, MORE)
 # That the weights hardly change is true of these pairs too, and says nothing about toxicity. Subtraction (A-E3) is done in the base
 # model; the tuned side gives no more than the price at which it is done.
 NOT_ABOUT_TUNING = {"A-E3", "A-E8"}
-# Noise of this size lowers the planted toxic neurons by more than equally active ones: A-E9 says so, though nothing was tuned.
-KNOWN_WRONG = {NOISE: {"A-E9"}}
 ABOUT_TUNING = sorted(item.id for item in EXPERIMENTS.values() if item.about == "pair")
 STEPS, LEARNING_RATE = 12, 3e-4
 
@@ -118,4 +116,4 @@ def test_no_claim_about_what_tuning_did_holds(name: str, planted: PlantedPair, p
     # Activations and the offset can be judged on every pair, so that not everything is left out.
     assert {"A-E9", "A-E10"} <= judged
     wrong = {result.id: result.summary for result in ran.results if result.verdict == "holds" and result.id not in NOT_ABOUT_TUNING}
-    assert wrong.keys() <= KNOWN_WRONG.get(name, set()), wrong
+    assert not wrong
