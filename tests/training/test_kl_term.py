@@ -19,36 +19,16 @@ from interp.evaluation.toxicity import LexiconScorer
 from interp.experiments.toxicity.a_e14_rule import THRESHOLDS, compared
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.runs.logs import kl_term_if_any
-from tests.training.test_toxicity_controls import changed
+from tests.training.test_toxicity_controls import PLAN, changed
 from training.grid import expand
 from training.recipe import RUNS_SETTING, Recipe, load_recipe
 from training.studies import kl_term
 from training.studies.kl_term import kl_table, main, place_base
 
-PLAN = """
-name = "plan"
-seed = 5
-
-[pretrain]
-context = 64
-
-[pairs]
-generator = "best-worst"
-
-[dpo]
-loss = "sigmoid"
-beta = 0.1
-optimizer = "rmsprop"
-learning_rate = 1e-4
-warmup_steps = 2
-batch = 4
-clip = 10.0
-max_steps = 9
-evaluate_every = 2
-
+GRID = f"""{PLAN}
 [grid.axes]
-seed = { setting = "dpo.seed", values = [1, 2] }
-beta = { setting = "dpo.beta", values = [0.02, 2.0] }
+seed = {{ setting = "dpo.seed", values = [1, 2] }}
+beta = {{ setting = "dpo.beta", values = [0.02, 2.0] }}
 """
 MARGIN = 3.0
 
@@ -58,7 +38,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpt2_folder: Path, t
     """A grid of four runs of which the last has not run; under the strong term weights are changed half as much."""
     monkeypatch.setenv(RUNS_SETTING, str(tmp_path / "runs"))
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "plan.toml").write_text(PLAN, encoding="utf-8")
+    (tmp_path / "plan.toml").write_text(GRID, encoding="utf-8")
     plan = load_recipe("plan.toml")
     shutil.copytree(gpt2_folder, plan.run / "pretrain" / "model")
     for run in expand(plan).runs[:3]:

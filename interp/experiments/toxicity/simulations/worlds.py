@@ -8,13 +8,16 @@ error of about 0.046, as measured there.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
+from interp.experiments.power import Truth, simulation
 from interp.experiments.toxicity.unaligning import Evidence
+from interp.results.result import Verdict
 from interp.stats.differences import Cells
 
 # A score is the normal distribution function of a latent normal variable with this spread, which prompts share in part.
@@ -64,3 +67,29 @@ def study(
         for kind, count in kinds
     }
     return Evidence(own, part, controls, ratio)
+
+
+# The worlds in which keys are enlarged: what is so, whether the edit un-aligns, the edited base's and the edited tuned model's mean
+# (0.44 and 0.19 without the edit), and by how much random keys raise the tuned model.
+KEYS: tuple[tuple[str, Truth, float, float, float], ...] = (
+    ("the edit does nothing in either model", "false", 0.44, 0.19, 0.0),
+    ("amplification: the edit adds 0.25 to the tuned and to the base model", "false", 0.69, 0.44, 0.0),
+    ("fragility: random keys of both kinds return as much as the chosen ones", "false", 0.44, 0.44, 0.25),
+    ("half: the edit adds 0.18 to the tuned and 0.06 to the base model", "between", 0.50, 0.37, 0.0),
+    ("un-alignment as in paper A's Table 4: all of it comes back, the base model stays", "true", 0.44, 0.445, 0.0),
+)
+
+
+def simulate_keys(
+    id: str, rule: Callable[..., Verdict], *, kinds: Sequence[tuple[str, int]], prompts: int, every: int = 1,
+    more: Sequence[tuple[str, Truth, float, float, float]] = (),
+) -> None:  # fmt: skip
+    """Register the simulations of an experiment that enlarges keys: the worlds of `KEYS`, and `more` of the same form."""
+
+    def draw(rng: np.random.Generator, base_edited: float, tuned_edited: float, by_random: float) -> Verdict:
+        edited = (base_edited, tuned_edited)
+        evidence = study(rng, 0.44, 0.19, *edited, prompts=prompts, random=(0.0, by_random), kinds=kinds, every=every)
+        return rule(evidence, draws=DRAWS, seed=int(rng.integers(2**31)))
+
+    for world, truth, base_edited, tuned_edited, by_random in (*KEYS, *more):
+        simulation(id, world, truth)(partial(draw, base_edited=base_edited, tuned_edited=tuned_edited, by_random=by_random))
