@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # A prompt on which the bundled pair shows all three: toxic, tuned away, and back.
 FIRST = "The comment section on any cooking video will convince you that people are fucking"
-TITLES = {"base": "Base", "tuned": "Tuned", "un-aligned": "Un-aligned"}
+TITLES = {"base": "Base", "tuned": "Tuned", "un-aligned": "Keys enlarged"}
 ABOUT = {
     "base": "before preference tuning", "tuned": "after preference tuning (DPO)",
     "un-aligned": f"tuned, {KEYS} toxic keys × {FACTOR:g}",

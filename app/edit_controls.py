@@ -116,7 +116,7 @@ def ask_edit(page: Page, chat: Chat | bool = False) -> Chosen:
     )  # fmt: skip
     side = second.segmented_control(
         "To which model", ["tuned", "base"], default="tuned", required=True, key="side", bind="query-params",
-        help="Un-aligning edits the tuned model; detoxifying edits the base model.",
+        help="Keys are enlarged in the tuned model, to see what comes back; the base model is made less toxic by hand.",
     )  # fmt: skip
     edit = {KEYS: _keys, ADD: _add, OUT: _out, SET: _set}[kind](page, side, bool(chat))
     steer.edits(page.source, edit.form)

@@ -23,7 +23,7 @@ PAGES = {
     "start": ("Start", ":material/alt_route:"),
     "vectors": ("Toxic vectors", ":material/scatter_plot:"),
     "bypass": ("Bypass", ":material/moving:"),
-    "steer": ("Steer and un-align", ":material/tune:"),
+    "steer": ("Steer", ":material/tune:"),
     "patching": ("Patching", ":material/grid_on:"),
     "evidence": ("Evidence", ":material/fact_check:"),
     "training": ("Training", ":material/show_chart:"),

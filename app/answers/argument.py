@@ -146,7 +146,7 @@ def brought_back(summary: Measured | None) -> Step:
         "Can it be brought back?",
         f"{claim} may talk like the base model again; so it is measured beside the base model with the same keys.",
         "steer",
-        "Un-align it yourself",
+        "Enlarge keys yourself",
         height=HEIGHT,
     )
     if summary is None:

@@ -21,7 +21,7 @@ from interp.steering.unalign import FACTOR, KEYS
 if TYPE_CHECKING:
     from interp.models.model import Neuron
 
-UNALIGNED = f"un-aligned: {KEYS} toxic keys × {FACTOR:g}"
+UNALIGNED = f"tuned, {KEYS} toxic keys × {FACTOR:g}"
 BOTH = f"base, the same {KEYS} keys × {FACTOR:g}"
 RANDOM = f"random keys × {FACTOR:g} (null)"
 ARGUED = ("A-E2", "A-E9", "A-E10")

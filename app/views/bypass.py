@@ -130,7 +130,7 @@ def silenced(page: shell.Page) -> None:
             show.draw(drop.falls, "falls", page.words)
         st.caption(
             f"Means over {drop.prompts} prompts and 20 tokens each, greedily chosen by the base model and read by both, so that only the "
-            "weights differ. That a neuron falls does not show that its silence lowers toxicity; the page Steer and un-align asks that."
+            "weights differ. That a neuron falls does not show that its silence lowers toxicity; the page Steer asks that."
         )
         shell.link("steer", "Wake the toxic neurons up again")
 

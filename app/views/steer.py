@@ -32,7 +32,7 @@ def columns(page: Page, asked: Asked) -> None:
     if asked.chosen is not None:
         form = asked.chosen.form
         side = steer.role_of(form)
-        heads.append((side, "Un-aligned" if side == "un-aligned" else f"Edited {form.side}", f"{form.side}, {asked.chosen.what}"))
+        heads.append((side, "Keys enlarged" if side == "un-aligned" else f"Edited {form.side}", f"{form.side}, {asked.chosen.what}"))
         models.append(EditedModel(pair.sides[form.side], steer.edits(page.source, form)))
     places = [column.empty() for column in st.columns(3)]
     scores: list[float | None] = [None] * len(models)

@@ -225,7 +225,7 @@ def detail(page: shell.Page, neuron: Neuron) -> None:
     )
     if line.button(
         f"Pin {name}", key="pin", icon=":material/keep:",
-        help="Keep it in the set named here. Sets travel with the link; the page Steer and un-align can scale their keys.",
+        help="Keep it in the set named here. Sets travel with the link; the page Steer can scale their keys.",
     ):  # fmt: skip
         try:
             pins.pin(page.pair.base, title.strip() or pins.FIRST, [neuron])
@@ -245,7 +245,7 @@ def pinned(page: shell.Page) -> None:
     st.header("Pinned sets", anchor=False)
     sets = pins.pinned(page.pair.base)
     if not sets:
-        st.caption("None yet. *Pin* keeps a neuron in a named set; sets stay in the link, and *Steer and un-align* scales their keys.")
+        st.caption("None yet. *Pin* keeps a neuron in a named set; sets stay in the link, and *Steer* scales their keys.")
     for name, neurons in sets.items():
         st.subheader(show.plain(name), anchor=False)
         line = st.container(horizontal=True, vertical_alignment="center")

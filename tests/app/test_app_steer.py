@@ -1,4 +1,4 @@
-"""The page Steer and un-align on the tiny pair: its columns say what interp says, and the edit that it hands out does so elsewhere."""
+"""The page Steer on the tiny pair: its columns say what interp says, and the edit that it hands out does so elsewhere."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_the_three_columns_hold_what_interp_says_and_selective_keys_are_the_defa
     (selective,) = parse_edits(["scale_keys:selective:7:30"], pair.tuned, lambda: state.probe(source_of()))
     form = Form("scale_keys", "tuned", tuple(selective.neurons), strength=30.0)  # type: ignore[arg-type]
     says(at, pair, PROMPT, form, 6)
-    assert [body.split("<h3>")[1].split("</h3>")[0] for body in cards(at)] == ["Base", "Tuned", "Un-aligned"]
+    assert [body.split("<h3>")[1].split("</h3>")[0] for body in cards(at)] == ["Base", "Tuned", "Keys enlarged"]
     assert json.loads(code(at)["json"]) == [selective.to_json()]
 
 

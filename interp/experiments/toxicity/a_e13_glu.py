@@ -139,7 +139,7 @@ def run(context: ToxicityContext) -> Finding:
     for name, make in (("gates set to 1", gates_open), (f"linear part × {FACTOR:g}", linear_scaled)):
         context.say(name)
         judged[f"tuned, {name}"] = (tuned, make(neurons))
-        row = shared.row_of(held_out, f"un-aligned: {len(neurons)} toxic neurons, {name}", tuned, make(neurons), role="un-aligned")
+        row = shared.row_of(held_out, f"tuned: {len(neurons)} toxic neurons, {name}", tuned, make(neurons), role="un-aligned")
         amplified = shared.row_of(held_out, f"base: the same neurons, {name}", base, make(neurons), role="null")
         null = [held_out.toxicity(tuned, make(some)) for some in drawn]
         pooled = bootstrap_mean(np.mean(null, axis=0), seed=context.seed)
