@@ -46,7 +46,7 @@ def facts(page: shell.Page) -> Measured | None:
     if measured is None:
         job_view.ask(
             first, "toxicity and perplexity", lambda step: answers.measure(page.source, step), "Measure this pair",
-            help="Continues some challenge prompts with the base, the tuned and the tuned model with enlarged keys, scores what they say, and reads "
+            help="Continues some challenge prompts with the base, the tuned and the edited model, scores what they say, and reads "
             "harmless passages for perplexity.",
             note="Toxicity and perplexity of this pair have not been measured yet.",
         )  # fmt: skip

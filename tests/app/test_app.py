@@ -20,6 +20,7 @@ from app import launch as launcher
 from app import pins, settings, shell, show
 from interp import ModelPair, UserError
 from interp.data.lexicon import mask
+from interp.models.named import NAMED, installed
 from tests import ROOT
 from tests.app.app_pages import PATIENCE, html_of, open_page
 
@@ -59,7 +60,8 @@ def test_a_link_names_a_pair_that_is_offered_and_the_page_reads_it(
     at = open_page("training", pair="lesson")
     assert not at.exception
     assert at.sidebar.selectbox[0].value == "lesson"
-    assert set(at.sidebar.selectbox[0].options) == {"chosen at the start", "bundled", "lesson"}
+    named = {name for name in NAMED if installed(name)}
+    assert set(at.sidebar.selectbox[0].options) == {"chosen at the start", "bundled", "lesson"} | named
 
 
 @pytest.fixture
