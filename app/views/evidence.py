@@ -166,7 +166,7 @@ def reasons(result: Result, words: bool) -> str:
         "Question": result.question, "In numbers": result.summary if result.sentence not in ("", result.summary) else "",
         "Exploratory": exploratory(result), "Criterion": result.criterion,
         "Recorded": result.criteria[-1].recorded if result.criteria else "", "Refuted by": result.refuted_by,
-        "Not shown": result.does_not_show, "Caveat": result.caveat,
+        "Limit": result.does_not_show, "Caveat": result.caveat,
     }  # fmt: skip
     lines = "".join(f"<dt>{name}</dt><dd>{show.escaped(show.shown(text, words))}</dd>" for name, text in pairs.items() if text)
     return f'<dl class="why">{lines}</dl>'

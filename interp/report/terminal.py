@@ -38,7 +38,7 @@ def print_summary(results: Sequence[Result], console: Console | None = None, *, 
             word, style = STYLES[result.verdict]
             console.print(Text.assemble((f"{word}{_dagger(result)} ", style), show(result.sentence), f" ({result.id})"), width=width)
             if result.does_not_show:
-                console.print(Text(f"  This does not show: {show(result.does_not_show)}", style="dim"), width=width)
+                console.print(Text(f"  Limit: {show(result.does_not_show)}", style="dim"), width=width)
     if any(result.sentence for result in results):
         console.print()
     table = Table(width=width, box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))

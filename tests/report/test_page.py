@@ -345,7 +345,7 @@ def test_the_page_begins_with_sentences_and_what_they_do_not_show_in_a_fixed_ord
     short = text[text.index("In short", text.index("base")) : text.index("Summary", text.index("It fell."))]
     places = [short.index(sentence) for sentence in ("It fell.", "It rose by 0.2 (sh*t).", "Few are toxic.", "Last.")]
     assert places == sorted(places)
-    assert "This does not show : That more rose." in short or "This does not show: That more rose." in short
+    assert "Limit : That more rose." in short or "Limit: That more rose." in short
     assert "0.421 to 0.472" in short
     assert short.count("Holds") == 4
     assert short.count("Fails") == 1
@@ -408,6 +408,6 @@ def test_the_terminal_tells_sentences_first_and_marks_exploratory_verdicts() -> 
     console = Console(width=100, record=True, file=io.StringIO())
     print_summary([made(criteria=TWO, sentence=f"All {WORD} rose.", does_not_show="More."), made("A-E7")], console)
     shown = console.export_text()
-    assert shown.startswith("✓ holds† All sh*t rose. (A-E12)\n  This does not show: More.\n")
+    assert shown.startswith("✓ holds† All sh*t rose. (A-E12)\n  Limit: More.\n")
     assert "† exploratory: its criterion was fixed or changed after a result of this pair was known" in shown
     assert "2 verdicts were given, 2 of them “holds”" in shown

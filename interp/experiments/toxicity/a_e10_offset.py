@@ -57,7 +57,7 @@ def layer_neurons(context: ToxicityContext, layer: int, count: int = TOP) -> lis
     caveat="The mean shift has a positive coordinate along itself by construction, so only coordinates along a direction fitted on the other half of the prompts count, and random changes of the weights move all prompts the same way too. "
     "States are read at the last position of the prompt. The path through later blocks holds all their attention and neurons, not the toxic neurons alone, so that a share on it is the most that leaving the region can bring. "
     "The control runs' numbers come from the logs, where they were measured on the prompts of the report.",
-    does_not_show="That an offset shared by all prompts is a mark of what this tuning learned: any training moves all prompts alike, on the labels of a coin too.",
+    does_not_show="An offset shared by all prompts is no mark of what this tuning learned: any training moves all prompts alike, on the labels of a coin too.",
     reads="logs",
 )
 def run(context: ToxicityContext) -> Finding:

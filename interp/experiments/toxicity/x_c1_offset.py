@@ -61,7 +61,7 @@ CAVEAT = (
     question="Does adding the mean offset to the base model, fitted on other prompts, make it as little toxic as tuning does, and by which path to the logits?",
     criterion=CRITERIA["X-C1"],
     caveat=CAVEAT,
-    does_not_show="That toxic neurons are bypassed: an offset that suffices may act as a steering vector, added to the logits directly.",
+    does_not_show="An offset that suffices does not show that toxic neurons are bypassed: it may act as a steering vector, added to the logits directly.",
     reads="logs",
 )
 def sufficiency(context: ToxicityContext) -> Finding:
@@ -75,7 +75,7 @@ def sufficiency(context: ToxicityContext) -> Finding:
     question="Does taking the mean offset, fitted on other prompts, off the tuned model bring its toxicity back, and by which path to the logits?",
     criterion=CRITERIA["X-C2"],
     caveat=CAVEAT,
-    does_not_show="That tuning works by moving the stream out of a region: what is taken off before one MLP is taken off the logits as well.",
+    does_not_show="That toxicity returns without the offset does not show that tuning works by moving the stream out of a region: what is taken off before one MLP is taken off the logits as well.",
     reads="logs",
 )
 def necessity(context: ToxicityContext) -> Finding:
