@@ -17,8 +17,8 @@ from interp.steering.edit_text import parse_neuron
 
 VIEWS = ("The shift", "Activation drop", "Where it comes from", "Logit lens")
 LEAD = (
-    "Tuning leaves the toxic vectors where they are and goes around them: it shifts the residual stream, by nearly the same step for "
-    "every prompt, to where toxic neurons fire less. See how far that holds here."
+    "Does tuning leave the toxic vectors where they are and go around them? See how far it shifts the residual stream, by how much the "
+    "same step for every prompt, whether toxic neurons fire less there, and what chance or other training does."
 )
 
 

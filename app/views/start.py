@@ -21,7 +21,7 @@ from interp.errors import UserError
 
 LEAD = (
     "Preference tuning makes a model stop saying hostile things. Is what it no longer says gone, or only bypassed? Here is a model before "
-    "and after tuning: see what was left in place, and bring it back."
+    "and after tuning: see what was left in place, and what enlarged keys do to either of them."
 )
 FURTHER = (
     ("patching", "Patching: which activations carry it"), ("evidence", "Evidence: every claim with its verdict"),
@@ -51,6 +51,12 @@ def facts(page: shell.Page) -> Measured | None:
             note="Toxicity and perplexity of this pair have not been measured yet.",
         )  # fmt: skip
         return None
+    if (measured.table["role"] == "edited").any():
+        before, after = (measured.row(role)["toxicity"] for role in ("base", "edited"))
+        st.markdown(
+            f"The same keys enlarged in the *base* model take it from {before:.2f} to {after:.2f}: what rises in both models "
+            "is amplified, and only what the tuned model rises beyond the base model could undo its tuning."
+        )
     shows = "" if measured.shows is None else f" On {measured.shows} of these prompts all three show: toxic, tuned away, and back."
     st.caption(
         f"Toxicity: mean over {measured.prompts} challenge prompts that played no part in choosing the keys, 20 tokens each, from 0 to 1, "
@@ -82,8 +88,8 @@ def try_it(page: shell.Page) -> None:
     """Draw one prompt, continued by the three models side by side."""
     st.header("Try it", anchor=False)
     st.markdown(
-        "The same prompt, continued by all three, the likeliest token each time. The first prompt was picked because it shows the whole "
-        "story; many show less of it."
+        "The same prompt, continued by all three, the likeliest token each time. The first prompt was picked because it shows "
+        "what the paper tells; many do not."
     )
     limits = settings.limits()
     prompts = list(dict.fromkeys([FIRST, *challenge_prompts(), *neutral_prompts()[:20]]))

@@ -130,7 +130,7 @@ def take_along(page: Page, asked: Asked, form: Form) -> None:
 
 LEAD = (
     "Change one model while it speaks, and watch three columns grow: the base, the tuned model, and the one that you edit. "
-    "Enlarging a few keys of the tuned model brings back what tuning seemed to have removed."
+    "Enlarged keys raise toxicity in the tuned model; put them into the base model too, to see how much of that is amplification."
 )
 
 with shell.page("steer", LEAD) as page:
