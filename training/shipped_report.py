@@ -2,7 +2,8 @@
 
     bypass report --out FOLDER && python -m training.shipped_report FOLDER
 
-Only the record goes along, not the page, and no path of the machine on which it was made.
+Only the record goes along, not the page, and no path of the machine on which it was made; where the report was also made on paper A's
+prompts, the statistics of these go with it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from interp.experiments.registry import EXPERIMENTS
 from interp.files import read_json, write_json
 from interp.models.pair import ModelPair
 from interp.report.page import read_report
+from interp.report.prompt_sets import FILE as PROMPT_SETS_FILE
 
 FILE = "report.json"
 
@@ -32,10 +34,14 @@ def ship(folder: Path) -> Path:
         raise UserError(
             f"the report in {folder} is quick or lacks {', '.join(sorted(missing)) or 'nothing'}", "run `bypass report` in full"
         )
-    # Whichever clone made it.
-    text = re.sub(r'"[^"]*/(interp/bundled/)', r'"\1', json.dumps(read_json(folder / FILE)))
     (BUNDLED / "report").mkdir(exist_ok=True)
-    write_json(BUNDLED / "report" / FILE, json.loads(text))
+    for name in (FILE, PROMPT_SETS_FILE):
+        if (folder / name).is_file():
+            # Whichever clone made it.
+            text = re.sub(r'"[^"]*/(interp/bundled/)', r'"\1', json.dumps(read_json(folder / name)))
+            write_json(BUNDLED / "report" / name, json.loads(text))
+        else:
+            (BUNDLED / "report" / name).unlink(missing_ok=True)
     return BUNDLED / "report" / FILE
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from app.jobs import runner
 from interp.experiments.registry import Experiment
 from interp.report.headlines import exploratory, sentence_of
 from interp.report.page import Report
+from interp.report.prompt_sets import PromptSet, on_other_prompts
 from interp.results.result import Result, file_names, flatten
 
 # The link holds the id alone; a bound select box would put the whole label of the choice there.
@@ -73,7 +74,7 @@ def verdicts(report: Report, page: shell.Page) -> None:
             help="The same choice as a click on a row above; it is kept in the link.",
         )  # fmt: skip
         to_link(chosen, ids)
-        experiment(next(result for result in report.results if result.id == chosen), page)
+        experiment(next(result for result in report.results if result.id == chosen), page, report.prompt_sets)
 
 
 def from_link(ids: list[str]) -> None:
@@ -100,12 +101,13 @@ def forget_row() -> None:
     st.session_state[ROW] = None
 
 
-def experiment(result: Result, page: shell.Page) -> None:
-    """Draw one experiment: verdict, effects beside nulls, criterion, figures, tables, and the command that repeats it."""
+def experiment(result: Result, page: shell.Page, prompt_sets: Sequence[PromptSet] = ()) -> None:
+    """Draw one experiment: verdict, effects beside nulls, criterion, verdicts on other prompts, figures, tables, and its command."""
     st.subheader(show.plain(show.shown(result.title, page.words)))
     st.html(
         f'<p class="verdict {result.verdict}"><b>{show.escaped(answers.verdict_of(result))}.</b> '
-        f"{show.escaped(show.shown(sentence_of(result), page.words))}</p>{effects(result, page.words)}{reasons(result, page.words)}"
+        f"{show.escaped(show.shown(sentence_of(result), page.words))}</p>{effects(result, page.words)}"
+        f"{reasons(result, page.words, prompt_sets)}"
     )
     if len(result.criteria) > 1:
         st.markdown("**Every version of the criterion, and the verdict under it**")
@@ -160,15 +162,17 @@ def effects(result: Result, words: bool) -> str:
     return f'<table class="effects"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
 
 
-def reasons(result: Result, words: bool) -> str:
-    """Question, criterion, refutation and caveat as HTML."""
+def reasons(result: Result, words: bool, prompt_sets: Sequence[PromptSet] = ()) -> str:
+    """Question, criterion, refutation, caveat, and what was measured on other prompts, as HTML."""
     pairs = {
         "Question": result.question, "In numbers": result.summary if result.sentence not in ("", result.summary) else "",
         "Exploratory": exploratory(result), "Criterion": result.criterion,
         "Recorded": result.criteria[-1].recorded if result.criteria else "", "Refuted by": result.refuted_by,
         "Limit": result.does_not_show, "Caveat": result.caveat,
+        **{f"On {item.name} ({item.count})": f"{answers.verdict_of(other)}. {other.sentence}"
+           for item, other in on_other_prompts(prompt_sets, result.id)},
     }  # fmt: skip
-    lines = "".join(f"<dt>{name}</dt><dd>{show.escaped(show.shown(text, words))}</dd>" for name, text in pairs.items() if text)
+    lines = "".join(f"<dt>{show.escaped(name)}</dt><dd>{show.escaped(show.shown(text, words))}</dd>" for name, text in pairs.items() if text)
     return f'<dl class="why">{lines}</dl>'
 
 

@@ -21,6 +21,7 @@ from interp.data.lexicon import mask
 from interp.experiments.registry import EXPERIMENTS, Finding, experiment, find_experiments
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.report.page import read_report, write_report
+from interp.report.prompt_sets import PromptSet, without_texts
 from interp.results import figures
 from interp.results.judged import Judged
 from interp.results.result import Result
@@ -89,6 +90,19 @@ def test_an_exploratory_verdict_says_so_and_every_version_of_its_criterion_is_a_
         [1, "2026-01-02", "✓ Holds", "First.", "no"],
         [2, "–", "✗ Fails", "Second.", "Seen before."],
     ]
+
+
+def test_a_verdict_on_other_prompts_stands_beside_its_experiment_and_beside_no_other(served: Path, pair: ModelPair) -> None:
+    elsewhere = without_texts(result(verdict="holds", sentence=f"There it {HOSTILE} comes back."))
+    sets = (PromptSet("the paper's challenge prompts", 400, (elsewhere,), {}),)
+    write_report((result(), result("A-E2", "Another")), pair.manifest(), {}, served / "report", prompt_sets=sets)
+    at = open_page("evidence")
+    assert not at.exception
+    line = f"<dt>On the paper&#x27;s challenge prompts (400)</dt><dd>✓ Holds. There it {escaped(HOSTILE)} comes back.</dd>"
+    assert line in html_of(at)
+    at.selectbox[0].select_index(1).run()
+    assert "Another" in [item.value for item in at.subheader]
+    assert "(400)" not in html_of(at)
 
 
 def test_without_a_report_the_page_says_what_will_be_asked_and_offers_to_run_it(served: Path) -> None:

@@ -58,13 +58,20 @@ def controls_of(recipe: Recipe) -> list[str]:
 
 
 def control_table(
-    recipe: Recipe, controls: Sequence[str | Path], out: Path, *, context: ToxicityContext | None = None, say: Say = str
+    recipe: Recipe,
+    controls: Sequence[str | Path],
+    out: Path,
+    *,
+    context: ToxicityContext | None = None,
+    quick: bool = False,
+    say: Say = str,
 ) -> Path:
     """Measure a run's tuned model and those of its controls, and write `out` as one JSON object; return it.
 
     Args:
         context: prompts, passages, probe and scorer to measure with; its pair is not used. By default those of the report, with
             the run's own probe where it has one.
+        quick: measure on the prompts and passages of a quick report, which are fewer for a large model; the settings say so.
 
     Raises `UserError` where the recipe itself has not been tuned, or a control recipe does not extend it.
     """
@@ -76,7 +83,7 @@ def control_table(
         if not _extends(other, recipe):
             raise UserError(f"the recipe {name} does not extend {recipe.name!r}", "name control runs of this recipe")
     pair = ModelPair.load(base_folder(recipe), folder, name=recipe.name)
-    report_context = context or _context(recipe, pair)
+    report_context = context or _context(recipe, pair, quick)
     base = replace(report_context, pair=ModelPair(pair.base, pair.base, "base"))
     own = base.varied(pair=pair)
     say("base")
@@ -214,12 +221,12 @@ def _unaligned(context: ToxicityContext) -> dict[str, Any]:
     }
 
 
-def _context(recipe: Recipe, pair: ModelPair) -> ToxicityContext:
+def _context(recipe: Recipe, pair: ModelPair, quick: bool) -> ToxicityContext:
     folder = recipe.folder("probe") if "probe" in recipe.settings else None
     probe = load_probe(folder) if folder is not None and (folder / "probe.json").is_file() else None
     if probe is not None and not probe.matches(pair.base):
         raise UserError("the run's probe was fitted on another model than its base", "run the stage probe again")
-    return make_context(pair, probe=probe)
+    return make_context(pair, probe=probe, quick=quick)
 
 
 def _extends(recipe: Recipe, other: Recipe) -> bool:
@@ -239,13 +246,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("recipe", help="a TOML file, or the name of a recipe that ships")
     parser.add_argument("--controls", nargs="*", metavar="NAME", help="control recipes [default: those that ship and extend the recipe]")
     parser.add_argument("--out", type=Path, metavar="FILE", help="[default: dpo/controls.json of the run, which the bundle takes]")
+    parser.add_argument("--quick", action="store_true", help="on the prompts and passages of a quick report")
     options = parser.parse_args(arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         recipe = load_recipe(options.recipe)
         controls = options.controls if options.controls is not None else controls_of(recipe)
         out = options.out or recipe.run / "dpo" / FILE
-        file = control_table(recipe, controls, out, say=lambda name: sys.stderr.write(f"measuring {name}\n"))
+        file = control_table(recipe, controls, out, quick=options.quick, say=lambda name: sys.stderr.write(f"measuring {name}\n"))
     except UserError as error:
         sys.stderr.write(f"control_table: {error}\n")
         return 2
