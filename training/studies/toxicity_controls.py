@@ -75,7 +75,7 @@ def control_table(
 
     Raises `UserError` where the recipe itself has not been tuned, or a control recipe does not extend it.
     """
-    folder = recipe.folder("dpo") / "model"
+    folder = tuned_folder(recipe)
     if not folder.is_dir():
         raise UserError(f"the run of {recipe.name!r} has no tuned model at {folder}", f"run `bypass train dpo {recipe.name}`")
     others = [(str(Path(name).stem), load_recipe(name)) for name in controls]
@@ -108,6 +108,12 @@ def control_table(
     }  # fmt: skip
     write_json(out, plain(record))
     return out
+
+
+def tuned_folder(recipe: Recipe) -> Path:
+    """The folder of the run's tuned side: its adapter where it trained one, because the base's file may be of another precision."""
+    adapter = recipe.run / "dpo" / "adapter"
+    return adapter if adapter.is_dir() else recipe.run / "dpo" / "model"
 
 
 def why_missing(control: Recipe, recipe: Recipe, base: str) -> str | None:
@@ -156,7 +162,7 @@ def measure(base: ToxicityContext, recipe: Recipe, *, of: ToxicityContext | None
     Args:
         of: the study of the pair that this run controls, on whose sides the run's offset is tried (field `offset_effects`).
     """
-    tuned = ModelPair.load(base_folder(recipe), recipe.run / "dpo" / "model").tuned
+    tuned = ModelPair.load(base_folder(recipe), tuned_folder(recipe)).tuned
     # The run's context shares the base's measurements; its own are freed with it.
     pair = ModelPair(base.pair.base, tuned, recipe.name)
     context = base.varied(pair=pair)

@@ -20,7 +20,7 @@ PROMPT_TOKENS = 32
 MOST_PROMPTS, QUICK_PROMPTS = 400, 100
 CHALLENGE, LENS, TOXIC = "the paper's challenge prompts", "the paper's logit-lens prompts", "toxic RealToxicityPrompts"
 EXPERIMENTS_ON = {
-    CHALLENGE: ("A-E9", "A-E10", "A-E12", "X-C1", "X-C2", "X-U1"),
+    CHALLENGE: ("A-E6", "A-E9", "A-E10", "A-E11", "A-E12", "X-C1", "X-C2", "X-U1"),
     LENS: ("A-E4", "A-E7"),
     TOXIC: ("A-E9", "A-E12"),
 }
