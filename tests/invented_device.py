@@ -17,6 +17,7 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +238,7 @@ def commands(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def experiments(names: list[str]) -> dict[str, dict[str, Any]]:
-    """The statistics of each experiment on both devices, of the pair that ships and few prompts."""
+    """The statistics of each experiment on both devices, of the pair that ships, few prompts and short continuations."""
     from interp import ModelPair
     from interp.data.texts import challenge_prompts, passages
     from interp.experiments.registry import find_experiments
@@ -249,6 +250,7 @@ def experiments(names: list[str]) -> dict[str, dict[str, Any]]:
     texts = {"prompts": challenge_prompts()[:36:2], "passages": passages()[:4]}
     for device in ("cpu", "far"):
         context = make_context(ModelPair.bundled(device=device), quick=True, seed=0, scorer="lexicon", **texts)
+        context = replace(context, new_tokens=8)
         for experiment in find_experiments(names):
             result = run_experiment(experiment, context)
             found[experiment.id][device] = plain({"statistic": result.statistic, "null": result.null})
