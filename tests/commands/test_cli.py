@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
@@ -10,7 +9,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import FunctionType, ModuleType
 from typing import Any
 
 import pandas as pd
@@ -81,25 +79,11 @@ def test_help_reads_no_library_that_takes_seconds() -> None:
     assert found.stdout.strip() == ""
 
 
-def forget(package: str) -> None:
-    for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
-        del sys.modules[name]
-
-
 def test_functions_named_like_files_are_the_functions_in_any_order_of_import() -> None:
-    before = {name: module for name, module in sys.modules.items() if name == "interp" or name.startswith("interp.")}
-    try:
-        # As in a process that has imported nothing of interp, without reading the libraries anew.
-        forget("interp")
-        for name in ("interp.forward.generate", "interp.forward.capture"):
-            importlib.import_module(name)
-        from interp import capture, generate, lens
-
-        assert sys.modules["interp"] is not before["interp"]
-        assert [type(one) for one in (capture, generate, lens)] == [FunctionType, FunctionType, ModuleType]
-    finally:
-        forget("interp")
-        sys.modules.update(before)
+    code = "import interp.forward.generate, interp.forward.capture; from interp import capture, generate, lens; "
+    code += "print(type(capture).__name__, type(generate).__name__, type(lens).__name__)"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["function", "function", "module"]
 
 
 @pytest.mark.parametrize("command", [*COMMANDS.values(), "train"])
