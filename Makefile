@@ -10,6 +10,7 @@ PIP_FLAGS ?=
 REPORT ?= report
 # One torch thread per worker: on two cores, two workers with two threads each only wait for one another. A file stays on one worker,
 # because its tests share what is made for them; files go out in the order of tests/conftest.py, which puts the slow ones first.
+# Bytecode is kept even where the environment forbids it: else each process that a test starts compiles every library anew.
 TEST_WORKERS ?= 2
 TEST_FLAGS ?=
 
@@ -25,7 +26,8 @@ demo: $(VENV)/.installed-toxicity
 	$(BIN)/bypass report --out $(REPORT)
 
 test: $(VENV)/.installed-all
-	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(TEST_FLAGS)
+	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
+	  $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(TEST_FLAGS)
 
 app: $(VENV)/.installed-app
 	$(BIN)/bypass app

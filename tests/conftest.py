@@ -32,6 +32,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )  # fmt: skip
+from xdist.scheduler import LoadFileScheduling
 
 from interp import Model, ModelPair, load_model
 
@@ -52,6 +53,9 @@ TEXTS = (
     "a quonk",
     "hoddle hoddle zimbra 🙂 café",
 )
+
+# Files that share a server and a browser.
+ROOMS = ("tests/app/browser/",)
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -115,6 +119,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first: a worker that began one when the others are done would keep everybody waiting."""
     slow = {item.path for item in items if item.get_closest_marker("slow") or item.path.parent.name == "browser"}
     items.sort(key=lambda item: item.path not in slow)
+
+
+class RoomScheduling(LoadFileScheduling):
+    """A file to a worker, as `--dist loadfile`, and what shares the longest preparations to one worker as a whole."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return next((room for room in ROOMS if file.startswith(room)), file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RoomScheduling:
+    return RoomScheduling(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 from interp.data.lexicon import mask
@@ -24,6 +25,7 @@ def read() -> nbformat.NotebookNode:
     return nbformat.read(NOTEBOOK, as_version=4)
 
 
+@pytest.mark.slow
 def test_every_cell_runs(tmp_path: Path) -> None:
     notebook = read()
     notebook.cells.insert(0, nbformat.v4.new_code_cell(FEWER))

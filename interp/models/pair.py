@@ -73,8 +73,8 @@ def _vocabulary(side: Model, other: Model) -> dict[str, int]:
 
     Not one beyond the model's rows, which is never read and never generated, nor a padding token that the other does not know.
     """
-    theirs = other.tokenizer.get_vocab()
-    own = {token: n for token, n in side.tokenizer.get_vocab().items() if n < side.d_vocab}
+    theirs, rows = other.tokenizer.get_vocab(), side.d_vocab
+    own = {token: n for token, n in side.tokenizer.get_vocab().items() if n < rows}
     filler = side.tokenizer.pad_token
     if filler not in theirs and own.get(filler) not in theirs.values():
         own.pop(filler, None)

@@ -103,12 +103,15 @@ def test_weights_that_the_report_was_not_made_of_are_not_taken_for_them(
     reports._shipped.clear()
 
 
+@pytest.mark.slow
 def test_what_is_read_ahead_of_the_pair_that_ships_comes_to_its_end_and_of_a_large_one_is_nothing(
     bundled: ModelPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from app import state
     from app.answers import bypass, vectors
 
+    # Fewer prompts and draws come to the same end sooner.
+    monkeypatch.setattr(settings, "sizes", lambda: settings.Sizes(usual_prompts=40, shift_draws=20, matched_draws=4))
     computed: list[object] = []
     moved, by_probe = bypass.moved, vectors.by_probe
     monkeypatch.setattr(bypass, "moved", lambda *arguments: computed.append(arguments[2]) or moved(*arguments))

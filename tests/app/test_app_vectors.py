@@ -17,7 +17,6 @@ from app import jobs, neuron_view, pins, settings, show, state
 from app.answers import vectors as answers
 from app.answers import vectors_firing as firing
 from app.answers.vectors import Ranked
-from app.views import vectors as views
 from interp import ModelPair, UserError, max_activating
 from interp.data.lexicon import mask
 from interp.diffing.weights import neuron_shift
@@ -166,6 +165,9 @@ def test_more_like_this_ranks_by_similarity_with_it_first(pair: ModelPair) -> No
 
 
 def test_the_values_that_rank_are_shown_in_their_unit_whatever_the_column_is_called() -> None:
+    # Importing a page runs it, on the pair that the test has chosen.
+    from app.views import vectors as views
+
     frame = pd.DataFrame({"first": [0.5], "rank": [1]})
     for unit, shown in (("percent", "%.0f %%"), ("cosine", "%.3f")):
         formats = views.config(Ranked(((0, 1),), frame, unit))  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from interp import Model
+from interp.models import offloading
 from interp.models.offloading import checksums, weights_digest
 
 
@@ -24,6 +25,13 @@ def rows_trade_places(weight: Tensor) -> None:
     weight.data[[0, 3]] = weight.data[[3, 0]]
 
 
+@pytest.fixture(params=[0, offloading.FEW_BYTES], ids=["sum", "CRC"])
+def _either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checksum of large tensors, then that of small ones, which all of these are."""
+    monkeypatch.setattr(offloading, "FEW_BYTES", request.param)
+
+
+@pytest.mark.usefixtures("_either")
 @pytest.mark.parametrize(
     ("write", "dtype"),
     [(one_bit_through_numpy, torch.float32), *((w, t) for w in (through_data, rows_trade_places) for t in (torch.float32, torch.bfloat16))],
@@ -39,6 +47,7 @@ def test_the_digest_notices_what_torch_does_not_count(fresh_gpt2: Model, write: 
     assert fresh_gpt2.digest == weights_digest(fresh_gpt2.hf) != before
 
 
+@pytest.mark.usefixtures("_either")
 @pytest.mark.parametrize("shape", [(), (3,), (5, 3), (0, 4), (3, 5, 7)])
 def test_a_checksum_is_of_tensors_of_any_size_and_every_number_counts(fresh_gpt2: Model, shape: tuple[int, ...]) -> None:
     for dtype in (torch.bfloat16, torch.float32):

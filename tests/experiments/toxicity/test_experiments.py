@@ -229,6 +229,7 @@ def test_a_report_into_a_file_is_refused_and_the_file_kept(context: ToxicityCont
     assert target.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_all_experiments_run_on_a_small_random_pair_and_none_claims_a_bypass(context: ToxicityContext, tmp_path: Path) -> None:
     ran = run_report(context, tmp_path / "report")
     verdicts = {result.id: result.verdict for result in ran.results}

@@ -106,6 +106,7 @@ def test_the_null_pairs_are_what_they_say(planted: PlantedPair, pairs: dict[str,
     assert after > 0.7 * before > 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize("name", PAIRS)
 def test_no_claim_about_what_tuning_did_holds(name: str, planted: PlantedPair, pairs: dict[str, ModelPair], tmp_path: Path) -> None:

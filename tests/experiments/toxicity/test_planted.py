@@ -132,6 +132,7 @@ def test_every_registered_experiment_has_a_known_answer() -> None:
     assert set(KNOWN) == set(EXPERIMENTS)
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize("name", KNOWN)
 def test_the_verdict_on_the_planted_pair_is_the_known_right_one(name: str, context: ToxicityContext, controlled: ToxicityContext) -> None:
