@@ -23,6 +23,7 @@ import typer
 from typer.core import TyperGroup
 
 from interp.commands.common import PAIR_HELP, PAIR_VALUES
+from interp.commands.pairs import pairs
 from interp.errors import Notice, UserError
 from interp.files import is_full_disk
 from interp.models.named import NAMED
@@ -137,6 +138,7 @@ app = typer.Typer(
 )  # fmt: skip
 for _module, _command in COMMANDS.items():
     app.command(_command)(getattr(import_module(f"interp.commands.{_module}"), _command))
+app.add_typer(pairs, name="pairs")
 
 
 @app.command()

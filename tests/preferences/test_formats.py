@@ -129,7 +129,9 @@ def test_a_prompt_that_both_sides_repeat_is_read_twice_as_trl_does(plain: PreTra
     assert "2 of 2 rows repeat the prompt" in data.notes[0]
     once = data_of(rows, columns=parse_columns("prompt=none"))
     assert [tokenise(plain, pair) for pair in once.pairs] == [tokenise(plain, pair) for pair in data_of(CONVERSATIONS).pairs]
-    assert len(tokenise(plain, data.pairs[0]).prompt) > 1.5 * len(tokenise(plain, once.pairs[0]).prompt)
+    # The second copy of the user's turn stands in both sides, and is trained on.
+    doubled, single = (tokenise(plain, pair) for pair in (data.pairs[0], once.pairs[0]))
+    assert sum(doubled.full[:2]) - sum(single.full[:2]) == len(plain(f"<user> blorp?{EOS}\n")["input_ids"])
     written = [written_row(once, pair) for pair in once.pairs]
     assert written[0].keys() == {"prompt", "chosen", "rejected", "bypass_row"}
     agree(written, CONVERSATIONS, plain)
