@@ -26,15 +26,19 @@ def audit_pairs(
     ] = "default",
     split: Annotated[str, typer.Option(help="of a folder with several splits")] = "train",
     columns: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="prompt=COLUMN,chosen=COLUMN,rejected=COLUMN; prompt=none leaves a prompt column out")
+        str | None,
+        typer.Option(metavar="NAMES", help="prompt=COLUMN,chosen=COLUMN,rejected=COLUMN; prompt=none leaves a prompt column out"),
     ] = None,
     layout: Annotated[str | None, typer.Option(help="in place of the one that is recognised, such as 'standard implicit'")] = None,
     level: Annotated[str, typer.Option(help="text (no model is run), forward, or gradient (exact scores of a sample)")] = "forward",
     max_length: Annotated[
-        int | None, typer.Option("--max-length", help="tokens of prompt and side that the trainer reads [default: TRL's 1024, or the context]")
+        int | None,
+        typer.Option("--max-length", help="tokens of prompt and side that the trainer reads [default: TRL's 1024, or the context]"),
     ] = None,
     truncation: Annotated[str, typer.Option(help="keep_start, TRL's default")] = "keep_start",
-    eos: Annotated[str, typer.Option(help="auto (as TRL: text gets the end token, conversations what their template writes), yes or no")] = "auto",
+    eos: Annotated[
+        str, typer.Option(help="auto (as TRL: text gets the end token, conversations what their template writes), yes or no")
+    ] = "auto",
     limit: Annotated[int | None, typer.Option(help="so many rows, drawn at random")] = None,
     seed: common.Seed = 0,
     sample: Annotated[int, typer.Option(help="pairs of the gradient level, drawn at random")] = 256,
@@ -54,7 +58,9 @@ def audit_pairs(
     It ranks and measures pairs at this checkpoint and calls none bad; docs/pairs.md says when to believe it.
     """
     if truncation != "keep_start":
-        raise UserError(f"--truncation is {truncation!r}", "use keep_start; TRL deprecates keep_end, which gives the sides different prompts")
+        raise UserError(
+            f"--truncation is {truncation!r}", "use keep_start; TRL deprecates keep_end, which gives the sides different prompts"
+        )
     common.check_folder(out)
     from interp.preferences.audit import Settings, audit
     from interp.preferences.files import read_pair_file
@@ -102,7 +108,10 @@ def print_audit(result: Audit) -> None:
     flags += [(name.replace("_", " "), count, "") for name, count in summary["repeats"].items()]
     flags += [(f"{kind} pairs", count, "by how both sides begin") for kind, count in summary["types"].items()]
     common.print_table(("flag", "pairs", "meaning"), flags, title=result.about["model"]["name"])
-    spread = [(named(name), row["mean"], row["q5"], row["q50"], row["q95"], row["share_below_zero"]) for name, row in summary["distributions"].items()]
+    spread = [
+        (named(name), row["mean"], row["q5"], row["q50"], row["q95"], row["share_below_zero"])
+        for name, row in summary["distributions"].items()
+    ]
     if spread:
         common.print_table(("score", "mean", "5 %", "median", "95 %", "share below 0"), spread)
     related = sorted(summary["correlations"], key=lambda row: -abs(row["rho"]))[:8]
@@ -112,8 +121,9 @@ def print_audit(result: Audit) -> None:
     if "filter" in summary:
         record = summary["filter"]
         columns = [name for name in record["table"][0] if name != "mean_n_prompt"]
-        common.print_table([name.replace("_", " ") for name in columns], [[row[name] for name in columns] for row in record["table"]],
-                           title=f"kept {record['kept']} by {record['column']}; {record['without_score']} rows without the score are dropped")  # fmt: skip
+        title = f"kept {record['kept']} by {record['column']}; {record['without_score']} rows without the score are dropped"
+        cells = [[row[name] for name in columns] for row in record["table"]]
+        common.print_table([name.replace("_", " ") for name in columns], cells, title=title)
 
 
 @pairs.command("watch")

@@ -255,7 +255,9 @@ def _pair(number: int, place: str, parts: Mapping[str, Any], layout: Layout, row
         prompt = [{"role": "user", "content": prompt}]
     elif layout == "prompt text and whole conversations":
         turns = [turn.get("content") for turn in chosen if turn["role"] == "user"]
-        notes.append("`prompt` is left out: the conversations hold it" if prompt in turns else "`prompt` is left out, and no user turn says it")
+        notes.append(
+            "`prompt` is left out: the conversations hold it" if prompt in turns else "`prompt` is left out, and no user turn says it"
+        )
         prompt, chosen, rejected = extract_prompt(chosen, rejected, place)
     elif prompt is None:
         prompt, chosen, rejected = extract_prompt(chosen, rejected, place)
@@ -277,7 +279,11 @@ def _file_notes(file: PairFile, layout: Layout, pairs: Sequence[Pair]) -> tuple[
     if doubled:
         notes.append(f"{doubled} of {len(pairs)} rows repeat the prompt in both sides, and TRL reads it twice: "
                      "leave the column out (--columns prompt=none audits that)")  # fmt: skip
-    stray = [name for name in ("completion", "messages") if name in file.rows[0] and isinstance(file.rows[0][name], list) != pairs[0].is_conversation]
+    stray = [
+        name
+        for name in ("completion", "messages")
+        if name in file.rows[0] and isinstance(file.rows[0][name], list) != pairs[0].is_conversation
+    ]
     if stray:
         notes.append(f"TRL may tell the layout by the column {' or '.join(stray)}: leave it out")
     return tuple(notes)

@@ -78,7 +78,7 @@ def rank_interval(rho: float, n: int) -> tuple[float, float]:
     return math.tanh(math.atanh(rho) - spread), math.tanh(math.atanh(rho) + spread)
 
 
-def distribution(values: pd.Series) -> dict[str, float]:
+def distribution(values: pd.Series) -> dict[str, float | int]:
     """Mean, quantiles, and the share below zero of the values that are known."""
     known = values.dropna().to_numpy(dtype=float)
     spots = {f"q{round(100 * q)}": float(value) for q, value in zip(QUANTILES, np.quantile(known, QUANTILES), strict=True)}

@@ -70,8 +70,16 @@ def agree(rows: list[dict[str, Any]], raw: list[dict[str, Any]], tokenizer: Any,
     if not theirs:
         return data
     batch = DataCollatorForPreference(pad_token_id=0, max_length=max_length)(theirs)
-    mine = [[*pair.prompt, *side] for sides in ([p.chosen for p in ours], [p.rejected for p in ours]) for pair, side in zip(ours, sides, strict=True)]
-    masks = [[0] * len(p.prompt) + [1] * len(side) for sides in ([p.chosen for p in ours], [p.rejected for p in ours]) for p, side in zip(ours, sides, strict=True)]
+    mine = [
+        [*pair.prompt, *side]
+        for sides in ([p.chosen for p in ours], [p.rejected for p in ours])
+        for pair, side in zip(ours, sides, strict=True)
+    ]
+    masks = [
+        [0] * len(p.prompt) + [1] * len(side)
+        for sides in ([p.chosen for p in ours], [p.rejected for p in ours])
+        for p, side in zip(ours, sides, strict=True)
+    ]
     lengths = batch["attention_mask"].sum(1).tolist()
     assert [row[:n] for row, n in zip(batch["input_ids"].tolist(), lengths, strict=True)] == mine
     assert [row[:n] for row, n in zip(batch["completion_mask"].tolist(), lengths, strict=True)] == masks
@@ -186,7 +194,10 @@ def test_trl_looks_at_the_first_row_alone_and_we_refuse_what_it_would_lose() -> 
 def test_the_end_token_can_be_asked_for_or_left_out(plain: PreTrainedTokenizerFast) -> None:
     end = plain.eos_token_id
     text, talk = data_of(EXPLICIT).pairs[0], data_of(CONVERSATIONS).pairs[0]
-    ends = {rule: (tokenise(plain, text, eos=rule).chosen[-1] == end, tokenise(plain, talk, eos=rule).chosen[-1] == end) for rule in ("auto", "yes", "no")}
+    ends = {
+        rule: (tokenise(plain, text, eos=rule).chosen[-1] == end, tokenise(plain, talk, eos=rule).chosen[-1] == end)
+        for rule in ("auto", "yes", "no")
+    }
     assert ends == {"auto": (True, False), "yes": (True, True), "no": (False, False)}
     assert tokenise(plain, talk, eos="no").chosen == tokenise(plain, talk).chosen[:-2]
 
@@ -234,7 +245,10 @@ def test_every_kind_of_file_gives_the_same_pairs(suffix: str, tmp_path: Path) ->
         ([{"chosen": "a", "rejected": None}], r"line 1: `rejected` is null"),
         ([{"chosen": "ab", "rejected": "ac"}, {"chosen": 3, "rejected": "a"}], r"line 2: `chosen` is of the type int"),
         ([{"chosen": "ab", "rejected": "ac"}, {"chosen": [], "rejected": "a"}], r"line 2: `chosen` is an empty list"),
-        ([{"chosen": "ab", "rejected": "ac"}, {"chosen": turns("a"), "rejected": turns("b")}], r"line 2: `chosen` is a list of messages, and"),
+        (
+            [{"chosen": "ab", "rejected": "ac"}, {"chosen": turns("a"), "rejected": turns("b")}],
+            r"line 2: `chosen` is a list of messages, and",
+        ),
         ([{"chosen": "ab", "rejected": ""}], r"line 1: a side is empty"),
         ([{"chosen": turns("a"), "rejected": turns("b")}], r"line 1: the sides share no first message"),
         ([{"prompt": turns("a"), "chosen": "b", "rejected": "c"}], r"`prompt` is a list of messages, and in the layout"),
@@ -268,7 +282,8 @@ def test_files_that_are_no_pairs_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     for path, message in (
         (broken, "cannot be unpacked"), (tmp_path / "pairs.parquet", "no readable parquet"), (tmp_path / "pairs.bin", "no kind of file"),
-        (tmp_path / "empty.jsonl", "holds no pair"), (tmp_path / "absent.jsonl", "there is no file"), (tmp_path, "save_to_disk did not write"),
+        (tmp_path / "empty.jsonl", "holds no pair"), (tmp_path / "absent.jsonl", "there is no file"),
+        (tmp_path, "save_to_disk did not write"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             read_pair_file(path)
