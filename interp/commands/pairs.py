@@ -98,14 +98,15 @@ def audit_pairs(
 
 def print_audit(result: Audit) -> None:
     """Print the summary as tables."""
-    from interp.preferences.page import named, sentences
+    from interp.preferences.page import REPEATS, named, sentences
     from interp.preferences.text_level import FLAGS
+    from interp.results.result import show_number
 
     for sentence in sentences(result):
         common.print_line(sentence)
     summary = result.summary
     flags: list[tuple[Any, ...]] = [(name.replace("_", " "), summary["flags"][name], meaning) for name, meaning in FLAGS.items()]
-    flags += [(name.replace("_", " "), count, "") for name, count in summary["repeats"].items()]
+    flags += [(name.replace("_", " "), count, REPEATS[name]) for name, count in summary["repeats"].items()]
     flags += [(f"{kind} pairs", count, "by how both sides begin") for kind, count in summary["types"].items()]
     common.print_table(("flag", "pairs", "meaning"), flags, title=result.about["model"]["name"])
     spread = [
@@ -120,10 +121,10 @@ def print_audit(result: Audit) -> None:
         common.print_table(("score", "with", "rank correlation", "low", "high", "pairs"), rows, title="the strongest rank correlations")
     if "filter" in summary:
         record = summary["filter"]
-        columns = [name for name in record["table"][0] if name != "mean_n_prompt"]
         title = f"kept {record['kept']} by {record['column']}; {record['without_score']} rows without the score are dropped"
-        cells = [[row[name] for name in columns] for row in record["table"]]
-        common.print_table([name.replace("_", " ") for name in columns], cells, title=title)
+        measures = [name for name in record["table"][0] if name != "part"]
+        cells = [[name.replace("_", " "), *(show_number(part[name], name) for part in record["table"])] for name in measures]
+        common.print_table(("", *(part["part"] for part in record["table"])), cells, title=title)
 
 
 @pairs.command("watch")

@@ -76,8 +76,8 @@ def read_pair_file(path: str | Path, *, split: str = "train", columns: Sequence[
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows as jsonl: one JSON object a line."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    """Rows as jsonl: one JSON object a line; what JSON has no form for, such as a date, as text."""
+    return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
 
 
 def _located(file: Path, unit: str, numbered: Iterable[tuple[int, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:

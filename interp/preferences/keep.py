@@ -87,7 +87,7 @@ def select(frame: pd.DataFrame, by: str, share: float | int, seed: int) -> Selec
     order = frame.loc[ranked].sort_values("rank").index
     chosen = sorted(int(index) for index in order[:count])
     drawn = sorted(int(index) for index in np.random.default_rng([seed, 1]).choice(ranked.to_numpy(), count, replace=False))
-    dropped = [int(index) for index in frame.index if index not in set(chosen)]
+    dropped = [int(index) for index in frame.index.difference(chosen)]
     return Selection(
         by, column, float(frame.loc[order[count - 1], column]), tuple(chosen), tuple(dropped), tuple(drawn), len(frame) - len(ranked)
     )
@@ -99,17 +99,21 @@ def scorable(frame: pd.DataFrame) -> pd.Series:
 
 
 def removal(frame: pd.DataFrame, selection: Selection) -> dict[str, Any]:
-    """What the filter, and the random subset beside it, keep: kinds of answers, mean lengths, prompts."""
+    """What the filter, and the random subset beside it, keep: kinds of answers, mean lengths, prompts.
+
+    Means are of the rows that the trainer does not leave out: of the others it sees no answer.
+    """
     parts = {"all": frame, "kept": frame.loc[list(selection.kept)], "dropped": frame.loc[list(selection.dropped)],
              "random": frame.loc[list(selection.random)]}  # fmt: skip
     table = []
     for name, part in parts.items():
         types = part["same_type"].value_counts(normalize=True)
+        seen = part[~part["prompt_fills_context"]]
         table.append({
-            "part": name, "pairs": len(part), "prompts": int(part["prompt_key"].nunique()),
-            "mean_n_prompt": _mean(part["n_prompt"]), "mean_n_chosen": _mean(part["n_chosen"]),
-            "mean_n_rejected": _mean(part["n_rejected"]), "mean_length_difference": _mean(part["length_difference"]),
-            "mean_edit_similarity": _mean(part["edit_similarity"]),
+            "part": name, "pairs": len(part), "read_by_trainer": len(seen), "prompts": int(part["prompt_key"].nunique()),
+            "mean_n_prompt": _mean(seen["n_prompt"]), "mean_n_chosen": _mean(seen["n_chosen"]),
+            "mean_n_rejected": _mean(seen["n_rejected"]), "mean_length_difference": _mean(seen["length_difference"]),
+            "mean_edit_similarity": _mean(seen["edit_similarity"]),
             **{f"share {kind}": float(types.get(kind, 0.0)) for kind in ("refusal/refusal", "answer/answer", "mixed")},
         })  # fmt: skip
     lost = set(parts["dropped"]["prompt_key"]) - set(parts["kept"]["prompt_key"])

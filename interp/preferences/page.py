@@ -6,6 +6,7 @@ Texts are the user's: they are masked as whole answers before they are divided i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,9 @@ def render(audit: Audit, model: Model, *, command: str, show_words: bool = False
     drawn = [histogram(audit, column)] if len(ranked) else []
     page = masking(show_words).from_string((TEMPLATES / "pairs.html").read_text(encoding="utf-8"))
     return page.render(
-        about=audit.about, score=named(column), keeps="high" if high else "low", lead=sentences(audit), notes=audit.about["notes"],
-        tables=tables(audit), ends=[("Kept last", views[: len(last)]), ("Kept first", views[len(last) :])], command=command,
+        about=audit.about, file=Path(audit.about["file"]).name, score=named(column), keeps="high" if high else "low", lead=sentences(audit),
+        notes=audit.about["notes"],
+        tables=tables(audit), ends=[("Ranked last", views[: len(last)]), ("Ranked first", views[len(last) :])], command=command,
         figures=[{"key": figure.name, "title": title_of(figure.spec), "caption": figure.caption} for figure in drawn],
         settings=[(name, str(value)) for name, value in audit.about["settings"].items()], show_words=show_words,
         specs=embedded({figure.name: as_json({**figure.spec, "layout": untitled(figure.spec["layout"])}) for figure in drawn}),
@@ -99,7 +101,9 @@ def tables(audit: Audit) -> list[dict[str, Any]]:
     if "filter" in summary:
         made.append(table_of("what the filter removes", pd.DataFrame(summary["filter"]["table"]), "audit.json"))
     if summary["correlations"]:
-        related = pd.DataFrame(summary["correlations"]).assign(**{key: lambda frame, key=key: frame[key].map(named) for key in ("first", "second")})
+        related = pd.DataFrame(summary["correlations"]).assign(
+            **{key: lambda frame, key=key: frame[key].map(named) for key in ("first", "second")}
+        )
         made.append(table_of("rank correlations of the scores", related.sort_values("rho", ascending=False), "audit.json"))
     spread = [{"score": named(name), **values} for name, values in summary["distributions"].items()]
     if spread:
@@ -119,7 +123,11 @@ REPEATS = {
 def histogram(audit: Audit, column: str) -> Figure:
     """How the score that ranks is spread, with the threshold of the filter."""
     values = audit.frame[audit.frame["rank"].notna()]
-    marks = [] if audit.selection is None else [(audit.selection.threshold, "kept up to" if not score_column(values, audit.selection.by)[1] else "kept from")]
+    marks = (
+        []
+        if audit.selection is None
+        else [(audit.selection.threshold, "kept up to" if not score_column(values, audit.selection.by)[1] else "kept from")]
+    )
     return figures.histogram(
         "score", values.assign(**{column: values[column].astype(float)}), x=column, title=f"{named(column)} of the pairs",
         caption="One value a pair; pairs without a gradient are left out.", x_title=named(column), y_title="pairs", marks=marks,
@@ -157,7 +165,9 @@ def pair_views(audit: Audit, model: Model, indices: Sequence[int], show_words: b
     return views
 
 
-def coloured(model: Model, ids: TokenisedPair | Sequence[int], weights: Float[np.ndarray, " token"] | None, show_words: bool) -> list[dict[str, Any]]:
+def coloured(
+    model: Model, ids: TokenisedPair | Sequence[int], weights: Float[np.ndarray, " token"] | None, show_words: bool
+) -> list[dict[str, Any]]:
     """The tokens of an answer as text, each with the strength (0 to 100) and sign of its colour, and its share in words."""
     texts = token_texts(model.tokenizer, ids)  # type: ignore[arg-type]
     whole = "".join(texts)

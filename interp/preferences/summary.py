@@ -22,7 +22,10 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
 def summarise(frame: pd.DataFrame, *, seed: int = 0) -> dict[str, Any]:
-    """The numbers of `audit.json` that are computed from the columns of an audit."""
+    """The numbers of `audit.json` that are computed from the columns of an audit.
+
+    Lengths, correlations and distributions are those of the rows that the trainer does not leave out.
+    """
     seen = frame[~frame["prompt_fills_context"]]
     return {
         "trainer": {
@@ -37,8 +40,8 @@ def summarise(frame: pd.DataFrame, *, seed: int = 0) -> dict[str, Any]:
         },
         "types": {kind: int((frame["same_type"] == kind).sum()) for kind in ("refusal/refusal", "answer/answer", "mixed")},
         "lengths": lengths(seen, seed=seed),
-        "correlations": correlations(frame).to_dict(orient="records"),
-        "distributions": {name: distribution(frame[name]) for name in RELATED if name in frame and frame[name].notna().any()},
+        "correlations": correlations(seen).to_dict(orient="records"),
+        "distributions": {name: distribution(seen[name]) for name in RELATED if name in seen and seen[name].notna().any()},
         "expected_to_fall": expected_to_fall(frame),
         "conservation": conservation(frame),
     }  # fmt: skip

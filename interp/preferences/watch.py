@@ -76,7 +76,10 @@ class Watched:
         chosen, rejected = (self.moves[name] for name in SIDES[:2])
         parts = [_said(move) for name, move in self.moves.items() if name in SIDES]
         verdict = {
-            ("fell", "fell"): "both sides fell, and what grew is the distance between them: likelihood displacement, on the pairs of its batches",
+            (
+                "fell",
+                "fell",
+            ): "both sides fell, and what grew is the distance between them: likelihood displacement, on the pairs of its batches",
             ("rose", "fell"): "chosen rose and rejected fell",
             ("stayed", "fell"): "rejected fell, and chosen did not move beyond the noise of its batches",
             ("fell", "stayed"): "chosen fell and rejected did not move beyond the noise of its batches",
@@ -117,8 +120,11 @@ def watch(path: str | Path) -> Watched:
 
 def _records(place: Path) -> tuple[list[dict[str, Any]], Path]:
     """The records of the run that name a step, under our names, and the file or folder that they come from."""
-    states = [place] if place.name == STATE else sorted(place.glob(STATE)) or sorted(
-        place.glob(f"checkpoint-*/{STATE}"), key=lambda file: int("".join(filter(str.isdigit, file.parent.name)) or 0)
+    states = (
+        [place]
+        if place.name == STATE
+        else sorted(place.glob(STATE))
+        or sorted(place.glob(f"checkpoint-*/{STATE}"), key=lambda file: int("".join(filter(str.isdigit, file.parent.name)) or 0))
     )
     if states:
         history = read_json(states[-1], "name the folder that TRL wrote").get("log_history", [])

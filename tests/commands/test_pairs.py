@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from interp.cli import app, guarded
-from interp.errors import UserError
+from interp.cli import app
 from tests import ROOT
 from tests.preferences.test_audit import HOSTILE, rows
 from tests.preferences.test_watch import log, write
@@ -29,17 +28,16 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def run(*words: str) -> Any:
+def run(*words: str, code: int = 0) -> Any:
     result = CliRunner().invoke(app, ["pairs", *words])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == code, result.output
     return result
 
 
 def test_help_of_the_group_reads_no_library_that_takes_seconds() -> None:
     code = (
-        "import sys; from typer.testing import CliRunner; from interp.cli import app; r = CliRunner().invoke(app, ['pairs', 'audit', '--help']);"
+        "import sys; from typer.testing import CliRunner; from interp.cli import app\n"
+        "r = CliRunner().invoke(app, ['pairs', 'audit', '--help'])\n"
         "print('--keep' in r.output, *sorted({'torch', 'transformers', 'pandas', 'numpy', 'datasets'} & sys.modules.keys()))"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -74,8 +72,9 @@ def test_json_is_the_summary_that_is_written(file: Path, gpt2_folder: Path, tmp_
      (("--layout", "odd"), "no layout 'odd'"), (("--level", "deep"), "--level is 'deep'")],
 )  # fmt: skip
 def test_bad_options_are_one_line_with_a_fix(words: tuple[str, ...], message: str, file: Path, tmp_path: Path, unchecked: None) -> None:
-    with pytest.raises(UserError, match=message):
-        run("audit", str(file), *words, "--out", str(tmp_path / "out"))
+    said = run("audit", str(file), *words, "--out", str(tmp_path / "out"), code=2).stderr
+    assert message in said
+    assert "Fix:" in said
 
 
 def test_a_hostile_file_stays_text_and_a_broken_one_is_named(gpt2_folder: Path, tmp_path: Path) -> None:
@@ -84,12 +83,11 @@ def test_a_hostile_file_stays_text_and_a_broken_one_is_named(gpt2_folder: Path, 
     run("audit", str(path), "--model", str(gpt2_folder), "--out", str(tmp_path / "out"))
     assert HOSTILE[:20] not in (tmp_path / "out" / "index.html").read_text().split("</style>")[1].split("<script")[0]
     path.write_text('{"chosen": "a", "rejected": "b"}\n{"chosen": "a"}\n')
-    with pytest.raises(UserError, match="line 2: `rejected` is missing"):
-        run("audit", str(path), "--out", str(tmp_path / "out"))
+    assert "line 2: `rejected` is missing" in run("audit", str(path), "--out", str(tmp_path / "out"), code=2).stderr
 
 
 def test_watch_says_it_in_a_sentence_and_as_json(tmp_path: Path) -> None:
     file = write(log(-12, -40), tmp_path)
     assert "both sides fell" in run("watch", str(file)).stdout
     assert json.loads(run("watch", str(file), "--json").stdout)["both_fall"] is True
-    assert guarded(lambda: CliRunner().invoke(app, ["pairs", "watch", str(tmp_path / "gone")], catch_exceptions=False)) == 2
+    assert "there is no training log" in run("watch", str(tmp_path / "gone"), code=2).stderr
