@@ -89,6 +89,8 @@ def audit_pairs(
         tell("writing the page", 0, 1)
         page = render(result, loaded, command=command_line(sys.argv[1:]), show_words=show_words)
         names = write_audit(result, out, page)
+    for text in result.about["notes"][len(data.notes) :]:
+        common.note(text)
     if as_json:
         common.print_json(result.to_json())
         return

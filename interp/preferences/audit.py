@@ -23,10 +23,12 @@ from interp.preferences.keep import SCORES, Selection, removal, scorable, select
 from interp.preferences.pairs import TokenPair
 from interp.preferences.summary import summarise
 from interp.preferences.text_level import REFUSALS, text_level
-from interp.preferences.tokenise import EOS_RULES, EosRule, TokenisedPair, tokenise
+from interp.preferences.tokenise import EOS_RULES, EosRule, TokenisedPair, divided_otherwise, tokenise
 
 Level = Literal["text", "forward", "gradient"]
 LEVELS: tuple[Level, ...] = ("text", "forward", "gradient")
+# Pairs on which AutoTokenizer is compared with the model's tokenizer.
+COMPARED = 200
 # TRL's own default of the longest sequence.
 MAX_LENGTH = 1024
 Tell = Callable[[str, int, int], None]
@@ -139,13 +141,23 @@ def audit(
     if selection is not None:
         frame["keep"] = frame.index.isin(selection.kept)
         summary["filter"] = removal(frame, selection)
+    notes = [*data.notes, *tokenizer_notes(model, pairs[:COMPARED])]
     about = {
         "file": str(data.file.source), "file_digest": data.file.digest, "container": data.file.container, "layout": data.layout,
-        "rows_in_file": len(data.pairs), "notes": list(data.notes), "model": {"name": model.name, "digest": model.digest},
+        "rows_in_file": len(data.pairs), "notes": notes, "model": {"name": model.name, "digest": model.digest},
         "settings": {**asdict(settings), "max_length": length, "refusals": len(settings.refusals)},
         "sample": [int(frame["row"][index]) for index in sample] if settings.level == "gradient" else None,
     }  # fmt: skip
     return Audit(data, pairs, tokens, frame.drop(columns="prompt_key"), settings, about, summary, selection)
+
+
+def tokenizer_notes(model: Model, pairs: Sequence[Pair]) -> list[str]:
+    """What has to be known where TRL would read the texts with another tokenizer than this one."""
+    count = divided_otherwise(model, pairs)
+    if not count:
+        return []
+    fix = "pass processing_class=PreTrainedTokenizerFast.from_pretrained(FOLDER) to the trainer"
+    return [f"AutoTokenizer, TRL's default, divides {count} of the first {len(pairs)} pairs otherwise than tokenizer.json: {fix}"]
 
 
 def sample_of(positions: np.ndarray, settings: Settings) -> list[int]:

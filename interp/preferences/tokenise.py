@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from interp.errors import UserError
+from interp.models.model import Model
 from interp.preferences.formats import Pair, Text
 from interp.preferences.pairs import TokenPair
 
@@ -85,6 +86,24 @@ def tokenise(tokenizer: Any, pair: Pair, *, max_length: int | None = 1024, eos: 
         full=(cut, len(sides[0]), len(sides[1])), was_identical=sides[0] == sides[1], lost=tuple(prompt[cut:]),
         is_dropped=max_length is not None and cut >= max_length,
     )  # fmt: skip
+
+
+def divided_otherwise(model: Model, pairs: Sequence[Pair]) -> int:
+    """How many of these pairs have a text that `AutoTokenizer`, which TRL takes by itself, divides otherwise than `tokenizer.json` says.
+
+    0 where it cannot be asked: without a folder of the model, or where it does not load.
+    """
+    if model.checkpoint is None:
+        return 0
+    from transformers import AutoTokenizer
+
+    try:
+        usual = AutoTokenizer.from_pretrained(model.checkpoint.folder, local_files_only=True, trust_remote_code=False)
+    except Exception:  # a folder of an adapter has none, and a class may refuse the files
+        return 0
+    texts = [[text for text in (pair.prompt, pair.chosen, pair.rejected) if isinstance(text, str)] for pair in pairs]
+    texts = [sides or [str(turn.get("content")) for turn in pair.chosen] for sides, pair in zip(texts, pairs, strict=True)]  # type: ignore[union-attr]
+    return sum(any(usual(text)["input_ids"] != model.tokenizer(text)["input_ids"] for text in sides) for sides in texts)
 
 
 def common_start(first: Sequence[int], second: Sequence[int]) -> int:

@@ -20,14 +20,14 @@ from interp.models.loading import load_model
 from interp.models.model import Model
 from interp.preferences import audit as audit_module
 from interp.preferences import forward_level
-from interp.preferences.audit import Audit, Settings, audit
+from interp.preferences.audit import Audit, Settings, audit, tokenizer_notes
 from interp.preferences.forward_level import rank_residual
 from interp.preferences.keep import SCORES, select, with_rank
 from interp.preferences.outputs import write_audit
 from interp.preferences.page import coloured, render, token_texts
 from interp.preferences.similarity import similarity
 from interp.preferences.summary import correlations, rank_interval
-from tests.conftest import WORDS
+from tests.conftest import WORDS, make_tokenizer
 from tests.preferences.test_formats import data_of
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -136,10 +136,11 @@ def test_a_killed_audit_goes_on_and_other_models_and_rows_are_computed_anew(
     pd.testing.assert_frame_equal(audit(data, gpt2, settings).frame, first.frame)
     assert read == [4, 4, 4, 4, 4, 1]
     read.clear()
+    own = next(tmp_path.glob("*.json"))
     audit(data, pair.tuned, settings, folder=tmp_path)
     assert len(read) == 6
     read.clear()
-    next(iter(tmp_path.glob("*.json"))).write_text("{")
+    own.write_text("{")
     pd.testing.assert_frame_equal(audit(data, gpt2, settings, folder=tmp_path).frame, first.frame)
     assert len(read) == 1
 
@@ -239,6 +240,16 @@ def test_rank_correlations_have_an_interval_that_covers() -> None:
         hits += bool(table["low"][0] <= truth <= table["high"][0])
     assert hits >= 180
     assert rank_interval(1.0, 10) == (1.0, 1.0)
+
+
+def test_a_tokenizer_that_trl_would_load_otherwise_is_said(gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = data_of(rows()).pairs
+    assert tokenizer_notes(gpt2, pairs) == []
+    other = make_tokenizer()
+    other.add_tokens([" the"])
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *place, **options: other)
+    count = sum(" the" in side for pair in pairs for side in [f"{pair.prompt} {pair.chosen} {pair.rejected}"])
+    assert f"divides {count} of the first 24 pairs otherwise" in tokenizer_notes(gpt2, pairs)[0]
 
 
 @pytest.mark.parametrize(
