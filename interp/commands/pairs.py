@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 pairs = typer.Typer(name="pairs", no_args_is_help=True, help="Look at preference pairs before training on them, and at runs of DPO.")
 BLOCKS = "blocks"
+# What checks a filter by training, which this package does not do; `interp.cli` puts it here.
+VERIFIERS: list[Callable[..., dict[str, Any]]] = []
 
 
 @pairs.command("audit")
@@ -48,6 +52,12 @@ def audit_pairs(
     by: Annotated[
         str, typer.Option(help="what ranks: harm (least first), total, alpha_ches, ches, ln_ches, length, edit or random")
     ] = "harm",
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="with --keep: train on all, on what is kept and on as many at random, and measure on held-out pairs"),
+    ] = False,
+    learning_rate: Annotated[float, typer.Option("--verify-lr", help="of that training")] = 5e-6,
+    optimizer: Annotated[str, typer.Option("--verify-optimizer", help="rmsprop, adamw or sgd")] = "rmsprop",
     out: Annotated[Path, typer.Option("--out", help="the folder of results; a run that was stopped goes on there")] = Path("pairs-audit"),
     device: common.Device = None,
     show_words: common.ShowWords = False,
@@ -61,6 +71,8 @@ def audit_pairs(
         raise UserError(
             f"--truncation is {truncation!r}", "use keep_start; TRL deprecates keep_end, which gives the sides different prompts"
         )
+    if verify and keep is None:
+        raise UserError("--verify checks a filter, and none is asked for", "add --keep SHARE")
     common.check_folder(out)
     from interp.preferences.audit import Settings, audit
     from interp.preferences.files import read_pair_file
@@ -86,6 +98,9 @@ def audit_pairs(
             bar.update(task, description=phrase, completed=done, total=total)
 
         result = audit(data, loaded, settings, folder=out / BLOCKS, say=common.note, tell=tell)
+        if verify:
+            checked = VERIFIERS[0](result, loaded, learning_rate, optimizer, seed, out / BLOCKS, tell)
+            result = dataclasses.replace(result, summary={**result.summary, "verification": checked})
         tell("writing the page", 0, 1)
         page = render(result, loaded, command=command_line(sys.argv[1:]), show_words=show_words)
         names = write_audit(result, out, page)
@@ -100,7 +115,7 @@ def audit_pairs(
 
 def print_audit(result: Audit) -> None:
     """Print the summary as tables."""
-    from interp.preferences.page import REPEATS, named, sentences
+    from interp.preferences.page import MOVED, REPEATS, named, sentences
     from interp.preferences.text_level import FLAGS
     from interp.results.result import show_number
 
@@ -127,6 +142,12 @@ def print_audit(result: Audit) -> None:
         measures = [name for name in record["table"][0] if name != "part"]
         cells = [[name.replace("_", " "), *(show_number(part[name], name) for part in record["table"])] for name in measures]
         common.print_table(("", *(part["part"] for part in record["table"])), cells, title=title)
+
+    if "verification" in summary:
+        arms = [(arm["trained_on"], arm["pairs"], arm["steps"], *(arm[f"change_{name}"]["value"] for name in MOVED), arm["accuracy"])
+                for arm in summary["verification"]["arms"]]  # fmt: skip
+        common.print_table(("trained on", "pairs", "steps", "log π(chosen)", "log π(rejected)", "margin", "accuracy (share)"), arms,
+                           title="mean changes on held-out pairs, nats")  # fmt: skip
 
 
 @pairs.command("watch")

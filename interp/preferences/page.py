@@ -34,6 +34,8 @@ AXES = (
     "margin", "ches", "ln_ches", "alpha_ches", "ches_given_length", "share_alpha_positive", "share_hidden_positive", "total_head",
     "influence_head", "own", "entanglement", "total", "influence", "own_sign", "total_sign", "influence_sign",
 )  # fmt: skip
+# What training moved, as `verification` names it.
+MOVED = ("chosen", "rejected", "margin")
 # What the axes' names are for readers, where the name alone does not say it.
 MEANT = {
     "ches": "CHES", "ln_ches": "ln-CHES", "alpha_ches": "α-CHES", "ches_given_length": "CHES given the lengths (ranks)",
@@ -79,16 +81,33 @@ def sentences(audit: Audit) -> list[str]:
             f"{show_number(lengths['mean_n_rejected'])}: Cohen's d {show_number(d['value'])} ({show_number(d['low'])} to "
             f"{show_number(d['high'])}), chosen longer in {show_number(lengths['share_chosen_longer'], 'share')} of the pairs."
         )
+    if summary["noisy"] is not None:
+        said.append(f"{summary['noisy']} pairs are noisy: their margin lies between 0 and {show_number(audit.settings.noisy_below)} nats.")
     falling = summary["expected_to_fall"]
     if falling:
         said.append(
             f"A first step of SGD on all pairs is expected to lower the chosen answer of {show_number(falling['share'], 'share')} of "
             f"{falling['pairs']} pairs (by {named(falling['by'])})."
         )
+    if "verification" in summary:
+        said.append(verification_sentence(summary["verification"]))
     rows, whole = trainer["rows"], audit.about["rows_in_file"]
     if rows < whole:
         said.append(f"These are {rows} of the file's {whole} rows, drawn at random; repeats and counts of prompts are those among them.")
     return said
+
+
+def verification_sentence(record: dict[str, Any]) -> str:
+    """What training on the filter's pairs did to held-out chosen answers, beside training on as many at random."""
+    difference, pairs = record["kept_minus_random"], len(record["held_out"])
+    effect = "no difference beyond chance"
+    if difference["low"] > 0 or difference["high"] < 0:
+        effect = "higher" if difference["value"] > 0 else "lower"
+    span = f"{show_number(difference['low'])} to {show_number(difference['high'])}"
+    return (
+        f"Trained on what is kept, log π(chosen) of {pairs} held-out pairs ends {show_number(difference['value'])} nats from where it ends "
+        f"after as many random pairs ({span}): {effect}."
+    )
 
 
 def tables(audit: Audit) -> list[dict[str, Any]]:
@@ -100,6 +119,11 @@ def tables(audit: Audit) -> list[dict[str, Any]]:
     made = [table_of("what the trainer sees", pd.DataFrame(flags), "audit.json"), table_of("types", pd.DataFrame(kinds), "audit.json")]
     if "filter" in summary:
         made.append(table_of("what the filter removes", pd.DataFrame(summary["filter"]["table"]), "audit.json"))
+    if "verification" in summary:
+        arms = [{"trained on": arm["trained_on"], "pairs": arm["pairs"], "steps": arm["steps"],
+                 **{f"change of {name}": arm[f"change_{name}"]["value"] for name in MOVED}, "share with a larger margin": arm["accuracy"]}
+                for arm in summary["verification"]["arms"]]  # fmt: skip
+        made.append(table_of("verification on held-out pairs, in nats", pd.DataFrame(arms), "audit.json"))
     if summary["correlations"]:
         related = pd.DataFrame(summary["correlations"]).assign(
             **{key: lambda frame, key=key: frame[key].map(named) for key in ("first", "second")}

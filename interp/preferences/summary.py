@@ -40,6 +40,7 @@ def summarise(frame: pd.DataFrame, *, seed: int = 0) -> dict[str, Any]:
         },
         "types": {kind: int((frame["same_type"] == kind).sum()) for kind in ("refusal/refusal", "answer/answer", "mixed")},
         "lengths": lengths(seen, seed=seed),
+        "noisy": int(frame["noisy"].sum()) if "noisy" in frame else None,
         "correlations": correlations(seen).to_dict(orient="records"),
         "distributions": {name: distribution(seen[name]) for name in RELATED if name in seen and seen[name].notna().any()},
         "expected_to_fall": expected_to_fall(frame),

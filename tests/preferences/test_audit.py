@@ -22,11 +22,14 @@ from interp.preferences import audit as audit_module
 from interp.preferences import forward_level
 from interp.preferences.audit import Audit, Settings, audit, tokenizer_notes
 from interp.preferences.forward_level import rank_residual
+from interp.preferences.head_influence import head_scores
+from interp.preferences.influence import gradient_scores
 from interp.preferences.keep import SCORES, select, with_rank
 from interp.preferences.outputs import write_audit
 from interp.preferences.page import coloured, render, token_texts
 from interp.preferences.similarity import similarity
 from interp.preferences.summary import correlations, rank_interval
+from interp.stats.intervals import auc
 from tests.conftest import WORDS, make_tokenizer
 from tests.preferences.test_formats import data_of
 
@@ -67,6 +70,50 @@ def test_every_column_is_the_measure_of_that_pair(result: Audit, gpt2: Model) ->
     noisy = (frame["margin"] > 0) & (frame["margin"] < 3)
     assert frame["noisy"].tolist() == noisy.tolist()
     assert 0 < noisy.sum() < 21
+    assert result.summary["noisy"] == noisy.sum()
+
+
+@pytest.mark.oracle
+def test_the_gradient_level_is_the_measure_of_its_sample_and_adds_up(gpt2: Model, tmp_path: Path) -> None:
+    settings = Settings(level="gradient", max_length=32, sample=6)
+    result = audit(data_of(rows()), gpt2, settings, folder=tmp_path)
+    frame, sample = result.frame, result.about["sample"]
+    assert frame.index[frame["own"].notna()].tolist() == sample
+    assert len(sample) == 6
+    exact = gradient_scores(gpt2, [result.tokens[index].token_pair() for index in sample])
+    for column in ("own", "entanglement", "grad_norm_chosen", "total", "influence", "total_sign"):
+        np.testing.assert_allclose(frame.loc[sample, column], getattr(exact, column), rtol=1e-5)
+    known = frame.index[frame["total_head"].notna()].tolist()
+    head = head_scores(gpt2, [result.tokens[index].token_pair() for index in known])
+    np.testing.assert_allclose(frame.loc[known, "influence_head"], head.influence, rtol=1e-4, atol=1e-3)
+    assert [check["of"] for check in result.summary["conservation"]] == ["total", "total_head"]
+    assert all(check["relative_difference"] < 1e-5 for check in result.summary["conservation"])
+    assert result.summary["expected_to_fall"] == {"by": "total", "pairs": 6, "share": float((exact.total < 0).mean())}
+    assert (result.summary["ranked_by"], frame["rank"].notna().sum()) == ("harm", 6)
+    assert frame.loc[frame["rank"] == 1, "influence"].item() == frame["influence"].max()
+    pd.testing.assert_frame_equal(audit(data_of(rows()), gpt2, settings, folder=tmp_path).frame, frame)
+    with pytest.raises(UserError, match=r"known of a sample of 6 pairs, and a filter needs it of all 21.*--sample 21"):
+        audit(data_of(rows()), gpt2, Settings(level="gradient", max_length=32, sample=6, keep=0.5))
+
+
+@pytest.mark.oracle
+def test_influence_ranks_planted_pairs_first_and_not_on_exchanged_sides(gpt2: Model) -> None:
+    """Pairs whose rejected side repeats what others choose lower the chosen answers; half of the file is of that kind."""
+    rng = random.Random(0)
+    liked, free = [f" {word}" for word in WORDS[:4]], [f" {word}" for word in WORDS[12:]]
+
+    def some(words: list[str]) -> str:
+        return "".join(rng.choice(words) for _ in range(5))
+
+    texts = []
+    for number in range(40):
+        harms = number % 2 == 0
+        texts.append({"prompt": some(free), "chosen": some(free if harms else liked), "rejected": some(liked if harms else free)})
+    planted = np.array([number % 2 for number in range(40)])
+    scored = audit(data_of(texts), gpt2, Settings(level="gradient")).frame["influence"]
+    assert auc(planted, scored) > 0.9
+    mixed = [dict(row, chosen=row["rejected"], rejected=row["chosen"]) if rng.random() < 0.5 else row for row in texts]
+    assert abs(auc(planted, audit(data_of(mixed), gpt2, Settings(level="gradient")).frame["influence"]) - 0.5) < 0.25
 
 
 def test_what_the_trainer_leaves_out_and_what_has_no_gradient_is_counted_and_not_ranked(result: Audit) -> None:
@@ -136,7 +183,7 @@ def test_a_killed_audit_goes_on_and_other_models_and_rows_are_computed_anew(
     pd.testing.assert_frame_equal(audit(data, gpt2, settings).frame, first.frame)
     assert read == [4, 4, 4, 4, 4, 1]
     read.clear()
-    own = next(tmp_path.glob("*.json"))
+    own = next(tmp_path.glob("forward-*.json"))
     audit(data, pair.tuned, settings, folder=tmp_path)
     assert len(read) == 6
     read.clear()
