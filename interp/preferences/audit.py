@@ -18,7 +18,16 @@ import pandas as pd
 from interp.errors import UserError
 from interp.models.model import Model
 from interp.preferences.formats import Pair, PairData
-from interp.preferences.forward_level import Blocks, add_derived, blocks_done, forward_scores, packed_tokens, seconds_a_token
+from interp.preferences.forward_level import (
+    Blocks,
+    add_derived,
+    blocks_done,
+    forward_scores,
+    head_level,
+    packed_tokens,
+    seconds_a_token,
+)
+from interp.preferences.gradient_level import gradient_level
 from interp.preferences.keep import SCORES, Selection, removal, scorable, select, with_rank
 from interp.preferences.pairs import TokenPair
 from interp.preferences.summary import summarise
@@ -27,6 +36,8 @@ from interp.preferences.tokenise import EOS_RULES, EosRule, TokenisedPair, divid
 
 Level = Literal["text", "forward", "gradient"]
 LEVELS: tuple[Level, ...] = ("text", "forward", "gradient")
+# The cost of the gradients of a pair, in units of two plain forwards.
+GRADIENT_COST = 7
 # Pairs on which AutoTokenizer is compared with the model's tokenizer.
 COMPARED = 200
 # TRL's own default of the longest sequence.
@@ -130,10 +141,17 @@ def audit(
     token_pairs = [tokens[index].token_pair() for index in positions]
     blocks = Blocks(folder, model.digest, "forward")
     sample = sample_of(positions, settings)
+    check_sample(settings, len(positions))
     if settings.level != "text" and token_pairs:
         say(cost(model, token_pairs, blocks, settings, len(sample)))
         scores = forward_scores(model, token_pairs, blocks, tell=lambda done, total: tell("forward", done, total))
+        tell("total and influence of the unembedding", 0, 1)
+        scores = scores.join(head_level(model, token_pairs, blocks))
         frame = add_derived(_placed(frame, scores, positions), settings.noisy_below)
+    if settings.level == "gradient" and sample:
+        sampled = [tokens[index].token_pair() for index in sample]
+        exact = gradient_level(model, sampled, blocks, tell=lambda done, total: tell("gradients", done, total))
+        frame = _placed(frame, exact, sample)
     by = default_score(frame, settings)
     frame = with_rank(frame, by, settings.seed)
     selection = None if settings.keep is None else select(frame, by, settings.keep, settings.seed)
@@ -160,6 +178,15 @@ def tokenizer_notes(model: Model, pairs: Sequence[Pair]) -> list[str]:
     return [f"AutoTokenizer, TRL's default, divides {count} of the first {len(pairs)} pairs otherwise than tokenizer.json: {fix}"]
 
 
+def check_sample(settings: Settings, scorable_pairs: int) -> None:
+    """Raise `UserError`, before any work is done, for a filter by a score that will be known of a sample alone."""
+    if settings.keep is not None and settings.level == "gradient" and settings.by in ("harm", "total") and settings.sample < scorable_pairs:
+        raise UserError(
+            f"--by {settings.by} will be known of a sample of {settings.sample} pairs, and a filter needs it of all {scorable_pairs}",
+            f"give --sample {scorable_pairs}, or --level forward for the version of the unembedding",
+        )
+
+
 def sample_of(positions: np.ndarray, settings: Settings) -> list[int]:
     """The positions of the pairs that the gradient level reads, in order."""
     if len(positions) <= settings.sample:
@@ -169,20 +196,24 @@ def sample_of(positions: np.ndarray, settings: Settings) -> list[int]:
 
 
 def default_score(frame: pd.DataFrame, settings: Settings) -> str:
-    """The score that ranks: `by`, or at the text level, where no model was run and none of a model was asked for, edit similarity."""
-    if settings.by == "harm" and settings.keep is None and not any(name in frame for name in SCORES["harm"][0]):
-        return "alpha_ches" if "alpha_ches" in frame else "edit"
-    return settings.by
+    """The score that ranks: `by`, or edit similarity for the default where no model was run and no filter was asked for."""
+    not_there = not any(name in frame for name in SCORES[settings.by][0])
+    return "edit" if settings.by == "harm" and settings.keep is None and not_there else settings.by
 
 
 def cost(model: Model, pairs: Sequence[TokenPair], blocks: Blocks, settings: Settings, sample: int) -> str:
     """What the audit will cost, in a sentence, from the time that a few of the pairs take here."""
     a_token, done = seconds_a_token(model, pairs), blocks_done(blocks, pairs)
     tokens = packed_tokens(pairs)
-    left = a_token * tokens * (1 - done / len(pairs))
+    # Total and influence of the unembedding take a second forward, which is not divided into blocks.
+    left = a_token * tokens * (2 - done / len(pairs))
     words = f"forward: {len(pairs):,} pairs of {tokens:,} tokens, about {in_words(left)}"
     if done:
         words += f" ({done:,} are there from an earlier run)"
+    if settings.level == "gradient":
+        share = sample / len(pairs)
+        twice = sum(2 * len(pair.prompt) + len(pair.chosen) + len(pair.rejected) for pair in pairs)
+        words += f"; gradients: a sample of {sample:,} pairs, about {in_words(GRADIENT_COST * a_token * share * twice)}"
     return words
 
 

@@ -16,6 +16,7 @@ from scipy import stats
 from interp.errors import UserError
 from interp.files import read_json, write_json
 from interp.models.model import Model
+from interp.preferences.head_influence import head_scores
 from interp.preferences.pairs import TokenPair
 from interp.preferences.similarity import similarity
 from interp.results.result import number, plain
@@ -42,18 +43,22 @@ class Blocks:
     model: str
     kind: str
 
-    def path(self, pairs: Sequence[TokenPair], more: str = "") -> Path | None:
+    def of(self, kind: str) -> Blocks:
+        """The same folder for blocks of another kind."""
+        return Blocks(self.folder, self.model, kind)
+
+    def path(self, pairs: Sequence[TokenPair]) -> Path | None:
         """The file of a block of these pairs."""
         if self.folder is None:
             return None
-        hasher = hashlib.sha256(f"{self.kind} {VERSION} {self.model} {more}".encode())
+        hasher = hashlib.sha256(f"{self.kind} {VERSION} {self.model}".encode())
         for pair in pairs:
             hasher.update(repr((pair.prompt, pair.chosen, pair.rejected)).encode())
         return self.folder / f"{self.kind}-{hasher.hexdigest()[:24]}.json"
 
-    def read(self, pairs: Sequence[TokenPair], more: str = "") -> dict[str, list[float]] | None:
+    def read(self, pairs: Sequence[TokenPair]) -> dict[str, list[float]] | None:
         """The columns of a block, or None where it is not there or is damaged."""
-        path = self.path(pairs, more)
+        path = self.path(pairs)
         if path is None or not path.is_file():
             return None
         try:
@@ -62,28 +67,28 @@ class Blocks:
             return None
         return columns if all(len(values) == len(pairs) for values in columns.values()) else None
 
-    def write(self, pairs: Sequence[TokenPair], columns: dict[str, Any], more: str = "") -> None:
+    def write(self, pairs: Sequence[TokenPair], columns: dict[str, Any]) -> None:
         """Store the columns of a block, one value a pair each."""
-        path = self.path(pairs, more)
+        path = self.path(pairs)
         if path is not None:
             write_json(path, plain(columns))
 
 
 def in_blocks(
     blocks: Blocks, pairs: Sequence[TokenPair], compute: Callable[[Sequence[TokenPair]], dict[str, Any]], *, tell: Tell | None = None,
-    more: str = "",
+    size: int | None = None,
 ) -> pd.DataFrame:  # fmt: skip
-    """The columns that `compute` returns for the pairs, block by block, one row a pair."""
-    frames = []
-    for start in range(0, len(pairs), BLOCK):
-        block = pairs[start : start + BLOCK]
-        columns = blocks.read(block, more)
+    """The columns that `compute` returns for the pairs, one row a pair, in blocks of `size` pairs, by default of `BLOCK`."""
+    frames, size = [], size or BLOCK
+    for start in range(0, len(pairs), size):
+        block = pairs[start : start + size]
+        columns = blocks.read(block)
         if columns is None:
             columns = {name: list(map(float, values)) for name, values in compute(block).items()}
-            blocks.write(block, columns, more)
+            blocks.write(block, columns)
         frames.append(pd.DataFrame(columns))
         if tell is not None:
-            tell(min(start + BLOCK, len(pairs)), len(pairs))
+            tell(min(start + size, len(pairs)), len(pairs))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
@@ -105,6 +110,16 @@ def forward_scores(model: Model, pairs: Sequence[TokenPair], blocks: Blocks, *, 
         return dict(zip(COLUMNS, values, strict=True))
 
     return in_blocks(blocks, pairs, compute, tell=tell)
+
+
+def head_level(model: Model, pairs: Sequence[TokenPair], blocks: Blocks) -> pd.DataFrame:
+    """`total_head` and `influence_head` of each pair, with respect to these pairs together."""
+
+    def compute(block: Sequence[TokenPair]) -> dict[str, Any]:
+        scores = head_scores(model, block)
+        return {"total_head": scores.total, "influence_head": scores.influence}
+
+    return in_blocks(blocks.of("head"), pairs, compute, size=max(1, len(pairs)))
 
 
 def packed_tokens(pairs: Sequence[TokenPair]) -> int:

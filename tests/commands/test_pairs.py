@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from interp.cli import app
 from tests import ROOT
-from tests.preferences.test_audit import HOSTILE, rows
+from tests.preferences.invented_pairs import HOSTILE, rows
 from tests.preferences.test_watch import log, write
 
 Invoke = Callable[..., Any]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import random
-import re
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +19,16 @@ from interp.models.model import Model
 from interp.preferences import audit as audit_module
 from interp.preferences import forward_level
 from interp.preferences.audit import Audit, Settings, audit, tokenizer_notes
-from interp.preferences.forward_level import rank_residual
-from interp.preferences.head_influence import head_scores
-from interp.preferences.influence import gradient_scores
 from interp.preferences.keep import SCORES, select, with_rank
+from interp.preferences.logprobs import log_probs
 from interp.preferences.outputs import write_audit
-from interp.preferences.page import coloured, render, token_texts
+from interp.preferences.page import render
 from interp.preferences.similarity import similarity
-from interp.preferences.summary import correlations, rank_interval
-from interp.stats.intervals import auc
-from tests.conftest import WORDS, make_tokenizer
-from tests.preferences.test_formats import data_of
-
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
-
-
-def rows(count: int = 24, seed: int = 0) -> list[dict[str, Any]]:
-    """Pairs of invented words, of different lengths; the last three have no gradient, no room, and a prompt without tokens."""
-    rng = random.Random(seed)
-
-    def words(low: int, high: int) -> str:
-        return "".join(f" {rng.choice(WORDS)}" for _ in range(rng.randint(low, high)))
-
-    made = [{"prompt": words(2, 6), "chosen": words(1, 8), "rejected": words(1, 8), "id": f"r{n}"} for n in range(count - 3)]
-    made += [{"prompt": " the", "chosen": " river", "rejected": " river", "id": "same"},
-             {"prompt": words(40, 40), "chosen": " a", "rejected": " b", "id": "long"},
-             {"prompt": "", "chosen": " a", "rejected": " b", "id": "none"}]  # fmt: skip
-    return made
+from tests.chat_models import chat_model
+from tests.conftest import make_tokenizer
+from tests.preferences.invented_pairs import rows
+from tests.preferences.test_formats import CONVERSATIONS, data_of
+from tests.preferences.test_page import visible
 
 
 @pytest.fixture(scope="module")
@@ -71,49 +52,6 @@ def test_every_column_is_the_measure_of_that_pair(result: Audit, gpt2: Model) ->
     assert frame["noisy"].tolist() == noisy.tolist()
     assert 0 < noisy.sum() < 21
     assert result.summary["noisy"] == noisy.sum()
-
-
-@pytest.mark.oracle
-def test_the_gradient_level_is_the_measure_of_its_sample_and_adds_up(gpt2: Model, tmp_path: Path) -> None:
-    settings = Settings(level="gradient", max_length=32, sample=6)
-    result = audit(data_of(rows()), gpt2, settings, folder=tmp_path)
-    frame, sample = result.frame, result.about["sample"]
-    assert frame.index[frame["own"].notna()].tolist() == sample
-    assert len(sample) == 6
-    exact = gradient_scores(gpt2, [result.tokens[index].token_pair() for index in sample])
-    for column in ("own", "entanglement", "grad_norm_chosen", "total", "influence", "total_sign"):
-        np.testing.assert_allclose(frame.loc[sample, column], getattr(exact, column), rtol=1e-5)
-    known = frame.index[frame["total_head"].notna()].tolist()
-    head = head_scores(gpt2, [result.tokens[index].token_pair() for index in known])
-    np.testing.assert_allclose(frame.loc[known, "influence_head"], head.influence, rtol=1e-4, atol=1e-3)
-    assert [check["of"] for check in result.summary["conservation"]] == ["total", "total_head"]
-    assert all(check["relative_difference"] < 1e-5 for check in result.summary["conservation"])
-    assert result.summary["expected_to_fall"] == {"by": "total", "pairs": 6, "share": float((exact.total < 0).mean())}
-    assert (result.summary["ranked_by"], frame["rank"].notna().sum()) == ("harm", 6)
-    assert frame.loc[frame["rank"] == 1, "influence"].item() == frame["influence"].max()
-    pd.testing.assert_frame_equal(audit(data_of(rows()), gpt2, settings, folder=tmp_path).frame, frame)
-    with pytest.raises(UserError, match=r"known of a sample of 6 pairs, and a filter needs it of all 21.*--sample 21"):
-        audit(data_of(rows()), gpt2, Settings(level="gradient", max_length=32, sample=6, keep=0.5))
-
-
-@pytest.mark.oracle
-def test_influence_ranks_planted_pairs_first_and_not_on_exchanged_sides(gpt2: Model) -> None:
-    """Pairs whose rejected side repeats what others choose lower the chosen answers; half of the file is of that kind."""
-    rng = random.Random(0)
-    liked, free = [f" {word}" for word in WORDS[:4]], [f" {word}" for word in WORDS[12:]]
-
-    def some(words: list[str]) -> str:
-        return "".join(rng.choice(words) for _ in range(5))
-
-    texts = []
-    for number in range(40):
-        harms = number % 2 == 0
-        texts.append({"prompt": some(free), "chosen": some(free if harms else liked), "rejected": some(liked if harms else free)})
-    planted = np.array([number % 2 for number in range(40)])
-    scored = audit(data_of(texts), gpt2, Settings(level="gradient")).frame["influence"]
-    assert auc(planted, scored) > 0.9
-    mixed = [dict(row, chosen=row["rejected"], rejected=row["chosen"]) if rng.random() < 0.5 else row for row in texts]
-    assert abs(auc(planted, audit(data_of(mixed), gpt2, Settings(level="gradient")).frame["influence"]) - 0.5) < 0.25
 
 
 def test_what_the_trainer_leaves_out_and_what_has_no_gradient_is_counted_and_not_ranked(result: Audit) -> None:
@@ -231,62 +169,16 @@ def test_of_an_earlier_audit_no_filter_stays_in_the_folder(result: Audit, gpt2: 
     assert not (tmp_path / "kept.jsonl").exists()
 
 
-def test_the_page_holds_hostile_and_profane_texts_as_text(gpt2: Model) -> None:
-    texts = [{"prompt": f"the {HOSTILE}", "chosen": f" you shit {n}", "rejected": f" {HOSTILE} river"} for n in range(2)]
-    data = data_of(texts)
-    made = audit(data, gpt2, Settings(max_length=256)) if gpt2.context >= 256 else audit(data_of(short(texts)), gpt2, Settings())
-    page = render(made, gpt2, command=f"bypass pairs audit '{HOSTILE}'")
-    assert "<img" not in page
-    assert page.count("<script") == 4
-    assert not re.search(r"\bshit\b", visible(page))
-    assert "sh*t" in visible(page)
-    assert "shit" in visible(render(made, gpt2, command="", show_words=True))
-
-
-def short(texts: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The same with texts that fit the tiny model's context, whose letters are a token each."""
-    return [{name: text.replace(HOSTILE, "</script><img x>")[:30] for name, text in row.items()} for row in texts]
-
-
-def visible(page: str) -> str:
-    """The text of a page between its tags, without scripts."""
-    return re.sub(r"<[^>]*>", "", re.sub(r"<(script|style).*?</\1>", "", page, flags=re.S))
-
-
-def test_tokens_are_the_answer_again_and_their_colours_their_parts_of_the_term(gpt2: Model) -> None:
-    text = "the river 🙂 café, you shit"
-    ids = gpt2.tokenizer(text)["input_ids"]
-    assert "".join(token_texts(gpt2.tokenizer, ids)) == text
-    weights = np.linspace(-1, 2, len(ids))
-    tokens = coloured(gpt2, ids, weights, show_words=False)
-    assert "".join(token["text"] for token in tokens) == text.replace("shit", "sh*t")
-    assert [token["sign"] for token in tokens] == ["up" if weight > 0 else "down" for weight in weights]
-    assert (tokens[-1]["strength"], tokens[0]["strength"]) == (100, 50)
-
-
-def test_a_residual_of_ranks_does_not_depend_on_what_it_is_given() -> None:
-    rng = np.random.default_rng(0)
-    length = pd.Series(rng.normal(size=200))
-    score = pd.Series(length * 3 + rng.normal(size=200))
-    score[5] = np.nan
-    residual = rank_residual(score, length)
-    assert np.isnan(residual[5])
-    assert abs(residual.corr(length.rank())) < 0.02
-    assert score.corr(length, method="spearman") > 0.9
-    # What is left is the part of its own.
-    assert residual.corr(score - 3 * length, method="spearman") > 0.9
-
-
-def test_rank_correlations_have_an_interval_that_covers() -> None:
-    rng = np.random.default_rng(1)
-    truth, hits = 6 / np.pi * np.arcsin(0.6 / 2), 0
-    for _ in range(200):
-        first = rng.normal(size=80)
-        second = 0.6 * first + 0.8 * rng.normal(size=80)
-        table = correlations(pd.DataFrame({"ches": first, "own": second}))
-        hits += bool(table["low"][0] <= truth <= table["high"][0])
-    assert hits >= 180
-    assert rank_interval(1.0, 10) == (1.0, 1.0)
+def test_conversations_are_audited_in_the_models_chat_template() -> None:
+    model = chat_model()
+    result = audit(data_of(CONVERSATIONS), model, Settings())
+    ids = result.tokens[0]
+    text = model.tokenizer.decode([*ids.prompt, *ids.chosen])
+    assert text == model.tokenizer.apply_chat_template([*CONVERSATIONS[0]["prompt"], *CONVERSATIONS[0]["chosen"]], tokenize=False)
+    np.testing.assert_allclose(
+        result.frame["logp_chosen"], log_probs(model, [pair.token_pair() for pair in result.tokens]).chosen, rtol=1e-5
+    )
+    assert "snarg, never" in visible(render(result, model, command=""))
 
 
 def test_a_tokenizer_that_trl_would_load_otherwise_is_said(gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from interp.errors import UserError
 from interp.models.model import Model
 from interp.preferences.audit import Audit, Settings, audit
 from interp.preferences.logprobs import log_probs
-from tests.preferences.test_audit import rows
+from tests.preferences.invented_pairs import rows
 from tests.preferences.test_formats import data_of
 from training.filters import BATCH, BETA, Training, train, verify
 
