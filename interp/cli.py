@@ -23,6 +23,7 @@ import typer
 from typer.core import TyperGroup
 
 from interp.commands.common import PAIR_HELP, PAIR_VALUES
+from interp.commands.pairs import VERIFIERS, pairs
 from interp.errors import Notice, UserError
 from interp.files import is_full_disk
 from interp.models.named import NAMED
@@ -137,6 +138,7 @@ app = typer.Typer(
 )  # fmt: skip
 for _module, _command in COMMANDS.items():
     app.command(_command)(getattr(import_module(f"interp.commands.{_module}"), _command))
+app.add_typer(pairs, name="pairs")
 
 
 @app.command()
@@ -153,6 +155,18 @@ def train(
     code = run_stage(stage, recipe, again=again)
     if code:
         raise typer.Exit(code)
+
+
+def _verify(
+    result: Any, model: Any, learning_rate: float, optimizer: str, seed: int, folder: Path, tell: Callable[..., None]
+) -> dict[str, Any]:
+    """The check of `bypass pairs audit --verify`, which trains."""
+    from training.filters import Training, verify
+
+    return verify(result, model, Training(learning_rate, optimizer, seed), folder=folder, tell=tell)
+
+
+VERIFIERS.append(_verify)
 
 
 def _launchable() -> bool:

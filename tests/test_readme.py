@@ -29,7 +29,7 @@ def test_every_command_of_the_table_exists() -> None:
     from interp.cli import COMMANDS
 
     named = set(re.findall(r"`bypass ([a-z]+)", README))
-    assert named <= {*COMMANDS, "train", "app"}
+    assert named <= {*COMMANDS, "train", "app", "pairs"}
     assert {"report", "evaluate", "generate", "sweep", "vectors", "lens", "score", "convert", "train", "doctor"} <= named
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,50 +20,20 @@ from transformers import PreTrainedModel
 from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import FusedCausalLMOutput
 
-from interp.models.tokens import batches
+from interp.preferences.packed import PackedRow, batch_tokens_on, packable, packed_groups, packed_states
 
-# Padded tokens that are read together: on a CPU few, because its caches are small; on a GPU a whole batch.
-GROUP = {"cpu": 256}
-LARGE_GROUP = 1 << 14
+# Padded tokens that are read together, where it is not for the device to say.
+GROUP: int | None = None
 # Positions whose logits exist at a time, and the columns of the vocabulary in TRL's kernel.
 PIECE, COLUMNS = 128, 32768
 # What TRL's losses and metrics read besides the log-probabilities.
 FIELDS = ("entropy", "mean_logits", "is_top1")
 
 
-@dataclass(frozen=True)
-class Joined:
-    """A pair as one row: the prompt's tokens, then each side without its last token.
-
-    `prompt`, `chosen` and `rejected` are numbers of tokens; those of the sides count the last one too.
-    """
-
-    tokens: list[int]
-    prompt: int
-    chosen: int
-    rejected: int
-
-    @property
-    def parts(self) -> list[int]:
-        """The part that each token belongs to: 0 for the prompt, 1 and 2 for the sides."""
-        return [0] * self.prompt + [1] * (self.chosen - 1) + [2] * (self.rejected - 1)
-
-    @property
-    def positions(self) -> list[int]:
-        """The position of each token in the text that it belongs to."""
-        return [*range(self.prompt + self.chosen - 1), *range(self.prompt, self.prompt + self.rejected - 1)]
-
-    @property
-    def predicting(self) -> tuple[list[int], list[int]]:
-        """The places in the row that predict the chosen side's tokens, and those that predict the rejected side's."""
-        last, second = self.prompt - 1, self.prompt + self.chosen - 1
-        return [*range(last, last + self.chosen)], [last, *range(second, second + self.rejected - 1)]
-
-
 def add_pair_forward(hf: PreTrainedModel) -> None:
     """Replace, once, the forward that TRL added to a model for its losses; every other call of the model stays as it is.
 
-    TRL's own is still used where attention cannot be limited to one side of a row (see `joinable`).
+    TRL's own is still used where attention cannot be limited to one side of a row (see `packable`).
     """
     if getattr(hf, "reads_pairs", False):
         return
@@ -75,7 +44,7 @@ def add_pair_forward(hf: PreTrainedModel) -> None:
     def forward(self: PreTrainedModel, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
         if fused_lm_head:
             rows = joined(kwargs["input_ids"], kwargs["attention_mask"], kwargs["labels"])
-            if rows is not None and joinable(self, rows):
+            if rows is not None and packable(self, rows):
                 return pair_output(self, rows, kwargs["labels"][:, 1:])
             return plain(*args, fused_lm_head=True, **kwargs)
         return plain(*args, **kwargs)
@@ -83,7 +52,7 @@ def add_pair_forward(hf: PreTrainedModel) -> None:
     hf.forward = types.MethodType(forward, hf)
 
 
-def joined(ids: Int[Tensor, "rows pos"], mask: Int[Tensor, "rows pos"], labels: Int[Tensor, "rows pos"]) -> list[Joined] | None:
+def joined(ids: Int[Tensor, "rows pos"], mask: Int[Tensor, "rows pos"], labels: Int[Tensor, "rows pos"]) -> list[PackedRow] | None:
     """The pairs of a batch of TRL's (right-padded, first all chosen rows, then all rejected) as one row each.
 
     None where a pair has no prompt, or its sides do not begin with the same one.
@@ -95,7 +64,7 @@ def joined(ids: Int[Tensor, "rows pos"], mask: Int[Tensor, "rows pos"], labels: 
     for chosen, rejected, prompt, other in zip(texts[:count], texts[count:], prompts[:count], prompts[count:], strict=True):
         if not 0 < prompt == other or chosen[:prompt] != rejected[:prompt] or min(len(chosen), len(rejected)) == prompt:
             return None
-        rows.append(Joined(chosen[:-1] + rejected[prompt:-1], prompt, len(chosen) - prompt, len(rejected) - prompt))
+        rows.append(PackedRow(chosen[:-1] + rejected[prompt:-1], prompt, len(chosen) - prompt, len(rejected) - prompt))
     return rows
 
 
@@ -105,21 +74,14 @@ def _first(labels: Int[Tensor, "rows pos"]) -> list[int]:
     return torch.where(known.any(dim=1), known.long().argmax(dim=1), labels.shape[1]).tolist()
 
 
-def joinable(hf: PreTrainedModel, rows: Sequence[Joined]) -> bool:
-    """Whether attention can be limited by a mask: its implementation takes one, and no layer's window is shorter than a text."""
-    config = hf.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    longest = max(max(row.positions) + 1 for row in rows)
-    return config._attn_implementation in ("eager", "sdpa") and (not window or longest <= window)
-
-
-def pair_output(hf: PreTrainedModel, rows: Sequence[Joined], labels: Int[Tensor, "sides step"]) -> FusedCausalLMOutput:
+def pair_output(hf: PreTrainedModel, rows: Sequence[PackedRow], labels: Int[Tensor, "sides step"]) -> FusedCausalLMOutput:
     """TRL's output for these pairs: log-probabilities in nats and what its metrics read, zero where there is no label.
 
     `labels` are those of the next token, of all chosen rows and then of all rejected ones.
     """
     states, order = [], []
-    for group, hidden in read_groups(hf, rows):
+    for group in packed_groups(rows, GROUP or batch_tokens_on(labels.device)):
+        hidden = packed_states(hf, [rows[number] for number in group])
         width = hidden.shape[1]
         for side in (0, 1):
             flat = [index * width + place for index, number in enumerate(group) for place in rows[number].predicting[side]]
@@ -131,28 +93,6 @@ def pair_output(hf: PreTrainedModel, rows: Sequence[Joined], labels: Int[Tensor,
     values = token_values(hf, torch.cat(states)[places], labels[known])
     logps, *others = (value.new_zeros(known.shape).masked_scatter(known, value) for value in values)
     return FusedCausalLMOutput(loss=-logps.sum() / known.sum(), log_probs=logps, label_mask=known, **dict(zip(FIELDS, others, strict=True)))
-
-
-def read_groups(hf: PreTrainedModel, rows: Sequence[Joined]) -> Iterator[tuple[list[int], Float[Tensor, "batch pos d_model"]]]:
-    """The states after the final norm of rows of similar length, with the numbers of these rows."""
-    device, dtype = hf.get_input_embeddings().weight.device, hf.dtype
-    for group in batches([len(row.tokens) for row in rows], batch_size=1024, batch_tokens=GROUP.get(device.type, LARGE_GROUP)):
-        width = len(rows[group[0]].tokens)
-        ids, positions, parts = (
-            torch.tensor([[*values, *[filler] * (width - len(values))] for values in lists])
-            for lists, filler in (
-                ([rows[number].tokens for number in group], 0),
-                ([rows[number].positions for number in group], 0),
-                # Padding is a part of its own: it sees itself, so that no row of attention is empty, and nothing else sees it.
-                ([rows[number].parts for number in group], 3),
-            )
-        )
-        earlier = torch.ones(width, width, dtype=torch.bool).tril()
-        seen = earlier & ((parts[:, None, :] == 0) | (parts[:, None, :] == parts[:, :, None]))
-        mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
-        inputs = {"input_ids": ids, "position_ids": positions, "attention_mask": mask}
-        output = hf.base_model(**{name: value.to(device) for name, value in inputs.items()}, use_cache=False)
-        yield group, output.last_hidden_state
 
 
 def token_values(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from interp.models.model import Model
 
@@ -13,8 +14,13 @@ def unembed(model: Model, residual: Float[Tensor, "*batch d_model"]) -> Float[Te
     """The logits of a residual stream that leaves the last block: final norm, unembedding, and soft cap where the model has one."""
     # `forward` and not a call, because hooks at ln_final must act in forwards of the whole model only.
     normed = model.final_norm.forward(residual.to(model.device, model.dtype))
-    logits = model.hf.get_output_embeddings().forward(normed)
+    return head_logits(model.hf, normed)
+
+
+def head_logits(hf: PreTrainedModel, normed: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
+    """The logits of states after the final norm: unembedding, and soft cap where the model has one."""
+    logits = hf.get_output_embeddings().forward(normed)
     # At least single precision; a model in double stays in double.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    cap = getattr(model.hf.config, "final_logit_softcapping", None)
+    cap = getattr(hf.config, "final_logit_softcapping", None)
     return cap * torch.tanh(logits / cap) if cap else logits

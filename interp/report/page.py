@@ -11,14 +11,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
-from interp.data.lexicon import mask, mask_texts
+from interp.data.lexicon import mask_texts
 from interp.errors import UserError
 from interp.files import read_json, write_together
 from interp.report.headlines import (
@@ -31,6 +27,7 @@ from interp.report.headlines import (
     second_scorers,
     sentence_of,
 )
+from interp.report.markup import TEMPLATES, embedded, masking, plotly_script
 from interp.report.multiplicity import in_words, multiplicity
 from interp.report.parts import date_of, effect, lines_of, sides_of, table_of, title_of
 from interp.report.prompt_sets import FILE as PROMPT_SETS_FILE
@@ -40,7 +37,6 @@ from interp.results.figure_layout import untitled
 from interp.results.groups import TITLES
 from interp.results.result import Result, csv_files, csv_name, file_names, plain, shown, to_csv
 
-TEMPLATES = Path(__file__).parent / "templates"
 SEEDS_FILE, SCORERS_FILE = "seeds.csv", "second-scorer.csv"
 VERDICTS = {
     "holds": ("✓", "Holds"),
@@ -136,7 +132,7 @@ def render(
     command: str = "bypass report", seeds: Seeds | None = None, prompt_sets: Sequence[PromptSet] = (),
 ) -> str:  # fmt: skip
     """The page as HTML."""
-    page = _jinja(show_words).from_string((TEMPLATES / "report.html").read_text(encoding="utf-8"))
+    page = masking(show_words).from_string((TEMPLATES / "report.html").read_text(encoding="utf-8"))
     counts = {verdict: sum(result.verdict == verdict for result in results) for verdict in VERDICTS}
     return page.render(
         pair_name=manifest.get("name", "pair"), pair_label=pair_label(manifest), sides=sides_of(manifest), date=date_of(environment), counts=counts, verdicts=VERDICTS,
@@ -145,30 +141,8 @@ def render(
         prompt_sets=[(item.name, item.count, dict(item.left_out)) for item in prompt_sets], groups=_groups(results), command=command,
         manifest=lines_of(manifest), notes=list(environment.get("notes", ())),
         environment=lines_of({key: value for key, value in environment.items() if key != "notes"}), seconds=sum(result.seconds for result in results),
-        across=_seeds_table(seeds), figures=_embed(_figures(results, show_words)), plotly=_plotly(), show_words=show_words,
+        across=_seeds_table(seeds), figures=embedded(_figures(results, show_words)), plotly=plotly_script(), show_words=show_words,
     )  # fmt: skip
-
-
-def _jinja(show_words: bool) -> Environment:
-    """A jinja environment that masks every value that is written to the page, then escapes it."""
-
-    def finalize(value: Any) -> Any:
-        return value if show_words or isinstance(value, Markup) or not isinstance(value, str) else mask(value)
-
-    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=finalize)
-
-
-@lru_cache(maxsize=1)
-def _plotly() -> Markup:
-    from plotly.offline import get_plotlyjs
-
-    return Markup(get_plotlyjs().replace("</script", "<\\/script"))
-
-
-def _embed(value: Any) -> Markup:
-    """The value as JSON for a script element, escaped so that no text can close the element."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
 
 
 def _figures(results: Sequence[Result], show_words: bool) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, LlamaF
 from trl import DPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
+from interp.preferences.packed import packable
 from tests.conftest import glu_settings, make_hf, save
 from training import pair_forward
-from training.pair_forward import add_pair_forward, joinable, joined, token_values
+from training.pair_forward import add_pair_forward, joined, token_values
 from training.preference_trainer import Objective, TokenPairTrainer, arguments, lora_config, silent_bars
 from training.sections import DpoSettings
 
@@ -40,7 +41,7 @@ class Unmodified(DPOTrainer):
 @pytest.fixture(autouse=True)
 def _small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several groups of rows and several pieces of logits in one batch."""
-    monkeypatch.setattr(pair_forward, "GROUP", {"cpu": 30})
+    monkeypatch.setattr(pair_forward, "GROUP", 30)
     monkeypatch.setattr(pair_forward, "PIECE", 7)
 
 
@@ -160,11 +161,11 @@ def test_a_pair_is_one_row_whose_sides_do_not_see_each_other(llama_folder: Path)
     assert joined(torch.tensor([[4, 6, 7, 8, 9], [5, 6, 10, 0, 0]]), mask, labels) is None
     assert joined(ids, mask, labels.where(torch.tensor([[True], [False]]), -100)) is None
     hf = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32)
-    assert joinable(hf, [row])
+    assert packable(hf, [row])
     hf.config.sliding_window = 3
-    assert not joinable(hf, [row])
+    assert not packable(hf, [row])
     hf.config.sliding_window = 4
-    assert joinable(hf, [row])
+    assert packable(hf, [row])
 
 
 def test_fewer_tokens_are_read_and_other_calls_are_unchanged(llama_folder: Path) -> None:
