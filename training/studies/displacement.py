@@ -75,7 +75,10 @@ class Study:
         self.hf = self.model.plain_copy().requires_grad_(True)
         self.weights = state_of(self.hf)
         self.neutral = next(statement for statement in statements() if statement.side == "neutral")
-        self.folder = self.folder / hashlib.sha256(json.dumps([self.model.digest, self.settings()]).encode()).hexdigest()[:12]
+        # Rows are the same however many there are.
+        settings = {name: value for name, value in self.settings().items() if name not in ("seeds", "other_seeds")}
+        depends = json.dumps([self.model.digest, settings, [[statement.text, statement.side] for statement in self.texts]])
+        self.folder = self.folder / hashlib.sha256(depends.encode()).hexdigest()[:12]
 
     def settings(self) -> dict[str, Any]:
         """Everything that a row depends on apart from its cell, pair and seed."""
@@ -122,6 +125,7 @@ class Study:
         file = self.folder / f"sft-{seed}.safetensors"
         if not file.is_file():
             rate = self.kept("rates/sft", self._sft_rate)
+            self.hf.load_state_dict(self.weights)
             losses = self._teach(rate, seed)
             self.kept(f"sft/{seed}", lambda: {"seed": seed, "rate": rate, "losses": losses})
             # Tied weights are stored once.
@@ -215,6 +219,7 @@ class Study:
         text = self.model.tokenizer.decode
         answers = [
             {"role": pair.role, "preferred": pair.preferred, "dispreferred": pair.dispreferred}
+            | {"tokens": [*pair.sets.preferred, *pair.sets.dispreferred]}
             | {"sets": {name: [text([token]) for token in tokens] for name, tokens in asdict(pair.sets).items()}}
             for pair in self.pairs.values()
         ]
