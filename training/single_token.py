@@ -106,10 +106,10 @@ def tune(
     for step in range(setting.steps + 1):
         log_probs = next_log_probs(hf, [prompt])[0]
         if not step:
-            start_margin = float(log_probs[preferred] - log_probs[dispreferred])
+            start_margin = float((log_probs[preferred] - log_probs[dispreferred]).detach())
         loss = loss_of(setting.objective, log_probs, preferred, dispreferred, start_margin)
         course.append(log_probs.detach().cpu())
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         if step in entangled_at:
             entanglement[step] = entanglement_of(log_probs, preferred, dispreferred, parameters)
         risen = step > 0 and not losses[-1] <= losses[-2] + ROUNDING * abs(losses[-2])
