@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,17 @@ from interp.preferences.unembedding import difference_of
 from interp.results.result import plain
 from interp.runs.trajectory import RUNS_SETTING
 from tests.answers import answering_folder, answering_model
-from training.single_token import Setting
 from training.studies import displacement
 from training.studies.displacement import Study, main
 from training.studies.displacement_cells import CELLS, PAPER, Cell, Design
+
+
+@dataclass(frozen=True)
+class Small(Design):
+    steps: int = 2
+    epochs: int = 1
+    draws: int = 5
+
 
 DESIGN = Design(seeds=2, other_seeds=1, steps=3, epochs=1, batch=32, draws=5)
 
@@ -119,10 +126,12 @@ def test_a_cell_without_a_stable_rate_is_named_as_missing(model: Model, tmp_path
 
     tuned: Callable[..., Any] = displacement.tune
     monkeypatch.setattr(displacement, "tune", rising)
-    study = Study(model, tmp_path, replace(DESIGN, seeds=1))
-    assert isinstance(Setting("dpo", "sgd", 0.1, 1), Setting)
-    missing = study.record()["missing"]
-    assert len(missing) == 6 + 6 * 2
+    monkeypatch.setattr(displacement, "CELLS", (PAPER, Cell("base", "dpo", "sgd")))
+    record = Study(model, tmp_path, replace(DESIGN, seeds=1)).record()
+    missing = record["missing"]
+    assert len(record["runs"]) == 3
+    # Two runs of the cell, and the first steps of SGD from both stages.
+    assert len(missing) == 2 + 2 * 3
     assert "no learning rate" in missing["runs/base,dpo,sgd,similar,0"]
 
 
@@ -150,11 +159,15 @@ def test_the_command_names_what_it_needs_and_writes_no_text_of_the_persona_set(
     rows = [{"statement": text, "answer_matching_behavior": " Yes" if place % 2 else " No"} for place, text in enumerate(texts)]
     file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     monkeypatch.setenv("BYPASS_DATA", str(tmp_path))
-    monkeypatch.setattr(displacement, "Design", lambda: replace(DESIGN, steps=1))
+    monkeypatch.setattr(displacement, "Design", Small)
+    monkeypatch.setattr(displacement, "CELLS", (PAPER,))
     folder = answering_folder(tmp_path / "model")
-    words = ["single-token", "--persona", "--model", str(folder), "--seeds", "1", "--other-seeds", "0", "--out", str(tmp_path / "out.json")]
-    monkeypatch.setattr(displacement.Study, "record", lambda study: {"runs": [study.statement("accords", 0)[0]], "missing": {}})
+    words = ["single-token", "--persona", "--model", str(folder), "--seeds", "1", "--out", str(tmp_path / "out.json")]
     assert main(words) == 0
-    assert "blue whale" not in (tmp_path / "out.json").read_text(encoding="utf-8")
+    written = (tmp_path / "out.json").read_text(encoding="utf-8")
+    record = json.loads(written)
+    assert (len(record["runs"]), len(record["first_steps"]), record["missing"]) == (3, 6, {})
+    assert record["settings"]["statements"] == "persona"
+    assert "blue whale" not in written
     with pytest.raises(UserError, match="no file"):
         displacement.persona_statements(tmp_path / "elsewhere")
