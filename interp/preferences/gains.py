@@ -56,21 +56,19 @@ def gains_of_step(
     start, change = before[others].double(), (after.double() - before.double())[others]
     if not change.any() or len(change) <= top:
         raise UserError("the step changed no other token, or there are too few of them", "give a step with a learning rate above 0")
-    difference = (unembedding[preferred] - unembedding[dispreferred]).detach().double()
-    _, orthogonal = split_along(difference, unembedding[preferred].detach().double())
+    rows = unembedding.detach().double()
+    difference = rows[preferred] - rows[dispreferred]
+    _, orthogonal = split_along(difference, rows[preferred])
     ranks = _ranks(change)
-    scores = gain_scores(unembedding, difference)[others]
-    cosine = float(torch.cosine_similarity(unembedding[preferred].detach().double(), unembedding[dispreferred].detach().double(), dim=0))
-    pairs = pairs_like(unembedding, cosine, draws, without=(preferred, dispreferred), seed=seed)
-    by_chance = [
-        _correlation(ranks, _ranks(gain_scores(unembedding, (unembedding[one] - unembedding[other]).detach().double())[others]))
-        for one, other in pairs
-    ]
+    scores = gain_scores(rows, difference)[others]
+    cosine = float(torch.cosine_similarity(rows[preferred], rows[dispreferred], dim=0))
+    pairs = pairs_like(rows, cosine, draws, without=(preferred, dispreferred), seed=seed)
+    by_chance = [_correlation(ranks, _ranks(gain_scores(rows, rows[one] - rows[other])[others])) for one, other in pairs]
     rises = (start + change).exp() - start.exp()
     gaining = set(rises.topk(top).indices.tolist())
     first, probable = (set(values.topk(top).indices.tolist()) for values in (scores, start))
     return Gains(
-        _correlation(ranks, _ranks(scores)), _correlation(ranks, _ranks(gain_scores(unembedding, orthogonal)[others])),
+        _correlation(ranks, _ranks(scores)), _correlation(ranks, _ranks(gain_scores(rows, orthogonal)[others])),
         _correlation(ranks, _ranks(start)), float(np.quantile(by_chance, tail)), len(gaining & first) / top, len(gaining & probable) / top,
         top / len(change), bool(rises.argmax() == start.argmax()),
     )  # fmt: skip
