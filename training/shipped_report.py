@@ -15,7 +15,7 @@ from pathlib import Path
 
 from interp.bundled import BUNDLED
 from interp.errors import UserError
-from interp.experiments.registry import EXPERIMENTS
+from interp.experiments.registry import find_experiments
 from interp.files import read_json, write_json
 from interp.models.pair import ModelPair
 from interp.report.page import read_report
@@ -29,7 +29,7 @@ def ship(folder: Path) -> Path:
     report, pair = read_report(folder), ModelPair.bundled()
     if [report.pair[side]["digest"] for side in ("base", "tuned")] != [pair.base.digest, pair.tuned.digest]:
         raise UserError(f"the report in {folder} is not of the pair that ships", "run `bypass report` without --pair")
-    missing = EXPERIMENTS.keys() - {result.id for result in report.results} - report.environment["skipped"].keys()
+    missing = {item.id for item in find_experiments(None)} - {result.id for result in report.results} - report.environment["skipped"].keys()
     if missing or any(result.settings["quick"] for result in report.results):
         raise UserError(
             f"the report in {folder} is quick or lacks {', '.join(sorted(missing)) or 'nothing'}", "run `bypass report` in full"

@@ -48,8 +48,14 @@ def report(
     ] = None,
     joined: Annotated[bool, typer.Option("--joined", help="perplexity over the passages as one text, in windows of the context")] = False,
     paper: Annotated[
+        list[str] | None,
+        typer.Option("--paper", metavar="A|B|C", help="the experiments of this paper; can be repeated [default: A]"),
+    ] = None,
+    paper_texts: Annotated[
         bool | None,
-        typer.Option("--paper/--no-paper", help="also measure on paper A's material below BYPASS_DATA [default: where it is there]"),
+        typer.Option(
+            "--paper-texts/--no-paper-texts", help="also measure on paper A's texts below BYPASS_DATA [default: where they are there]"
+        ),
     ] = None,
     probe: common.ProbeFolder = None,
     scorer: common.ScorerName = "bundled",
@@ -64,6 +70,7 @@ def report(
     common.check_folder(out)
     chat_format = common.chat_from(chat, system)
     from interp.data.paper import read_paper
+    from interp.experiments.displacement.context import DisplacementContext
     from interp.experiments.registry import find_experiments
     from interp.experiments.run import run_report
     from interp.experiments.study import Studies
@@ -79,9 +86,11 @@ def report(
         raise UserError(f"there is no folder {logs}", "give the folder of a training run, or one that holds its logs")
     for file in experiment or ():
         read_experiments(file)
-    find_experiments(only)
+    papers = {item.paper for item in find_experiments(only, paper)}
     starts, texts = common.prompts_from(prompts), common.passages_from(passages)
-    material = _material(paper, own=any(value is not None for value in (prompts, passages, next_token)) or chat)
+    own_texts = any(value is not None for value in (prompts, passages, next_token)) or chat
+    # The texts are paper A's: a report without its experiments has nothing to measure on them.
+    material = _material(paper_texts, own=own_texts) if paper_texts or "A" in papers else None
     with common.progress(1, "loading the pair") as (bar, task):
         named = common.sides(pair, probe, device, bos)
         sides = named.both()
@@ -97,6 +106,7 @@ def report(
             make, prompts=starts, passages=texts, joined=joined, next_token=next_token, chat=chat_format,
             prompt_tokens=common.prompt_limit(sides.base, starts, NEW_TOKENS, max_prompt_tokens, chat_format),
         )  # fmt: skip
+        displacement = partial(DisplacementContext, sides, logs=logs or shipped_logs(sides), quick=quick, seed=seed)
 
         def tell(phrase: str, done: int, total: int) -> None:
             bar.update(task, description=phrase, completed=done, total=total)
@@ -105,7 +115,13 @@ def report(
             if material is None:
                 return ()
             return run_on_paper(
-                read_paper(material), make, out, only=only, quick=quick, say=lambda phrase: bar.update(task, description=phrase)
+                read_paper(material),
+                make,
+                out,
+                only=only,
+                papers=paper,
+                quick=quick,
+                say=lambda phrase: bar.update(task, description=phrase),
             )
 
         command = _command(
@@ -123,12 +139,13 @@ def report(
                 *(("--next-token", next_token), ("--second-scorer", None if second_scorer == "lexicon" else second_scorer)),
                 *(("--prompts", prompts), ("--passages", passages), ("--probe", probe), ("--logs", logs)),
                 *(("--experiment", file) for file in experiment or ()),
+                *(("--paper", letter.upper()) for letter in paper or ()),
             ],
-            ["--joined"] * joined + (["--paper" if paper else "--no-paper"] if paper is not None else []),
+            ["--joined"] * joined + (["--paper-texts" if paper_texts else "--no-paper-texts"] if paper_texts is not None else []),
         )
         ran = run_report(
-            Studies({ToxicityContext: toxicity}, seed), out, only=only, show_words=show_words, command=command, seeds=seeds, progress=tell,
-            prompt_sets=on_paper,
+            Studies({ToxicityContext: toxicity, DisplacementContext: displacement}, seed), out, only=only, papers=paper,
+            show_words=show_words, command=command, seeds=seeds, progress=tell, prompt_sets=on_paper,
         )  # fmt: skip
     if as_json:
         experiments = [
@@ -159,7 +176,9 @@ def _material(asked: bool | None, *, own: bool) -> Path | None:
 
     folder = paper_folder()
     if asked and folder is None:
-        raise UserError(f"--paper was given, and {SETTING} names no folder with {', '.join(FILES)}", f"set {SETTING} to such a folder")
+        raise UserError(
+            f"--paper-texts was given, and {SETTING} names no folder with {', '.join(FILES)}", f"set {SETTING} to such a folder"
+        )
     return folder if asked or (asked is None and not own) else None
 
 

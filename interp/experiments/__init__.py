@@ -4,10 +4,21 @@ Importing this package registers them; `interp.experiments.run.run_report` runs 
 experiment on toxicity takes.
 """
 
-from interp.experiments import toxicity
+from interp.experiments import displacement, toxicity
 from interp.experiments.registry import EXPERIMENTS, Experiment, Finding, experiment, find_experiments
 from interp.experiments.study import Study
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.toxicity.context import ToxicityContext as Context
 
-__all__ = ["EXPERIMENTS", "Context", "Experiment", "Finding", "Study", "ToxicityContext", "experiment", "find_experiments", "toxicity"]
+__all__ = [
+    "EXPERIMENTS",
+    "Context",
+    "Experiment",
+    "Finding",
+    "Study",
+    "ToxicityContext",
+    "displacement",
+    "experiment",
+    "find_experiments",
+    "toxicity",
+]

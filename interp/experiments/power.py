@@ -3,18 +3,21 @@
 A `Simulation` draws the data of one study out of a world in which the claim is true, or false, and gives the verdict that the rule
 in force reads off it. `rates` counts the verdicts. A rule is usable if it says "holds" in at most `AT_MOST` of the studies where
 the claim is false, and "fails" in at most as many where it is true.
-`python -m interp.experiments.toxicity.simulations` writes docs/verdicts.md for those of paper A.
+`python -m interp.experiments.verdicts_page` writes docs/verdicts.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
+from interp.results.groups import REPORTED_WITH
 from interp.results.result import Verdict
 
 # `true`: the claim is true in this world; `false`: it is not; `between`: the effect is there and too small for the criterion.
@@ -52,6 +55,18 @@ def simulation(id: str, world: str, truth: Truth) -> Callable[[Draw], Draw]:
         return draw
 
     return register
+
+
+def simulations_in(package: str, folders: Iterable[str], paper: str) -> list[Simulation]:
+    """The simulated studies that the modules of a package register, in the order of the modules' names.
+
+    Args:
+        folders: the package's `__path__`.
+        paper: the letter of the paper whose experiments they are of.
+    """
+    for module in sorted(item.name for item in pkgutil.iter_modules(folders)):
+        importlib.import_module(f"{package}.{module}")
+    return [item for item in SIMULATIONS if REPORTED_WITH[item.id[0]] == paper]
 
 
 def rates(simulations: Sequence[Simulation], draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:

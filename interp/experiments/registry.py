@@ -18,7 +18,7 @@ import pandas as pd
 from interp.errors import UserError
 from interp.experiments.criteria import Criteria, Criterion
 from interp.experiments.study import Study
-from interp.results.groups import PAPERS
+from interp.results.groups import PAPERS, REPORTED_WITH
 from interp.results.result import Figure, Verdict
 
 AnyStudy = TypeVar("AnyStudy", bound=Study)
@@ -78,6 +78,12 @@ class Experiment:
         """The newest version of its criterion."""
         return self.criteria[-1]
 
+    @property
+    def paper(self) -> str:
+        """The letter of the paper in whose report it stands; empty for a user's own, which stands in every report."""
+        letter, dash, _ = self.id.partition("-")
+        return REPORTED_WITH.get(letter, "") if dash else ""
+
 
 EXPERIMENTS: dict[str, Experiment] = {}
 
@@ -135,14 +141,38 @@ def _place(item: Experiment) -> tuple[str, str, int, str]:
     return (parts[1], parts[2], int(parts[3]), parts[4]) if parts and parts[1] in PAPERS else ("~", "", 0, "")
 
 
-def find_experiments(only: Sequence[str] | None) -> list[Experiment]:
-    """All experiments in order, or those named by id or claim (all that test it) in any case; raises `UserError` for an unknown one."""
+DEFAULT_PAPERS = ("A",)
+
+
+def find_experiments(only: Sequence[str] | None, papers: Sequence[str] | None = None) -> list[Experiment]:
+    """The experiments of the report in order: those of the papers, or those that are named.
+
+    Args:
+        only: ids or claims (all experiments that test one), in any case.
+        papers: letters of papers, in any case; without them those of paper A, and with `only` those of any paper.
+
+    Raises `UserError` for an unknown name or paper, and where none of those named is of these papers.
+    """
+    letters = _letters(papers if papers or only else DEFAULT_PAPERS)
     every = sorted(EXPERIMENTS.values(), key=_place)
+    of_papers = [item for item in every if not letters or not item.paper or item.paper in letters]
     if not only:
-        return every
+        return of_papers
     names = {name.lower() for name in only}
     known = {name.lower() for item in EXPERIMENTS.values() for name in (item.id, item.claim)}
     unknown = [name for name in only if name.lower() not in known]
     if unknown:
         raise UserError(f"there is no experiment {', '.join(unknown)}", f"use one of {', '.join(EXPERIMENTS)}")
-    return [item for item in every if {item.id.lower(), item.claim.lower()} & names]
+    chosen = [item for item in of_papers if {item.id.lower(), item.claim.lower()} & names]
+    if not chosen:
+        raise UserError(f"{', '.join(only)} is not of paper {', '.join(sorted(letters))}", "leave out --paper, or name its paper")
+    return chosen
+
+
+def _letters(papers: Sequence[str] | None) -> set[str]:
+    """The letters of papers in capitals. Raises `UserError` for one that is no paper."""
+    letters = {paper.upper() for paper in papers or ()}
+    unknown = sorted(letters - PAPERS.keys())
+    if unknown:
+        raise UserError(f"there is no paper {', '.join(unknown)}", f"use one of {', '.join(PAPERS)}")
+    return letters

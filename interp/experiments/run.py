@@ -75,11 +75,13 @@ def _say(progress: Progress, title: str, done: int, total: int, phrase: str) -> 
 
 
 def run_report(
-    study: Study | Studies, folder: str | Path, *, only: Sequence[str] | None = None, show_words: bool = False,
+    study: Study | Studies, folder: str | Path, *, only: Sequence[str] | None = None, papers: Sequence[str] | None = None,
+    show_words: bool = False,
     command: str = "bypass report", seeds: int = 1, progress: Progress = lambda phrase, done, total: None,
     prompt_sets: Callable[[], Sequence[PromptSet]] = tuple,
 ) -> ReportRun:  # fmt: skip
-    """Run the experiments, keeping each result in `folder/results`, and write the report.
+    """Run the experiments that `find_experiments` gives for `only` and `papers`, keeping each result in `folder/results`, and write the
+    report.
 
     An experiment that the study cannot answer, or of whose kind of study there is none, is left out and named in `skipped`.
     With `seeds` above 1 every experiment is run under so many seeds, from the study's on; the report shows the first one's
@@ -91,7 +93,7 @@ def run_report(
     if seeds < 1:
         raise UserError(f"{seeds} seeds were asked for", "give a number from 1")
     studies = Studies.of_one(study) if isinstance(study, Study) else study
-    chosen = find_experiments(only)
+    chosen = find_experiments(only, papers)
     total = seeds * len(chosen)
     by_seed: dict[int, tuple[Result, ...]] = {}
     skipped: dict[str, str] = {}

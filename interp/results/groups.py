@@ -8,3 +8,5 @@ from __future__ import annotations
 
 PAPERS = {"A": "Paper A", "B": "Paper B", "C": "Paper C"}
 TITLES = PAPERS | {"X": "Beyond the papers", "W": "Other methods for the same effect", "Y": "An alternative explanation"}
+# The paper in whose report experiments of a letter stand; those of other letters are a user's own and stand in every report.
+REPORTED_WITH = {"A": "A", "X": "A", "W": "A", "Y": "A", "B": "B", "C": "C"}

@@ -17,6 +17,9 @@ from interp.files import read_json
 from interp.runs.telemetry import read_lines
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from interp.models.model import Model
     from interp.models.pair import ModelPair
 
 BUNDLED_LOGS = BUNDLED / "log"
@@ -27,7 +30,10 @@ FILES: dict[str, tuple[str, ...]] = {
     "tuning": ("dpo.jsonl", "dpo/log.jsonl"),
     "controls": ("controls.json", "dpo/controls.json"),
     "kl_term": ("kl_term.json",),
+    "single_token": ("single_token.json",),
 }
+# The logs of the pair's own training and of what is compared with it, on which results that read `logs` depend.
+OF_TUNING = ("pair", "pairs", "tuning", "controls", "kl_term")
 FIX = "name the folder of the run that made it with --logs; `python -m training.studies.toxicity_controls` says there which pair it is"
 
 
@@ -45,10 +51,10 @@ def log_file(folder: Path, name: str) -> Path | None:
     return next((folder / place for place in FILES[name] if (folder / place).is_file()), None)
 
 
-def logs_digest(folder: Path) -> str:
-    """A hash of every log in a folder, by which results that depend on them are cached."""
+def logs_digest(folder: Path, names: Sequence[str] = OF_TUNING) -> str:
+    """A hash of the logs of these names in a folder, by which results that depend on them are cached."""
     digest = hashlib.sha256()
-    for name in FILES:
+    for name in names:
         file = log_file(folder, name)
         digest.update(name.encode() + (file.read_bytes() if file else b""))
     return digest.hexdigest()
@@ -97,6 +103,16 @@ def kl_term_if_any(folder: Path, pair: ModelPair) -> dict[str, Any] | None:
         return None
     record = _object(folder, "kl_term")
     return record if record.get("base") == pair.base.digest else None
+
+
+def read_single_token(folder: Path, base: Model) -> dict[str, Any]:
+    """The study of one-token answers (`training.studies.displacement`). Raises `UserError` where there is none of this base model."""
+    fix = "python -m training.studies.displacement single-token makes it; name its folder with --logs"
+    file = log_file(folder, "single_token")
+    record = {} if file is None else read_json(file, "write it again")
+    if record.get("base") != base.digest:
+        raise UserError("no study of one-token answers of this base model", fix)
+    return record
 
 
 def _check_both(folder: Path, pair: ModelPair) -> None:

@@ -50,7 +50,7 @@ def run(words: list[str], code: int = 0) -> Any:
 
 
 def test_the_papers_material_stands_beside_the_report_where_it_is_asked_for(words: list[str], tmp_path: Path) -> None:
-    record = run([*words, "--paper", "--out", "r", "--joined", "--second-scorer", "none"])
+    record = run([*words, "--paper-texts", "--out", "r", "--joined", "--second-scorer", "none"])
     assert [(item["prompts"], item["count"]) for item in record["prompt_sets"]] == [
         ("the paper's challenge prompts", 4), ("toxic RealToxicityPrompts", 4),
     ]  # fmt: skip
@@ -61,7 +61,7 @@ def test_the_papers_material_stands_beside_the_report_where_it_is_asked_for(word
     page = (tmp_path / "r" / "index.html").read_text(encoding="utf-8")
     assert not [text for text in PROMPTS if f"{text} chal" in written or f"{text} chal" in page]
     assert "On the paper&#39;s prompts" in page or "On the paper's prompts" in page
-    assert "--joined --paper" in page
+    assert "--joined --paper-texts" in page
     settings = json.loads(written)["sets"][0]["experiments"][0]["settings"]
     assert (settings["joined"], settings["prompts"]) == (True, 4)
 
@@ -70,7 +70,7 @@ def test_a_report_on_own_prompts_leaves_the_papers_out_unless_asked(words: list[
     assert run([*words, "--out", "r"])["prompt_sets"] == []
     assert not (tmp_path / "r" / "paper.json").exists()
     (tmp_path / "data" / FILES[0]).unlink()
-    assert "--paper was given, and BYPASS_DATA names no folder" in run([*words, "--out", "r", "--paper"], code=2)
+    assert "--paper-texts was given, and BYPASS_DATA names no folder" in run([*words, "--out", "r", "--paper-texts"], code=2)
 
 
 def test_bos_is_an_option_of_the_report(words: list[str], tmp_path: Path) -> None:

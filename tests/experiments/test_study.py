@@ -249,7 +249,7 @@ def test_what_is_wrong_with_the_data_of_a_study_stops_the_report(tmp_path: Path)
 
 def test_an_experiment_says_its_kind_of_study_by_the_annotation_of_its_parameter() -> None:
     assert EXPERIMENTS["T-E1"].study is Counting
-    assert {item.study for name, item in EXPERIMENTS.items() if not name.startswith("T-")} == {ToxicityContext}
+    assert {item.study for item in EXPERIMENTS.values() if item.paper == "A"} == {ToxicityContext}
     with pytest.raises(TypeError, match="T-E9: annotate the function's parameter"):
 
         @experiment("T-E9", claim="T-C9", **ABOUT)
@@ -260,13 +260,13 @@ def test_an_experiment_says_its_kind_of_study_by_the_annotation_of_its_parameter
 
 
 def test_experiments_of_every_paper_come_in_order_and_others_as_registered() -> None:
-    for name in ("C-E2", "B-X1", "B-E10", "B-E1b", "A-E15", "B-E1", "C-E10", "Z-1"):
+    for name in ("C-E2", "B-X1", "B-E10", "A-E15", "C-E10", "Z-1"):
 
         @experiment(name, claim="T-C3", **ABOUT)
         def run(study: Counting) -> Finding:
             raise AssertionError
 
-    assert [item.id for item in find_experiments(None)] == [
+    assert [item.id for item in find_experiments(None, ["A", "B", "C"])] == [
         *(f"A-E{number}" for number in range(1, 16)), "B-E1", "B-E1b", "B-E10", "B-X1", "C-E2", "C-E10",
         "X-C1", "X-C2", "W-E1", "W-E2", "X-U1", "Y-E1", "T-E1", "T-E2", "Z-1",
     ]  # fmt: skip

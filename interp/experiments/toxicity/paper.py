@@ -28,18 +28,18 @@ MakeContext = Callable[..., ToxicityContext]
 
 
 def run_on_paper(
-    texts: PaperTexts, make: MakeContext, folder: Path, *, only: Sequence[str] | None = None, quick: bool = False,
-    say: Callable[[str], None] = lambda phrase: None,
+    texts: PaperTexts, make: MakeContext, folder: Path, *, only: Sequence[str] | None = None, papers: Sequence[str] | None = None,
+    quick: bool = False, say: Callable[[str], None] = lambda phrase: None,
 ) -> tuple[PromptSet, ...]:  # fmt: skip
     """The verdicts and statistics of the experiments on each set of the paper's prompts; results are kept in `folder/results`.
 
     Args:
         make: the context on `prompts` and `passages`, read with `prompt_tokens` and `joined`.
-        only: ids or claims of experiments; of those that are run here, the others are left out.
+        only, papers: as of `find_experiments`; of the experiments that are run here, the others are left out.
 
     Raises `ValueError` where a result would hold a text of the material.
     """
-    chosen = find_experiments(only)
+    chosen = find_experiments(only, papers)
     sets = []
     for name, prompts in {CHALLENGE: texts.challenge, LENS: texts.logit_lens, TOXIC: texts.toxic}.items():
         experiments = [item for item in chosen if item.id in EXPERIMENTS_ON[name]]

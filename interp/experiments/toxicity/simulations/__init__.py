@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-
-from interp.experiments.power import SIMULATIONS, Simulation
+from interp.experiments.power import Simulation, simulations_in
 
 
 def simulations() -> list[Simulation]:
     """The simulated studies of all files of this folder, in the order of their names."""
-    for module in sorted(item.name for item in pkgutil.iter_modules(__path__)):
-        if module != "__main__":
-            importlib.import_module(f"{__name__}.{module}")
-    return list(SIMULATIONS)
+    return simulations_in(__name__, __path__, "A")

@@ -1,6 +1,6 @@
-"""Writes docs/criteria.md: every version of every criterion of paper A with the time when it was recorded.
+"""Writes docs/criteria.md: every version of every criterion with the time when it was recorded.
 
-`python -m interp.experiments.toxicity.criteria_page > docs/criteria.md`; a test compares the two.
+`python -m interp.experiments.criteria_page > docs/criteria.md`; a test compares the two.
 """
 
 from __future__ import annotations
@@ -8,8 +8,10 @@ from __future__ import annotations
 import sys
 from collections import Counter
 
+from interp.experiments import displacement, toxicity  # noqa: F401  (registers them)
 from interp.experiments.criteria import Criterion, Replaced, read_replaced
-from interp.experiments.registry import find_experiments
+from interp.experiments.displacement.criteria import CRITERIA as OF_PAPER_B
+from interp.experiments.registry import Experiment, find_experiments
 from interp.experiments.toxicity.criteria import CRITERIA, FILE
 
 # The commits that added the two pairs, on the clock of the times in the file.
@@ -18,8 +20,9 @@ PHASES = ("before any pair", "before the pair that ships", "after the pair that 
 HEAD = """# The criteria, and when each was recorded
 
 What decides each verdict, in every version that is judged, generated from
-[`criteria.toml`](../interp/experiments/toxicity/criteria.toml) by
-`python -m interp.experiments.toxicity.criteria_page > docs/criteria.md`; a test compares the two. A criterion is not edited once a
+[`criteria.toml`](../interp/experiments/toxicity/criteria.toml) of paper A and
+[that of paper B](../interp/experiments/displacement/criteria.toml) by
+`python -m interp.experiments.criteria_page > docs/criteria.md`; a test compares the two. A criterion is not edited once a
 result was seen under it: a change is a new version, the newest one decides, and the report prints the verdict under each. A version
 that was fixed after a result was seen says so, and its verdict is marked *exploratory* wherever it is shown. How often each rule is
 wrong when the truth is known stands in `docs/verdicts.md`.
@@ -31,6 +34,12 @@ So the prompts that ship were looked at while the pair was made, also where the 
 paper were not. Times are those of commits: work can be older than its commit, not younger.
 
 {counts}
+"""
+PAPER_B = """
+# Paper B: likelihood displacement
+
+These judge runs that were made for them, from the base model of the pair that ships. Each was recorded before the first of its runs,
+unless a version says that it is exploratory.
 """
 
 
@@ -49,25 +58,27 @@ def page() -> str:
     counts = f"Of {len(CRITERIA)} experiments, the first version was recorded " + ", ".join(f"{name} for {first[name]}" for name in PHASES)
     counts += f". The version in force is exploratory on the pair that ships for {newest}."
     parts = [HEAD.format(first=FIRST_PAIR, ships=SHIPPED_PAIR, counts=counts)]
-    for item in find_experiments(None):
-        if item.id not in CRITERIA:
-            continue
-        parts.append(f"\n## {item.id}: {item.title}\n")
+    for item in find_experiments(sorted(CRITERIA)):
+        parts.append(_title(item))
         parts.extend(_older(old) for old in replaced if old.id == item.id)
-        parts.extend(_version(version) for version in item.criteria)
+        parts.extend(_version(version, f", {phase(version.recorded)}") for version in item.criteria)
+    parts.append(PAPER_B)
+    for item in find_experiments(sorted(OF_PAPER_B)):
+        parts.extend((_title(item), *map(_version, item.criteria)))
     return "".join(parts)
+
+
+def _title(item: Experiment) -> str:
+    return f"\n## {item.id}: {item.title}\n"
 
 
 def _older(old: Replaced) -> str:
     return f"\n**Before version 1**, recorded {old.recorded}, no longer judged: {old.text} *{old.why}*\n"
 
 
-def _version(item: Criterion) -> str:
+def _version(item: Criterion, when: str = "") -> str:
     mark = f" Exploratory: {item.exploratory}" if item.exploratory else ""
-    return (
-        f"\n**Version {item.version}**, recorded {item.recorded}, {phase(item.recorded)}.{mark}\n\n"
-        f"- {item.text}\n- Refuted by: {item.refuted_by}\n"
-    )
+    return f"\n**Version {item.version}**, recorded {item.recorded}{when}.{mark}\n\n- {item.text}\n- Refuted by: {item.refuted_by}\n"
 
 
 if __name__ == "__main__":
