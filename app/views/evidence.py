@@ -172,7 +172,8 @@ def reasons(result: Result, words: bool, prompt_sets: Sequence[PromptSet] = ()) 
         **{f"On {item.name} ({item.count})": f"{answers.verdict_of(other)}. {other.sentence}"
            for item, other in on_other_prompts(prompt_sets, result.id)},
     }  # fmt: skip
-    lines = "".join(f"<dt>{show.escaped(name)}</dt><dd>{show.escaped(show.shown(text, words))}</dd>" for name, text in pairs.items() if text)
+    shown = {show.escaped(name): show.escaped(show.shown(text, words)) for name, text in pairs.items() if text}
+    lines = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in shown.items())
     return f'<dl class="why">{lines}</dl>'
 
 
