@@ -21,7 +21,6 @@ import pytest
 
 from interp import Model, ModelPair
 from interp.data.texts import Passage
-from interp.directions.probe import fit_probe
 from interp.errors import UserError
 from interp.evaluation.toxicity import LexiconScorer
 from interp.experiments import fingerprint as fingerprints
@@ -191,7 +190,7 @@ def test_each_experiment_counts_with_its_own_file_and_study_but_not_with_other_e
 @pytest.fixture
 def context(pair: ModelPair) -> ToxicityContext:
     texts = [f"river stone {'green' if number % 2 else 'light'} {number}" for number in range(24)]
-    probe = fit_probe(pair.base, texts, [number % 2 for number in range(24)], seed=0)
+    probe = shared_probe(pair.base, texts, [number % 2 for number in range(24)])
     return ToxicityContext(pair, probe, LexiconScorer(), texts[:4], [Passage("river", " stone green light", "post")], new_tokens=2, draws=2)
 
 
@@ -494,6 +493,7 @@ def test_an_experiment_that_reads_runs_is_left_out_where_they_are_missing_and_re
 
 OTHER = """
 from interp.experiments import Study
+from tests.probes import shared_probe
 
 @experiment("MY-E2", claim="MY-C2", title="t", question="q?", criterion="c", refuted_by="r", caveat="v")
 def run(study: Study) -> Finding:
