@@ -32,6 +32,7 @@ from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.user_files import read_experiments
 from interp.models.converters import CONVERTERS
 from interp.runs.trajectory import RUNS_SETTING
+from tests.probes import shared_probe
 from tests.runs.test_trajectory import write_run
 
 PACKAGE = {
@@ -493,7 +494,6 @@ def test_an_experiment_that_reads_runs_is_left_out_where_they_are_missing_and_re
 
 OTHER = """
 from interp.experiments import Study
-from tests.probes import shared_probe
 
 @experiment("MY-E2", claim="MY-C2", title="t", question="q?", criterion="c", refuted_by="r", caveat="v")
 def run(study: Study) -> Finding:
