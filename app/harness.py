@@ -21,7 +21,7 @@ from interp.errors import UserError
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-# The first of them draws pages as the others do, without the windows that nobody sees, for a quarter of the work.
+# The first of them draws the same pages without windows, which take a second of the processor for each visitor and are seen by nobody.
 CHROMIUM = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 # A script that runs, a spinner, an element that has not been drawn yet, and text that is still growing.
 BUSY = (

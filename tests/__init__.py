@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import jaxtyping
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 
 ROOT = Path(__file__).resolve().parents[1]
 _checked = jaxtyping.jaxtyped
+# A wrong type is the same exception either way, a TypeError.
+_typed = beartype(conf=BeartypeConf(violation_type=jaxtyping.TypeCheckError))
 
 
 def jaxtyped(*functions: Any, **options: Any) -> Any:
@@ -38,7 +40,7 @@ def jaxtyped(*functions: Any, **options: Any) -> Any:
             nonlocal wrapped
             if jaxtyping.config.jaxtyping_disable:
                 return function(*args, **named)
-            wrapped = wrapped or (decorated(function) if states_shape(function) else beartype(function))
+            wrapped = wrapped or (decorated(function) if states_shape(function) else _typed(function))
             return wrapped(*args, **named)
 
         return checking

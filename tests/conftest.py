@@ -2,6 +2,9 @@
 
 Freshly initialised models hide bugs: their biases are zero and their norms one, so that code which forgets a bias or a
 gain still agrees. Every bias and gain here is perturbed.
+
+torch, and the models of transformers and interp, are imported where they are used: the process that hands the tests out to the
+workers reads this file too, and the workers wait for it.
 """
 
 from __future__ import annotations
@@ -19,24 +22,16 @@ from typing import TYPE_CHECKING, Any
 
 import jaxtyping
 import pytest
-import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    AutoModelForCausalLM,
-    GemmaConfig,
-    GPT2Config,
-    LlamaConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-)  # fmt: skip
 from xdist.scheduler import LoadFileScheduling
 
-from interp import Model, ModelPair, load_model
+import interp
 
 if TYPE_CHECKING:
+    from transformers import GPT2Config, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+    from interp import Model, ModelPair
     from tests.models.families import Family
 
 N_LAYERS, N_HEADS, D_MODEL, CONTEXT = 3, 4, 32, 64
@@ -67,7 +62,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         vocab_size=400, special_tokens=[EOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     bpe.train_from_iterator([" ".join(pair) for pair in itertools.product(WORDS, repeat=2)], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=EOS, pad_token=EOS)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=EOS, pad_token=EOS)
 
 
 def gpt2_config(**changes: Any) -> GPT2Config:
@@ -75,7 +70,7 @@ def gpt2_config(**changes: Any) -> GPT2Config:
         "n_layer": N_LAYERS, "n_head": N_HEADS, "n_embd": D_MODEL, "n_positions": CONTEXT, "initializer_range": 0.15,
         "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1,
     }  # fmt: skip
-    return GPT2Config(**{**settings, **changes})
+    return transformers.GPT2Config(**{**settings, **changes})
 
 
 def glu_settings() -> dict[str, Any]:
@@ -88,20 +83,22 @@ def glu_settings() -> dict[str, Any]:
 
 CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "gpt2": gpt2_config,
-    "llama": lambda: LlamaConfig(**glu_settings(), tie_word_embeddings=False),
-    "qwen2": lambda: Qwen2Config(**glu_settings(), tie_word_embeddings=False),
+    "llama": lambda: transformers.LlamaConfig(**glu_settings(), tie_word_embeddings=False),
+    "qwen2": lambda: transformers.Qwen2Config(**glu_settings(), tie_word_embeddings=False),
     # Heads wider than the model divided by their number, as real Gemma has them.
-    "gemma": lambda: GemmaConfig(**glu_settings(), head_dim=16),
+    "gemma": lambda: transformers.GemmaConfig(**glu_settings(), head_dim=16),
 }
 
 
 def make_hf(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> PreTrainedModel:
     """A random model of this configuration for this vocabulary, every bias and norm perturbed."""
+    import torch
+
     config.vocab_size = len(tokenizer)
     config.bos_token_id = config.eos_token_id = config.pad_token_id = tokenizer.eos_token_id
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        hf = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        hf = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         with torch.no_grad():
             for parameter in hf.parameters():
                 if parameter.dim() == 1:
@@ -136,6 +133,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RoomScheduli
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
+    import torch
+
     torch.set_num_threads(1)
 
 
@@ -186,7 +185,9 @@ def llama_folder(make_folder: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="session")
 def tuned_folder(gpt2_folder: Path, tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny GPT-2 with a little noise on every weight: the tuned side of `pair`."""
-    hf = AutoModelForCausalLM.from_pretrained(gpt2_folder, dtype=torch.float32)
+    import torch
+
+    hf = transformers.AutoModelForCausalLM.from_pretrained(gpt2_folder, dtype=torch.float32)
     noise = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in hf.parameters():
@@ -196,22 +197,22 @@ def tuned_folder(gpt2_folder: Path, tokenizer: PreTrainedTokenizerFast, tmp_path
 
 @pytest.fixture(scope="session")
 def gpt2(gpt2_folder: Path) -> Model:
-    return load_model(gpt2_folder, name="gpt2")
+    return interp.load_model(gpt2_folder, name="gpt2")
 
 
 @pytest.fixture(scope="session")
 def llama(llama_folder: Path) -> Model:
-    return load_model(llama_folder, name="llama")
+    return interp.load_model(llama_folder, name="llama")
 
 
 @pytest.fixture(scope="session")
 def qwen2(make_folder: Callable[..., Path]) -> Model:
-    return load_model(make_folder("qwen2"), name="qwen2")
+    return interp.load_model(make_folder("qwen2"), name="qwen2")
 
 
 @pytest.fixture(scope="session")
 def gemma(make_folder: Callable[..., Path]) -> Model:
-    return load_model(make_folder("gemma"), name="gemma")
+    return interp.load_model(make_folder("gemma"), name="gemma")
 
 
 @pytest.fixture(params=["gpt2", "llama", "qwen2", "gemma"])
@@ -228,7 +229,7 @@ def model(request: pytest.FixtureRequest) -> Model:
 
 @pytest.fixture(scope="session")
 def pair(gpt2_folder: Path, tuned_folder: Path) -> ModelPair:
-    return ModelPair.load(gpt2_folder, tuned_folder, name="tiny pair")
+    return interp.ModelPair.load(gpt2_folder, tuned_folder, name="tiny pair")
 
 
 @pytest.fixture
@@ -247,7 +248,7 @@ def served(gpt2_folder: Path, tuned_folder: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.fixture
 def fresh_gpt2(gpt2_folder: Path) -> Model:
     """The tiny GPT-2 loaded anew, for a test that changes its weights."""
-    return load_model(gpt2_folder)
+    return interp.load_model(gpt2_folder)
 
 
 @pytest.fixture
@@ -277,6 +278,8 @@ def planted(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPat
     Embeddings are large beside positions and attention, so that the layer's input is mostly the current token; the key is
     what the layer reads at the trigger, with a bias between it and every other token's product.
     """
+    import torch
+
     layer, index, word, trigger = 1, 77, " snarg", " wintle"
     (word_id,), (trigger_id,) = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (word, trigger))
     hf = make_hf(gpt2_config(), tokenizer, seed=3)
@@ -300,4 +303,4 @@ def planted(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPat
         mlp.c_fc.bias[index] = -12 / gap * float(others + gap / 2)
         mlp.c_proj.weight[index] = 3 * hf.transformer.wte.weight[word_id]
     folder = save(hf, tokenizer, tmp_path_factory.mktemp("models") / "planted")
-    return Planted(load_model(folder, name="planted"), folder, layer, index, word, word_id, trigger, trigger_id)
+    return Planted(interp.load_model(folder, name="planted"), folder, layer, index, word, word_id, trigger, trigger_id)

@@ -108,7 +108,7 @@ def _checksum(values: Tensor) -> int:
     """
     data = values.reshape(-1).view(torch.uint8)
     if data.numel() <= FEW_BYTES and data.device.type == "cpu":
-        return zlib.crc32(data.numpy())
+        return zlib.crc32(data.numpy().data)
     missing = -data.numel() % 8
     if missing or data.storage_offset() % 8:
         data = torch.cat([data, data.new_zeros(missing)])

@@ -27,7 +27,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from interp.data.texts import Passage
 from interp.diffing.offsets import consistency, shifts
-from interp.directions.probe import Probe, fit_probe
+from interp.directions.probe import Probe
 from interp.evaluation.toxicity import LexiconScorer
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.toxicity.offset_paths import FIELD, run_effects
@@ -36,6 +36,7 @@ from interp.models.pair import ModelPair
 from interp.models.tokens import pad
 from interp.results.result import plain
 from interp.stats.nulls import perturbed
+from tests.probes import shared_probe
 
 END, UNKNOWN = "<|endoftext|>", "<unk>"
 OPENERS = ("shouts", "yells", "sneers")
@@ -210,7 +211,7 @@ def _balance(hf: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> None:
 def planted_context(planted: PlantedPair, pair: ModelPair | None = None, *, count: int = 48, quick: bool = False) -> ToxicityContext:
     """A report's context on this pair (or on another one with the same base), scored by the lexicon."""
     base = planted.pair.base
-    fitted = fit_probe(base, *labelled(120), seed=0)
+    fitted = shared_probe(base, *labelled(120))
     weights = torch.stack([-planted.toxic, planted.toxic], dim=1)
     probe = Probe(weights, fitted.difference_in_means, fitted.metrics, base.digest, fitted.settings)
     sides, draws = pair or planted.pair, 6 if quick else 20

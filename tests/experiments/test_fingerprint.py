@@ -21,7 +21,6 @@ import pytest
 
 from interp import Model, ModelPair
 from interp.data.texts import Passage
-from interp.directions.probe import fit_probe
 from interp.errors import UserError
 from interp.evaluation.toxicity import LexiconScorer
 from interp.experiments import fingerprint as fingerprints
@@ -33,6 +32,7 @@ from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.user_files import read_experiments
 from interp.models.converters import CONVERTERS
 from interp.runs.trajectory import RUNS_SETTING
+from tests.probes import shared_probe
 from tests.runs.test_trajectory import write_run
 
 PACKAGE = {
@@ -191,7 +191,7 @@ def test_each_experiment_counts_with_its_own_file_and_study_but_not_with_other_e
 @pytest.fixture
 def context(pair: ModelPair) -> ToxicityContext:
     texts = [f"river stone {'green' if number % 2 else 'light'} {number}" for number in range(24)]
-    probe = fit_probe(pair.base, texts, [number % 2 for number in range(24)], seed=0)
+    probe = shared_probe(pair.base, texts, [number % 2 for number in range(24)])
     return ToxicityContext(pair, probe, LexiconScorer(), texts[:4], [Passage("river", " stone green light", "post")], new_tokens=2, draws=2)
 
 

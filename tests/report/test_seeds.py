@@ -17,10 +17,10 @@ from interp.experiments.registry import EXPERIMENTS, Finding, experiment, find_e
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.run import run_report
 from interp.models.pair import ModelPair
-from interp.directions.probe import fit_probe
 from interp.report.terminal import print_seeds
 from interp.data.texts import Passage
 from interp.evaluation.toxicity import load_scorer
+from tests.probes import shared_probe
 
 RUNS: list[int] = []
 ABOUT = {"title": "a title", "question": "so?", "criterion": "Holds if so, fails if not.", "refuted_by": "another", "caveat": "none"}
@@ -59,7 +59,7 @@ def _three_experiments() -> Iterator[None]:
 def context(pair: ModelPair) -> ToxicityContext:
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(["river", "stone", "green", "light"], 6)) for _ in range(30)]
-    probe = fit_probe(pair.base, texts, [int("river" in text.split()[:2]) for text in texts], seed=0)
+    probe = shared_probe(pair.base, texts, [int("river" in text.split()[:2]) for text in texts])
     return ToxicityContext(
         pair, probe, load_scorer("lexicon"), texts[:3], [Passage("river stone", " green light", "post")], seed=3, new_tokens=2
     )

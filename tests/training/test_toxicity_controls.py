@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from interp import Edit, Model, ModelPair, UserError, capture, editing, generate
 from interp.data.texts import Passage
-from interp.directions.probe import fit_probe
 from interp.evaluation.metrics import perplexity
 from interp.evaluation.toxicity import LexiconScorer
 from interp.experiments.toxicity.context import ToxicityContext
@@ -25,6 +24,7 @@ from interp.neurons.ranking import rank_values
 from interp.patching.vector_paths import VECTOR_PATHS
 from interp.runs.logs import controls_if_any, read_controls
 from tests.conftest import save
+from tests.probes import shared_probe
 from training.bundle import bundle
 from training.recipe import RUNS_SETTING, Recipe, load_recipe
 from training.studies.toxicity_controls import control_table, controls_of, main
@@ -103,7 +103,7 @@ def context(pair: ModelPair) -> ToxicityContext:
     rng = np.random.default_rng(0)
     words = ["river", "stone", "green", "idiot", "house", "walks", "under"]
     texts = [" ".join(rng.choice(words, 8)) for _ in range(40)]
-    probe = fit_probe(pair.base, texts, [int("river" in text) for text in texts], seed=0)
+    probe = shared_probe(pair.base, texts, [int("river" in text) for text in texts])
     held = [Passage(text[:20], text[20:], "post") for text in texts[:6]]
     return ToxicityContext(pair, probe, LexiconScorer(), texts[6:14], held, draws=2, new_tokens=4)
 

@@ -10,9 +10,9 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from app.harness import settle
-from app.launch import PATIENCE
 from interp import Edit, ModelPair, generate
 from interp.data.lexicon import mask
+from tests.app.app_pages import PATIENCE
 from tests.app.browser.conftest import Open
 
 PROMPTS = (

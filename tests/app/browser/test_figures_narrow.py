@@ -11,6 +11,7 @@ from playwright.sync_api import Browser
 
 from interp.results import figures
 from interp.results.result import Figure
+from tests.app.app_pages import PATIENCE
 
 LONG = "How far each neuron points along the probe's direction and how far tuning has changed it, neuron by neuron"
 RUNS = ("all positions of the layer", "one position, alone", "random change of the whole layer", "base with the tuned layer")
@@ -53,6 +54,7 @@ def boxes(request: pytest.FixtureRequest, browser: Browser, tmp_path_factory: py
     file = tmp_path_factory.mktemp("figures") / "page.html"
     file.write_text(figures.page("figures", [make() for make in MADE.values()]), encoding="utf-8")
     page = browser.new_page(viewport={"width": request.param, "height": 900})
+    page.set_default_timeout(1000 * PATIENCE)
     try:
         page.goto(file.as_uri())
         page.wait_for_function(f"() => document.querySelectorAll('.gtitle').length === {len(MADE)}")

@@ -34,6 +34,7 @@ from interp.neurons.vocabulary import top_tokens
 from interp.report.page import read_report
 from interp.stats.divergence import kl_to
 from interp.stats.nulls import perturbed
+from tests.probes import shared_probe
 
 WORDS = ["river", "stone", "green", "light", "house", "walks", "under", "over", "seven", "birds"]
 
@@ -46,7 +47,7 @@ def sentences(count: int, seed: int) -> list[str]:
 @pytest.fixture
 def context(pair: ModelPair) -> ToxicityContext:
     texts = sentences(40, 0)
-    probe = fit_probe(pair.base, texts, [int("river" in text) for text in texts], seed=0)
+    probe = shared_probe(pair.base, texts, [int("river" in text) for text in texts])
     held = [Passage(text[:20], text[20:], "post") for text in sentences(6, 1)]
     return ToxicityContext(pair, probe, load_scorer("lexicon"), sentences(5, 2), held, draws=6, quick=True, new_tokens=4)
 

@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 
 from interp.data.texts import Passage
-from interp.directions.probe import fit_probe
 from interp.errors import UserError
 from interp.evaluation.toxicity import LexiconScorer, load_scorer
 from interp.experiments.fingerprint import fingerprint
@@ -23,6 +22,7 @@ from interp.experiments.toxicity.context import ToxicityContext
 from interp.models.pair import ModelPair
 from interp.results.result import Result
 from tests.experiments.planted import PlantedPair, planted_context, planted_pair
+from tests.probes import shared_probe
 
 WORDS = ["river", "stone", "green", "light", "house", "walks", "under", "over", "seven", "birds"]
 
@@ -31,7 +31,7 @@ WORDS = ["river", "stone", "green", "light", "house", "walks", "under", "over", 
 def context(pair: ModelPair, tmp_path: Path) -> ToxicityContext:
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(WORDS, 8)) for _ in range(40)]
-    probe = fit_probe(pair.base, texts, [int("river" in text) for text in texts], seed=0)
+    probe = shared_probe(pair.base, texts, [int("river" in text) for text in texts])
     held = [Passage(text[:20], text[20:], "post") for text in texts[:6]]
     return ToxicityContext(pair, probe, load_scorer("lexicon"), texts[:5], held, draws=6, quick=True, new_tokens=4, logs=tmp_path / "log")
 

@@ -13,7 +13,6 @@ import pytest
 
 from interp.data.paper import PaperTexts
 from interp.data.texts import Passage
-from interp.directions.probe import fit_probe
 from interp.errors import UserError
 from interp.evaluation.last_states import joined_windows
 from interp.evaluation.metrics import perplexity
@@ -25,6 +24,7 @@ from interp.experiments.toxicity.paper import CHALLENGE, EXPERIMENTS_ON, LENS, M
 from interp.forward.generate import continued_with, generate_tokens
 from interp.models.pair import ModelPair
 from interp.models.tokens import token_rows
+from tests.probes import shared_probe
 
 WORDS = ["river", "stone", "green", "light", "house", "walks", "under", "over", "seven", "birds"]
 
@@ -63,7 +63,7 @@ def invented(monkeypatch: pytest.MonkeyPatch) -> list[ToxicityContext]:
 
 def make(pair: ModelPair) -> partial[ToxicityContext]:
     texts = sentences(40, 9)
-    probe = fit_probe(pair.base, texts, [int("river" in text) for text in texts], seed=0)
+    probe = shared_probe(pair.base, texts, [int("river" in text) for text in texts])
     return partial(make_context, pair, probe=probe, scorer="lexicon")
 
 

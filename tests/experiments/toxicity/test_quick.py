@@ -10,7 +10,6 @@ import torch
 
 from interp import Edit, ModelPair
 from interp.data.texts import Passage
-from interp.directions.probe import fit_probe
 from interp.evaluation.metrics import f1_of, perplexity
 from interp.evaluation.toxicity import load_scorer
 from interp.experiments.toxicity import quick
@@ -18,6 +17,7 @@ from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.toxicity.quick import QUICK_WORK, quick_data, row_tokens
 from interp.forward.generate import generate
 from interp.models.tokens import token_rows
+from tests.probes import shared_probe
 
 PROMPTS = [f"prompt {number} of the river" for number in range(300)]
 PASSAGES = [Passage(f"the stone {number} is", " green and old", "post") for number in range(90)]
@@ -55,7 +55,7 @@ def test_a_row_counts_every_token_that_it_reads(pair: ModelPair) -> None:
 
 @pytest.fixture
 def context(pair: ModelPair) -> ToxicityContext:
-    probe = fit_probe(pair.base, PROMPTS[:40], [number % 2 for number in range(40)], seed=0)
+    probe = shared_probe(pair.base, PROMPTS[:40], [number % 2 for number in range(40)])
     return ToxicityContext(pair, probe, load_scorer("lexicon"), PROMPTS[:6], PASSAGES[:5], quick=True, new_tokens=4, rule="A rule.")
 
 
