@@ -94,9 +94,9 @@ def gradient_scores(model: Model, pairs: Sequence[TokenPair], *, progress: Calla
     chosen_sum = [torch.zeros_like(weight) for weight in hf.parameters()]
     for number, pair in enumerate(pairs):
         chosen, rejected = _gradients(hf, pair, steps)
-        torch._foreach_add_(chosen_sum, chosen)
+        _add(chosen_sum, chosen)
         difference = _difference(chosen, rejected)
-        torch._foreach_add_(total, difference)
+        _add(total, difference)
         squares, cross = dot(chosen, chosen), dot(chosen, rejected)
         scores[:4, number] = dot(chosen, difference), cross / squares if squares else np.nan, squares**0.5, dot(rejected, rejected) ** 0.5
         scores[6, number] = _dot_with_signs(chosen, difference)
@@ -148,13 +148,19 @@ def _dot(first: Tensor, second: Tensor) -> float:
     return float(blocks.double().sum() + products[whole:].double().sum())
 
 
+def _add(sums: list[Tensor], parts: Sequence[Tensor]) -> None:
+    """Replace each tensor of the first list by its sum with that of the second, one at a time, so that no second list exists."""
+    for place, part in enumerate(parts):
+        sums[place] = sums[place] + part
+
+
 def _difference(chosen: Gradient, rejected: Gradient) -> list[Tensor]:
     """The first gradient minus the second, zero where the two cancel up to rounding."""
     parts = []
     for first, second in zip(chosen, rejected, strict=True):
         part = first - second
-        bound = first.abs().add_(second.abs()).mul_(ROUNDING * torch.finfo(part.dtype).eps)
-        parts.append(part.masked_fill_(part.abs() <= bound, 0))
+        bound = ROUNDING * torch.finfo(part.dtype).eps * (first.abs() + second.abs())
+        parts.append(part.masked_fill(part.abs() <= bound, 0))
     return parts
 
 
