@@ -16,7 +16,7 @@ so that its sum is not that of `total_sign`. Entries of `d` in which `g+` and `g
 contexts or are single tokens, whole rows of the unembedding cancel, and their signs would be noise.
 
 Memory and time: gradients are read twice, pair by pair. The first reading gives own and adds up D and G; the second computes g+ and g-
-again and multiplies them with the two sums. Four sets of numbers of the size of the weights (g+, g-, D, G) and the copy of the
+again and multiplies them with the two sums. Five sets of numbers of the size of the weights (g+, g-, d, D, G) and the copy of the
 model are in memory at a time, however many pairs there are. A pair takes two forward and backward passes of both answers, about seven
 times two plain forwards. (Central differences along D and G, of equal cost, were 5e-4 off in single precision.)
 """
