@@ -56,10 +56,10 @@ def test_influence_ranks_planted_pairs_first_and_not_on_exchanged_sides(gpt2: Mo
         return "".join(rng.choice(words) for _ in range(5))
 
     texts = []
-    for number in range(40):
+    for number in range(24):
         harms = number % 2 == 0
         texts.append({"prompt": some(free), "chosen": some(free if harms else liked), "rejected": some(liked if harms else free)})
-    planted = np.array([number % 2 for number in range(40)])
+    planted = np.array([number % 2 for number in range(24)])
     scored = audit(data_of(texts), gpt2, Settings(level="gradient")).frame["influence"]
     assert auc(planted, scored) > 0.9
     mixed = [dict(row, chosen=row["rejected"], rejected=row["chosen"]) if rng.random() < 0.5 else row for row in texts]
