@@ -86,8 +86,8 @@ def sentences(audit: Audit) -> list[str]:
     falling = summary["expected_to_fall"]
     if falling:
         said.append(
-            f"A first step of SGD on all pairs is expected to lower the chosen answer of {show_number(falling['share'], 'share')} of "
-            f"{falling['pairs']} pairs (by {named(falling['by'])})."
+            f"A first step of SGD on {falling['pairs']} of them together is expected to lower the chosen answer of "
+            f"{show_number(falling['share'], 'share')} of these (by {named(falling['by'])})."
         )
     if "verification" in summary:
         said.append(verification_sentence(summary["verification"]))
