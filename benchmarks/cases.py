@@ -14,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from benchmarks.generating import generating
 from benchmarks.measure import Case, largest_difference
 from benchmarks.patching import patching
+from benchmarks.preferences import preferences
 from benchmarks.tuning import tuning
 from interp import Model, capture, load_model
 from interp.bundled import BUNDLED
@@ -72,6 +73,7 @@ def cases(model: Model, shape: Shape) -> Iterator[Case]:
     yield from patching(model)
     yield from generating(model, challenge_prompts()[: 32 if shape.ships else 4])
     if shape.ships:
+        yield from preferences(model)
         yield from tuning(model, challenge_prompts())
         yield from scoring()
     yield searching(model)

@@ -148,12 +148,14 @@ def test_every_case_gives_the_result_of_the_straightforward_way() -> None:
     pytest.importorskip("transformer_lens", reason="needs the extra `lens`")
     pytest.importorskip("detoxify", reason="needs the extra `toxicity`")
     from benchmarks.cases import Shape, capturing, lens, make_model, overhead, searching
+    from benchmarks.preferences import ches_case
 
     shape = Shape("tiny", 3, 32, 4, 300, batch=3, length=9, turns=1)
     model = make_model(shape)
     ids = torch.randint(1, model.d_vocab, (shape.batch, shape.length), generator=torch.Generator().manual_seed(1))
     found = [*capturing(model, ids), *overhead(model, ids), lens(model, ids), searching(model)]
-    assert len(found) == 6
+    found.append(ches_case("packed CHES", lambda: model, (7, 4, 6), 5, 1))
+    assert len(found) == 7
     for case in found:
         ours = case.ours()
         assert ours.numel() > 0, case.name

@@ -12,7 +12,8 @@ At the start of DPO every pair has the weight β/2, so that a step of gradient d
 log π(chosen) by (ηβ/2N) total, up to η². The totals and the influences of a set of pairs have the same sum. The first step of Adam,
 and ten times that of RMSprop, has the sign of the gradient in place of it: the measures whose names end in `_sign` replace
 `d` and `D` by their signs. `influence_sign`, <G, sign(d)>, is that of a step on the pair alone: signs of a sum are not sums of signs,
-so that its sum is not that of `total_sign`.
+so that its sum is not that of `total_sign`. Entries of `d` in which `g+` and `g-` cancel up to rounding are zero here: where answers share
+contexts or are single tokens, whole rows of the unembedding cancel, and their signs would be noise.
 
 Memory and time: gradients are read twice, pair by pair. The first reading gives own and adds up D and G; the second computes g+ and g-
 again and multiplies them with the two sums. Four sets of numbers of the size of the weights (g+, g-, D, G) and the copy of the
@@ -41,6 +42,8 @@ from interp.preferences.states import check_pairs
 
 # Products that are added up in their own precision; the sums of blocks are added up in double.
 BLOCK = 4096
+# A difference of two numbers below so many units of their precision is rounding.
+ROUNDING = 64
 Gradient = tuple[Tensor, ...]
 
 
@@ -92,14 +95,14 @@ def gradient_scores(model: Model, pairs: Sequence[TokenPair], *, progress: Calla
     for number, pair in enumerate(pairs):
         chosen, rejected = _gradients(hf, pair, steps)
         torch._foreach_add_(chosen_sum, chosen)
-        difference = torch._foreach_sub(chosen, rejected)
+        difference = _difference(chosen, rejected)
         torch._foreach_add_(total, difference)
         squares, cross = dot(chosen, chosen), dot(chosen, rejected)
         scores[:4, number] = dot(chosen, difference), cross / squares if squares else np.nan, squares**0.5, dot(rejected, rejected) ** 0.5
         scores[6, number] = _dot_with_signs(chosen, difference)
     for number, pair in enumerate(pairs):
         chosen, rejected = _gradients(hf, pair, steps)
-        difference = torch._foreach_sub(chosen, rejected)
+        difference = _difference(chosen, rejected)
         scores[4, number], scores[5, number] = dot(chosen, total), dot(chosen_sum, difference)
         scores[7, number] = _dot_with_signs(chosen, total)
         scores[8, number] = _dot_with_signs(chosen_sum, difference)
@@ -143,6 +146,16 @@ def _dot(first: Tensor, second: Tensor) -> float:
     whole = len(products) // BLOCK * BLOCK
     blocks = products[:whole].view(-1, BLOCK).sum(dim=1)
     return float(blocks.double().sum() + products[whole:].double().sum())
+
+
+def _difference(chosen: Gradient, rejected: Gradient) -> list[Tensor]:
+    """The first gradient minus the second, zero where the two cancel up to rounding."""
+    parts = []
+    for first, second in zip(chosen, rejected, strict=True):
+        part = first - second
+        bound = first.abs().add_(second.abs()).mul_(ROUNDING * torch.finfo(part.dtype).eps)
+        parts.append(part.masked_fill_(part.abs() <= bound, 0))
+    return parts
 
 
 def _dot_with_signs(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:

@@ -13,7 +13,7 @@ from interp.preferences.pairs import TokenPair
 from interp.preferences.similarity import similarity
 from interp.preferences.theory import Features
 
-VOCABULARY, WIDTH, DRAWS = 11, 5, 50
+VOCABULARY, WIDTH, DRAWS = 11, 5, 20
 PROMPT = (0,)
 
 
