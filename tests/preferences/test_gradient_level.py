@@ -12,7 +12,7 @@ import pytest
 
 from interp.errors import UserError
 from interp.models.model import Model
-from interp.preferences import gradient_level
+from interp.preferences import gradient_level, influence
 from interp.preferences.audit import Settings, audit
 from interp.preferences.forward_level import Blocks
 from interp.preferences.head_influence import head_scores
@@ -78,7 +78,7 @@ def test_a_killed_gradient_level_goes_on_from_its_last_block(gpt2: Model, tmp_pa
             raise KeyboardInterrupt
         return gradient(*arguments)
 
-    monkeypatch.setattr(gradient_level, "gradient", counting)
+    monkeypatch.setattr(influence, "gradient", counting)
     frames = []
     # Killed in the third block of the first reading, then in the second block of the second one.
     for stop, expected in ((14, 14), (13, 13), (0, 10)):
