@@ -123,7 +123,7 @@ def tables(audit: Audit) -> list[dict[str, Any]]:
         arms = [{"trained on": arm["trained_on"], "pairs": arm["pairs"], "steps": arm["steps"],
                  **{f"change of {name}": arm[f"change_{name}"]["value"] for name in MOVED}, "share with a larger margin": arm["accuracy"]}
                 for arm in summary["verification"]["arms"]]  # fmt: skip
-        made.append(table_of("verification on held-out pairs, in nats", pd.DataFrame(arms), "audit.json"))
+        made.append(table_of("verification: mean changes in nats", pd.DataFrame(arms), "audit.json"))
     if summary["correlations"]:
         related = pd.DataFrame(summary["correlations"]).assign(
             **{key: lambda frame, key=key: frame[key].map(named) for key in ("first", "second")}
