@@ -22,8 +22,8 @@ from interp.preferences.pairs import TokenPair
 from interp.preferences.similarity import prediction_errors
 from interp.preferences.states import AnswerStates, check_pairs, measured_model, states_by
 
-# Bytes of states that are kept between the two passes; more are computed again.
-KEPT_BYTES = 1 << 28
+# Bytes of states that are stored between the two passes; more are computed again.
+STORED_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,18 +38,18 @@ class HeadScores:
 def head_scores(model: Model, pairs: Sequence[TokenPair], *, batch_tokens: int | None = None) -> HeadScores:
     """Total and influence of each pair with respect to the unembedding, from forward passes; their sums over the pairs are equal.
 
-    Two matrices of the size of the unembedding are held. Raises `UserError` as `answer_states`, whose `batch_tokens` this is.
+    Three matrices of the size of the unembedding are in memory. Raises `UserError` as `answer_states`, whose `batch_tokens` this is.
     """
     check_pairs(model, pairs)
     scores = np.zeros((2, len(pairs)))
     if not pairs:
         return HeadScores(*scores)
     hf = measured_model(model)
-    width = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs) * model.d_model * (8 if hf.dtype == torch.float64 else 4)
-    kept = list(states_by(hf, model, pairs, batch_tokens=batch_tokens)) if width <= KEPT_BYTES else None
+    size = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs) * model.d_model * (8 if hf.dtype == torch.float64 else 4)
+    stored = list(states_by(hf, model, pairs, batch_tokens=batch_tokens)) if size <= STORED_BYTES else None
 
     def states() -> Iterable[AnswerStates]:
-        return states_by(hf, model, pairs, batch_tokens=batch_tokens) if kept is None else kept
+        return states_by(hf, model, pairs, batch_tokens=batch_tokens) if stored is None else stored
 
     weight = model.unembedding
     chosen_sum, rejected_sum = (torch.zeros(weight.shape, dtype=hf.dtype, device=weight.device) for _ in range(2))

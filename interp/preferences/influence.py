@@ -16,7 +16,7 @@ so that its sum is not that of `total_sign`. Entries of `d` in which `g+` and `g
 contexts or are single tokens, whole rows of the unembedding cancel, and their signs would be noise.
 
 Memory and time: gradients are read twice, pair by pair. The first reading gives own and adds up D and G; the second computes g+ and g-
-again and multiplies them with the two sums. Four sets of numbers of the size of the weights (g+, g-, D, G) and the copy of the
+again and multiplies them with the two sums. Five sets of numbers of the size of the weights (g+, g-, d, D, G) and the copy of the
 model are in memory at a time, however many pairs there are. A pair takes two forward and backward passes of both answers, about seven
 times two plain forwards. (Central differences along D and G, of equal cost, were 5e-4 off in single precision.)
 """
@@ -113,8 +113,8 @@ def read_alone(hf: PreTrainedModel, pair: TokenPair, sums: Sums, steps: Iterator
     """The scores of a pair that depend on it alone; its gradients are added to the sums. `steps` is advanced with each gradient."""
     chosen, rejected = _gradients(hf, pair, steps)
     difference = _difference(chosen, rejected)
-    _add(chosen, sums.chosen)
-    _add(difference, sums.total)
+    _add(sums.chosen, chosen)
+    _add(sums.total, difference)
     squares, cross = dot(chosen, chosen), dot(chosen, rejected)
     return {
         "own": dot(chosen, difference), "entanglement": cross / squares if squares else np.nan, "grad_norm_chosen": squares**0.5,
@@ -171,20 +171,20 @@ def _dot(first: Tensor, second: Tensor) -> float:
     return float(blocks.double().sum() + products[whole:].double().sum())
 
 
+def _add(sums: list[Tensor], parts: Sequence[Tensor]) -> None:
+    """Replace each tensor of the first list by its sum with that of the second, one at a time, so that no second list exists."""
+    for place, part in enumerate(parts):
+        sums[place] = sums[place] + part
+
+
 def _difference(chosen: Gradient, rejected: Gradient) -> list[Tensor]:
     """The first gradient minus the second, zero where the two cancel up to rounding."""
     parts = []
     for first, second in zip(chosen, rejected, strict=True):
         part = first - second
-        bound = (first.abs() + second.abs()) * (ROUNDING * torch.finfo(part.dtype).eps)
+        bound = ROUNDING * torch.finfo(part.dtype).eps * (first.abs() + second.abs())
         parts.append(part.masked_fill(part.abs() <= bound, 0))
     return parts
-
-
-def _add(parts: Sequence[Tensor], sums: list[Tensor]) -> None:
-    """Add each tensor to the sum at its place."""
-    for index, part in enumerate(parts):
-        sums[index] = sums[index] + part
 
 
 def _dot_with_signs(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:

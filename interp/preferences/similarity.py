@@ -60,8 +60,8 @@ class Similarity(Ches):
     Attributes:
         log_probs: from the same forward.
         alpha_ches: defined for every pair.
-        share_alpha_positive: the share of coefficients, in A- and A+ together, above zero.
-        share_hidden_positive: the share of inner products of states, in H+ H-ᵀ and H+ H+ᵀ together, above zero.
+        share_alpha_positive: the share of the coefficients in A- above zero.
+        share_hidden_positive: the share of the inner products in H+ H-ᵀ, of chosen with rejected states, above zero.
         chosen_negative, rejected_negative: by token of the answer, its part of the negative term, the sum of A- ∘ (H+ H-ᵀ): the sums
             of rows, and the sums of columns. Either adds up to the term.
     """
@@ -104,8 +104,8 @@ def similarity(model: Model, pairs: Sequence[TokenPair], *, batch_tokens: int | 
             alpha = token_alpha(hf, states, pair)
             products = hidden_products(states)
             scores[3, number] = alpha_ches(alpha, products)
-            scores[4, number] = _share_positive(alpha.negative, alpha.positive)
-            scores[5, number] = _share_positive(*products)
+            scores[4, number] = float((alpha.negative > 0).double().mean())
+            scores[5, number] = float((products[0] > 0).double().mean())
             terms = alpha.negative * products[0]
             tokens[number] = alpha.chosen, alpha.rejected
             negative[number] = terms.sum(dim=1).numpy(), terms.sum(dim=0).numpy()
@@ -193,7 +193,3 @@ def hidden_products(states: AnswerStates) -> tuple[Float[Tensor, "chosen rejecte
 def alpha_ches(alpha: TokenAlpha, products: tuple[Float[Tensor, "chosen rejected"], Float[Tensor, "chosen chosen"]]) -> float:
     """The sum of A- ∘ (H+ H-ᵀ) less that of A+ ∘ (H+ H+ᵀ)."""
     return float((alpha.negative * products[0]).sum() - (alpha.positive * products[1]).sum())
-
-
-def _share_positive(*parts: Tensor) -> float:
-    return sum(int((part > 0).sum()) for part in parts) / sum(part.numel() for part in parts)

@@ -133,7 +133,7 @@ def test_head_scores_are_products_of_the_gradients_of_the_unembedding(known: Mod
         first, second = gradients[number]
         assert scores.total[number] == pytest.approx(float((first * both).sum()), rel=1e-9)
         assert scores.influence[number] == pytest.approx(float((chosen * (first - second)).sum()), rel=1e-9)
-    monkeypatch.setattr(head_influence, "KEPT_BYTES", 0)
+    monkeypatch.setattr(head_influence, "STORED_BYTES", 0)
     again = head_scores(known, PAIRS)
     np.testing.assert_allclose(again.total, scores.total, rtol=1e-12)
     np.testing.assert_allclose(again.influence, scores.influence, rtol=1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from interp import Model, UserError
+from interp.models.tokens import pad
 from interp.models.unembed import head_logits
 from interp.preferences.logprobs import log_probs
 from interp.preferences.pairs import TokenPair
@@ -76,11 +78,14 @@ def test_known_digits(known: Model) -> None:
 
 def test_wrong_states_give_the_wrong_digits(known: Model) -> None:
     """Each known mistake has a known result of its own, so that none of them can pass for the right one."""
-    hf, found = known.hf, similarity(known, [FIRST]).ches[0]
+    hf, score = known.hf, similarity(known, [FIRST]).ches[0]
     residuals = []
     hook = hf.transformer.ln_f.register_forward_pre_hook(lambda module, args: residuals.append(args[0][0]))
-    plain_states(hf, FIRST.prompt, FIRST.chosen), plain_states(hf, FIRST.prompt, FIRST.rejected)
-    hook.remove()
+    try:
+        for answer in (FIRST.chosen, FIRST.rejected):
+            plain_states(hf, FIRST.prompt, answer)
+    finally:
+        hook.remove()
     before_norm = ches(residuals[0][2:-1], residuals[1][2:-1])
     assert before_norm == pytest.approx(-909.941358752830, abs=1e-8)
     # Left-padded without position ids.
@@ -89,8 +94,24 @@ def test_wrong_states_give_the_wrong_digits(known: Model) -> None:
     with torch.no_grad():
         states = hf.transformer(input_ids=ids, attention_mask=mask, position_ids=torch.arange(8)[None]).last_hidden_state
     assert ches(states[0, 2:-1], states[1, 4:-1]) == pytest.approx(-61.250962426068, abs=1e-8)
-    for wrong in (before_norm, -61.250962426068, -0.534056303580):
-        assert abs(found - wrong) > 0.1
+    # Padding summed in.
+    tokens = pad([[*FIRST.prompt, *FIRST.chosen], [*FIRST.prompt, *FIRST.rejected]], 0, "right")
+    with torch.no_grad():
+        states = hf.transformer(**tokens.inputs()).last_hidden_state
+    for wrong in (before_norm, -61.250962426068, ches(states[0, 2:-1], states[1, 2:-1])):
+        assert abs(score - wrong) > 0.1
+
+
+@pytest.mark.oracle
+@torch.no_grad()
+def test_a_cached_prompt_gives_the_same(known: Model) -> None:
+    first = known.hf.transformer(torch.tensor([FIRST.prompt]), use_cache=True)
+    parts = []
+    for answer in (FIRST.chosen, FIRST.rejected):
+        past = copy.deepcopy(first.past_key_values)
+        rest = known.hf.transformer(torch.tensor([answer[:-1]]), past_key_values=past, use_cache=True).last_hidden_state
+        parts.append(torch.cat([first.last_hidden_state[0, -1:], rest[0]]))
+    assert ches(*parts) == pytest.approx(similarity(known, [FIRST]).ches[0], abs=1e-10)
 
 
 @pytest.mark.oracle
@@ -171,17 +192,17 @@ def test_alpha_ches_of_single_tokens_is_the_closed_form(known: Model) -> None:
     assert measured.alpha_ches[0] == pytest.approx(float(expected), abs=1e-10)
 
 
-def test_shares_are_counted_over_both_matrices(known: Model) -> None:
+def test_shares_are_those_of_chosen_with_rejected_tokens(known: Model) -> None:
     measured: Similarity = similarity(known, [FIRST])
     states = next(iter(answer_states(known, [FIRST])))
-    products = torch.cat([states.chosen @ states.rejected.T, states.chosen @ states.chosen.T], dim=1)
+    products = states.chosen @ states.rejected.T
     assert measured.share_hidden_positive[0] == pytest.approx(float((products > 0).double().mean()))
     errors = []
     for part, targets in ((states.chosen, FIRST.chosen), (states.rejected, FIRST.rejected)):
         error = -head_logits(known.hf, part).softmax(dim=-1).detach()
         error[range(len(targets)), list(targets)] += 1
         errors.append(error)
-    alpha = torch.cat([errors[0] @ errors[1].T, errors[0] @ errors[0].T], dim=1)
+    alpha = errors[0] @ errors[1].T
     assert measured.share_alpha_positive[0] == pytest.approx(float((alpha > 0).double().mean()))
     assert 0 < measured.share_alpha_positive[0] < 1
 
