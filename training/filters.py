@@ -21,6 +21,7 @@ from interp.errors import UserError
 from interp.models.model import Model
 from interp.preferences.audit import Audit, Settings, audit
 from interp.preferences.influence import answer_log_prob, trainable_copy
+from interp.preferences.keep import scorable
 from interp.preferences.logprobs import LogProbs, log_probs
 from interp.preferences.pairs import TokenPair
 from interp.stats.intervals import bootstrap_difference, bootstrap_mean
@@ -59,7 +60,8 @@ def verify(
     """
     if result.selection is None or result.settings.keep is None:
         raise UserError("there is no filter to verify", "name the share to keep with --keep")
-    scored = result.frame.index[result.frame["rank"].notna()].to_numpy()
+    # A pair without a prompt is trained on by TRL, and has no log-probability of its first token.
+    scored = result.frame.index[result.frame["rank"].notna() & scorable(result.frame)].to_numpy()
     count = round(HELD_OUT * len(scored))
     if count < FEWEST:
         raise UserError(f"a tenth of {len(scored)} scored pairs is too few to measure on", f"give at least {round(FEWEST / HELD_OUT)}")

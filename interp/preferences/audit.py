@@ -166,7 +166,9 @@ def audit(
         "settings": {**asdict(settings), "max_length": length, "refusals": len(settings.refusals)},
         "sample": [int(frame["row"][index]) for index in sample] if settings.level == "gradient" else None,
     }  # fmt: skip
-    return Audit(data, pairs, tokens, frame.drop(columns="prompt_key"), settings, about, summary, selection)
+    # Random numbers are no measure of a pair, unless they were asked for.
+    helpers = ["prompt_key"] if by == "random" else ["prompt_key", "random"]
+    return Audit(data, pairs, tokens, frame.drop(columns=helpers), settings, about, summary, selection)
 
 
 def tokenizer_notes(model: Model, pairs: Sequence[Pair]) -> list[str]:

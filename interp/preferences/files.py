@@ -9,13 +9,14 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from interp.data.records import JSONL, check_there, decoded, objects, read_rows
+from interp.data.records import JSONL, decoded, objects, read_rows
 from interp.errors import UserError
 from interp.files import read_json
 
@@ -54,13 +55,16 @@ def read_pair_file(path: str | Path, *, split: str = "train", columns: Sequence[
     """
     file = Path(path)
     suffix = file.suffix.lower()
+    if not file.exists():
+        problem, fix = f"there is no file {file}", f"check the path; pairs are read from {KINDS}"
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+            fix += f". A data set of the hub is saved first: load_dataset('{path}').save_to_disk(FOLDER)"
+        raise UserError(problem, fix)
     if file.is_dir():
         container, rows = "folder of save_to_disk", _folder(file, split)
     elif suffix == ".gz" and Path(file.stem).suffix.lower() in JSONL:
-        check_there(file, "pairs")
         container, rows = "jsonl, packed", _located(file, "line", objects(file, decoded(file, _unpacked(file))))
     elif suffix == ".parquet":
-        check_there(file, "pairs")
         container, rows = "parquet", _located(file, "row", enumerate(_parquet(file)))
     elif suffix in (*JSONL, ".json", ".csv", ".tsv"):
         container = suffix.removeprefix(".")
@@ -68,7 +72,6 @@ def read_pair_file(path: str | Path, *, split: str = "train", columns: Sequence[
         needed = tuple(columns) if suffix in (".csv", ".tsv") else ("chosen", "rejected")
         rows = [(place, row) for place, row in read_rows(file, "pairs", needed) if isinstance(row, dict)]
     else:
-        check_there(file, "pairs")
         raise UserError(f"{file} is no kind of file that pairs are read from", f"save it as {KINDS}")
     if not rows:
         raise UserError(f"{file} holds no pair", "give a file with at least one row")

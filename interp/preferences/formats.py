@@ -165,7 +165,8 @@ def written_row(data: PairData, pair: Pair) -> dict[str, Any]:
     """The row of a pair for a new file: as it was read, or with the columns that TRL reads, and its index as `bypass_row`."""
     row = dict(data.file.rows[pair.row])
     if data.is_rewritten:
-        row = {name: value for name, value in row.items() if name not in (*COLUMNS, *data.columns.values())}
+        read = {*COLUMNS, *(column for column in data.columns.values() if column != NONE)}
+        row = {name: value for name, value in row.items() if name not in read}
         row = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected, **row}
     return {**row, "bypass_row": pair.row}
 

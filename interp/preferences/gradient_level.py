@@ -9,25 +9,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from interp.files import replacing
 from interp.models.model import Model
 from interp.preferences.forward_level import Blocks, in_blocks
-from interp.preferences.influence import dot, gradient, trainable_copy
+from interp.preferences.influence import Sums, no_sums, read_alone, read_with, trainable_copy
 from interp.preferences.pairs import TokenPair
 
 # Pairs between two writings.
 BLOCK = 16
-Sums = tuple[list[Tensor], list[Tensor]]
 Tell = Callable[[int, int], None]
 
 
@@ -42,11 +40,11 @@ def gradient_level(model: Model, pairs: Sequence[TokenPair], blocks: Blocks, *, 
     own = blocks.of("own")
     # Sums without the values of their pairs, or the other way round, cannot be gone on from.
     if any(own.read(pairs[start : start + BLOCK]) is None for start in range(0, done, BLOCK)):
-        sums, done = _zeros(hf), 0
+        sums, done = no_sums(hf), 0
     frames = [pd.DataFrame(own.read(pairs[start : start + BLOCK])) for start in range(0, done, BLOCK)]
     for start in range(done, len(pairs), BLOCK):
         block = pairs[start : start + BLOCK]
-        columns = _first_reading(hf, block, sums)
+        columns = _columns([read_alone(hf, pair, sums) for pair in block])
         own.write(block, columns)
         frames.append(pd.DataFrame(columns))
         done = start + len(block)
@@ -55,7 +53,7 @@ def gradient_level(model: Model, pairs: Sequence[TokenPair], blocks: Blocks, *, 
     # What a pair does to others depends on who the others are.
     name = "" if file is None else file.stem
     second = in_blocks(
-        blocks.of(f"with-{name}"), pairs, lambda block: _second_reading(hf, block, sums), size=BLOCK,
+        blocks.of(f"with-{name}"), pairs, lambda block: _columns([read_with(hf, pair, sums) for pair in block]), size=BLOCK,
         tell=lambda read, total: tell(total + read, 2 * total),
     )  # fmt: skip
     frame = pd.concat(frames, ignore_index=True).join(second)
@@ -65,39 +63,8 @@ def gradient_level(model: Model, pairs: Sequence[TokenPair], blocks: Blocks, *, 
     return frame
 
 
-def _first_reading(hf: PreTrainedModel, pairs: Sequence[TokenPair], sums: Sums) -> dict[str, Any]:
-    """What belongs to each pair alone; its gradients are added to the sums."""
-    rows = []
-    for pair in pairs:
-        chosen, rejected = (gradient(hf, pair.prompt, side) for side in (pair.chosen, pair.rejected))
-        difference = torch._foreach_sub(chosen, rejected)
-        torch._foreach_add_(sums[0], difference)
-        torch._foreach_add_(sums[1], chosen)
-        squares = dot(chosen, chosen)
-        rows.append({
-            "own": dot(chosen, difference), "entanglement": dot(chosen, rejected) / squares if squares else float("nan"),
-            "grad_norm_chosen": squares**0.5, "grad_norm_rejected": dot(rejected, rejected) ** 0.5,
-            "own_sign": dot(chosen, torch._foreach_sign(difference)),
-        })  # fmt: skip
+def _columns(rows: Sequence[dict[str, float]]) -> dict[str, Any]:
     return {name: [row[name] for row in rows] for name in rows[0]}
-
-
-def _second_reading(hf: PreTrainedModel, pairs: Sequence[TokenPair], sums: Sums) -> dict[str, Any]:
-    """What the step on all pairs does to each chosen answer, and what each pair's step does to all chosen answers."""
-    rows, signs = [], torch._foreach_sign(sums[0])
-    for pair in pairs:
-        chosen, rejected = (gradient(hf, pair.prompt, side) for side in (pair.chosen, pair.rejected))
-        difference = torch._foreach_sub(chosen, rejected)
-        rows.append({
-            "total": dot(chosen, sums[0]), "influence": dot(sums[1], difference), "total_sign": dot(chosen, signs),
-            "influence_sign": dot(sums[1], torch._foreach_sign(difference)),
-        })  # fmt: skip
-    return {name: [row[name] for row in rows] for name in rows[0]}
-
-
-def _zeros(hf: PreTrainedModel) -> Sums:
-    total, chosen = ([torch.zeros_like(weight, requires_grad=False) for weight in hf.parameters()] for _ in range(2))
-    return total, chosen
 
 
 def _sums_file(blocks: Blocks, pairs: Sequence[TokenPair]) -> Path | None:
@@ -107,17 +74,17 @@ def _sums_file(blocks: Blocks, pairs: Sequence[TokenPair]) -> Path | None:
 
 def _read_sums(file: Path | None, hf: PreTrainedModel) -> tuple[Sums, int]:
     """The stored sums and the number of pairs in them; zeros where there is no file, or none of this model."""
-    sums = _zeros(hf)
+    sums = no_sums(hf)
     if file is None or not file.is_file():
         return sums, 0
     try:
         with safe_open(file, framework="pt") as stored:
             done = int(json.loads(stored.metadata()["done"]))
-            for name, tensors in zip(("total", "chosen"), sums, strict=True):
+            for name, tensors in ((item.name, getattr(sums, item.name)) for item in fields(Sums)):
                 for number, tensor in enumerate(tensors):
                     tensor.copy_(stored.get_tensor(f"{name}.{number}"))
     except (OSError, SafetensorError, KeyError, ValueError, RuntimeError, TypeError):
-        return _zeros(hf), 0
+        return no_sums(hf), 0
     return sums, done
 
 
@@ -126,7 +93,7 @@ def _write_sums(file: Path | None, sums: Sums, done: int) -> None:
         return
     tensors = {
         f"{name}.{number}": tensor.contiguous()
-        for name, part in zip(("total", "chosen"), sums, strict=True)
+        for name, part in ((item.name, getattr(sums, item.name)) for item in fields(Sums))
         for number, tensor in enumerate(part)
     }
     with replacing(file) as temporary:

@@ -24,7 +24,7 @@ times two plain forwards. (Central differences along D and G, of equal cost, wer
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -85,28 +85,51 @@ def gradient_scores(model: Model, pairs: Sequence[TokenPair], *, progress: Calla
         UserError: as `check_pairs`, and for a model with active edits, which the copy would not have.
     """
     check_pairs(model, pairs)
-    scores = np.full((9, len(pairs)), np.nan)
     if not pairs:
-        return GradientScores(*scores)
+        return GradientScores(*np.empty((len(fields(GradientScores)), 0)))
     hf = trainable_copy(model)
-    steps = _counted(4 * len(pairs), progress)
-    total = [torch.zeros_like(weight) for weight in hf.parameters()]
-    chosen_sum = [torch.zeros_like(weight) for weight in hf.parameters()]
-    for number, pair in enumerate(pairs):
-        chosen, rejected = _gradients(hf, pair, steps)
-        _add(chosen_sum, chosen)
-        difference = _difference(chosen, rejected)
-        _add(total, difference)
-        squares, cross = dot(chosen, chosen), dot(chosen, rejected)
-        scores[:4, number] = dot(chosen, difference), cross / squares if squares else np.nan, squares**0.5, dot(rejected, rejected) ** 0.5
-        scores[6, number] = _dot_with_signs(chosen, difference)
-    for number, pair in enumerate(pairs):
-        chosen, rejected = _gradients(hf, pair, steps)
-        difference = _difference(chosen, rejected)
-        scores[4, number], scores[5, number] = dot(chosen, total), dot(chosen_sum, difference)
-        scores[7, number] = _dot_with_signs(chosen, total)
-        scores[8, number] = _dot_with_signs(chosen_sum, difference)
-    return GradientScores(*scores)
+    rows: list[dict[str, float]] = [{} for _ in pairs]
+    sums, steps = no_sums(hf), _counted(4 * len(pairs), progress)
+    for read in (read_alone, read_with):
+        for row, pair in zip(rows, pairs, strict=True):
+            row |= read(hf, pair, sums, steps)
+    return GradientScores(**{item.name: np.array([row[item.name] for row in rows]) for item in fields(GradientScores)})
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """`D` and `G` of the pairs that were read, each a list of tensors in the order of the model's parameters."""
+
+    total: list[Tensor]
+    chosen: list[Tensor]
+
+
+def no_sums(hf: PreTrainedModel) -> Sums:
+    """The sums of no pair: zeros."""
+    return Sums(*([torch.zeros_like(weight, requires_grad=False) for weight in hf.parameters()] for _ in range(2)))
+
+
+def read_alone(hf: PreTrainedModel, pair: TokenPair, sums: Sums, steps: Iterator[None] | None = None) -> dict[str, float]:
+    """The scores of a pair that depend on it alone; its gradients are added to the sums. `steps` is advanced with each gradient."""
+    chosen, rejected = _gradients(hf, pair, steps)
+    difference = _difference(chosen, rejected)
+    _add(sums.chosen, chosen)
+    _add(sums.total, difference)
+    squares, cross = dot(chosen, chosen), dot(chosen, rejected)
+    return {
+        "own": dot(chosen, difference), "entanglement": cross / squares if squares else np.nan, "grad_norm_chosen": squares**0.5,
+        "grad_norm_rejected": dot(rejected, rejected) ** 0.5, "own_sign": _dot_with_signs(chosen, difference),
+    }  # fmt: skip
+
+
+def read_with(hf: PreTrainedModel, pair: TokenPair, sums: Sums, steps: Iterator[None] | None = None) -> dict[str, float]:
+    """The scores of a pair among those in the sums. `steps` is advanced with each gradient."""
+    chosen, rejected = _gradients(hf, pair, steps)
+    difference = _difference(chosen, rejected)
+    return {
+        "total": dot(chosen, sums.total), "influence": dot(sums.chosen, difference), "total_sign": _dot_with_signs(chosen, sums.total),
+        "influence_sign": _dot_with_signs(sums.chosen, difference),
+    }  # fmt: skip
 
 
 def trainable_copy(model: Model) -> PreTrainedModel:
@@ -169,12 +192,13 @@ def _dot_with_signs(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     return sum(_dot(one, other.sign()) for one, other in zip(first, second, strict=True))
 
 
-def _gradients(hf: PreTrainedModel, pair: TokenPair, steps: Iterator[None]) -> tuple[Gradient, Gradient]:
-    chosen = gradient(hf, pair.prompt, pair.chosen)
-    next(steps)
-    rejected = gradient(hf, pair.prompt, pair.rejected)
-    next(steps)
-    return chosen, rejected
+def _gradients(hf: PreTrainedModel, pair: TokenPair, steps: Iterator[None] | None) -> tuple[Gradient, Gradient]:
+    sides = []
+    for side in (pair.chosen, pair.rejected):
+        sides.append(gradient(hf, pair.prompt, side))
+        if steps is not None:
+            next(steps)
+    return sides[0], sides[1]
 
 
 def _counted(total: int, progress: Callable[[int, int], object] | None) -> Iterator[None]:

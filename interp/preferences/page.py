@@ -86,8 +86,8 @@ def sentences(audit: Audit) -> list[str]:
     falling = summary["expected_to_fall"]
     if falling:
         said.append(
-            f"A first step of SGD on all pairs is expected to lower the chosen answer of {show_number(falling['share'], 'share')} of "
-            f"{falling['pairs']} pairs (by {named(falling['by'])})."
+            f"A first step of SGD on {falling['pairs']} of them together is expected to lower the chosen answer of "
+            f"{show_number(falling['share'], 'share')} of these (by {named(falling['by'])})."
         )
     if "verification" in summary:
         said.append(verification_sentence(summary["verification"]))
@@ -123,7 +123,7 @@ def tables(audit: Audit) -> list[dict[str, Any]]:
         arms = [{"trained on": arm["trained_on"], "pairs": arm["pairs"], "steps": arm["steps"],
                  **{f"change of {name}": arm[f"change_{name}"]["value"] for name in MOVED}, "share with a larger margin": arm["accuracy"]}
                 for arm in summary["verification"]["arms"]]  # fmt: skip
-        made.append(table_of("verification on held-out pairs, in nats", pd.DataFrame(arms), "audit.json"))
+        made.append(table_of("verification: mean changes in nats", pd.DataFrame(arms), "audit.json"))
     if summary["correlations"]:
         related = pd.DataFrame(summary["correlations"]).assign(
             **{key: lambda frame, key=key: frame[key].map(named) for key in ("first", "second")}

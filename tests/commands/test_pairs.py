@@ -57,6 +57,18 @@ def test_an_audit_says_what_it_reads_and_costs_and_writes_its_files(file: Path, 
     assert len((out / "kept.jsonl").read_text().splitlines()) == 10
 
 
+def test_a_filter_is_verified_by_training_where_that_is_asked_for(gpt2_folder: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "pairs.jsonl", tmp_path / "out"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows(46)))
+    options = ("--model", str(gpt2_folder), "--level", "text", "--max-length", "32", "--by", "edit", "--keep", "0.5", "--out", str(out))
+    shown = run("audit", str(path), *options, "--verify", "--verify-lr", "1e-3", "--verify-optimizer", "sgd").stdout
+    assert "Trained on what is kept, log π(chosen) of 4 held-out pairs ends" in shown
+    record = json.loads((out / "audit.json").read_text())["verification"]
+    assert [arm["trained_on"] for arm in record["arms"]] == ["all", "kept", "random"]
+    assert "verification: mean changes in nats" in (out / "index.html").read_text().lower()
+    assert "--verify checks a filter" in run("audit", str(path), "--verify", "--out", str(out), code=2).stderr
+
+
 def test_json_is_the_summary_that_is_written(file: Path, gpt2_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shown = run("audit", str(file), "--model", str(gpt2_folder), "--max-length", "32", "--level", "text", "--json", "--out", str(out))

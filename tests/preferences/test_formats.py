@@ -287,6 +287,8 @@ def test_files_that_are_no_pairs_are_refused(tmp_path: Path) -> None:
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             read_pair_file(path)
+    with pytest.raises(UserError, match=r"no file owner/name.*saved first: load_dataset\('owner/name'\)"):
+        read_pair_file("owner/name")
     with pytest.raises(UserError, match="--columns holds 'better'"):
         parse_columns("better")
     with pytest.raises(UserError, match="no layout 'x'"):

@@ -12,7 +12,7 @@ import pytest
 
 from interp.errors import UserError
 from interp.models.model import Model
-from interp.preferences import gradient_level
+from interp.preferences import gradient_level, influence
 from interp.preferences.audit import Settings, audit
 from interp.preferences.forward_level import Blocks
 from interp.preferences.head_influence import head_scores
@@ -56,10 +56,10 @@ def test_influence_ranks_planted_pairs_first_and_not_on_exchanged_sides(gpt2: Mo
         return "".join(rng.choice(words) for _ in range(5))
 
     texts = []
-    for number in range(40):
+    for number in range(24):
         harms = number % 2 == 0
         texts.append({"prompt": some(free), "chosen": some(free if harms else liked), "rejected": some(liked if harms else free)})
-    planted = np.array([number % 2 for number in range(40)])
+    planted = np.array([number % 2 for number in range(24)])
     scored = audit(data_of(texts), gpt2, Settings(level="gradient")).frame["influence"]
     assert auc(planted, scored) > 0.9
     mixed = [dict(row, chosen=row["rejected"], rejected=row["chosen"]) if rng.random() < 0.5 else row for row in texts]
@@ -78,7 +78,7 @@ def test_a_killed_gradient_level_goes_on_from_its_last_block(gpt2: Model, tmp_pa
             raise KeyboardInterrupt
         return gradient(*arguments)
 
-    monkeypatch.setattr(gradient_level, "gradient", counting)
+    monkeypatch.setattr(influence, "gradient", counting)
     frames = []
     # Killed in the third block of the first reading, then in the second block of the second one.
     for stop, expected in ((14, 14), (13, 13), (0, 10)):
