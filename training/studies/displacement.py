@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from interp.bundled import BUNDLED
 from interp.data.paper import SETTING
-from interp.data.statements import Statement, of_side, persona_statements, statements
+from interp.data.statements import Side, Statement, of_side, persona_statements, statements
 from interp.errors import UserError
 from interp.files import read_json, write_json
 from interp.models.loading import load_model
@@ -53,7 +53,7 @@ class AnswerPair:
     role: str
     preferred: str
     dispreferred: str
-    side: str
+    side: Side
     sets: TokenSets
 
 
@@ -101,9 +101,9 @@ class Study:
             for role, pair in words.items()
         }
 
-    def statement(self, side: str, seed: int) -> tuple[int, list[int]]:
+    def statement(self, side: Side, seed: int) -> tuple[int, list[int]]:
         """The index of the statement of a seed, another one for each seed, and the token ids of its question."""
-        chosen = of_side(self.texts, side)  # type: ignore[arg-type]
+        chosen = of_side(self.texts, side)
         order = np.random.default_rng(self.design.statement_seed).permutation(len(chosen))
         index, statement = chosen[int(order[seed % len(chosen)])]
         return index, question_rows(self.model, self.form, [statement.question])[0]
@@ -183,7 +183,7 @@ class Study:
         setting = Setting("dpo", "sgd", self.rate(Cell(stage, "dpo", "sgd")), 1)
         _, prompt = self.statement(pair.side, seed)
         self.start(stage, seed)
-        unembedding = self.hf.get_output_embeddings().weight.detach().clone()
+        unembedding = self.hf.get_output_embeddings().weight.detach().cpu().clone()
         tokens = (*pair.sets.preferred, *pair.sets.dispreferred)
         curve = tune(self.hf, prompt, *tokens, setting, entangled_at=(0,))
         gains = gains_of_step(*curve.log_probs, unembedding, *tokens, draws=self.design.draws, seed=seed)
@@ -195,14 +195,13 @@ class Study:
             paper = cell == PAPER
             for seed in range(self.design.seeds if paper else self.design.other_seeds):
                 for role in self.pairs if paper else ("similar", "opposite"):
-                    yield "runs", f"{cell.name},{role},{seed}", lambda c=cell, r=role, s=seed: self.run(c, self.pairs[r], s)  # type: ignore[misc]
+                    yield "runs", f"{cell.name},{role},{seed}", partial(self.run, cell, self.pairs[role], seed)
             if not paper:
                 continue
             for stage in STAGES:
                 for seed in range(self.design.seeds):
                     for role in self.pairs:
-                        name = f"{stage},{role},{seed}"
-                        yield "first_steps", name, lambda g=stage, r=role, s=seed: self.first_step(g, self.pairs[r], s)  # type: ignore[misc]
+                        yield "first_steps", f"{stage},{role},{seed}", partial(self.first_step, stage, self.pairs[role], seed)
 
     def record(self) -> dict[str, Any]:
         """All rows, each made if it is not there, with the settings, answers and learning rates.
