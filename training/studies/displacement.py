@@ -56,6 +56,11 @@ class AnswerPair:
     side: Side
     sets: TokenSets
 
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """The preferred and the dispreferred token."""
+        return self.sets.preferred[0], self.sets.dispreferred[0]
+
 
 @dataclass
 class Study:
@@ -164,7 +169,7 @@ class Study:
         def stable(rate: float) -> bool:
             self.start(cell.stage, 0)
             setting = Setting(cell.objective, cell.optimizer, rate, self.design.steps)
-            return tune(self.hf, prompt, *pair.sets.preferred, *pair.sets.dispreferred, setting, stop_if_rising=True).falls
+            return tune(self.hf, prompt, *pair.tokens, setting, stop_if_rising=True).falls
 
         return float(self.kept(f"rates/{cell.name}", lambda: largest_stable_rate(RATES[cell.optimizer], stable, cell.name)))
 
@@ -174,7 +179,7 @@ class Study:
         index, prompt = self.statement(pair.side, seed)
         self.start(cell.stage, seed)
         points = {0, 5, 25, self.design.steps}
-        curve = tune(self.hf, prompt, *pair.sets.preferred, *pair.sets.dispreferred, setting, entangled_at=sorted(points))
+        curve = tune(self.hf, prompt, *pair.tokens, setting, entangled_at=sorted(points))
         labels = asdict(cell) | {"role": pair.role, "seed": seed, "statement": index, "rate": setting.rate}
         return labels | row_of(curve, pair.sets, self.model.tokenizer)
 
@@ -184,9 +189,9 @@ class Study:
         _, prompt = self.statement(pair.side, seed)
         self.start(stage, seed)
         unembedding = self.hf.get_output_embeddings().weight.detach().cpu().clone()
-        tokens = (*pair.sets.preferred, *pair.sets.dispreferred)
-        curve = tune(self.hf, prompt, *tokens, setting, entangled_at=(0,))
-        gains = gains_of_step(*curve.log_probs, unembedding, *tokens, draws=self.design.draws, seed=seed)
+        curve = tune(self.hf, prompt, *pair.tokens, setting, entangled_at=(0,))
+        before, after = curve.log_probs
+        gains = gains_of_step(before, after, unembedding, *pair.tokens, draws=self.design.draws, seed=seed)
         return {"stage": stage, "role": pair.role, "seed": seed, "entanglement": curve.entanglement[0]} | asdict(gains)
 
     def rows(self) -> Iterator[tuple[str, str, Callable[[], dict[str, Any]]]]:
@@ -218,7 +223,7 @@ class Study:
         text = self.model.tokenizer.decode
         answers = [
             {"role": pair.role, "preferred": pair.preferred, "dispreferred": pair.dispreferred}
-            | {"tokens": [*pair.sets.preferred, *pair.sets.dispreferred]}
+            | {"tokens": list(pair.tokens)}
             | {"sets": {name: [text([token]) for token in tokens] for name, tokens in asdict(pair.sets).items()}}
             for pair in self.pairs.values()
         ]
