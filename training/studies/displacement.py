@@ -113,7 +113,7 @@ class Study:
         index, statement = chosen[int(order[seed % len(chosen)])]
         return index, question_rows(self.model, self.form, [statement.question])[0]
 
-    def kept(self, name: str, make: Callable[[], Any]) -> Any:
+    def stored(self, name: str, make: Callable[[], Any]) -> Any:
         """A value out of the folder, or made now and kept there."""
         file = self.folder / f"{name}.json"
         if not file.is_file():
@@ -129,10 +129,10 @@ class Study:
             return
         file = self.folder / f"sft-{seed}.safetensors"
         if not file.is_file():
-            rate = self.kept("rates/sft", self._sft_rate)
+            rate = self.stored("rates/sft", self._sft_rate)
             self.hf.load_state_dict(self.weights)
             losses = self._teach(rate, seed)
-            self.kept(f"sft/{seed}", lambda: {"seed": seed, "rate": rate, "losses": losses})
+            self.stored(f"sft/{seed}", lambda: {"seed": seed, "rate": rate, "losses": losses})
             # Tied weights are stored once.
             parameters = {name: value.detach().contiguous() for name, value in self.hf.named_parameters()}
             save_file(parameters, file.with_suffix(".part"))
@@ -171,7 +171,7 @@ class Study:
             setting = Setting(cell.objective, cell.optimizer, rate, self.design.steps)
             return tune(self.hf, prompt, *pair.tokens, setting, stop_if_rising=True).falls
 
-        return float(self.kept(f"rates/{cell.name}", lambda: largest_stable_rate(RATES[cell.optimizer], stable, cell.name)))
+        return float(self.stored(f"rates/{cell.name}", lambda: largest_stable_rate(RATES[cell.optimizer], stable, cell.name)))
 
     def run(self, cell: Cell, pair: AnswerPair, seed: int) -> dict[str, Any]:
         """The row of one run."""
@@ -217,7 +217,7 @@ class Study:
         missing: dict[str, str] = {}
         for kind, name, make in self.rows():
             try:
-                rows[kind].append(self.kept(f"{kind}/{name}", make))
+                rows[kind].append(self.stored(f"{kind}/{name}", make))
             except UserError as error:
                 missing[f"{kind}/{name}"] = error.problem
         text = self.model.tokenizer.decode
