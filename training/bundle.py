@@ -17,7 +17,7 @@ from interp.files import read_json, replacing, write_json
 from interp.models.difference import NOTE, write_note
 from interp.models.named import NAMED
 from interp.models.pair import ModelPair
-from interp.runs.logs import kl_term_if_any
+from interp.runs.logs import studies_of_base
 from interp.runs.telemetry import read_lines
 from training.bundle_named import bundle_named
 from training.pretrain import stage_settings
@@ -70,11 +70,11 @@ def bundle(recipe: Recipe, target: Path = BUNDLED) -> Path:
     if "scorer" in recipe.settings and (recipe.folder("scorer") / "model").is_dir():
         _replace(recipe.folder("scorer") / "model", target / "scorer")
     log = target / "log"
-    study = kl_term_if_any(log, pair)
+    studies = studies_of_base(log, pair)
     shutil.rmtree(log, ignore_errors=True)
     log.mkdir()
-    if study is not None:
-        write_json(log / "kl_term.json", study)
+    for name, record in studies.items():
+        write_json(log / f"{name}.json", record)
     for name in _trained(recipe):
         shutil.copyfile(recipe.folder(name) / "log.jsonl", log / f"{name}.jsonl")
     ship_log(recipe.folder("dpo") / "log.jsonl", log / "dpo.jsonl")

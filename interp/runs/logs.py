@@ -32,6 +32,8 @@ FILES: dict[str, tuple[str, ...]] = {
     "kl_term": ("kl_term.json",),
     "single_token": ("single_token.json",),
 }
+# Studies whose runs began from the base model, which outlive another tuning of it.
+OF_BASE = ("kl_term", "single_token")
 # The logs of the pair's own training and of what is compared with it, on which results that read `logs` depend.
 OF_TUNING = ("pair", "pairs", "tuning", "controls", "kl_term")
 FIX = "name the folder of the run that made it with --logs; `python -m training.studies.toxicity_controls` says there which pair it is"
@@ -113,6 +115,16 @@ def read_single_token(folder: Path, base: Model) -> dict[str, Any]:
     if record.get("base") != base.digest:
         raise UserError("no study of one-token answers of this base model", fix)
     return record
+
+
+def studies_of_base(folder: Path, pair: ModelPair) -> dict[str, dict[str, Any]]:
+    """The studies in a folder of logs that began from this pair's base, by the name of their file without its suffix.
+
+    Raises `UserError` for a damaged file.
+    """
+    files = {name: log_file(folder, name) for name in OF_BASE}
+    records = {file.stem: read_json(file, "write it again") for file in files.values() if file is not None}
+    return {name: record for name, record in records.items() if record.get("base") == pair.base.digest}
 
 
 def _check_both(folder: Path, pair: ModelPair) -> None:

@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from interp.bundled import BUNDLED
 from interp.data.paper import SETTING
-from interp.data.statements import Statement, of_side, persona_statements, statements
+from interp.data.statements import Side, Statement, of_side, persona_statements, statements
 from interp.errors import UserError
 from interp.files import read_json, write_json
 from interp.models.loading import load_model
@@ -53,8 +53,13 @@ class AnswerPair:
     role: str
     preferred: str
     dispreferred: str
-    side: str
+    side: Side
     sets: TokenSets
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """The preferred and the dispreferred token."""
+        return self.sets.preferred[0], self.sets.dispreferred[0]
 
 
 @dataclass
@@ -101,14 +106,14 @@ class Study:
             for role, pair in words.items()
         }
 
-    def statement(self, side: str, seed: int) -> tuple[int, list[int]]:
+    def statement(self, side: Side, seed: int) -> tuple[int, list[int]]:
         """The index of the statement of a seed, another one for each seed, and the token ids of its question."""
-        chosen = of_side(self.texts, side)  # type: ignore[arg-type]
+        chosen = of_side(self.texts, side)
         order = np.random.default_rng(self.design.statement_seed).permutation(len(chosen))
         index, statement = chosen[int(order[seed % len(chosen)])]
         return index, question_rows(self.model, self.form, [statement.question])[0]
 
-    def kept(self, name: str, make: Callable[[], Any]) -> Any:
+    def stored(self, name: str, make: Callable[[], Any]) -> Any:
         """A value out of the folder, or made now and kept there."""
         file = self.folder / f"{name}.json"
         if not file.is_file():
@@ -124,10 +129,10 @@ class Study:
             return
         file = self.folder / f"sft-{seed}.safetensors"
         if not file.is_file():
-            rate = self.kept("rates/sft", self._sft_rate)
+            rate = self.stored("rates/sft", self._sft_rate)
             self.hf.load_state_dict(self.weights)
             losses = self._teach(rate, seed)
-            self.kept(f"sft/{seed}", lambda: {"seed": seed, "rate": rate, "losses": losses})
+            self.stored(f"sft/{seed}", lambda: {"seed": seed, "rate": rate, "losses": losses})
             # Tied weights are stored once.
             parameters = {name: value.detach().contiguous() for name, value in self.hf.named_parameters()}
             save_file(parameters, file.with_suffix(".part"))
@@ -164,9 +169,9 @@ class Study:
         def stable(rate: float) -> bool:
             self.start(cell.stage, 0)
             setting = Setting(cell.objective, cell.optimizer, rate, self.design.steps)
-            return tune(self.hf, prompt, *pair.sets.preferred, *pair.sets.dispreferred, setting, stop_if_rising=True).falls
+            return tune(self.hf, prompt, *pair.tokens, setting, stop_if_rising=True).falls
 
-        return float(self.kept(f"rates/{cell.name}", lambda: largest_stable_rate(RATES[cell.optimizer], stable, cell.name)))
+        return float(self.stored(f"rates/{cell.name}", lambda: largest_stable_rate(RATES[cell.optimizer], stable, cell.name)))
 
     def run(self, cell: Cell, pair: AnswerPair, seed: int) -> dict[str, Any]:
         """The row of one run."""
@@ -174,7 +179,7 @@ class Study:
         index, prompt = self.statement(pair.side, seed)
         self.start(cell.stage, seed)
         points = {0, 5, 25, self.design.steps}
-        curve = tune(self.hf, prompt, *pair.sets.preferred, *pair.sets.dispreferred, setting, entangled_at=sorted(points))
+        curve = tune(self.hf, prompt, *pair.tokens, setting, entangled_at=sorted(points))
         labels = asdict(cell) | {"role": pair.role, "seed": seed, "statement": index, "rate": setting.rate}
         return labels | row_of(curve, pair.sets, self.model.tokenizer)
 
@@ -183,10 +188,10 @@ class Study:
         setting = Setting("dpo", "sgd", self.rate(Cell(stage, "dpo", "sgd")), 1)
         _, prompt = self.statement(pair.side, seed)
         self.start(stage, seed)
-        unembedding = self.hf.get_output_embeddings().weight.detach().clone()
-        tokens = (*pair.sets.preferred, *pair.sets.dispreferred)
-        curve = tune(self.hf, prompt, *tokens, setting, entangled_at=(0,))
-        gains = gains_of_step(*curve.log_probs, unembedding, *tokens, draws=self.design.draws, seed=seed)
+        unembedding = self.hf.get_output_embeddings().weight.detach().cpu().clone()
+        curve = tune(self.hf, prompt, *pair.tokens, setting, entangled_at=(0,))
+        before, after = curve.log_probs
+        gains = gains_of_step(before, after, unembedding, *pair.tokens, draws=self.design.draws, seed=seed)
         return {"stage": stage, "role": pair.role, "seed": seed, "entanglement": curve.entanglement[0]} | asdict(gains)
 
     def rows(self) -> Iterator[tuple[str, str, Callable[[], dict[str, Any]]]]:
@@ -195,14 +200,13 @@ class Study:
             paper = cell == PAPER
             for seed in range(self.design.seeds if paper else self.design.other_seeds):
                 for role in self.pairs if paper else ("similar", "opposite"):
-                    yield "runs", f"{cell.name},{role},{seed}", lambda c=cell, r=role, s=seed: self.run(c, self.pairs[r], s)  # type: ignore[misc]
+                    yield "runs", f"{cell.name},{role},{seed}", partial(self.run, cell, self.pairs[role], seed)
             if not paper:
                 continue
             for stage in STAGES:
                 for seed in range(self.design.seeds):
                     for role in self.pairs:
-                        name = f"{stage},{role},{seed}"
-                        yield "first_steps", name, lambda g=stage, r=role, s=seed: self.first_step(g, self.pairs[r], s)  # type: ignore[misc]
+                        yield "first_steps", f"{stage},{role},{seed}", partial(self.first_step, stage, self.pairs[role], seed)
 
     def record(self) -> dict[str, Any]:
         """All rows, each made if it is not there, with the settings, answers and learning rates.
@@ -213,13 +217,13 @@ class Study:
         missing: dict[str, str] = {}
         for kind, name, make in self.rows():
             try:
-                rows[kind].append(self.kept(f"{kind}/{name}", make))
+                rows[kind].append(self.stored(f"{kind}/{name}", make))
             except UserError as error:
                 missing[f"{kind}/{name}"] = error.problem
         text = self.model.tokenizer.decode
         answers = [
             {"role": pair.role, "preferred": pair.preferred, "dispreferred": pair.dispreferred}
-            | {"tokens": [*pair.sets.preferred, *pair.sets.dispreferred]}
+            | {"tokens": list(pair.tokens)}
             | {"sets": {name: [text([token]) for token in tokens] for name, tokens in asdict(pair.sets).items()}}
             for pair in self.pairs.values()
         ]

@@ -159,7 +159,7 @@ def _sentence(numbers: Displaced, pairs: Mapping[str, str], similar: float, cont
     change = numbers.change
     where = "below its start" if change.high < 0 else "above its start" if change.low > 0 else "neither clearly above nor below its start"
     return (
-        f"Tuned to prefer {pairs['similar']} on one statement, the model's probability of the preferred answer fell by at most {numbers.fall} within a run and ended {where} "
+        f"Tuned to prefer {pairs['similar']} on one statement, the model's preferred answer had a largest fall of {numbers.fall} in probability within a run, on average, and ended {where} "
         f"({change} nats), while that of the opposite meaning rose by {similar:.3g} at its highest, against {control:.3g} for the less similar {pairs['control']}."
     )  # fmt: skip
 

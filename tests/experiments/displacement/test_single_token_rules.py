@@ -35,17 +35,17 @@ def runs(fall: float, change: float, opposite: float, control: float, **more: An
     ],
 )
 def test_displacement_is_judged_by_three_parts(numbers: tuple[float, ...], verdict: str, parts: tuple[str, ...]) -> None:
-    found = displaced(runs(*numbers), gap=0.1)
-    assert judge_displaced(found) == verdict
-    assert tuple(answers(found).values()) == parts
+    measured = displaced(runs(*numbers), gap=0.1)
+    assert judge_displaced(measured) == verdict
+    assert tuple(answers(measured).values()) == parts
 
 
 def test_runs_of_other_settings_and_runs_whose_loss_rose_do_not_count() -> None:
     good, other = runs(0.5, -1.0, 0.4, 0.1), runs(0.0, 1.0, 0.0, 0.4, optimizer="adam")
     rising = [run | {"seed": run["seed"] + 6} for run in runs(0.0, 1.0, 0.0, 0.4, falls=False)]
-    found = displaced([*good, *other, *rising], gap=0.1)
-    assert found == displaced(good, gap=0.1)
-    assert found.runs == 6
+    measured = displaced([*good, *other, *rising], gap=0.1)
+    assert measured == displaced(good, gap=0.1)
+    assert measured.runs == 6
 
 
 def test_too_few_runs_and_too_like_a_control_are_inconclusive() -> None:

@@ -128,8 +128,8 @@ def test_toxic_words_of_the_planted_language_are_those_of_the_lexicon() -> None:
     assert (LexiconScorer().score(prompts(20))["toxicity"] == 0).all()
 
 
-def test_every_registered_experiment_has_a_known_answer() -> None:
-    assert set(KNOWN) == set(EXPERIMENTS)
+def test_every_experiment_on_paper_a_has_a_known_answer() -> None:
+    assert set(KNOWN) == {item.id for item in EXPERIMENTS.values() if item.paper == "A"}
 
 
 @pytest.mark.slow
