@@ -84,7 +84,7 @@ def ches_scores(model: Model, pairs: Sequence[TokenPair], *, batch_tokens: int |
     for states in answer_states(model, pairs, batch_tokens=batch_tokens):
         if not reasons[states.number]:
             scores[:, states.number] = _scores(states)
-    return Ches(*scores, reasons)
+    return Ches(scores[0], scores[1], scores[2], reasons)
 
 
 def similarity(model: Model, pairs: Sequence[TokenPair], *, batch_tokens: int | None = None) -> Similarity:
@@ -109,9 +109,8 @@ def similarity(model: Model, pairs: Sequence[TokenPair], *, batch_tokens: int | 
             terms = alpha.negative * products[0]
             tokens[number] = alpha.chosen, alpha.rejected
             negative[number] = terms.sum(dim=1).numpy(), terms.sum(dim=0).numpy()
-    return Similarity(
-        *scores[:3], reasons, summed(tokens), *scores[3:], tuple(pair[0] for pair in negative), tuple(pair[1] for pair in negative)
-    )
+    chosen, rejected = (tuple(pair[side] for pair in negative) for side in (0, 1))
+    return Similarity(scores[0], scores[1], scores[2], reasons, summed(tokens), scores[3], scores[4], scores[5], chosen, rejected)
 
 
 def reason_not_applicable(pair: TokenPair) -> str:

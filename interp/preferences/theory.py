@@ -104,7 +104,7 @@ def derivative(
     """
     path = features.path(prompt, answer)
     logits, moved = _flow(features, path, pairs, rates)
-    _, change = torch.func.jvp(lambda values: values.log_softmax(dim=1), (logits,), (moved,))
+    change = torch.func.jvp(lambda values: values.log_softmax(dim=1), (logits,), (moved,))[1]
     return float(change[range(len(answer)), list(answer)].sum())
 
 
@@ -147,19 +147,19 @@ def any_answer(features: Features, pair: TokenPair, answer: Context, rate: float
     _check_first(pair)
     w, prompt = features.unembedding, pair.prompt
     difference = w[pair.chosen[0]] - w[pair.rejected[0]]
-    shared = 0.0
+    shared = [0.0]
     for sign, side in ((1, pair.chosen), (-1, pair.rejected)):
         steps = zip(_steps(features, prompt, answer), _steps(features, prompt, side), strict=False)
         for (context, token), (other, its_token) in list(steps)[1:]:
             if context == other:
                 mean = features.probabilities(context) @ w
-                shared += sign * float((w[token] - mean) @ (w[its_token] - mean))
+                shared.append(sign * float((w[token] - mean) @ (w[its_token] - mean)))
     terms = {
         "first_token": float(w[answer[0]] @ difference),
         "constant": -float(features.probabilities(prompt) @ w @ difference),
         "rejected_states": -float(_coefficients(features, prompt, answer, pair.rejected).sum()),
         "chosen_states": float(_coefficients(features, prompt, answer, pair.chosen).sum()),
-        "shared_prefix": shared,
+        "shared_prefix": sum(shared),
     }
     return Decomposition(derivative(features, prompt, answer, [pair], [rate]), {name: rate * value for name, value in terms.items()})
 
@@ -173,14 +173,14 @@ def several_prompts(features: Features, pairs: Sequence[TokenPair], number: int,
     each = _rates(pairs, rates)
     pair, state = pairs[number], features.state(pairs[number].prompt)
     probabilities = features.probabilities(pair.prompt)
-    others = 0.0
+    others = []
     for rate, other in zip(each, pairs, strict=True):
         if other is not pair:
             plus, minus = other.chosen[0], other.rejected[0]
             alpha = (pair.chosen[0] == plus) - float(pair.chosen[0] == minus) + probabilities[minus] - probabilities[plus]
-            others += rate / len(pairs) * float(alpha * (state @ features.state(other.prompt)))
+            others.append(rate / len(pairs) * float(alpha * (state @ features.state(other.prompt))))
     own = {name: each[number] / len(pairs) * value for name, value in _own_terms(features, pair).items()}
-    return Decomposition(derivative(features, pair.prompt, pair.chosen, pairs, each), {**own, "other_prompts": others})
+    return Decomposition(derivative(features, pair.prompt, pair.chosen, pairs, each), {**own, "other_prompts": sum(others)})
 
 
 def other_tokens_of_several(
@@ -192,17 +192,17 @@ def other_tokens_of_several(
     w, pair = features.unembedding, pairs[number]
     state, probabilities = features.state(pair.prompt), features.probabilities(pair.prompt)
     aligned = each[number] / len(pairs) * (w @ (w[pair.chosen[0]] - w[pair.rejected[0]]))
-    pull, constant = torch.zeros_like(aligned), -float(probabilities @ aligned)
+    pull, constants = torch.zeros_like(aligned), [-float(probabilities @ aligned)]
     for rate, other in zip(each, pairs, strict=True):
         plus, minus = other.chosen[0], other.rejected[0]
         product = rate / len(pairs) * float(state @ features.state(other.prompt))
-        constant += product * float(probabilities[minus] - probabilities[plus])
+        constants.append(product * float(probabilities[minus] - probabilities[plus]))
         if other is not pair:
-            pull[plus] += product
-            pull[minus] -= product
+            pull[plus] = pull[plus] + product
+            pull[minus] = pull[minus] - product
     logits, moved = _flow(features, [pair.prompt], pairs, each)
-    _, change = torch.func.jvp(lambda values: values.log_softmax(dim=1), (logits,), (moved,))
-    return TokenRates(change[0], aligned, pull, constant)
+    change = torch.func.jvp(lambda values: values.log_softmax(dim=1), (logits,), (moved,))[1]
+    return TokenRates(change[0], aligned, pull, sum(constants))
 
 
 def _flow(features: Features, path: Sequence[Context], pairs: Sequence[TokenPair], rates: Sequence[float] | None) -> tuple[Tensor, Tensor]:
@@ -221,8 +221,8 @@ def _flow(features: Features, path: Sequence[Context], pairs: Sequence[TokenPair
     w_step, states_step = torch.autograd.grad(gain, (w, states))
     rows = [place[context] for context in path]
     start = (w.detach(), states.detach()[rows])
-    logits, moved = torch.func.jvp(lambda weight, hidden: hidden @ weight.T, start, (w_step, states_step[rows]))
-    return logits, moved
+    moving = torch.func.jvp(lambda weight, hidden: hidden @ weight.T, start, (w_step, states_step[rows]))
+    return moving[0], moving[1]
 
 
 def _own_terms(features: Features, pair: TokenPair) -> dict[str, float]:
