@@ -106,7 +106,7 @@ def by_layer_rows(layers: Sequence[Layer], by_layer: pd.DataFrame, parts: Decomp
 def _which(layers: Sequence[Layer]) -> str:
     """The layers whose updates are antipodal beyond the steps, with their medians, in words."""
     if not all(one.tested for one in layers):
-        return "not tested, with so few steps,"
+        return "not tested, with so few steps"
     named = [f"{number} ({one.median.value:.2f})" for number, one in enumerate(layers) if one.beyond]
     if not named:
         return "in no layer"
@@ -141,8 +141,11 @@ def summary_of(
 def sentence_of(layer: int, layers: Sequence[Layer], inactive: Interval, attention: Interval, mlp: Interval, chance: float) -> str:
     """The result in one sentence: layers beyond their null, the share written, and the causal shares, with intervals."""
     null = "" if np.isnan(chance) else f" (gradient steps pass this test in {chance:.0%} of layers)"
+    first = f"Value updates are antipodal to the offset beyond what gradient steps of equal norm do {_which(layers)} of {len(layers)}{null}"
+    if not all(one.tested for one in layers):
+        first = "Whether value updates are antipodal to the offset beyond gradient steps of equal norm is not tested, with so few steps"
     return (
-        f"Value updates are antipodal to the offset beyond what gradient steps of equal norm do {_which(layers)} of {len(layers)}{null}; changed values of inactive neurons write {inactive.value:.1%} [{inactive.low:.1%}, {inactive.high:.1%}] "
+        f"{first}; changed values of inactive neurons write {inactive.value:.1%} [{inactive.low:.1%}, {inactive.high:.1%}] "
         f"of the offset at layer {layer} by the direct path, and put into the base model alone, tuned attention weights give {attention.value:.1%} [{attention.low:.1%}, {attention.high:.1%}] of it and tuned MLP weights {mlp.value:.1%} [{mlp.low:.1%}, {mlp.high:.1%}]."
     )  # fmt: skip
 
