@@ -8,10 +8,20 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from typing import NoReturn
 
 from interp.errors import UserError
 from interp.experiments.registry import EXPERIMENTS
+
+
+class FreshSource(SourceFileLoader):
+    """Runs what a file holds now: Python keeps bytecode by size and second, so that a change within a second would not be seen."""
+
+    def path_stats(self, path: str) -> NoReturn:  # type: ignore[override]
+        """Raises `OSError`, by which Python neither reads nor keeps bytecode."""
+        raise OSError(f"no bytecode is kept for {path}")
 
 
 def read_experiments(file: str | Path) -> list[str]:
@@ -25,7 +35,7 @@ def read_experiments(file: str | Path) -> list[str]:
         raise UserError(f"{path} is not a Python file", "give the file that holds the experiment, as in docs/adding-an-experiment.md")
     before = dict(EXPERIMENTS)
     name = f"bypass_experiment_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
-    specification = importlib.util.spec_from_file_location(name, path)
+    specification = importlib.util.spec_from_file_location(name, path, loader=FreshSource(name, str(path)))
     assert specification is not None
     assert specification.loader is not None
     earlier, module = sys.modules.get(name), importlib.util.module_from_spec(specification)

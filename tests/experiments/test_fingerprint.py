@@ -377,6 +377,20 @@ def test_a_study_of_a_users_own_counts_with_the_class_that_is_given(mine: Callab
     assert run_report(mine(STUDY).run.__globals__["Varied"](), tmp_path / "report", only=["MY-E1"]).results[0].statistic == {"a": 6.0}
 
 
+def test_a_change_of_a_users_file_within_the_same_second_is_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file, registered, times = tmp_path / "quick_hand.py", dict(EXPERIMENTS), (1_700_000_000, 1_700_000_000)
+    values = []
+    for number in ("2.0", "3.0"):
+        file.write_text(f"{MINE}{STUDY}\nNUMBER = {number}\n", encoding="utf-8")
+        os.utime(file, times)
+        read_experiments(file)
+        values.append(EXPERIMENTS["MY-E1"].run.__globals__["NUMBER"])
+        EXPERIMENTS.clear()
+        EXPERIMENTS.update(registered)
+    assert values == [2.0, 3.0]
+
+
 def test_the_file_of_the_study_that_is_given_counts_also_where_another_is_asked_for(
     mine: Callable[[str], Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
