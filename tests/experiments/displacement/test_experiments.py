@@ -10,12 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from interp import Model, ModelPair, UserError
+from interp.bundled import BUNDLED
 from interp.cli import app
 from interp.experiments.displacement.context import DisplacementContext
 from interp.experiments.fingerprint import fingerprint
 from interp.experiments.registry import EXPERIMENTS, find_experiments
 from interp.experiments.run import run_experiment
 from interp.files import write_json
+from interp.runs.logs import BUNDLED_LOGS
 from tests.answers import answering_folder, answering_model
 from tests.experiments.displacement.test_single_token_rules import NOISE, first_steps, runs
 
@@ -150,3 +152,18 @@ def test_the_command_reports_paper_b_with_its_verdicts_and_says_how_to_repeat_it
     without = CliRunner().invoke(app, [*words[:-1], "s", "--only", "B-E1", "--logs", "empty"])
     assert without.exit_code == 2
     assert "python -m training.studies.displacement single-token" in without.stderr
+
+
+def test_the_study_that_ships_is_of_the_base_that_ships_and_gives_the_verdicts_of_the_readme() -> None:
+    pair = ModelPair.bundled()
+    record = json.loads((BUNDLED / "log" / "single_token.json").read_text(encoding="utf-8"))
+    assert record["base"] == pair.base.digest
+    assert not record["missing"]
+    context = DisplacementContext(pair, logs=BUNDLED_LOGS)
+    results = {id: EXPERIMENTS[id].run(context) for id in ("B-E1", "B-E1b")}
+    assert {id: result.verdict for id, result in results.items()} == {"B-E1": "fails", "B-E1b": "inconclusive"}
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    fall = results["B-E1"].statistic["largest fall of the preferred answer"]
+    assert f"largest fall within a run {fall:.3f}" in readme
+    low, high = (f"{end:.3f}".replace("-", "\u2212") for end in results["B-E1"].interval["largest fall of the preferred answer"])
+    assert f"({low} to {high})" in readme
