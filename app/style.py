@@ -52,9 +52,9 @@ h1 {letter-spacing: -.02em}
 .effects .line .span {height: 5px; transform: translateY(2.5px); border-radius: 3px; background: rgba(217,115,13,.4)}
 .effects .line .null {height: .95rem; border-left: 2px solid #858b94; transform: translate(-1px, .45rem)}
 .effects .line .value {width: 9px; height: 9px; border-radius: 50%; background: #d9730d; transform: translate(-4.5px, 5px)}
-.why {display: grid; grid-template-columns: 7rem 1fr; gap: .35rem 1rem; max-width: 60rem; font-size: .92rem; line-height: 1.5;
+.why {display: grid; grid-template-columns: 10.5rem 1fr; gap: .35rem 1rem; max-width: 62rem; font-size: .92rem; line-height: 1.5;
   margin: 0 0 1rem}
-.why dt {opacity: .8; font-weight: 400} .why dd {margin: 0}
+.why dt {opacity: .8; font-weight: 400; overflow-wrap: anywhere} .why dd {margin: 0}
 .claims {display: grid; grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr)); gap: 1.3rem 2rem}
 .claims article {border-top: 1px solid rgba(128,134,145,.45); padding-top: .6rem; font-size: .92rem; line-height: 1.5}
 .claims h3 {font-size: 1rem; font-weight: 650; padding: 0; margin: 0; letter-spacing: 0}

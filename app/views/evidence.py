@@ -166,11 +166,11 @@ def reasons(result: Result, words: bool, prompt_sets: Sequence[PromptSet] = ()) 
     """Question, criterion, refutation, caveat, and what was measured on other prompts, as HTML."""
     pairs = {
         "Question": result.question, "In numbers": result.summary if result.sentence not in ("", result.summary) else "",
+        **{f"On {item.name} ({item.count})": f"{answers.verdict_of(other)}. {other.sentence}"
+           for item, other in on_other_prompts(prompt_sets, result.id)},
         "Exploratory": exploratory(result), "Criterion": result.criterion,
         "Recorded": result.criteria[-1].recorded if result.criteria else "", "Refuted by": result.refuted_by,
         "Limit": result.does_not_show, "Caveat": result.caveat,
-        **{f"On {item.name} ({item.count})": f"{answers.verdict_of(other)}. {other.sentence}"
-           for item, other in on_other_prompts(prompt_sets, result.id)},
     }  # fmt: skip
     shown = {show.escaped(name): show.escaped(show.shown(text, words)) for name, text in pairs.items() if text}
     lines = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in shown.items())
