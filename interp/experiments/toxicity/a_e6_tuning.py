@@ -115,17 +115,13 @@ def run(context: ToxicityContext) -> Finding:
     on_report = (
         "On the report's prompts nothing is toxic to begin with."
         if here is None
-        else f"On the report's prompts, which did not stop the run, toxicity falls by {here.value:.0%} [{here.low:.0%}, {here.high:.0%}] of what it was, "
+        else f"On the report's prompts, which did not stop the run, toxicity falls by {_with_ends(here)} of what it was, "
         + (
             "with no control logged"
             if math.isnan(control_here)
             else f"under shuffled labels by {control_here:.0%} (difference {here.value - control_here:.0%} [{ends[0]:.0%}, {ends[1]:.0%}])"
         )
-        + (
-            ""
-            if len(falls) < 2 or falls[1] is None
-            else f"; by the second scorer it falls by {falls[1].value:.0%} [{falls[1].low:.0%}, {falls[1].high:.0%}]"
-        )
+        + ("" if len(falls) < 2 or falls[1] is None else f"; by the second scorer it falls by {_with_ends(falls[1])}")
         + "."
     )
     summary += f" {on_report} By scorer the verdicts are {', '.join(by_scorer)}."
@@ -156,6 +152,13 @@ def _fall(values: Mapping[int, float]) -> float:
 def _control_fall(row: dict[str, Any], toxic: str) -> float:
     before, after = row.get(f"development_{toxic}_before"), row.get(f"development_{toxic}_after")
     return math.nan if not before or after is None else (before - after) / before
+
+
+def _with_ends(fall: Interval) -> str:
+    """A fall with its interval in percent; so few prompts may be toxic that draws have none, and the interval has no end."""
+    if not (math.isfinite(fall.low) and math.isfinite(fall.high)):
+        return f"{fall.value:.0%} (too few toxic prompts for an interval)"
+    return f"{fall.value:.0%} [{fall.low:.0%}, {fall.high:.0%}]"
 
 
 def _sides(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
