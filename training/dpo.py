@@ -36,12 +36,12 @@ from training.checkpoint import load_checkpoint, recover, save_as_difference, sa
 from training.controls import Pair, read_pairs, reading_order, relabel, split_pairs, steps_to_take
 from training.measures.measure import Prepared, Watch, measure_named
 from training.measures.stopping import StopRule
+from training.optimizers import preference_optimizer
 from training.parallel import Processes
 from training.preference_trainer import (
     Objective,
     TokenPairTrainer,
     arguments,
-    build_optimizer,
     build_schedule,
     check_first,
     lora_config,
@@ -145,7 +145,7 @@ class Run(TrainerCallback):
         trainable = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
         # A checkpoint holds the trained weights alone: in a run with an adapter not the model below it.
         self.weights: nn.Module = watch.policy.hf if not settings.lora else nn.ParameterList(trainable)
-        self.optimizer = build_optimizer(trainable, settings)
+        self.optimizer = preference_optimizer(settings.optimizer, trainable, settings.learning_rate)
         self.progress = Progress()
         self.measured: tuple[int, dict[str, Any]] = 0, watch.before
         self.start = self.steps = 0

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel
 
@@ -25,10 +24,8 @@ from interp.preferences.keep import scorable
 from interp.preferences.logprobs import LogProbs, log_probs
 from interp.preferences.pairs import TokenPair
 from interp.stats.intervals import bootstrap_difference, bootstrap_mean
+from training.optimizers import PREFERENCE, preference_optimizer
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "rmsprop": torch.optim.RMSprop, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD,
-}  # fmt: skip
 BATCH, BETA, HELD_OUT = 8, 0.1, 0.1
 FEWEST = 4
 
@@ -42,8 +39,8 @@ class Training:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.optimizer not in OPTIMIZERS:
-            raise UserError(f"there is no optimizer {self.optimizer!r}", f"use one of {', '.join(OPTIMIZERS)}")
+        if self.optimizer not in PREFERENCE:
+            raise UserError(f"there is no optimizer {self.optimizer!r}", f"use one of {', '.join(PREFERENCE)}")
         if not self.learning_rate > 0:
             raise UserError(f"the learning rate is {self.learning_rate}", "give a positive number")
 
@@ -102,7 +99,7 @@ def train(
     """A copy of the model after one epoch of DPO on the pairs, in an order drawn by the seed; the model itself is the reference."""
     hf = trainable_copy(model)
     reference = log_probs(model, pairs).margin
-    optimizer = OPTIMIZERS[training.optimizer](hf.parameters(), lr=training.learning_rate)
+    optimizer = preference_optimizer(training.optimizer, hf.parameters(), training.learning_rate)
     order = np.random.default_rng([training.seed, 4]).permutation(len(pairs))
     for start in range(0, len(order), BATCH):
         batch = order[start : start + BATCH]

@@ -1,4 +1,4 @@
-"""Optimizers of pretraining and their learning rate, as functions of the recipe and the step.
+"""Optimizers of pretraining, with their learning rate as a function of the recipe and the step, and those of preference tuning.
 
 Muon orthogonalises the momentum of matrices, which is meant for the 2-D weights inside the blocks; embeddings, norms and
 biases stay with AdamW. Its updates are scaled to AdamW's usual size, so that one learning rate serves both.
@@ -7,6 +7,7 @@ biases stay with AdamW. Its updates are scaled to AdamW's usual size, so that on
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,10 +16,13 @@ from torch.optim import Optimizer
 
 from interp.errors import UserError
 from interp.models.parameters import parameter_group
-from training.sections import PretrainSettings
+from training.sections import DpoSettings, PretrainSettings
 from training.settings import choices
 
 CHOICES = {name: choices(PretrainSettings, name) for name in ("optimizer", "decay", "precision", "stored")}
+
+# Those of preference tuning.
+PREFERENCE = choices(DpoSettings, "optimizer")
 
 
 def chosen(settings: dict[str, Any], name: str) -> str:
@@ -49,6 +53,18 @@ def build_optimizers(model: nn.Module, settings: dict[str, Any]) -> list[Optimiz
     if matrices:
         optimizers.append(torch.optim.Muon(matrices, lr=rate, weight_decay=decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"))
     return optimizers
+
+
+def preference_optimizer(name: str, parameters: Iterable[nn.Parameter], rate: float) -> Optimizer:
+    """RMSprop or SGD with torch's defaults, or AdamW with betas .9 and .95; no weight decay. Raises `UserError` for another name."""
+    parameters = list(parameters)
+    if name == "rmsprop":
+        return torch.optim.RMSprop(parameters, lr=rate)
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr=rate)
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
+    raise UserError(f"there is no optimizer {name!r}", f"use one of {', '.join(PREFERENCE)}")
 
 
 def learning_rate(step: int, total: int, settings: dict[str, Any]) -> float:

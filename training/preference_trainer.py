@@ -38,7 +38,6 @@ from training.reference import with_reference
 from training.sections import DpoSettings
 from training.telemetry import gradient_norms
 
-OPTIMIZERS = {"rmsprop": torch.optim.RMSprop, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 LOSSES = ("sigmoid", "ipo", "sft")
 
 
@@ -175,14 +174,6 @@ def arguments(folder: Path, settings: DpoSettings, goal: Objective, steps: int, 
     # Without a launcher, the trainer would take every GPU of the machine and a batch for each of them.
     config._n_gpu = 1
     return config
-
-
-def build_optimizer(parameters: list[torch.nn.Parameter], settings: DpoSettings) -> torch.optim.Optimizer:
-    """RMSprop or SGD with torch's defaults, or AdamW with betas .9 and .95; no weight decay."""
-    name, rate = settings.optimizer, settings.learning_rate
-    if name == "adamw":
-        return torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
-    return OPTIMIZERS[name](parameters, lr=rate)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, warmup: int, done: int) -> torch.optim.lr_scheduler.LambdaLR:

@@ -18,6 +18,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from interp.errors import UserError
+from interp.models.unembed import head_logits
+from interp.preferences.influence import dot
 
 Objective = Literal["dpo", "ipo", "dpo+sft"]
 BETA, TAU, SFT_WEIGHT = 0.1, 0.01, 0.1
@@ -73,9 +75,7 @@ def next_log_probs(hf: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Tensor
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
     states = hf.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     last = states[torch.arange(len(rows), device=device), torch.tensor([len(row) - 1 for row in rows], device=device)]
-    logits = hf.get_output_embeddings()(last).float()
-    cap = getattr(hf.config, "final_logit_softcapping", None)
-    return (cap * torch.tanh(logits / cap) if cap else logits).log_softmax(-1)
+    return head_logits(hf, last).log_softmax(-1)
 
 
 def loss_of(objective: Objective, log_probs: Tensor, preferred: int, dispreferred: int, start_margin: float) -> Tensor:
@@ -124,10 +124,10 @@ def tune(
 def entanglement_of(log_probs: Tensor, preferred: int, dispreferred: int, parameters: Sequence[Tensor]) -> float:
     """`<g+, g-> / |g+|^2` of the gradients of two next tokens' log-probabilities, summed in float64; the graph stays."""
     one, other = (
-        torch.autograd.grad(log_probs[token], parameters, retain_graph=True, allow_unused=True) for token in (preferred, dispreferred)
+        torch.autograd.grad(log_probs[token], parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+        for token in (preferred, dispreferred)
     )
-    pairs = [(a.double(), b.double()) for a, b in zip(one, other, strict=True) if a is not None and b is not None]
-    return float(sum((a * b).sum() for a, b in pairs) / sum((a * a).sum() for a, _ in pairs))
+    return dot(one, other) / dot(one, one)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from interp.errors import UserError
+from interp.models.digests import model_key
 from interp.models.model import Model
 from interp.preferences.formats import Pair, PairData
 from interp.preferences.forward_level import (
@@ -139,7 +140,7 @@ def audit(
     can_score = scorable(frame)
     positions = np.flatnonzero(can_score.to_numpy())
     token_pairs = [tokens[index].token_pair() for index in positions]
-    blocks = Blocks(folder, model.digest, "forward")
+    blocks = Blocks(folder, model_key(model), "forward")
     sample = sample_of(positions, settings)
     check_sample(settings, len(positions))
     if settings.level != "text" and token_pairs:

@@ -36,6 +36,8 @@ Tell = Callable[[int, int], None]
 class Blocks:
     """Blocks of results in a folder, each under the digest of what it was computed from: model, token ids and version.
 
+    `model` is its `model_key`, since a score depends on settings that no weight shows, such as a rope or a soft cap.
+
     A run that was killed, or is repeated with more rows, computes only what is not there. Without a folder nothing is stored.
     """
 

@@ -1,6 +1,6 @@
 """How alike the hidden states of a pair's answers are: CHES, ln-CHES, and α-CHES, which is CHES with its true coefficients.
 
-Razin et al. 2024 (likelihood displacement) score a pair by its centered hidden embedding similarity. With `H` the states that predict
+Razin et al. 2025 (likelihood displacement) score a pair by its centered hidden embedding similarity. With `H` the states that predict
 the tokens of an answer, one row per token (`interp.preferences.states`), and `S` the sum of its rows:
 
     CHES    = <S+, S- - S+>

@@ -1,4 +1,4 @@
-"""Theorems 4 to 9 on likelihood displacement (Razin et al. 2024), each with both of its sides computed.
+"""Theorems 4 to 9 on likelihood displacement (Razin et al. 2025), each with both of its sides computed.
 
 They hold for unconstrained features: the unembedding `W` and the state `h` of every context are free parameters, and the mean of
 ℓ(log π(y+|x) - log π(y-|x)) over pairs is lowered by gradient flow. A state belongs to its whole context, so that answers share

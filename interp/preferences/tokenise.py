@@ -46,11 +46,6 @@ class TokenisedPair:
         """Whether both sides are the same tokens, so that the pair has no gradient."""
         return self.chosen == self.rejected
 
-    @property
-    def is_scorable(self) -> bool:
-        """Whether a log-probability of both sides is defined: no part is empty and the trainer keeps the row."""
-        return bool(self.prompt and self.chosen and self.rejected) and not self.is_dropped
-
     def token_pair(self) -> TokenPair:
         """The ids alone. Raises `UserError` where a part is empty."""
         return TokenPair(self.prompt, self.chosen, self.rejected)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from interp.errors import UserError
 from interp.files import read_json
@@ -26,15 +27,16 @@ NAMES = {
     "logp_chosen": "log π(chosen)", "logp_rejected": "log π(rejected)", "margin": "the reward margin",
     "reward_chosen": "the reward of chosen", "reward_rejected": "the reward of rejected",
 }  # fmt: skip
-# The share of the run that is averaged at its beginning and at its end.
-ENDS = 0.1
+# The share of the run that is averaged at its beginning and at its end, and the fewest values of a short run.
+ENDS, FEWEST = 0.1, 5
 
 
 @dataclass(frozen=True)
 class Move:
     """How a logged quantity moved: means of the first and the last tenth of the run, and a 95 % interval of their difference.
 
-    The interval takes batches as independent (Welch); it is NaN where a tenth holds one value.
+    Of a short run the ends are five values each, or halves. The interval takes batches as independent (Welch's t); it is NaN where an
+    end is one value.
     """
 
     name: str
@@ -51,10 +53,10 @@ class Move:
 
     @property
     def direction(self) -> str:
-        """`rose`, `fell`, or `stayed` where the interval holds zero, or is not known and the change is zero."""
-        if not math.isnan(self.low) and self.low <= 0 <= self.high:
-            return "stayed"
-        return "rose" if self.change > 0 else "fell" if self.change < 0 else "stayed"
+        """`rose`, `fell`, `stayed` where the interval holds zero, or `unknown` where there is no interval."""
+        if math.isnan(self.low):
+            return "unknown"
+        return "stayed" if self.low <= 0 <= self.high else "rose" if self.change > 0 else "fell"
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Watched:
             ("fell", "stayed"): "chosen fell and rejected did not move beyond the noise of its batches",
             ("fell", "rose"): "chosen fell and rejected rose, as if the labels were exchanged",
             ("rose", "rose"): "both sides rose",
+            ("unknown", "unknown"): "too few values are logged to tell a move from the noise of batches",
         }.get((chosen.direction, rejected.direction), "chosen did not fall")
         return f"From step {self.steps[0]} to {self.steps[1]} {', '.join(parts)}: {verdict}."
 
@@ -146,11 +149,14 @@ def _finite(value: Any) -> bool:
 
 
 def _move(name: str, values: Sequence[float]) -> Move:
-    count = max(1, round(ENDS * len(values)))
+    count = max(round(ENDS * len(values)), min(FEWEST, len(values) // 2))
     first, last = np.asarray(values[:count]), np.asarray(values[-count:])
     half = math.nan
     if count > 1:
-        half = 1.96 * math.sqrt((first.var(ddof=1) + last.var(ddof=1)) / count)
+        spread = np.array([first.var(ddof=1), last.var(ddof=1)])
+        # Welch and Satterthwaite's degrees of freedom, for ends of the same number of values.
+        freedom = (count - 1) * spread.sum() ** 2 / (spread**2).sum() if spread.any() else math.inf
+        half = float(stats.t.ppf(0.975, freedom) * math.sqrt(spread.sum() / count))
     change = float(last.mean() - first.mean())
     return Move(name, float(first.mean()), float(last.mean()), change - half, change + half, len(values))
 

@@ -93,7 +93,7 @@ def test_harm_keeps_the_highest_influence_and_a_sample_is_no_basis_for_a_filter(
 
 
 def test_a_killed_audit_goes_on_and_other_models_and_rows_are_computed_anew(
-    gpt2: Model, pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gpt2: Model, gpt2_folder: Path, pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forward_level, "BLOCK", 4)
     read: list[int] = []
@@ -124,6 +124,11 @@ def test_a_killed_audit_goes_on_and_other_models_and_rows_are_computed_anew(
     own = next(tmp_path.glob("forward-*.json"))
     audit(data, pair.tuned, settings, folder=tmp_path)
     assert len(read) == 6
+    read.clear()
+    other = load_model(gpt2_folder)
+    other.hf.config.layer_norm_epsilon = 1e-2
+    audit(data, other, settings, folder=tmp_path)
+    assert (other.digest, len(read)) == (gpt2.digest, 6), "a setting that no weight shows is one of what a block depends on"
     read.clear()
     own.write_text("{")
     pd.testing.assert_frame_equal(audit(data, gpt2, settings, folder=tmp_path).frame, first.frame)

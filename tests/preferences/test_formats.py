@@ -209,7 +209,7 @@ def test_truncation_tells_what_it_did(plain: PreTrainedTokenizerFast) -> None:
     cut = tokenise(plain, pair, max_length=3)
     assert (cut.is_truncated, cut.is_identical, cut.was_identical, cut.is_dropped) == (True, True, False, False)
     full = tokenise(plain, pair, max_length=1)
-    assert (full.is_dropped, full.is_scorable, full.chosen) == (True, False, ())
+    assert (full.is_dropped, full.chosen, full.rejected) == (True, (), ())
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "json", "csv", "parquet", "folder", "splits"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from interp.bundled import BUNDLED
 from interp.errors import UserError
@@ -52,8 +53,23 @@ def test_a_move_is_the_last_tenth_less_the_first_with_an_interval(tmp_path: Path
     move = watch(write(records, tmp_path)).moves["logp_chosen"]
     values = np.array([record["logp_chosen"] for record in records])
     assert move.change == pytest.approx(values[-6:].mean() - values[:6].mean())
-    half = 1.96 * np.sqrt((values[:6].var(ddof=1) + values[-6:].var(ddof=1)) / 6)
-    assert (move.low, move.high) == pytest.approx((move.change - half, move.change + half))
+    referee = stats.ttest_ind(values[-6:], values[:6], equal_var=False).confidence_interval()
+    assert (move.low, move.high) == pytest.approx((referee.low, referee.high))
+
+
+@pytest.mark.parametrize(("n", "ends"), [(30, 5), (8, 4), (4, 2)])
+def test_the_ends_of_a_short_run_hold_several_values(n: int, ends: int, tmp_path: Path) -> None:
+    records = log(-12, -40, n=n)
+    values = np.array([record["logp_chosen"] for record in records])
+    move = watch(write(records, tmp_path)).moves["logp_chosen"]
+    assert (move.start, move.end) == pytest.approx((values[:ends].mean(), values[-ends:].mean()))
+    assert move.low == pytest.approx(stats.ttest_ind(values[-ends:], values[:ends], equal_var=False).confidence_interval().low)
+
+
+def test_of_two_logged_values_nothing_is_concluded(tmp_path: Path) -> None:
+    watched = watch(write(log(-12, -40, n=2), tmp_path))
+    assert not watched.both_fall
+    assert watched.sentence.endswith("too few values are logged to tell a move from the noise of batches.")
 
 
 def test_a_state_of_trl_is_read_with_its_rewards(tmp_path: Path) -> None:

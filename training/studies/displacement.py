@@ -28,6 +28,7 @@ from interp.data.paper import SETTING
 from interp.data.statements import Side, Statement, of_side, persona_statements, statements
 from interp.errors import UserError
 from interp.files import read_json, write_json
+from interp.models.digests import model_key
 from interp.models.loading import load_model
 from interp.models.model import Model
 from interp.models.named import NAMED, base_file
@@ -82,7 +83,7 @@ class Study:
         self.neutral = next(statement for statement in statements() if statement.side == "neutral")
         # Rows are the same however many there are.
         settings = {name: value for name, value in self.settings().items() if name not in ("seeds", "other_seeds")}
-        depends = json.dumps([self.model.digest, settings, [[statement.text, statement.side] for statement in self.texts]])
+        depends = json.dumps([model_key(self.model), settings, [[statement.text, statement.side] for statement in self.texts]])
         self.folder = self.folder / hashlib.sha256(depends.encode()).hexdigest()[:12]
 
     def settings(self) -> dict[str, Any]:

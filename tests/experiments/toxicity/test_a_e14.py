@@ -10,8 +10,7 @@ from torch.nn.functional import logsigmoid
 from interp.experiments.power import Simulation, rates
 from interp.experiments.toxicity.a_e14_rule import compared, judge
 from interp.experiments.toxicity.simulations.a_e14 import BASE, cannot_be_seen, runs, without_effect_by_version_1
-from training.preference_trainer import build_optimizer
-from training.sections import DpoSettings
+from training.optimizers import preference_optimizer
 
 
 def test_version_1_failed_in_half_of_the_studies_without_any_effect_and_the_new_rule_in_none_that_cannot_see_it() -> None:
@@ -27,10 +26,7 @@ def change(optimizer: str, beta: float, steps: int, rate: float) -> tuple[torch.
     generator = torch.Generator().manual_seed(0)
     pairs = torch.randn(steps, 8, 30, generator=generator) + 0.3
     weights = torch.nn.Parameter(torch.zeros(30))
-    settings = DpoSettings(
-        loss="sigmoid", beta=beta, optimizer=optimizer, learning_rate=rate, warmup_steps=0, batch=8, clip=1.0, max_steps=1, evaluate_every=1
-    )  # fmt: skip
-    stepper = build_optimizer([weights], settings)
+    stepper = preference_optimizer(optimizer, [weights], rate)
     for batch in pairs:
         stepper.zero_grad()
         (-logsigmoid(beta * (batch @ weights)).mean()).backward()
