@@ -112,9 +112,13 @@ def sides(
     return workbench.Sides(pair, probe, device, bos, note)
 
 
-def note(text: str) -> None:
-    """Write one line to stderr: what a reader of the result has to know."""
-    sys.stderr.write(f"bypass: {shown(text)}\n")
+def note(text: str, bar: Progress | None = None) -> None:
+    """Write one line to stderr: what a reader of the result has to know; with a bar that is drawn, above it."""
+    line = f"bypass: {shown(text)}"
+    if bar is not None and not bar.disable:
+        bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+    else:
+        sys.stderr.write(f"{line}\n")
 
 
 def prompt_limit(model: Model, prompts: Sequence[str], new_tokens: int, most: int | None, chat: Chat | bool | None = False) -> int | None:

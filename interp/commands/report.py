@@ -16,6 +16,7 @@ from interp.errors import UserError
 
 if TYPE_CHECKING:
     from interp.report.prompt_sets import PromptSet
+    from interp.results.result import Result
 
 
 def report(
@@ -111,6 +112,10 @@ def report(
         def tell(phrase: str, done: int, total: int) -> None:
             bar.update(task, description=phrase, completed=done, total=total)
 
+        def known(result: Result) -> None:
+            # A whole report takes minutes, and into a file or a log no bar is drawn.
+            common.note(f"{result.id} {result.verdict} ({result.seconds:.0f} s): {result.title}", bar)
+
         def on_paper() -> Sequence[PromptSet]:
             if material is None:
                 return ()
@@ -145,7 +150,8 @@ def report(
         )
         ran = run_report(
             Studies({ToxicityContext: toxicity, DisplacementContext: displacement}, seed), out, only=only, papers=paper,
-            show_words=show_words, command=command, seeds=seeds, progress=tell, prompt_sets=on_paper,
+            show_words=show_words, command=command, seeds=seeds, progress=tell, known=known,
+            prompt_sets=on_paper,
         )  # fmt: skip
     if as_json:
         experiments = [

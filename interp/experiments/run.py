@@ -78,6 +78,7 @@ def run_report(
     study: Study | Studies, folder: str | Path, *, only: Sequence[str] | None = None, papers: Sequence[str] | None = None,
     show_words: bool = False,
     command: str = "bypass report", seeds: int = 1, progress: Progress = lambda phrase, done, total: None,
+    known: Callable[[Result], object] = lambda result: None,
     prompt_sets: Callable[[], Sequence[PromptSet]] = tuple,
 ) -> ReportRun:  # fmt: skip
     """Run the experiments that `find_experiments` gives for `only` and `papers`, keeping each result in `folder/results`, and write the
@@ -85,7 +86,8 @@ def run_report(
 
     An experiment that the study cannot answer, or of whose kind of study there is none, is left out and named in `skipped`.
     With `seeds` above 1 every experiment is run under so many seeds, from the study's on; the report shows the first one's
-    results and all verdicts. `prompt_sets` is called when they are done, for the same experiments on other prompts.
+    results and all verdicts. `known` is called with each result as soon as it is there, and `prompt_sets` when all are, for the same
+    experiments on other prompts.
     """
     target = Path(folder)
     if target.exists() and not target.is_dir():
@@ -109,6 +111,7 @@ def run_report(
             seeded.say = partial(_say, progress, title, done, total)
             try:
                 results.append(result_of(item, seeded, target / KEPT))
+                known(results[-1])
             except UserError as error:
                 if not number:
                     skipped[item.id] = str(error)

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from interp.cli import app
 from interp.data.paper import FILES
 from interp.directions.probe import fit_probe, save_probe
+from interp.experiments.registry import EXPERIMENTS
 from interp.models.loading import load_model
 from tests.conftest import CONFIGS, make_hf, save
 from tests.models.test_tokens import bos_tokenizer
@@ -86,3 +87,12 @@ def test_bos_is_an_option_of_the_report(words: list[str], tmp_path: Path) -> Non
         record = json.loads((tmp_path / f"r{option}" / "report.json").read_text(encoding="utf-8"))
         assert record["experiments"][0]["settings"].get("bos") is bos
     assert statistics[0] != statistics[1]
+
+
+def test_each_verdict_is_a_line_on_stderr_as_soon_as_it_is_known(words: list[str]) -> None:
+    ran = CliRunner().invoke(app, [*words, "--only", "A-E8", "--out", "r"])
+    shown = json.loads(ran.stdout)["experiments"]
+    lines = [line for line in ran.stderr.splitlines() if " s): " in line]
+    titles = {id: EXPERIMENTS[id].title for id in ("A-E8", "A-E9")}
+    assert lines == [f"bypass: {one['id']} {one['verdict']} ({one['seconds']:.0f} s): {titles[one['id']]}" for one in shown]
+    assert [one["id"] for one in shown] == ["A-E8", "A-E9"]
