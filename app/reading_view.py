@@ -33,7 +33,7 @@ def ready(page: shell.Page, count: int, what: str, read: Callable[[Any, int], An
         job_view.ask(
             key_of(what, page.name, page.source, count), what, work, f"Read {count} prompts",
             help="This pair is large: reading the prompts takes a while. What has been read is kept for everyone.",
-            note=f"{what} has not been read yet on {count} prompts.",
+            note=f"{what}: not read yet on {count} prompts.",
         )
     )  # fmt: skip
 

@@ -14,9 +14,10 @@ from interp.models.named import NAMED, installed
 
 PAIR, MODELS, REPORT, RUNS, DEMO = "BYPASS_PAIR", "BYPASS_MODELS", "BYPASS_REPORT", "BYPASS_RUNS", "BYPASS_DEMO"
 BUNDLED = "bundled"
-# Everything that ships, and the report that was made of the pair among it.
+# Everything that ships, and the reports that were made of the pairs among it: first of the one that the app opens on.
 BUNDLE = TEXTS_FOLDER.parent
 SHIPPED_REPORT = BUNDLE / "report"
+SHIPPED_REPORTS = (SHIPPED_REPORT, *sorted(BUNDLE.glob("*/report")))
 # Two folders or hub ids, or None for the pair that ships.
 Source = tuple[str, str] | None
 

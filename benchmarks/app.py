@@ -1,12 +1,15 @@
 """Waiting times of the app: `python -m benchmarks.app` measures them in a real browser, and writes `app.json` and `APP.md`.
 
 A wait lasts from the click until what is visible on the page has stopped changing. Everything is measured on the pair that
-ships, on the machine named in the table, with one person at a time except where eight are named.
+ships, on the machine named in the table, with one person at a time except where eight are named. `--pair smollm2` measures the pair
+of that name, one person alone, into `app-smollm2.json` and the second part of the page.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -22,7 +25,10 @@ from playwright.sync_api import Browser, Page
 
 from app.harness import browsing, free_port, open_at, running_app, settle
 from app.launch import PATIENCE, healthy
+from app.settings import PAIR
+from app.shell import PAGES
 from interp.environment import machine, versions
+from interp.models.named import NAMED
 
 HERE = Path(__file__).parent
 QUIET_MS = 400
@@ -139,7 +145,7 @@ CLICKS = (
     Click("vectors", "a row of the table", row(3)),
     Click("vectors", "ranked by a word", pick("Word")),
     Click("vectors", "ranked by selectivity", pick("Selectivity")),
-    Click("vectors", "pin a neuron", pick("Pin 5.196")),
+    Click("vectors", "pin a neuron", lambda page: page.get_by_role("button", name=re.compile(r"Pin \d+\.\d+")).first.click()),
     Click("vectors", "how many vectors share a direction", press("Value vectors", "ArrowLeft")),
     Click("bypass", "the layer", press("Layer", "ArrowLeft")),
     Click("bypass", "another neuron", choose("Toxic neuron of this layer", 1)),
@@ -172,14 +178,15 @@ def wait_for(page: Page, act: Callable[[Page], object]) -> tuple[float, float]:
 
 
 @contextmanager
-def started(browser: Browser) -> Iterator[tuple[float, Page]]:
-    """The time at which the app was started, and its first page, opened as soon as it answers."""
+def started(browser: Browser, pair: str | None = None) -> Iterator[tuple[float, Page]]:
+    """The time at which the app was started on a pair, and its first page, opened as soon as it answers."""
     port = free_port()
     page = browser.new_page()
     page.set_default_timeout(PATIENCE * 1000)
     page.add_init_script(f"({FIRST})()")
     moment = time.time()
     command = [sys.executable, "-c", "from interp.cli import main; main()", "app", "--port", str(port), "--no-browser"]
+    command += ["--pair", pair] if pair else []
     with tempfile.TemporaryDirectory() as folder, subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL) as process:
         try:
             healthy(f"http://localhost:{port}", process)
@@ -190,16 +197,16 @@ def started(browser: Browser) -> Iterator[tuple[float, Page]]:
             process.terminate()
 
 
-def first_page(browser: Browser) -> dict[str, float]:
+def first_page(browser: Browser, pair: str | None = None) -> dict[str, float]:
     """Seconds from starting the app until its first page can be read and typed into, and until its figures are drawn."""
-    with started(browser) as (moment, page):
+    with started(browser, pair) as (moment, page):
         page.wait_for_function(f"() => Object.keys(window.since || {{}}).length === {len(PARTS)}", polling=200)
         return {name: at / 1000 - moment for name, at in page.evaluate("window.since").items()}
 
 
-def own_prompt(browser: Browser, text: str) -> float:
+def own_prompt(browser: Browser, text: str, pair: str | None = None) -> float:
     """Seconds from starting the app until both models continue a prompt that is typed as soon as there is a field."""
-    with started(browser) as (moment, page):
+    with started(browser, pair) as (moment, page):
         page.wait_for_function("() => window.since && 'usable' in window.since")
         field = page.get_by_label("Or your own", exact=True)
         field.fill(text)
@@ -252,6 +259,54 @@ def crowd(browser: Browser, url: str, people: int, seed: int) -> list[float]:
     return seconds
 
 
+def controls(browser: Browser, url: str) -> tuple[list[tuple[str, str, float]], list[float]]:
+    """The wait of every control: (page, control, seconds until what is seen has stopped changing), and seconds until everything has."""
+    clicks, everything = [], []
+    for click in CLICKS:
+        page = open_at(browser, url, click.page)
+        seen, any_ = wait_for(page, click.act)
+        clicks.append((click.page, click.name, seen))
+        everything.append(any_)
+        sys.stderr.write(f"{click.page}: {click.name}: {seen:.2f} s, {any_:.2f} s\n")
+        page.context.close()
+    return clicks, everything
+
+
+def first_tokens(browser: Browser, url: str, times: int) -> tuple[float, ...]:
+    """Seconds until a continuation begins, on prompts and factors that nobody has asked for."""
+    tokens = []
+    for number in range(times):
+        page = open_at(browser, url, f"steer?{urlencode({'own': f'Attempt {number} was made by'})}")
+        page.get_by_label("Times", exact=True).fill(str(11 + number))
+        page.get_by_label("Times", exact=True).press("Enter")
+        settle(page)
+        tokens.append(first_token(page))
+        page.context.close()
+    return tuple(tokens)
+
+
+def measure_named(pair: str) -> tuple[list[Wait], list[tuple[str, str, float]]]:
+    """The waits of one person on a named pair: the first page, every page opened for the first and for the second time, every control."""
+    with browsing() as browser:
+        # Converts the file of the base model where that has not been done.
+        first_page(browser, pair)
+        starts = [first_page(browser, pair) for _ in range(2)]
+        waits = [Wait(name, None, "s", tuple(start[part] for start in starts)) for part, (name, _) in PARTS.items()]
+        waits.append(Wait(OWN, None, "s", (own_prompt(browser, "The first one said that", pair),)))
+        with running_app(settings={PAIR: pair}) as url:
+            for again in ("opened for the first time", "opened again, by another visitor"):
+                for name, (title, _) in PAGES.items():
+                    moment = time.monotonic()
+                    page = open_at(browser, url, "" if name == "start" else name)
+                    waits.append(Wait(f"the page {title}, {again}", None, "s", (time.monotonic() - moment,)))
+                    sys.stderr.write(f"{waits[-1].name}: {waits[-1].median:.1f} s\n")
+                    page.context.close()
+            clicks, _ = controls(browser, url)
+            waits.append(Wait("a control that generates nothing", None, "s", tuple(seconds for *_, seconds in clicks)))
+            waits.append(Wait("first token of a continuation", None, "s", first_tokens(browser, url, 3)))
+    return waits, clicks
+
+
 def measure() -> tuple[list[Wait], list[tuple[str, str, float]]]:
     """Every wait, and the wait of every click by itself."""
     with browsing() as browser:
@@ -261,25 +316,10 @@ def measure() -> tuple[list[Wait], list[tuple[str, str, float]]]:
         waits = [Wait(name, promised, "s", tuple(start[part] for start in starts)) for part, (name, promised) in PARTS.items()]
         waits.append(Wait(OWN, None, "s", tuple(own_prompt(browser, f"The {word} one said that") for word in ("first", "second", "third"))))
         with running_app() as url:
-            clicks, everything = [], []
-            for click in CLICKS:
-                page = open_at(browser, url, click.page)
-                seen, any_ = wait_for(page, click.act)
-                clicks.append((click.page, click.name, seen))
-                everything.append(any_)
-                sys.stderr.write(f"{click.page}: {click.name}: {seen:.2f} s, {any_:.2f} s\n")
-                page.context.close()
+            clicks, everything = controls(browser, url)
             waits.append(Wait("a control that generates nothing", 0.5, "s", tuple(seconds for *_, seconds in clicks)))
             waits.append(Wait(UNSEEN, None, "s", tuple(everything)))
-            tokens = []
-            for number in range(5):
-                page = open_at(browser, url, f"steer?{urlencode({'own': f'Attempt {number} was made by'})}")
-                page.get_by_label("Times", exact=True).fill(str(11 + number))
-                page.get_by_label("Times", exact=True).press("Enter")
-                settle(page)
-                tokens.append(first_token(page))
-                page.context.close()
-            waits.append(Wait("first token of a continuation", 0.5, "s", tuple(tokens)))
+            waits.append(Wait("first token of a continuation", 0.5, "s", first_tokens(browser, url, 5)))
             ratios = []
             for seed in range(3):
                 alone = crowd(browser, url, 1, 10 + seed)[0]
@@ -290,18 +330,27 @@ def measure() -> tuple[list[Wait], list[tuple[str, str, float]]]:
     return waits, clicks
 
 
-def write(waits: list[Wait], clicks: list[tuple[str, str, float]]) -> None:
-    """Write `app.json` and `APP.md`."""
+def write(waits: list[Wait], clicks: list[tuple[str, str, float]], pair: str | None = None) -> None:
+    """Write the record of a pair, and `APP.md` from all records."""
     record = {
         "machine": machine(), "versions": versions(), "waits": [asdict(wait) for wait in waits],
         "clicks": [{"page": page, "control": name, "seconds": seconds} for page, name, seconds in clicks],
     }  # fmt: skip
-    (HERE / "app.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (HERE / "APP.md").write_text(page_of(record), encoding="utf-8")
+    (HERE / (f"app-{pair}.json" if pair else "app.json")).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (HERE / "APP.md").write_text(whole_page(), encoding="utf-8")
+
+
+def whole_page() -> str:
+    """The page as Markdown, made from the records alone."""
+    named = sorted(HERE.glob("app-*.json"))
+    parts = [json.loads(file.read_text(encoding="utf-8")) for file in (HERE / "app.json", *named)]
+    return page_of(parts[0]) + "".join(
+        named_part(file.stem.removeprefix("app-"), record) for file, record in zip(named, parts[1:], strict=True)
+    )
 
 
 def page_of(record: dict) -> str:
-    """The table as Markdown, made from the record alone."""
+    """The part on the pair that ships."""
     lines = [
         "# How long people wait for the app", "",
         "Generated from `app.json` by `python -m benchmarks.app`, in a real browser, on the pair that ships; do not edit.",
@@ -311,19 +360,38 @@ def page_of(record: dict) -> str:
         "a second after the pointer came to rest. The first versions of this table counted these too: the rule was changed after a "
         "miss, and both are given. What the three models said on the first page is from the written report, and the "
         "models are read meanwhile.", "",
+    ]  # fmt: skip
+    return "\n".join([*lines, *_tables(record)]) + "\n"
+
+
+def named_part(pair: str, record: dict) -> str:
+    """The part on a named pair."""
+    lines = [
+        "", f"# The same on `{pair}`", "",
+        f"Generated from `app-{pair}.json` by `python -m benchmarks.app --pair {pair}`: one person alone; nothing was promised. What takes "
+        "many forwards is offered behind a button, and its time is not part of these waits.", "",
+    ]  # fmt: skip
+    return "\n".join([*lines, *_tables(record)]) + "\n"
+
+
+def _tables(record: dict) -> list[str]:
+    """The lines of both tables of a record."""
+    lines = [
         f"{record['machine']['cores']} cores, streamlit {record['versions']['streamlit']}.", "",
         "| wait | median | least to most | promised |", "|---|---|---|---|",
     ]  # fmt: skip
     for item in record["waits"]:
         values, unit = item["values"], item["unit"]
-        ends = f"{min(values):.2f} to {max(values):.2f}"
+        ends = f"{min(values):.2f} to {max(values):.2f}" if len(values) > 1 else "once"
         promised = "–" if item["promised"] is None else f"at most {item['promised']:g} {unit}"
         lines.append(f"| {item['name']} | {statistics.median(values):.2f} {unit} | {ends} | {promised} |")
     lines += ["", "Each control by itself:", "", "| page | control | wait |", "|---|---|---|"]
-    lines += [f"| {item['page'] or 'start'} | {item['control']} | {item['seconds']:.2f} s |" for item in record["clicks"]]
-    return "\n".join(lines) + "\n"
+    return lines + [f"| {item['page'] or 'start'} | {item['control']} | {item['seconds']:.2f} s |" for item in record["clicks"]]
 
 
 if __name__ == "__main__":
-    write(*measure())
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pair", choices=sorted(NAMED))
+    chosen = parser.parse_args().pair
+    write(*(measure_named(chosen) if chosen else measure()), chosen)
     sys.stdout.write((HERE / "APP.md").read_text(encoding="utf-8"))

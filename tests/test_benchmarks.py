@@ -164,7 +164,8 @@ def test_every_case_gives_the_result_of_the_straightforward_way() -> None:
 
 def test_the_page_on_the_apps_waits_says_what_its_json_says() -> None:
     record = json.loads((app.HERE / "app.json").read_text(encoding="utf-8"))
-    assert app.page_of(record) == (app.HERE / "APP.md").read_text(encoding="utf-8")
+    assert app.whole_page() == (app.HERE / "APP.md").read_text(encoding="utf-8")
+    assert app.whole_page().startswith(app.page_of(record))
     assert {item["name"] for item in record["waits"]} == {
         *(name for name, _ in app.PARTS.values()), app.OWN, "a control that generates nothing", app.UNSEEN, "first token of a continuation",
         "the slowest of 8 people at once, over one alone",

@@ -124,7 +124,9 @@ def command_of(source: Source, *, only: str = "", folder: str = "", run_settings
     run_settings = run_settings or {}
     words = ["bypass", "report"]
     if source is not None:
-        words += ["--pair", *(("BASE", "TUNED") if settings.demo() else source)]
+        # A named pair is its name twice.
+        named = len(set(source)) == 1
+        words += ["--pair", *(source[:1] if named else ("BASE", "TUNED") if settings.demo() else source)]
     words += ["--only", only] if only else []
     words += ["--quick"] if run_settings.get("quick") is True else []
     words += ["--seed", str(run_settings["seed"])] if run_settings.get("seed") else []
@@ -208,7 +210,7 @@ def add(pair: ModelPair, source: Source, folder: Path, result: Result | None, sk
         UserError: the report compares several seeds, which one run cannot extend, or another pair's has been put there meanwhile.
     """
     of_pair = find_report(digests_of(pair))
-    shipped = of_pair.report if of_pair.ships else None
+    shipped = of_pair.report if of_pair.shipped is not None else None
     report = read_report(folder) if (folder / FILE).is_file() else shipped if shipped else Report((), {}, {})
     if report.pair and digests_in(report) != digests_of(pair):
         raise UserError("the report of another pair has been written to this folder meanwhile", "try again")

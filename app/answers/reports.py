@@ -29,13 +29,13 @@ Digests = tuple[str, str]
 class PairReport:
     """The folder of a pair's report, the report if there is one, and the name of another pair whose report is in the report folder.
 
-    `ships`: the report is the one that ships with this version; what is added to it is written to `folder`.
+    `shipped`: the folder that the report ships in with this version; what is added to it is written to `folder`. None for others.
     """
 
     folder: Path
     report: Report | None
     other: str | None = None
-    ships: bool = False
+    shipped: Path | None = None
 
 
 def find_report(pair_digests: Digests) -> PairReport:
@@ -51,9 +51,10 @@ def find_report(pair_digests: Digests) -> PairReport:
         folder = folder / "pairs" / "-".join(digest[:12] for digest in pair_digests)
         other = str(first.pair.get("name", "another pair"))
     report = read(folder) if first is not None else None
-    shipped = read(settings.SHIPPED_REPORT) if report is None else None
-    if shipped is not None and digests_in(shipped) == pair_digests:
-        return PairReport(folder, shipped, other, ships=True)
+    for place in settings.SHIPPED_REPORTS if report is None else ():
+        shipped = read(place)
+        if shipped is not None and digests_in(shipped) == pair_digests:
+            return PairReport(folder, shipped, other, place)
     return PairReport(folder, report, other)
 
 

@@ -17,6 +17,7 @@ import streamlit as st
 
 from app import settings
 from interp import ModelPair, UserError
+from interp.bundled import BUNDLED
 from interp.results import figures
 from interp.results.result import Figure, is_number, show_number
 from interp.runs.logs import BUNDLED_LOGS, FILES, controls_if_any
@@ -45,6 +46,7 @@ class Run:
     name: str
     folder: Path
     files: tuple[tuple[str, Path], ...]
+    ships: bool = False
 
     @property
     def stages(self) -> list[str]:
@@ -52,12 +54,16 @@ class Run:
         return [stage for stage, _ in self.files]
 
 
-def runs() -> dict[str, Run]:
-    """The runs by name: the one that ships first, then every run below the folder of runs.
+def runs(logs: Path = BUNDLED_LOGS) -> dict[str, Run]:
+    """The runs by name: those that ship, first the one with these logs, then every run below the folder of runs.
 
     A log lies there as `run/log.jsonl`, `run/stage/log.jsonl` or `group/run/stage/log.jsonl`.
+
+    Args:
+        logs: the folder of the logs that are of the pair in view (`shipped_logs`).
     """
-    by_name = {SHIPPED: Run(SHIPPED, BUNDLED_LOGS, _in_order({file.stem: file for file in BUNDLED_LOGS.glob("*.jsonl")}))}
+    shipped = [_shipped_run(folder) for folder in (BUNDLED_LOGS, *sorted(BUNDLED.glob("*/log")))]
+    by_name = {run.name: run for run in sorted(shipped, key=lambda run: run.folder != logs)}
     root = settings.runs_folder()
     if not root.is_dir():
         return {name: run for name, run in by_name.items() if run.files}
@@ -70,6 +76,12 @@ def runs() -> dict[str, Run]:
         run_log = root / name / LOG
         by_name.setdefault(name, Run(name, root / name, _in_order({run_log.parent.name: run_log} if run_log.is_file() else files)))
     return {name: run for name, run in by_name.items() if run.files}
+
+
+def _shipped_run(folder: Path) -> Run:
+    """The run whose logs ship in this folder, named after its pair unless that is the pair that the app opens on."""
+    name = SHIPPED if folder == BUNDLED_LOGS else f"{SHIPPED}: {folder.parent.name}"
+    return Run(name, folder, _in_order({file.stem: file for file in folder.glob("*.jsonl")}), ships=True)
 
 
 def _in_order(files: Mapping[str, Path]) -> tuple[tuple[str, Path], ...]:
@@ -130,9 +142,9 @@ def status(log: Telemetry, age: float | None) -> Status:
 
 
 def age(run: Run, stage: str) -> float | None:
-    """Seconds since the log of a stage changed; None for the run that ships, whose files are as old as the installation."""
+    """Seconds since the log of a stage changed; None for a run that ships, whose files are as old as the installation."""
     file = dict(run.files).get(stage)
-    if run.name == SHIPPED or file is None:
+    if run.ships or file is None:
         return None
     try:
         return max(0.0, time.time() - file.stat().st_mtime)

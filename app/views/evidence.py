@@ -26,8 +26,11 @@ MISSING, QUICK, ROW, ROUND = "missing", "quick", "evidence-row", "evidence-round
 
 def heading(pair_report: PairReport, page: shell.Page) -> None:
     """Draw whose report this is, where that is not plain."""
-    if pair_report.ships:
-        st.caption("This report ships with Bypass: `bypass report` on the pair that ships makes it again.")
+    if pair_report.shipped is not None:
+        results = pair_report.report.results if pair_report.report is not None else ()
+        quick = any(result.settings.get("quick") is True for result in results)
+        command = answers.command_of(page.source, run_settings={"quick": quick})
+        st.caption(f"This report ships with Bypass: `{command}` makes it again.")
     elif pair_report.other is not None:
         sentence = f"The report folder holds the report of another pair ({show.shown(pair_report.other, page.words)})."
         st.info(show.plain(sentence) + " The report of this pair is kept beside it, and neither touches the other.", icon=":material/info:")
@@ -269,6 +272,6 @@ with shell.page("evidence", LEAD) as page:
     else:
         st.header("Verdicts")
         facts(pair_report.report)
-        downloads(settings.SHIPPED_REPORT if pair_report.ships else pair_report.folder)
+        downloads(pair_report.shipped or pair_report.folder)
         verdicts(pair_report.report, page)
         missing(pair_report, page)

@@ -8,8 +8,9 @@ import streamlit as st
 
 from app import job_view, settings, shell, show
 from app.answers import training as answers
-from app.answers.training import SHIPPED, Run, Signature, Status
+from app.answers.training import Run, Signature, Status
 from interp import UserError
+from interp.runs.logs import shipped_logs
 from interp.runs.telemetry import Telemetry
 
 RUN, STAGE, BESIDE, MORE = "run", "stage", "beside", "more"
@@ -23,7 +24,7 @@ def controls_bar(runs: dict[str, answers.Run]) -> tuple[Run, str, Run | None]:
     names = list(runs)
     name = left.selectbox(
         "Run", names, key=RUN, bind="query-params",
-        help="The run that ships made the bundled pair. Others lie below the folder of runs that the app was started with; "
+        help="A run that ships made a pair that ships. Others lie below the folder of runs that the app was started with; "
         "`bypass train` writes them there, and a run that is going on is followed live.",
     )  # fmt: skip
     run = runs[name]
@@ -59,7 +60,7 @@ def follow(run: Run, stage: str, drawn: Signature, beside: Run | None, beside_dr
             else:
                 st.html(status_html(answers.status(logs.of_stage(stage), answers.age(run, stage))))
 
-    st.fragment(look, run_every=None if run.name == SHIPPED else EVERY)()
+    st.fragment(look, run_every=None if run.ships else EVERY)()
 
 
 def status_html(status: Status) -> str:
@@ -147,9 +148,9 @@ def controls(run: Run, page: shell.Page) -> None:
     """Draw the control runs, the null of the claim that preference tuning made the change."""
     record = answers.controls(page.pair, run.folder)
     if record is None:
-        if run.name == SHIPPED:
+        if run.ships:
             st.header("Control runs")
-            st.caption("No control run was measured beside the pair that you look at. The log above is of the pair that ships.")
+            st.caption("No control run was measured beside the pair that you look at. The log above is of another pair.")
         return
     table = answers.control_table(record)
     st.header("Control runs: the null")
@@ -164,7 +165,7 @@ def controls(run: Run, page: shell.Page) -> None:
 
 LEAD = "How a run of training went, number by number, and what runs without the preference do. A run that is going on is followed live."
 with shell.page("training", LEAD) as page:
-    runs = answers.runs()
+    runs = answers.runs(shipped_logs(page.pair))
     if not runs:
         st.header("No training log")
         st.markdown("No run ships with this checkout, and none lies below the folder of runs. This command makes one:")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from interp.edits.edit import Edit
 from interp.edits.transforms import transforms_of
@@ -20,13 +21,15 @@ from interp.models.tokens import Tokens, batches, pad, token_rows
 @torch.no_grad()
 def kl_to(
     model: Model, other: Model, texts: Sequence[str] | Sequence[Sequence[int]], *, edits: Sequence[Edit] = (),
-    max_tokens: int | None = None, batch_size: int = 16,
+    max_tokens: int | None = None, batch_size: int = 16, known: Sequence[Tensor] | None = None,
 ) -> Float[np.ndarray, " text"]:  # fmt: skip
     """KL(model || other) of the next token in nats, averaged over the positions of each text; `edits` are applied to `model`.
 
     Args:
         texts: strings, or rows of token ids.
         max_tokens: read only the first so many tokens of each text.
+        known: `other`'s log-probabilities on the same texts, with the same `max_tokens` and `batch_size`, from `log_probabilities`, for
+            callers that compare many models with one.
 
     Raises `UserError` for models of different vocabularies, active dropout, and texts that the model cannot read.
     """
@@ -37,11 +40,33 @@ def kl_to(
     rows = token_rows(model, texts, max_tokens=max_tokens)
     transforms = transforms_of(edits, model)
     divergences = np.zeros(len(rows))
-    for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=8192):
-        tokens: Tokens = pad([rows[i] for i in group], model.tokenizer.pad_token_id or 0, "right").to(model.device)
+    for place, (group, tokens) in enumerate(_batches(model, rows, batch_size)):
         with working(model.hf, Work(transforms, rows=tuple(group)), tokens.lengths):
             mine = model.hf(**tokens.inputs(), use_cache=False).logits.float().log_softmax(dim=-1)
-        theirs = other.hf(**tokens.inputs(), use_cache=False).logits.float().log_softmax(dim=-1)
+        theirs = _log_probabilities(other, tokens) if known is None else known[place]
         each = (mine.exp() * (mine - theirs)).sum(dim=-1) * tokens.mask
         divergences[group] = (each.sum(dim=1) / tokens.mask.sum(dim=1)).cpu().numpy()
     return divergences
+
+
+@torch.no_grad()
+def log_probabilities(
+    model: Model, texts: Sequence[str] | Sequence[Sequence[int]], *, max_tokens: int | None = None, batch_size: int = 16
+) -> list[Float[Tensor, "text longest vocab"]]:
+    """The log-probabilities of the next token at every position, one tensor for each batch of texts, for `kl_to` to compare with.
+
+    Raises `UserError` for active dropout and texts that the model cannot read.
+    """
+    check_no_dropout(model)
+    rows = token_rows(model, texts, max_tokens=max_tokens)
+    return [_log_probabilities(model, tokens) for _, tokens in _batches(model, rows, batch_size)]
+
+
+def _batches(model: Model, rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[tuple[list[int], Tokens]]:
+    """The batches in which rows are read: the numbers of their rows, and their tokens."""
+    for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=8192):
+        yield group, pad([rows[i] for i in group], model.tokenizer.pad_token_id or 0, "right").to(model.device)
+
+
+def _log_probabilities(model: Model, tokens: Tokens) -> Float[Tensor, "text longest vocab"]:
+    return model.hf(**tokens.inputs(), use_cache=False).logits.float().log_softmax(dim=-1)

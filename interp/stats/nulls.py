@@ -21,7 +21,7 @@ from interp.models.model import Model, Neuron
 from interp.models.modes import freeze
 from interp.models.tokens import next_token_losses, pad
 from interp.models.weights import written_values
-from interp.stats.divergence import kl_to
+from interp.stats.divergence import kl_to, log_probabilities
 
 if TYPE_CHECKING:
     from interp.models.pair import ModelPair
@@ -138,12 +138,17 @@ def scale_to_kl(pair: ModelPair, seed: int, texts: Sequence[str] | Sequence[Sequ
     """
     if not len(texts):
         raise UserError("a random change is matched in KL on no texts", "give at least one")
-    goal = float(kl_to(pair.tuned, pair.base, texts, max_tokens=max_tokens).mean())
+    known = log_probabilities(pair.base, texts, max_tokens=max_tokens)
+
+    def from_base(model: Model) -> float:
+        return float(kl_to(model, pair.base, texts, max_tokens=max_tokens, known=known).mean())
+
+    goal = from_base(pair.tuned)
     if goal <= 0:
         return 0.0
     low, high, scale, divergence = 0.0, math.inf, 1.0, 0.0
     for trial in range(KL_TRIALS):
-        divergence = float(kl_to(perturbed(pair, seed, scale=scale), pair.base, texts, max_tokens=max_tokens).mean())
+        divergence = from_base(perturbed(pair, seed, scale=scale))
         if abs(divergence - goal) <= KL_TOLERANCE * goal:
             return scale
         # A divergence that is not a number comes from a change that is too large.

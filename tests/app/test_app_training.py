@@ -159,13 +159,23 @@ def test_runs_are_found_in_a_folder_in_a_stage_and_in_a_group_and_nowhere_else(s
     log(served, name="group/inner")
     log(served, name=".", stage="bare")
     log(served, name="../outside")
-    assert {name: run.stages for name, run in answers.runs().items() if name != answers.SHIPPED} == {
+    assert {name: run.stages for name, run in answers.runs().items() if not run.ships} == {
         "whole": ["pretrain", "dpo"], "group/inner": ["dpo"], "bare": ["bare"],
     }  # fmt: skip
     for name, run in answers.runs().items():
         found = answers.telemetry(run, answers.signature(run))
         assert found is not None, name
         assert set(found.stages) == set(run.stages), name
+
+
+def test_the_run_of_the_pair_in_view_comes_first_and_each_shipped_run_has_its_own_log(served: Path) -> None:
+    own = BUNDLED_LOGS.parent / "smollm2" / "log"
+    runs = answers.runs(own)
+    assert list(runs) == [f"{answers.SHIPPED}: smollm2", answers.SHIPPED]
+    log = answers.telemetry(runs[f"{answers.SHIPPED}: smollm2"], answers.signature(runs[f"{answers.SHIPPED}: smollm2"]))
+    assert log is not None
+    assert log.of_stage("dpo").records == read_telemetry(own).of_stage("dpo").records
+    assert next(iter(answers.runs())) == answers.SHIPPED
 
 
 def test_samples_reasons_and_names_are_data_and_masked_until_asked_for(served: Path) -> None:

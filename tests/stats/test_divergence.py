@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from interp.models.pair import ModelPair
-from interp.stats.divergence import kl_to
+from interp.stats.divergence import kl_to, log_probabilities
 
 TEXTS = ["the quick wintle sings under a river", "blorp and snarg", "never the meldy stone of drith, and a frabe walks with the oskle"]
 
@@ -19,3 +19,13 @@ def test_kl_to_itself_is_zero_and_to_another_model_what_the_logits_say(pair: Mod
         ids = torch.tensor([pair.base.tokenizer(text)["input_ids"]])
         mine, theirs = (model.hf(ids).logits[0].log_softmax(dim=-1) for model in (pair.base, pair.tuned))
         assert value == pytest.approx((mine.exp() * (mine - theirs)).sum(dim=-1).mean().item(), abs=1e-5)
+
+
+def test_known_log_probabilities_of_the_other_model_give_the_same_in_every_batch(pair: ModelPair) -> None:
+    plain = kl_to(pair.tuned, pair.base, TEXTS, max_tokens=7, batch_size=2)
+    known = log_probabilities(pair.base, TEXTS, max_tokens=7, batch_size=2)
+    assert len(known) == 2
+    assert np.array_equal(kl_to(pair.tuned, pair.base, TEXTS, max_tokens=7, batch_size=2, known=known), plain)
+    # What is known is what is compared with: another model's give another divergence.
+    others = log_probabilities(pair.tuned, TEXTS, max_tokens=7, batch_size=2)
+    assert np.abs(kl_to(pair.tuned, pair.base, TEXTS, max_tokens=7, batch_size=2, known=others)).max() < 1e-6

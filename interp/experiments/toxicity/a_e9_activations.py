@@ -181,10 +181,14 @@ def _nulls(
 
 def _readings(context: ToxicityContext, neurons: list[Neuron], matched: list[Neuron]) -> pd.DataFrame:
     """The mean fall of the toxic neurons, and of one draw of matched ones, under each reading of the paper's figure."""
-    rows = []
+    rows, both = [], [*neurons, *matched]
     for forcing in ("base", "tuned", "own"):
-        for name, some in (("toxic", neurons), ("equally active (null, one draw)", matched)):
-            base, tuned = (mean_activations(context, model, some, forcing).mean(axis=1) for model in context.pair.sides.values())
+        sides = [mean_activations(context, model, both, forcing) for model in context.pair.sides.values()]
+        for name, columns in (
+            ("toxic", slice(None, len(neurons))),
+            ("equally active (null, one draw)", slice(len(neurons), None)),
+        ):
+            base, tuned = (side[:, columns].mean(axis=1) for side in sides)
             fall = bootstrap_difference(base, tuned, seed=context.seed)
             rows.append((forcing, name, float(base.mean()), float(tuned.mean()), fall.value, fall.low, fall.high))
     return pd.DataFrame(rows, columns=["tokens of", "neurons", "base", "tuned", "fall", "low", "high"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,6 +54,7 @@ class ToxicityContext(Study):
         joined: whether perplexity reads the passages as one text, in windows as long as the context, as paper A reads WikiText.
         chat: how prompts (not passages) are read: as raw text, or as user turns of the pair's chat template.
         rule: the sentence that says by what rule a quick report of a large model reads less.
+        f1_of_all: whether F1 is measured of every model and edit, or of the two sides alone; it decides no verdict.
     """
 
     DATA: ClassVar[frozenset[str]] = frozenset(
@@ -74,6 +76,7 @@ class ToxicityContext(Study):
     second: Scorer | None = None
     joined: bool = False
     rule: str = ""
+    f1_of_all: bool = True
 
     def settings(self) -> dict[str, Any]:
         """The study's settings that a result depends on."""
@@ -283,7 +286,9 @@ class ToxicityContext(Study):
         return states
 
     def f1(self, model: Model, edits: Sequence[Edit] = ()) -> np.ndarray:
-        """F1 of the continuation of each passage's first part."""
+        """F1 of the continuation of each passage's first part; one NaN where it is not measured of this model."""
+        if not self.f1_of_all and (edits or model not in self.pair.sides.values()):
+            return np.array([math.nan])
 
         def make(passages: list[Passage]) -> list[float]:
             return f1_of(model, passages, edits=edits).tolist()

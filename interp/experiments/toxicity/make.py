@@ -41,6 +41,6 @@ def make_context(
     data = quick_data(pair.base, starts, texts, NEW_TOKENS) if quick else QuickData(starts, texts, DRAWS)
     return ToxicityContext(
         pair, direction, load_scorer(scorer), data.prompts, data.passages, seed=seed, draws=data.draws, quick=quick,
-        logs=logs or shipped_logs(pair), prompt_tokens=prompt_tokens, chat=chat, joined=joined, rule=data.rule,
+        logs=logs or shipped_logs(pair), prompt_tokens=prompt_tokens, chat=chat, joined=joined, rule=data.rule, f1_of_all=not data.rule,
         second=None if second_scorer in ("none", scorer) else load_scorer(second_scorer),
     )  # fmt: skip

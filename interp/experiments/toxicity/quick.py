@@ -11,9 +11,9 @@ from interp.data.texts import Passage
 from interp.models.model import Model
 from interp.models.tokens import uncut_rows
 
-# Parameters times tokens that one row of a table may cost: the continuations of all prompts, perplexity and F1. At two floating-point
-# operations for each, that is half a minute of a core that does 25 billion a second.
-QUICK_WORK = 4e11
+# Parameters times tokens that one row of a table may cost: the continuations of all prompts, and perplexity. At two floating-point
+# operations for each, that is a quarter of a minute of a core that does 25 billion a second.
+QUICK_WORK = 2e11
 # Fewer than these say nothing, however large the model is.
 LEAST_PROMPTS, LEAST_PASSAGES = 24, 12
 DRAWS, LEAST_DRAWS = 6, 4
@@ -40,17 +40,17 @@ def quick_data(model: Model, prompts: Sequence[str], passages: Sequence[Passage]
         return QuickData(starts, texts, DRAWS)
     rule = (
         f"A quick report of a model of {parameters / 1e6:.3g} million parameters reads {len(some)} of {len(starts)} prompts and "
-        f"{len(few)} of {len(texts)} passages, with {LEAST_DRAWS} draws in place of {DRAWS}: so many that continuations, perplexity "
-        f"and F1 of one model or edit cost at most {QUICK_WORK:.0e} (parameters times tokens), but at least {LEAST_PROMPTS} and "
-        f"{LEAST_PASSAGES}. Intervals are wider than in a whole report."
+        f"{len(few)} of {len(texts)} passages, with {LEAST_DRAWS} draws in place of {DRAWS}: so many that continuations and perplexity "
+        f"of one model or edit cost at most {QUICK_WORK:.0e} (parameters times tokens), but at least {LEAST_PROMPTS} and "
+        f"{LEAST_PASSAGES}. F1 is measured of the two sides alone. Intervals are wider than in a whole report."
     )
     return QuickData(some, few, LEAST_DRAWS, rule)
 
 
 def row_tokens(model: Model, prompts: Sequence[str], passages: Sequence[Passage], new_tokens: int) -> int:
-    """The tokens that are read for one row of a table: prompts and their continuations, passages for perplexity and again for F1."""
-    texts = [*prompts, *(passage.text for passage in passages), *(passage.prompt for passage in passages)]
-    return sum(map(len, uncut_rows(model, texts))) + new_tokens * (len(prompts) + len(passages))
+    """The tokens that are read for one row of a table: prompts and their continuations, and passages for perplexity."""
+    texts = [*prompts, *(passage.text for passage in passages)]
+    return sum(map(len, uncut_rows(model, texts))) + new_tokens * len(prompts)
 
 
 def _limit(items: list[Item], share: float, least: int) -> list[Item]:

@@ -16,6 +16,7 @@ from interp.experiments.toxicity import quick
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.toxicity.quick import QUICK_WORK, quick_data, row_tokens
 from interp.forward.generate import generate
+from interp.models.model import Model
 from interp.models.tokens import token_rows
 from tests.probes import shared_probe
 
@@ -49,8 +50,8 @@ def test_a_large_model_reads_as_much_as_the_rule_allows_and_says_so(pair: ModelP
 
 
 def test_a_row_counts_every_token_that_it_reads(pair: ModelPair) -> None:
-    texts = [*PROMPTS[:3], *(text for passage in PASSAGES[:2] for text in (passage.text, passage.prompt))]
-    assert row_tokens(pair.base, PROMPTS[:3], PASSAGES[:2], 7) == sum(map(len, token_rows(pair.base, texts))) + 5 * 7
+    texts = [*PROMPTS[:3], *(passage.text for passage in PASSAGES[:2])]
+    assert row_tokens(pair.base, PROMPTS[:3], PASSAGES[:2], 7) == sum(map(len, token_rows(pair.base, texts))) + 3 * 7
 
 
 @pytest.fixture
@@ -65,6 +66,15 @@ def test_the_rule_stands_in_settings_and_notes(context: ToxicityContext) -> None
     plain = replace(context, rule="")
     assert "rule" not in plain.settings()
     assert plain.notes() == []
+
+
+def test_f1_of_the_sides_alone_is_not_a_number_for_edits_and_other_models(context: ToxicityContext) -> None:
+    few, base = replace(context, f1_of_all=False), context.pair.base
+    edit = Edit.add("resid_post.0", torch.ones(base.d_model), 2.0)
+    assert np.array_equal(few.f1(base), context.f1(base))
+    assert np.isnan(few.f1(base, (edit,))).all()
+    assert np.isnan(few.f1(Model(base.plain_copy(), base.tokenizer, "another"))).all()
+    assert np.isfinite(context.f1(base, (edit,))).all()
 
 
 def test_a_part_reads_only_what_the_whole_has_not_read(context: ToxicityContext, monkeypatch: pytest.MonkeyPatch) -> None:
