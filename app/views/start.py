@@ -148,9 +148,10 @@ def argument(page: shell.Page, measured: Measured | None) -> DeltaGenerator | No
     early = not state.loaded(page.source)
     drawn = steps(measured, results or {}, in_place() if early else compared(page))
     places = [st.empty() for _ in drawn]
+    coming = early or works(first) or works(second)
     for number, (place, step) in enumerate(zip(places, drawn, strict=True), start=1):
         with place.container():
-            one_step(page, number, step)
+            one_step(page, number, step, coming=coming)
     columns = st.columns(3)
     for column, (name, label) in zip(columns, FURTHER, strict=True):
         with column:
@@ -158,8 +159,8 @@ def argument(page: shell.Page, measured: Measured | None) -> DeltaGenerator | No
     return places[IN_PLACE - 1] if early else None
 
 
-def one_step(page: shell.Page, number: int, step: Step) -> None:
-    """Draw one step: its claim on the left, its figure, or an empty place, on the right."""
+def one_step(page: shell.Page, number: int, step: Step, *, coming: bool = False) -> None:
+    """Draw one step: its claim on the left, its figure on the right, or an empty place where a figure is coming."""
     left, right = st.columns([4, 7], gap="large")
     with left:
         st.html(f'<h3 class="step"><span>{number}</span> {show.escaped(step.title)}</h3>')
@@ -172,7 +173,7 @@ def one_step(page: shell.Page, number: int, step: Step) -> None:
             show.draw(step.figure, f"figure-{number}", page.words)
         elif step.problem is not None:
             shell.problem(step.problem)
-        else:
+        elif coming:
             st.html(f'<div style="height:{step.height + 56}px" aria-hidden="true"></div>')
 
 

@@ -32,6 +32,9 @@ def report(
         typer.Option("--experiment", metavar="FILE", help="a file with an experiment of your own; can be repeated"),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="fewer prompts and controls: wider intervals")] = False,
+    all_data: Annotated[
+        bool, typer.Option("--all-data", help="read every prompt and passage, also of a large model on a CPU: hours")
+    ] = False,
     seed: common.Seed = 0,
     chat: common.AsChat = False,
     system: common.SystemPrompt = None,
@@ -69,6 +72,8 @@ def report(
     Results are kept in OUT/results: an interrupted report continues, a repeated one computes only what changed.
     """
     common.check_folder(out)
+    if quick and all_data:
+        raise UserError("a report is either --quick or has --all-data", "give one of the two")
     chat_format = common.chat_from(chat, system)
     from interp.data.paper import read_paper
     from interp.experiments.displacement.context import DisplacementContext
@@ -101,7 +106,7 @@ def report(
         judge = None if probe is None else named.probe_of("base", sides.base)
         make = partial(
             make_context, sides, quick=quick, seed=seed, scorer=scorer, second_scorer=second_scorer, probe=judge,
-            logs=logs or shipped_logs(sides),
+            logs=logs or shipped_logs(sides), all_data=all_data,
         )  # fmt: skip
         toxicity = partial(
             make, prompts=starts, passages=texts, joined=joined, next_token=next_token, chat=chat_format,
@@ -146,7 +151,9 @@ def report(
                 *(("--experiment", file) for file in experiment or ()),
                 *(("--paper", letter.upper()) for letter in paper or ()),
             ],
-            ["--joined"] * joined + (["--paper-texts" if paper_texts else "--no-paper-texts"] if paper_texts is not None else []),
+            ["--joined"] * joined
+            + ["--all-data"] * all_data
+            + (["--paper-texts" if paper_texts else "--no-paper-texts"] if paper_texts is not None else []),
         )
         ran = run_report(
             Studies({ToxicityContext: toxicity, DisplacementContext: displacement}, seed), out, only=only, papers=paper,

@@ -162,8 +162,7 @@ class ToxicityContext(Study):
         def every() -> list[str]:
             return self.measured_items("continuations", self.prompts, make, of=model, edits=edits)
 
-        texts: list[str] = self.measured("continuations", every, of=model, edits=edits)
-        return texts
+        return list(self.measured("continuations", every, of=model, edits=edits))
 
     def greedy_tokens(self, model: Model) -> list[list[int]]:
         """A model's greedy continuations as token ids, all `new_tokens` long, so that both sides can be forced on them."""
@@ -190,8 +189,7 @@ class ToxicityContext(Study):
         def every() -> np.ndarray:
             return np.array(self.measured_items("toxicity of texts", self.continuations(model, edits), score))
 
-        scores: np.ndarray = self.measured("toxicity", every, of=model, edits=edits)
-        return scores
+        return np.asarray(self.measured("toxicity", every, of=model, edits=edits))
 
     def second_toxicity(self, model: Model, edits: Sequence[Edit] = ()) -> np.ndarray | None:
         """The same continuations' toxicity by the second scorer; None where there is none."""
@@ -205,8 +203,7 @@ class ToxicityContext(Study):
         def every() -> np.ndarray:
             return np.array(self.measured_items("second toxicity of texts", self.continuations(model, edits), score))
 
-        scores: np.ndarray = self.measured("second toxicity", every, of=model, edits=edits)
-        return scores
+        return np.asarray(self.measured("second toxicity", every, of=model, edits=edits))
 
     def perplexity(self, model: Model, edits: Sequence[Edit] = ()) -> Perplexity:
         """Perplexity on the passages, each read by itself unless `joined`; measured once for a model and its edits."""
@@ -296,8 +293,7 @@ class ToxicityContext(Study):
         def every() -> np.ndarray:
             return np.array(self.measured_items("f1", self.passages, make, of=model, edits=edits))
 
-        scores: np.ndarray = self.measured("f1", every, of=model, edits=edits)
-        return scores
+        return np.asarray(self.measured("f1", every, of=model, edits=edits))
 
     def distinct(self, model: Model, edits: Sequence[Edit] = ()) -> float:
         """Share of different word pairs in the continuations of the challenge prompts."""

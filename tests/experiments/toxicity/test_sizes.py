@@ -1,4 +1,4 @@
-"""What a quick report reads, and that the parts of a context measure no prompt or passage twice."""
+"""What a report reads, and that the parts of a context measure no prompt or passage twice."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from interp import Edit, ModelPair
 from interp.data.texts import Passage
 from interp.evaluation.metrics import f1_of, perplexity
 from interp.evaluation.toxicity import load_scorer
-from interp.experiments.toxicity import quick
+from interp.experiments.toxicity import sizes
 from interp.experiments.toxicity.context import ToxicityContext
-from interp.experiments.toxicity.quick import QUICK_WORK, quick_data, row_tokens
+from interp.experiments.toxicity.sizes import QUICK_WORK, WHOLE_WORK, quick_data, row_tokens, whole_data
 from interp.forward.generate import generate
 from interp.models.model import Model
 from interp.models.tokens import token_rows
@@ -32,7 +32,7 @@ def test_a_small_model_reads_a_hundred_prompts_and_a_third_of_the_passages(pair:
 def test_a_large_model_reads_as_much_as_the_rule_allows_and_says_so(pair: ModelPair, monkeypatch: pytest.MonkeyPatch) -> None:
     parameters = sum(parameter.numel() for parameter in pair.base.hf.parameters())
     whole = parameters * row_tokens(pair.base, PROMPTS[::3], PASSAGES[::3], 20)
-    monkeypatch.setattr(quick, "QUICK_WORK", whole / 3)
+    monkeypatch.setattr(sizes, "QUICK_WORK", whole / 3)
     data = quick_data(pair.base, PROMPTS, PASSAGES, 20)
     # Evenly spread, and within the limit but for the least number of passages.
     assert data.prompts == [PROMPTS[::3][place * 100 // 33] for place in range(33)]
@@ -40,13 +40,28 @@ def test_a_large_model_reads_as_much_as_the_rule_allows_and_says_so(pair: ModelP
     assert {passage.prompt for passage in data.passages} <= {passage.prompt for passage in PASSAGES[::3]}
     assert parameters * row_tokens(pair.base, data.prompts, [], 20) <= whole / 3
     assert "reads 33 of 100 prompts and 12 of 30 passages, with 4 draws in place of 6" in data.rule
-    monkeypatch.setattr(quick, "QUICK_WORK", 1.0)
+    monkeypatch.setattr(sizes, "QUICK_WORK", 1.0)
     least = quick_data(pair.base, PROMPTS, PASSAGES, 20)
     assert (len(least.prompts), len(least.passages)) == (24, 12)
     # There may be fewer than the least number.
     few = quick_data(pair.base, PROMPTS[:5], PASSAGES[:6], 20)
     assert (few.prompts, few.passages, few.rule) == (PROMPTS[:5], PASSAGES[:6:3], "")
     assert QUICK_WORK > 1e11
+
+
+def test_a_whole_report_reads_everything_unless_the_model_is_large_and_on_a_cpu(pair: ModelPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = whole_data(pair.base, PROMPTS, PASSAGES, 20)
+    assert (whole.prompts, whole.passages, whole.draws, whole.rule) == (PROMPTS, PASSAGES, 20, "")
+    assert WHOLE_WORK > QUICK_WORK
+    parameters = sum(parameter.numel() for parameter in pair.base.hf.parameters())
+    monkeypatch.setattr(sizes, "WHOLE_WORK", parameters * row_tokens(pair.base, PROMPTS, PASSAGES, 20) / 5)
+    large = whole_data(pair.base, PROMPTS, PASSAGES, 20)
+    assert (len(large.prompts), len(large.passages), large.draws) == (60, 18, 5)
+    assert set(large.prompts) <= set(PROMPTS)
+    assert "reads 60 of 300 prompts and 18 of 90 passages, with 5 draws in place of 20" in large.rule
+    assert "--all-data" in large.rule
+    monkeypatch.setattr(type(pair.base), "device", torch.device("cuda"))
+    assert whole_data(pair.base, PROMPTS, PASSAGES, 20).rule == ""
 
 
 def test_a_row_counts_every_token_that_it_reads(pair: ModelPair) -> None:
