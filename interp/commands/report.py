@@ -15,6 +15,8 @@ from interp.commands import common
 from interp.errors import UserError
 
 if TYPE_CHECKING:
+    from interp.experiments.study import Studies
+    from interp.models.pair import ModelPair
     from interp.report.prompt_sets import PromptSet
     from interp.results.result import Result
 
@@ -64,6 +66,10 @@ def report(
     probe: common.ProbeFolder = None,
     scorer: common.ScorerName = "bundled",
     second_scorer: common.SecondScorer = "lexicon",
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", metavar="N", min=1, help="experiments that run at once, each in a process [default: as cores, at most 4]"),
+    ] = None,
     show_words: common.ShowWords = False,
     as_json: common.AsJson = False,
 ) -> None:
@@ -76,11 +82,10 @@ def report(
         raise UserError("a report is either --quick or has --all-data", "give one of the two")
     chat_format = common.chat_from(chat, system)
     from interp.data.paper import read_paper
-    from interp.experiments.displacement.context import DisplacementContext
-    from interp.experiments.registry import find_experiments
-    from interp.experiments.run import run_report
-    from interp.experiments.study import Studies
-    from interp.experiments.toxicity.context import NEW_TOKENS, ToxicityContext
+    from interp.experiments.ahead import Task, run_ahead, usual_jobs
+    from interp.experiments.registry import EXPERIMENTS, find_experiments
+    from interp.experiments.run import KEPT, not_kept, result_of, run_report
+    from interp.experiments.toxicity.context import NEW_TOKENS
     from interp.experiments.toxicity.make import make_context
     from interp.experiments.toxicity.paper import run_on_paper
     from interp.experiments.user_files import read_experiments
@@ -104,29 +109,33 @@ def report(
             common.check_prompts(sides.base, starts, NEW_TOKENS, chat_format)
         bar.update(task, description="the probe")
         judge = None if probe is None else named.probe_of("base", sides.base)
-        make = partial(
-            make_context, sides, quick=quick, seed=seed, scorer=scorer, second_scorer=second_scorer, probe=judge,
-            logs=logs or shipped_logs(sides), all_data=all_data,
-        )  # fmt: skip
-        toxicity = partial(
-            make, prompts=starts, passages=texts, joined=joined, next_token=next_token, chat=chat_format,
-            prompt_tokens=common.prompt_limit(sides.base, starts, NEW_TOKENS, max_prompt_tokens, chat_format),
-        )  # fmt: skip
-        displacement = partial(DisplacementContext, sides, logs=logs or shipped_logs(sides), quick=quick, seed=seed)
+        context = {
+            "quick": quick, "seed": seed, "scorer": scorer, "second_scorer": second_scorer, "probe": judge, "all_data": all_data,
+            "logs": logs or shipped_logs(sides),
+        }  # fmt: skip
+        texts_of = {
+            "prompts": starts, "passages": texts, "joined": joined, "next_token": next_token, "chat": chat_format,
+            "prompt_tokens": common.prompt_limit(sides.base, starts, NEW_TOKENS, max_prompt_tokens, chat_format),
+        }  # fmt: skip
+        studies = _studies(sides, context, texts_of)
 
         def tell(phrase: str, done: int, total: int) -> None:
             bar.update(task, description=phrase, completed=done, total=total)
 
+        told: set[tuple[Any, str]] = set()
+
         def known(result: Result) -> None:
             # A whole report takes minutes, and into a file or a log no bar is drawn.
-            common.note(f"{result.id} {result.verdict} ({result.seconds:.0f} s): {result.title}", bar)
+            if (result.settings.get("seed"), result.id) not in told:
+                told.add((result.settings.get("seed"), result.id))
+                common.note(f"{result.id} {result.verdict} ({result.seconds:.0f} s): {result.title}", bar)
 
         def on_paper() -> Sequence[PromptSet]:
             if material is None:
                 return ()
             return run_on_paper(
                 read_paper(material),
-                make,
+                partial(make_context, sides, **context),
                 out,
                 only=only,
                 papers=paper,
@@ -155,8 +164,22 @@ def report(
             + ["--all-data"] * all_data
             + (["--paper-texts" if paper_texts else "--no-paper-texts"] if paper_texts is not None else []),
         )
+        several = jobs if jobs is not None else usual_jobs(sides.base)
+        tasks = not_kept(studies, out, find_experiments(only, paper), seeds) if several > 1 else []
+        if len(tasks) > 1:
+            tell(f"{len(tasks)} experiments, {several} at once", 0, len(tasks))
+
+            def done(there: Task) -> None:
+                item = EXPERIMENTS[there[1]]
+                known(result_of(item, studies.find(item.study, there[0]), out / KEPT))
+                bar.advance(task)
+
+            # The last ones take longest.
+            run_ahead(
+                partial(_studies_of, named.pair, device, bos, context, texts_of), experiment or (), tasks[::-1], out / KEPT, several, done
+            )  # fmt: skip
         ran = run_report(
-            Studies({ToxicityContext: toxicity, DisplacementContext: displacement}, seed), out, only=only, papers=paper,
+            studies, out, only=only, papers=paper,
             show_words=show_words, command=command, seeds=seeds, progress=tell, known=known,
             prompt_sets=on_paper,
         )  # fmt: skip
@@ -181,6 +204,30 @@ def report(
     for name, why in ran.skipped.items():
         common.print_line(f"left out: {name}: {common.shown(why, show_words)}")
     common.print_line(f"\nThe report is {ran.page}")
+
+
+def _studies(sides: ModelPair, context: dict[str, Any], texts: dict[str, Any]) -> Studies:
+    """The studies of a report of a pair: `context` are arguments of `make_context` for any texts, `texts` those for the report's own."""
+    from interp.experiments.displacement.context import DisplacementContext
+    from interp.experiments.study import Studies
+    from interp.experiments.toxicity.context import ToxicityContext
+    from interp.experiments.toxicity.make import make_context
+
+    settings = {name: context[name] for name in ("logs", "quick", "seed")}
+    return Studies(
+        {
+            ToxicityContext: partial(make_context, sides, **context, **texts),
+            DisplacementContext: partial(DisplacementContext, sides, **settings),
+        },
+        context["seed"],
+    )
+
+
+def _studies_of(
+    pair: tuple[str, str] | None, device: str | None, bos: bool | None, context: dict[str, Any], texts: dict[str, Any]
+) -> Studies:
+    """The same in a process of its own, which loads the pair by itself."""
+    return _studies(workbench.Sides(pair, None, device, bos).both(), context, texts)
 
 
 def _material(asked: bool | None, *, own: bool) -> Path | None:

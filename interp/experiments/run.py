@@ -136,12 +136,25 @@ def run_report(
     return ReportRun(reported, page, skipped, across, tuple(notes), elsewhere)
 
 
+def not_kept(studies: Studies, folder: Path, experiments: Sequence[Experiment], seeds: int = 1) -> list[tuple[int, str]]:
+    """The seed and the id of what a report of these experiments would have to compute, because its folder keeps no result of it."""
+    return [
+        (seed, item.id)
+        for seed in range(studies.seed, studies.seed + seeds)
+        for item in experiments
+        if studies.has(item.study) and not _place(item, studies.find(item.study, seed), folder / KEPT).is_file()
+    ]
+
+
 def result_of(experiment: Experiment, study: Study, folder: Path) -> Result:
     """An experiment's result, read from the folder of results, or computed now and saved there."""
-    place = folder / fingerprint(experiment, study)
-    file = place / f"{experiment.id}.json"
+    file = _place(experiment, study, folder)
     if file.is_file():
         return load_result(file)
     result = run_experiment(experiment, study)
-    save_result(result, place, pair_label(study.manifest()))
+    save_result(result, file.parent, pair_label(study.manifest()))
     return result
+
+
+def _place(experiment: Experiment, study: Study, folder: Path) -> Path:
+    return folder / fingerprint(experiment, study) / f"{experiment.id}.json"

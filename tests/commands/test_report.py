@@ -96,3 +96,21 @@ def test_each_verdict_is_a_line_on_stderr_as_soon_as_it_is_known(words: list[str
     titles = {id: EXPERIMENTS[id].title for id in ("A-E8", "A-E9")}
     assert lines == [f"bypass: {one['id']} {one['verdict']} ({one['seconds']:.0f} s): {titles[one['id']]}" for one in shown]
     assert [one["id"] for one in shown] == ["A-E8", "A-E9"]
+
+
+def test_experiments_in_processes_of_their_own_give_the_same_report(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    both = [*words, "--only", "A-E8"]
+    serial = run([*both, "--out", "serial"])
+
+    def never(*arguments: Any) -> None:
+        raise AssertionError("this was to run in another process")
+
+    monkeypatch.setattr("interp.experiments.run.run_experiment", never)
+    ran = CliRunner().invoke(app, [*both, "--out", "ahead", "--jobs", "2"])
+    ahead = json.loads(ran.stdout)
+    for one, other in zip(serial["experiments"], ahead["experiments"], strict=True):
+        assert (one["id"], one["statistic"], one["null"]) == (other["id"], other["statistic"], other["null"])
+    # Each verdict is said once.
+    assert sorted(line.split()[1] for line in ran.stderr.splitlines() if " s): " in line) == ["A-E8", "A-E9"]
