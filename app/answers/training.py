@@ -67,11 +67,11 @@ def runs(logs: Path = BUNDLED_LOGS) -> dict[str, Run]:
     root = settings.runs_folder()
     if not root.is_dir():
         return {name: run for name, run in by_name.items() if run.files}
-    logs: dict[str, dict[str, Path]] = {}
+    below: dict[str, dict[str, Path]] = {}
     for file in [*root.glob(f"*/{LOG}"), *root.glob(f"*/*/{LOG}"), *root.glob(f"*/*/*/{LOG}")]:
         parts = file.parent.relative_to(root).parts
-        logs.setdefault("/".join(parts[:-1]) or parts[0], {})[parts[-1]] = file
-    for name, files in sorted(logs.items()):
+        below.setdefault("/".join(parts[:-1]) or parts[0], {})[parts[-1]] = file
+    for name, files in sorted(below.items()):
         # A log of the run's own folder hides those of its stages from the reader.
         run_log = root / name / LOG
         by_name.setdefault(name, Run(name, root / name, _in_order({run_log.parent.name: run_log} if run_log.is_file() else files)))

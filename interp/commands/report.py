@@ -109,11 +109,11 @@ def report(
             common.check_prompts(sides.base, starts, NEW_TOKENS, chat_format)
         bar.update(task, description="the probe")
         judge = None if probe is None else named.probe_of("base", sides.base)
-        context = {
+        context: dict[str, Any] = {
             "quick": quick, "seed": seed, "scorer": scorer, "second_scorer": second_scorer, "probe": judge, "all_data": all_data,
             "logs": logs or shipped_logs(sides),
         }  # fmt: skip
-        texts_of = {
+        texts_of: dict[str, Any] = {
             "prompts": starts, "passages": texts, "joined": joined, "next_token": next_token, "chat": chat_format,
             "prompt_tokens": common.prompt_limit(sides.base, starts, NEW_TOKENS, max_prompt_tokens, chat_format),
         }  # fmt: skip
