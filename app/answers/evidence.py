@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from app import settings
-from app.answers.reports import FILE, digests_in, digests_of, find_report
+from app.answers.reports import FILE, digests_in, digests_of, find_report, read
 from app.jobs import Step, key_of, runner
 from app.settings import Source
 from interp import ModelPair, UserError
@@ -137,6 +137,12 @@ def command_of(source: Source, *, only: str = "", folder: str = "", run_settings
 def shipped_prompts(result: Result) -> bool:
     """Whether a result used as many prompts as ship, so that its command needs no files to repeat it."""
     return result.settings.get("quick") is True or result.settings.get("prompts") == len(challenge_prompts())
+
+
+def shipped_seconds() -> float:
+    """How long the experiments of the report took that ships of the pair that the app opens on."""
+    report = read(settings.SHIPPED_REPORT)
+    return sum(result.seconds for result in report.results) if report is not None else 0.0
 
 
 def missing(report: Report | None) -> dict[str, Experiment]:

@@ -209,7 +209,7 @@ def run_missing(pair_report: PairReport, lacking: Mapping[str, Experiment], page
     job_view.ask(
         key, "Experiments of the report", work, f"Run {count}",
         help="Runs on this machine, one experiment after another; the rest of the app stays usable, somewhat slower.",
-        note="On the pair that ships all of them took five minutes on two idle cores: seconds to a minute and a half each.",
+        note=f"On the pair that ships all of them took {job_view.duration(answers.shipped_seconds())} on two cores; a larger pair takes longer.",
         cancelled="Cancelled. Experiments that were done are in the report; the rest goes on from where it stopped.",
     )  # fmt: skip
 
