@@ -206,10 +206,11 @@ def run_missing(pair_report: PairReport, lacking: Mapping[str, Experiment], page
         return
     work = partial(answers.run_missing, page.pair, page.source, pair_report.folder, tuple(chosen), quick)
     count = f"{len(chosen)} experiment{'s' * (len(chosen) != 1)}"
+    took = job_view.duration(answers.shipped_seconds())
     job_view.ask(
         key, "Experiments of the report", work, f"Run {count}",
         help="Runs on this machine, one experiment after another; the rest of the app stays usable, somewhat slower.",
-        note=f"On the pair that ships all of them took {job_view.duration(answers.shipped_seconds())} on two cores; a larger pair takes longer.",
+        note=f"On the pair that ships all of them took {took} on two cores; a larger pair takes longer.",
         cancelled="Cancelled. Experiments that were done are in the report; the rest goes on from where it stopped.",
     )  # fmt: skip
 
