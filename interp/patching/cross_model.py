@@ -23,16 +23,19 @@ from interp.models.hooks import Frame, Work, working
 from interp.models.model import Model
 from interp.models.tokens import batches, check_rows, end_tokens, next_token_losses, pad
 
+# The neurons that are patched, by layer.
 Selection = Mapping[int, Bool[Tensor, " d_mlp"]]
+# The same with one row of truth values for each text of a batch, or one for all.
+Masks = dict[int, Bool[Tensor, "#batch 1 d_mlp"]]
 
 
 @contextmanager
-def _joined(model: Model, donor: Model, chosen: Selection, lengths: Tensor) -> Iterator[Any]:
+def _joined(model: Model, donor: Model, chosen: Masks, lengths: Tensor) -> Iterator[Any]:
     """A function that runs the donor and then the model on one batch, and gives the model's logits."""
     donor_acts: dict[str, Tensor] = {}
     collectors, transforms = {}, {}
     for layer, units in chosen.items():
-        site, mask = f"mlp_post.{layer}", units.to(model.device)
+        site, mask = f"mlp_post.{layer}", units.to(model.device)  # broadcast over positions
 
         def collect(value: Tensor, frame: Frame, site: str = site) -> None:
             donor_acts[site] = value
@@ -46,13 +49,20 @@ def _joined(model: Model, donor: Model, chosen: Selection, lengths: Tensor) -> I
         cached = caches[0] is not None
         if collectors:
             with working(donor.hf, Work(collectors=collectors), lengths):
-                donor.hf(**inputs, past_key_values=caches[0], use_cache=cached, logits_to_keep=1)
+                # Its logits are not read, so they are not computed.
+                donor.hf.base_model(**inputs, past_key_values=caches[0], use_cache=cached)
         with working(model.hf, Work(transforms), lengths):
             logits: Tensor = model.hf(**inputs, past_key_values=caches[1], use_cache=cached, logits_to_keep=keep).logits
         return logits.float()
 
     yield forward
     donor_acts.clear()
+
+
+def _masks(chosen: Sequence[Selection]) -> Masks:
+    """The selections of several texts as one, with every layer that one of them names."""
+    sizes = {layer: units for one in chosen for layer, units in one.items()}
+    return {layer: torch.stack([one.get(layer, torch.zeros_like(units)) for one in chosen]).unsqueeze(1) for layer, units in sizes.items()}
 
 
 def _check(model: Model, donor: Model, chosen: Selection) -> None:
@@ -67,20 +77,26 @@ def _check(model: Model, donor: Model, chosen: Selection) -> None:
 
 @torch.no_grad()
 def generate_with_donor(
-    model: Model, donor: Model, rows: Sequence[Sequence[int]], chosen: Selection, *, max_new_tokens: int = 20, batch_size: int = 256
-) -> list[list[int]]:
+    model: Model, donor: Model, rows: Sequence[Sequence[int]], chosen: Selection | Sequence[Selection], *, max_new_tokens: int = 20,
+    batch_size: int = 256,
+) -> list[list[int]]:  # fmt: skip
     """The model's continuations of these rows, the chosen neurons taking the donor's activations at every position.
 
+    `chosen` is one selection for all rows, or one for each, so that many selections of few rows share their products of matrices.
     Greedy decoding; a row ends before the end-of-text token. With no neuron chosen this is the model's own continuation. Source:
     cross-model activation patching (Prakash et al., 2024). Raises `UserError` for models of different shape, or rows that do not fit.
     """
-    _check(model, donor, chosen)
+    selections = [chosen] * len(rows) if isinstance(chosen, Mapping) else list(chosen)
+    if len(selections) != len(rows):
+        raise UserError(f"{len(rows)} rows came with {len(selections)} selections of neurons", "give each row one, or one for all")
+    for selection in {id(one): one for one in selections}.values():
+        _check(model, donor, selection)
     check_rows(model, rows)
     continuations: list[list[int]] = [[] for _ in rows]
     for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=1 << 16):
         tokens = pad([rows[i] for i in group], model.tokenizer.pad_token_id or 0, "left").to(model.device)
         caches = DynamicCache(), DynamicCache()
-        with _joined(model, donor, chosen, tokens.lengths) as forward:
+        with _joined(model, donor, _masks([selections[i] for i in group]), tokens.lengths) as forward:
             steps = decode(tokens, partial(_last, forward, caches), max_new_tokens, partial(torch.argmax, dim=-1), ends=end_tokens(model))
             columns = list(steps)
         for place, row in zip(group, torch.stack(columns, dim=1).tolist() if columns else [[] for _ in group], strict=True):
@@ -104,7 +120,7 @@ def perplexity_with_donor(model: Model, donor: Model, rows: Sequence[Sequence[in
     loss, count = 0.0, 0
     for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=8192):
         tokens = pad([rows[i] for i in group], model.tokenizer.pad_token_id or 0, "right").to(model.device)
-        with _joined(model, donor, chosen, tokens.lengths) as forward:
+        with _joined(model, donor, _masks([chosen]), tokens.lengths) as forward:
             each = next_token_losses(forward(tokens.inputs(), (None, None), 0), tokens.ids)
         real = tokens.mask[:, 1:]
         loss, count = loss + float((each.double() * real).sum()), count + int(real.sum())

@@ -124,7 +124,9 @@ def perturbed_to_kl(pair: ModelPair, seed: int, texts: Sequence[str] | Sequence[
     return perturbed(pair, seed, scale=scale_to_kl(pair, seed, texts, max_tokens=max_tokens))
 
 
-def scale_to_kl(pair: ModelPair, seed: int, texts: Sequence[str] | Sequence[Sequence[int]], *, max_tokens: int | None = None) -> float:
+def scale_to_kl(
+    pair: ModelPair, seed: int, texts: Sequence[str] | Sequence[Sequence[int]], *, max_tokens: int | None = None, start: float = 1.0
+) -> float:  # fmt: skip
     """The scale at which `perturbed` with this seed has the tuning's KL to the base model; 0 where the tuning has none.
 
     KL(changed || base) of the next token is averaged over the positions of each text, then over texts, and met within 2 %. The
@@ -133,6 +135,7 @@ def scale_to_kl(pair: ModelPair, seed: int, texts: Sequence[str] | Sequence[Sequ
     Args:
         texts: strings, or rows of token ids.
         max_tokens: read only the first so many tokens of each text.
+        start: the scale that is tried first.
 
     Raises `UserError` for no texts, and where no random change of the tensors that tuning changed is as far from the base model.
     """
@@ -146,7 +149,7 @@ def scale_to_kl(pair: ModelPair, seed: int, texts: Sequence[str] | Sequence[Sequ
     goal = from_base(pair.tuned)
     if goal <= 0:
         return 0.0
-    low, high, scale, divergence = 0.0, math.inf, 1.0, 0.0
+    low, high, scale, divergence = 0.0, math.inf, start, 0.0
     for trial in range(KL_TRIALS):
         divergence = from_base(perturbed(pair, seed, scale=scale))
         if abs(divergence - goal) <= KL_TOLERANCE * goal:

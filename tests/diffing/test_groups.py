@@ -146,6 +146,13 @@ def test_no_neuron_patched_is_the_model_and_a_stored_patch_agrees(pair: ModelPai
     edits = [Edit.patch("mlp_post.1", stored, "prompt")]
     assert first == [row[:1] for row in generate_tokens(base, ROWS, max_new_tokens=1, edits=edits)]
     assert perplexity_with_donor(base, tuned, rows, {1: mask}) != pytest.approx(perplexity_with_donor(base, tuned, rows, whole), rel=1e-6)
+    # One selection for each row, of other layers and some of no neuron, is what each row gives with its selection alone.
+    each = [({}, {1: mask}, whole, {0: mask, 1: ~mask})[place % 4] for place in range(len(ROWS))]
+    together = generate_with_donor(base, tuned, ROWS, each, max_new_tokens=6, batch_size=3)
+    assert together == [generate_with_donor(base, tuned, [row], one, max_new_tokens=6)[0] for row, one in zip(ROWS, each, strict=True)]
+    assert together != generate_with_donor(base, tuned, ROWS, {}, max_new_tokens=6)
+    with pytest.raises(UserError, match="rows came with 1 selections"):
+        generate_with_donor(base, tuned, ROWS, [whole], max_new_tokens=6)
     # A donor that is the model itself changes nothing, whatever is patched.
     assert generate_with_donor(base, base, ROWS, {0: mask, 1: mask}, max_new_tokens=8) == generate_tokens(base, ROWS, max_new_tokens=8)
 

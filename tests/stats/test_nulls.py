@@ -101,6 +101,9 @@ def test_noise_of_equal_norm_hardly_changes_predictions_and_is_scaled_until_it_c
     matched = perturbed_to_kl(directed, seed, texts)
     assert kl_to(matched, pair.base, texts).mean() == pytest.approx(goal, rel=0.02)
     assert scale > 1
+    # Wherever the search begins, within what 2 % of the divergence allow.
+    for start in (0.3 * scale, 1.5 * scale):
+        assert scale_to_kl(directed, seed, texts, start=start) == pytest.approx(scale, rel=0.05)
     # The same noise, only longer.
     for name, weight in pair.base.hf.named_parameters():
         short, long = (dict(model.hf.named_parameters())[name] - weight for model in (perturbed(directed, seed), matched))

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from interp.diffing.groups import OPPOSING, REDUCING, alignments, assign, chosen_of, masks_by_layer
-from interp.experiments.toxicity.context import BATCH, ToxicityContext
+from interp.experiments.toxicity.context import ToxicityContext
 from interp.models.tokens import token_rows
 from interp.patching.cross_model import Selection, generate_with_donor, perplexity_with_donor
 from interp.stats.intervals import bootstrap_mean, permutation_p
@@ -20,6 +20,8 @@ from interp.stats.nulls import random_directions
 
 RANDOM = "as many random neurons (null)"
 FOUR, THREE, ALONE = "all four groups", "the three groups without TP−", "TP− alone"
+# Rows that are decoded together by both models, each with a cache.
+BATCH = 256
 # The fewest draws of which none reaches the observed fall at p = 0.05.
 DRAWS = 19
 
@@ -36,16 +38,19 @@ class Scores:
         return self.first if number == 0 or self.second is None else self.second
 
 
-def patched_scores(held_out: ToxicityContext, chosen: Selection) -> Scores:
-    """The toxicity of the base model's continuations when the chosen neurons take the tuned model's activations at every token."""
-    base = held_out.pair.base
+def patched_scores(held_out: ToxicityContext, selections: Sequence[Selection]) -> list[Scores]:
+    """For each selection, the toxicity of the base model's continuations when these neurons take the tuned model's activations at every
+    token. All selections are decoded together."""
+    base, rows = held_out.pair.base, held_out.prompt_rows()
     generated = generate_with_donor(
-        base, held_out.pair.tuned, held_out.prompt_rows(), chosen, max_new_tokens=held_out.new_tokens, batch_size=BATCH
-    )
+        base, held_out.pair.tuned, rows * len(selections), [chosen for chosen in selections for _ in rows],
+        max_new_tokens=held_out.new_tokens, batch_size=BATCH,
+    )  # fmt: skip
     words = [base.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in generated]
     first = held_out.scorer.score(words)["toxicity"].to_numpy().astype(float)
     second = None if held_out.second is None else held_out.second.score(words)["toxicity"].to_numpy().astype(float)
-    return Scores(first, second)
+    parts = [slice(start, start + len(rows)) for start in range(0, len(words), len(rows))]
+    return [Scores(first[part], None if second is None else second[part]) for part in parts]
 
 
 def patched_rows(held_out: ToxicityContext, groups: Int[np.ndarray, " neuron"]) -> list[dict[str, Any]]:
@@ -66,9 +71,8 @@ def patched_rows(held_out: ToxicityContext, groups: Int[np.ndarray, " neuron"]) 
     }  # fmt: skip
     texts = token_rows(base, [passage.text for passage in held_out.passages], max_tokens=base.context)
     rows = []
-    for name, chosen in cases.items():
-        held_out.say(f"patching {name}")
-        scores = patched_scores(held_out, chosen)
+    held_out.say("patching groups of neurons")
+    for (name, chosen), scores in zip(cases.items(), patched_scores(held_out, list(cases.values())), strict=True):
         neurons = int(sum(int(units.sum()) for units in chosen.values()))
         rows.append(_row(held_out, name, neurons, scores, perplexity_with_donor(base, tuned, texts, chosen)))
     whole = Scores(held_out.toxicity(tuned), held_out.second_toxicity(tuned))
@@ -97,18 +101,18 @@ def beside_random(
         scores: by the name of what is patched, with those of the base model under "nothing (base)".
     """
     base = held_out.pair.base
-    drawn: dict[str, list[Scores]] = {FOUR: [], THREE: [], ALONE: []}
+    chosen: dict[str, list[Selection]] = {FOUR: [], THREE: [], ALONE: []}
     rng = np.random.default_rng(held_out.seed)
     # The seed is not that of the directions of the net reduction, so that these are other ones.
-    for number, direction in enumerate(random_directions(held_out.direction, DRAWS, held_out.seed + 1)):
-        held_out.say(f"patching groups of random directions ({number + 1} of {DRAWS})")
+    for direction in random_directions(held_out.direction, DRAWS, held_out.seed + 1):
         other = assign(alignments(base, direction), before, after)
-        for name, chosen in (
-            (FOUR, chosen_of(other, REDUCING, base.d_mlp)),
-            (THREE, chosen_of(other, REDUCING[1:], base.d_mlp)),
-            (ALONE, masks_by_layer(_as_many(groups == 0, base.d_mlp, rng), base.d_mlp)),
-        ):
-            drawn[name].append(patched_scores(held_out, chosen))
+        chosen[FOUR].append(chosen_of(other, REDUCING, base.d_mlp))
+        chosen[THREE].append(chosen_of(other, REDUCING[1:], base.d_mlp))
+        chosen[ALONE].append(masks_by_layer(_as_many(groups == 0, base.d_mlp, rng), base.d_mlp))
+    drawn: dict[str, list[Scores]] = {}
+    for name, selections in chosen.items():
+        held_out.say(f"patching {name} of {DRAWS} random draws")
+        drawn[name] = patched_scores(held_out, selections)
     directions = "the same groups of random directions"
     kinds = {FOUR: directions, THREE: directions, ALONE: "as many random neurons of the same layers"}
     scorers = [scorer.name for scorer in (held_out.scorer, held_out.second) if scorer is not None]

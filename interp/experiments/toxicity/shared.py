@@ -37,6 +37,8 @@ MOST_PROMPTS, MOST_PASSAGES = 120, 32
 TOLERANCE = 2e-3
 # The prompts on which the KL of random changes of the weights is matched to the tuning's.
 KL_PROMPTS = 60
+# A quick report looks for a strength on one of so many positions first.
+NEAR = 6
 
 
 def part(context: ToxicityContext, name: str, *, prompts: Sequence[str], passages: int) -> ToxicityContext:
@@ -71,24 +73,29 @@ def noise_to_kl(context: ToxicityContext, draw: int) -> Model:
     The change has the direction of `perturbed` with the study's seed plus `draw`; its scale is searched once for each draw. KL is
     measured on evenly spread challenge prompts, without continuations.
     """
+    return perturbed(context.pair, context.seed + draw, scale=_scale_to_kl(context, draw))
+
+
+def _scale_to_kl(context: ToxicityContext, draw: int) -> float:
     rows = context.prompt_rows()
-    some, seed = rows[:: max(1, len(rows) // KL_PROMPTS)], context.seed + draw
 
     def find() -> float:
+        # Random changes of one size need about the same scale; a whole report looks for each from the start.
+        near = _scale_to_kl(context, draw - 1) if context.quick and draw else 0.0
         context.say(f"random change of the tuning's KL, draw {draw + 1}")
-        return scale_to_kl(context.pair, seed, some)
+        return scale_to_kl(context.pair, context.seed + draw, rows[:: max(1, len(rows) // KL_PROMPTS)], start=near or 1.0)
 
-    scale: float = context.measured(("scale to KL", draw), find, of=context.pair.tuned, seeded=True)
-    return perturbed(context.pair, seed, scale=scale)
+    return float(context.measured(("scale to KL", draw), find, of=context.pair.tuned, seeded=True))
 
 
 @torch.no_grad()
-def last_loss(context: ToxicityContext, model: Model, vector: Tensor, strength: float) -> float:
+def last_loss(context: ToxicityContext, model: Model, vector: Tensor, strength: float, *, every: int = 1) -> float:
     """The loss on the passages, in nats per token, with `strength * vector` added to the last residual stream.
 
     Nothing but the final norm and the unembedding comes after that site, so this costs only these, on states that are captured once.
+    `every` reads one of so many positions.
     """
-    states, targets = context.final_states(model)
+    states, targets = (part[::every] for part in context.final_states(model))
     step = strength * vector.to(states.device, states.dtype)
     parts = [
         functional.cross_entropy(unembed(model, piece + step), next_ids, reduction="sum").item()
@@ -100,8 +107,15 @@ def last_loss(context: ToxicityContext, model: Model, vector: Tensor, strength: 
 def match_last(context: ToxicityContext, model: Model, vector: Tensor, goal: float) -> Matched:
     """The strength at which adding `vector` to the last residual stream brings the loss to `goal`; give `-vector` to subtract."""
     length = float(context.final_states(model)[0].norm(dim=1).mean()) / max(float(vector.norm()), 1e-12)
-    start = min(last_loss(context, model, vector, 0.0), goal)
-    return match_loss(lambda strength: last_loss(context, model, vector, strength), goal, most=10 * length, first=0.2 * length, start=start)
+    start, first = min(last_loss(context, model, vector, 0.0), goal), 0.2 * length
+    if context.quick:
+        # Few positions find about where it is.
+        few = partial(last_loss, context, model, vector, every=NEAR)
+        below = few(0.0)
+        near = match_loss(few, below + goal - start, most=10 * length, first=first, start=below, tolerance=0.1 * max(goal - start, 1e-2))
+        # Somewhat more, so that the strength lies in the first bracket.
+        first = min(1.1 * near.strength or first, 10 * length)
+    return match_loss(lambda strength: last_loss(context, model, vector, strength), goal, most=10 * length, first=first, start=start)
 
 
 def match_edits(

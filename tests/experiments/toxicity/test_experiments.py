@@ -67,10 +67,11 @@ def test_experiments_are_found_by_id_or_claim_in_any_case() -> None:
         find_experiments(["A-E1", "B-E99"])
 
 
-def test_the_matched_strength_reaches_the_perplexity_asked_for(context: ToxicityContext) -> None:
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_matched_strength_reaches_the_perplexity_asked_for(context: ToxicityContext, quick: bool) -> None:
     base = context.pair.base
     direction = context.direction
-    strength = matched_strength(context, base, direction, 1.05)
+    strength = matched_strength(replace(context, quick=quick), base, direction, 1.05)
     texts = [passage.text for passage in context.passages]
     edit = Edit.subtract(f"resid_post.{base.n_layers - 1}", direction, strength)
     ratio = perplexity(base, texts, edits=[edit]).value / perplexity(base, texts).value

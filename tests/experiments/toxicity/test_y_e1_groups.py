@@ -81,4 +81,4 @@ def test_groups_are_shown_beside_those_of_random_directions_and_tp_beside_matche
 @pytest.mark.oracle
 def test_with_no_neuron_patched_the_base_model_speaks(planted: PlantedPair) -> None:
     context = planted_context(planted, count=8, quick=True)
-    np.testing.assert_array_equal(patched_scores(context, {}).first, context.toxicity(planted.pair.base))
+    np.testing.assert_array_equal(patched_scores(context, [{}, {}])[1].first, context.toxicity(planted.pair.base))
