@@ -283,10 +283,10 @@ class ToxicityContext(Study):
         return states
 
     def f1(self, model: Model, edits: Sequence[Edit] = ()) -> np.ndarray:
-        """F1 of the continuation of each passage's first part."""
+        """F1 of the continuation of each passage's first part, over as many tokens as continuations have and at most 20."""
 
         def make(passages: list[Passage]) -> list[float]:
-            return f1_of(model, passages, edits=edits).tolist()
+            return f1_of(model, passages, new_tokens=min(self.new_tokens, NEW_TOKENS), edits=edits).tolist()
 
         def every() -> np.ndarray:
             return np.array(self.measured_items("f1", self.passages, make, of=model, edits=edits))
