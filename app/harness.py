@@ -38,13 +38,17 @@ WebSocket.prototype.send = function (...message) {
 };
 """
 # Whether nothing has run for so many milliseconds; asked inside the page, so that waiting takes no processor from what is waited for.
-# Not every message is answered.
+# Not every message is answered, so one is waited for no longer than five seconds. Time counts in short steps from look to look: while a
+# busy machine keeps the page from running, nothing can have been seen to be at rest.
 AT_REST = """([busy, quiet]) => {
     const now = performance.now();
-    const waiting = typeof window.unanswered === 'number' && now - window.unanswered < 5000;
-    if (waiting || document.querySelector(busy)) window.ran = now;
-    window.ran ??= now;
-    return now - window.ran >= quiet;
+    const step = Math.min(now - (window.looked ?? now), 50);
+    window.looked = now;
+    window.waited = window.unanswered === window.awaited ? (window.waited ?? 0) + step : 0;
+    window.awaited = window.unanswered;
+    const waiting = typeof window.unanswered === 'number' && window.waited < 5000;
+    window.rested = waiting || document.querySelector(busy) ? 0 : (window.rested ?? 0) + step;
+    return window.rested >= quiet;
 }"""
 
 
@@ -106,7 +110,7 @@ def settle(page: Page, quiet: float = 0.25) -> None:
     from playwright.sync_api import TimeoutError as NeverAtRest
 
     page.wait_for_selector('[data-testid="stApp"] h1', timeout=PATIENCE * 1000)
-    page.evaluate("() => { window.ran = performance.now(); }")
+    page.evaluate("() => { window.looked = performance.now(); window.rested = 0; }")
     try:
         page.wait_for_function(AT_REST, arg=[", ".join(BUSY), 1000 * quiet], polling=20, timeout=PATIENCE * 1000)
     except NeverAtRest as error:

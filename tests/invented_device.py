@@ -7,8 +7,8 @@ their rounding, memory) is not seen here.
 
     python -m tests.invented_device FOLDER [EXPERIMENT ...]
 
-runs the commands (on the pair in FOLDER), or the experiments that are named (on the pair that ships), on the processor and then
-on `far`, and prints what came of both as JSON. The device is registered for the whole process, which is why this is one of its own.
+runs the commands (on the pair in FOLDER), or the experiments that are named (on the planted pair), on the processor and then on `far`,
+and prints what came of both as JSON. The device is registered for the whole process, which is why this is one of its own.
 """
 
 from __future__ import annotations
@@ -238,19 +238,18 @@ def commands(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def experiments(names: list[str]) -> dict[str, dict[str, Any]]:
-    """The statistics of each experiment on both devices, of the pair that ships, few prompts and short continuations."""
-    from interp import ModelPair
-    from interp.data.texts import challenge_prompts, passages
+    """The statistics of each experiment on both devices, of the planted pair (tests/experiments/planted.py), with few prompts."""
+    from interp import Model, ModelPair
     from interp.experiments.registry import find_experiments
     from interp.experiments.run import run_experiment
-    from interp.experiments.toxicity.make import make_context
     from interp.results.result import plain
+    from tests.experiments.planted import planted_context, planted_pair
 
     found: dict[str, dict[str, Any]] = {name: {} for name in names}
-    texts = {"prompts": challenge_prompts()[:36:2], "passages": passages()[:4]}
     for device in ("cpu", "far"):
-        context = make_context(ModelPair.bundled(device=device), quick=True, seed=0, scorer="lexicon", **texts)
-        context = replace(context, new_tokens=8)
+        planted = planted_pair()
+        sides = [Model(side.plain_copy().to(device), side.tokenizer, role) for role, side in planted.pair.sides.items()]
+        context = planted_context(replace(planted, pair=ModelPair(*sides, "planted pair")), count=24, quick=True)
         for experiment in find_experiments(names):
             result = run_experiment(experiment, context)
             found[experiment.id][device] = plain({"statistic": result.statistic, "null": result.null})

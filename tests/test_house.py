@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,12 @@ def imported(nodes: Iterable[ast.AST]) -> Iterator[tuple[int, str]]:
             yield node.lineno, name
 
 
+@cache
+def imports_of(source: str) -> tuple[tuple[int, str], ...]:
+    """`imported` of all nodes of a source, found once for all rules that follow imports."""
+    return tuple(imported(ast.walk(ast.parse(source))))
+
+
 def at_home(name: str) -> str:
     """The dotted name of a public name of `interp` in its own module; any other name as it is."""
     package, _, public = name.partition(".")
@@ -146,7 +153,7 @@ def below(name: str, package: str) -> bool:
 def wrong_arrows(module: str, source: str) -> list[str]:
     """Imports against ORDER and NEVER; TYPE_CHECKING blocks and function bodies count."""
     breaches = []
-    for line, name in imported(ast.walk(ast.parse(source))):
+    for line, name in imports_of(source):
         if any(below(module, importer) and below(name, allowed) for importer, allowed in ALLOWED):
             continue
         if any(below(module, package) and below(name, other) for package, others in NEVER.items() for other in others):
@@ -185,7 +192,7 @@ def circle(texts: dict[str, str]) -> list[str]:
     """Modules that import one another in a circle, or an empty list; lazily imported ones count."""
     graph: dict[str, set[str]] = {}
     for module, source in texts.items():
-        for _, name in imported(ast.walk(ast.parse(source))):
+        for _, name in imports_of(source):
             target = name if name in texts else name.rpartition(".")[0]
             if target in texts and target != module and (module, target) not in ALLOWED:
                 graph.setdefault(module, set()).add(target)
@@ -246,7 +253,7 @@ def test_no_modules_import_one_another_in_a_circle() -> None:
 def test_every_exception_to_the_order_is_still_used() -> None:
     texts = modules()
     for importer, allowed in ALLOWED:
-        assert any(below(name, allowed) for _, name in imported(ast.walk(ast.parse(texts[importer])))), (importer, allowed)
+        assert any(below(name, allowed) for _, name in imports_of(texts[importer])), (importer, allowed)
 
 
 def test_interp_imports_no_heavy_library_at_module_top() -> None:
@@ -376,7 +383,7 @@ def test_every_third_party_import_is_a_declared_dependency() -> None:
         f"{path.relative_to(ROOT)}: {package}"
         for folder in OWN
         for path in sources(folder)
-        for _, package in packages(ast.walk(ast.parse(path.read_text("utf-8"))))
+        for package in {name.partition(".")[0] for _, name in imports_of(path.read_text("utf-8"))}
         if package not in sys.stdlib_module_names
         and package not in OWN
         and canonicalize_name(DISTRIBUTIONS.get(package, package)) not in known

@@ -24,7 +24,7 @@ from interp.errors import UserError
 from interp.forward.capture import capture
 from interp.models.pair import ModelPair
 from interp.models.weights import folded_keys, mlp_norm
-from interp.stats.intervals import Interval, bootstrap_mean, draw_counts
+from interp.stats.intervals import Interval, bootstrap_mean, counts_of
 
 if TYPE_CHECKING:
     from interp.models.model import Model
@@ -104,7 +104,7 @@ def consistency(
 
 def resampled(n: int, draws: int, seed: int) -> Float[Tensor, "draws n"]:
     """How often each of `n` prompts is drawn, in each of many draws with replacement."""
-    return torch.from_numpy(draw_counts(np.random.default_rng(seed), draws, n))
+    return torch.tensor(counts_of(seed, draws, n))
 
 
 def sign_flipped(shift: Float[Tensor, "batch d_model"], seed: int) -> Float[Tensor, "batch d_model"]:

@@ -8,6 +8,7 @@ point) cost no more than single numbers and a seed gives the same draws for ever
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,8 @@ from interp.errors import UserError
 
 Alternative = Literal["greater", "less", "two-sided"]
 CHUNK = 2**22
+# Counts of so many numbers (8 MiB) and fewer are kept, eight sets of them.
+KEPT = 2**20
 
 
 @dataclass(frozen=True)
@@ -152,10 +155,24 @@ def resampled_means(table: Float[np.ndarray, "prompt column"], draws: int, seed:
     """The mean of every column in each bootstrap draw, with the same prompts drawn for all columns."""
     if draws < 1:
         raise UserError(f"{draws} bootstrap draws were asked for", "ask for at least 1")
-    rng = np.random.default_rng(seed)
     n = len(table)
+    if draws * n <= KEPT:
+        return np.asarray(counts_of(seed, draws, n) @ table / n)
+    rng = np.random.default_rng(seed)
     step = max(1, CHUNK // n)
     return np.concatenate([draw_counts(rng, min(step, draws - start), n) @ table / n for start in range(0, draws, step)])
+
+
+def counts_of(seed: int, draws: int, n: int) -> Float[np.ndarray, "draws n"]:
+    """`draw_counts` of a new generator of this seed, made once for all tables of `n` prompts; copy it before writing to it."""
+    return _kept_counts(seed, draws, n) if draws * n <= KEPT else draw_counts(np.random.default_rng(seed), draws, n)
+
+
+@lru_cache(maxsize=8)
+def _kept_counts(seed: int, draws: int, n: int) -> Float[np.ndarray, "draws n"]:
+    counts = draw_counts(np.random.default_rng(seed), draws, n)
+    counts.flags.writeable = False
+    return counts
 
 
 def draw_counts(rng: np.random.Generator, draws: int, n: int) -> Float[np.ndarray, "draws n"]:

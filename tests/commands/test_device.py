@@ -22,8 +22,7 @@ from tests import ROOT
 from tests.conftest import gpt2_config, make_hf, save
 from tests.invented_device import COMMANDS
 
-# Those that run a model on the pair that ships; each group takes a minute or two.
-# The others take minutes; `python -m tests.invented_device FOLDER EXPERIMENT ...` runs any of them.
+# Some that run a model, on the planted pair; `python -m tests.invented_device FOLDER EXPERIMENT ...` runs any of them.
 GROUPS = [("A-E2", "A-E8", "A-E10")]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from interp.errors import UserError
+from interp.stats import intervals
 from interp.stats.intervals import (
     Interval,
     auc,
@@ -41,6 +42,19 @@ def test_a_seed_repeats_an_interval_and_another_seed_does_not() -> None:
     values = np.random.default_rng(0).normal(size=50)
     assert bootstrap_mean(values, seed=3) == bootstrap_mean(values, seed=3)
     assert bootstrap_mean(values, seed=3) != bootstrap_mean(values, seed=4)
+
+
+def test_kept_counts_are_those_of_a_new_generator_and_cannot_be_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = intervals.counts_of(3, 20, 7)
+    np.testing.assert_array_equal(counts, intervals.draw_counts(np.random.default_rng(3), 20, 7))
+    assert intervals.counts_of(3, 20, 7) is counts
+    with pytest.raises(ValueError, match="read-only"):
+        counts[0, 0] = 9
+    table = np.random.default_rng(0).normal(size=(50, 2))
+    kept = bootstrap_means(table, seed=3)
+    monkeypatch.setattr(intervals, "KEPT", 0)
+    assert bootstrap_means(table, seed=3) == kept
+    assert intervals.counts_of(3, 20, 7) is not counts
 
 
 def test_every_column_of_a_curve_gets_the_interval_it_gets_alone() -> None:
@@ -132,9 +146,9 @@ def test_two_aucs_on_the_same_texts_are_compared_text_by_text() -> None:
     paired, unlike = bootstrap_auc_difference(labels, signal, near), bootstrap_auc_difference(labels, signal, far)
     assert paired.value == pytest.approx(roc_auc_score(labels, signal) - roc_auc_score(labels, near))
     assert paired.high - paired.low < 0.5 * (unlike.high - unlike.low)
-    # Brute force over the same draws of texts.
+    # Brute force over the same draws of texts: the share of pairs of a positive and a negative text that are in order.
     drawn = []
     for seed in range(300):
-        picks = np.concatenate([np.random.default_rng(seed).integers(0, 60, 60) + 60 * kind for kind in (0, 1)])
-        drawn.append(roc_auc_score(labels[picks], signal[picks]) - roc_auc_score(labels[picks], far[picks]))
+        negative, positive = (np.random.default_rng(seed).integers(0, 60, 60) + 60 * kind for kind in (0, 1))
+        drawn.append(np.subtract(*[(scores[positive][:, None] > scores[negative]).mean() for scores in (signal, far)]))
     assert (unlike.low, unlike.high) == pytest.approx(tuple(np.quantile(drawn, (0.025, 0.975))), abs=0.05)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 
 import pytest
 
@@ -12,12 +11,10 @@ from training.recipe import DATA_SETTING, Recipe
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _quick_collection() -> Iterator[None]:
-    """Every run ends in a search for garbage; what the libraries hold need not be searched each time."""
+def _quick_collection() -> None:
+    """Every run ends in a search for garbage; what libraries hold that were imported since the tests were collected is passed over."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

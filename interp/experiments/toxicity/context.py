@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -219,8 +219,7 @@ class ToxicityContext(Study):
                 return self.read_passages(model, edits)
             return perplexity_of(self.measured_items("losses", self.passages, make, of=model, edits=edits))
 
-        value: Perplexity = self.measured("perplexity", every, of=model, edits=edits)
-        return value
+        return cast(Perplexity, self.measured("perplexity", every, of=model, edits=edits))
 
     def read_passages(self, model: Model, edits: Sequence[Edit] = ()) -> Perplexity:
         """`perplexity` without keeping it, for strengths that are tried once."""
@@ -283,12 +282,12 @@ class ToxicityContext(Study):
         return states
 
     def f1(self, model: Model, edits: Sequence[Edit] = ()) -> np.ndarray:
-        """F1 of the continuation of each passage's first part; one NaN where it is not measured of this model."""
+        """F1 of the continuation, of at most 20 tokens, of each passage's first part; one NaN where it is not measured of this model."""
         if not self.f1_of_all and (edits or model not in self.pair.sides.values()):
             return np.array([math.nan])
 
         def make(passages: list[Passage]) -> list[float]:
-            return f1_of(model, passages, edits=edits).tolist()
+            return f1_of(model, passages, new_tokens=min(self.new_tokens, NEW_TOKENS), edits=edits).tolist()
 
         def every() -> np.ndarray:
             return np.array(self.measured_items("f1", self.passages, make, of=model, edits=edits))

@@ -14,7 +14,8 @@ from interp import UserError
 from interp.experiments.registry import EXPERIMENTS
 from interp.experiments.run import run_experiment
 from interp.experiments.toxicity.context import ToxicityContext
-from tests.experiments.planted import PlantedPair, planted_context, planted_pair, with_controls
+from interp.stats.divergence import kl_to
+from tests.experiments.planted import PlantedPair, planted_context, planted_pair, prompts, with_controls
 from tests.experiments.tuned import tuned_pair
 
 
@@ -36,8 +37,14 @@ def test_true_labels_take_the_toxicity_away_and_a_coins_do_not(tuned: dict[str, 
     assert before > 0.6
     assert after < 0.3 * before
     assert tuned["shuffled"].toxicity(tuned["shuffled"].pair.tuned).mean() > 0.8 * before
+    # The coin's labels did move the model; a pair that moved by nothing would be no null.
+    assert kl_to(tuned["shuffled"].pair.tuned, tuned["shuffled"].pair.base, prompts(24)).mean() > 1e-4
 
 
+# That the weights hardly change is true of these pairs too, and subtraction is done in the base model (as in test_null_pairs.py).
+NOT_ABOUT_TUNING = {"A-E3", "A-E8"}
+# What needs training logs, or an architecture that this pair does not have.
+NOT_ASKED = {"A-E6", "A-E13", "A-E14"}
 # None: there is nothing to bring back or to explain, and the experiment says so.
 COIN: dict[str, str | None] = {
     "A-E4": "fails", "A-E7": "inconclusive", "A-E9": "fails", "A-E10": "inconclusive", "A-E11": "fails", "A-E12": None, "X-C1": None,
@@ -54,6 +61,14 @@ def test_what_is_said_of_tuning_does_not_hold_where_a_coin_decided(name: str, tu
     else:
         found = run_experiment(EXPERIMENTS[name], tuned["shuffled"])
         assert found.verdict == COIN[name], found.summary
+
+
+def test_no_experiment_about_tuning_is_forgotten_and_what_this_pair_cannot_answer_is_refused(tuned: dict[str, ToxicityContext]) -> None:
+    about_tuning = {item.id for item in EXPERIMENTS.values() if item.about == "pair" and item.study is ToxicityContext}
+    assert about_tuning == COIN.keys() | NOT_ABOUT_TUNING | NOT_ASKED
+    for name in NOT_ASKED:
+        with pytest.raises(UserError):
+            run_experiment(EXPERIMENTS[name], tuned["shuffled"])
 
 
 @pytest.mark.oracle

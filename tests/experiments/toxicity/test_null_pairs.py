@@ -1,7 +1,8 @@
-"""Three pairs that were not tuned against toxicity: over all experiments no claim about what tuning did may hold on them.
+"""Two pairs that were not tuned against toxicity: over all experiments no claim about what tuning did may hold on them.
 
-The second side is the planted base plus noise that changes its predictions as much as the planted tuning does, the base after DPO on
-the labels of a coin, or the base after a little more pretraining on its own language. Claims about the base model alone are left out.
+The second side is the planted base plus noise that changes its predictions as much as the planted tuning does, or the base after a
+little more pretraining on its own language. Claims about the base model alone are left out. A third pair, tuned by DPO on the labels
+of a coin, has a file of its own (test_coin_labels.py), which says of each experiment what its verdict is.
 """
 
 from __future__ import annotations
@@ -22,10 +23,9 @@ from interp.models.modes import freeze
 from interp.models.tokens import next_token_losses, pad
 from interp.stats.nulls import perturbed
 from tests.experiments.planted import PlantedPair, passages, planted_context, planted_pair, prompts
-from tests.experiments.tuned import tuned_pair
 
-NOISE, COIN, MORE = "noise of equal KL", "labels of a coin", "more pretraining"
-PAIRS = (NOISE, COIN, MORE)
+NOISE, MORE = "noise of equal KL", "more pretraining"
+PAIRS = (NOISE, MORE)
 # That the weights hardly change is true of these pairs too, and says nothing about toxicity. Subtraction (A-E3) is done in the base
 # model; the tuned side gives no more than the price at which it is done.
 NOT_ABOUT_TUNING = {"A-E3", "A-E8"}
@@ -84,12 +84,11 @@ def planted() -> PlantedPair:
 
 
 @pytest.fixture(scope="module")
-def pairs(planted: PlantedPair, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelPair]:
+def pairs(planted: PlantedPair) -> dict[str, ModelPair]:
     base = planted.pair.base
     rows = rows_of(base, prompts(24))
     return {
         NOISE: ModelPair(base, noise_of_equal_kl(planted, rows), NOISE),
-        COIN: tuned_pair(planted, tmp_path_factory.mktemp("coin") / "shuffled", "shuffled"),
         MORE: ModelPair(base, more_pretraining(planted), MORE),
     }
 

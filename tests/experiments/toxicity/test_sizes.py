@@ -104,7 +104,7 @@ def test_a_part_reads_only_what_the_whole_has_not_read(context: ToxicityContext,
     for edits, (texts, _, price, f1) in zip(sets, measured, strict=True):
         assert texts == generate(base, context.prompts, max_new_tokens=4, edits=edits)
         assert price.value == pytest.approx(perplexity(base, [passage.text for passage in context.passages], edits=edits).value, rel=1e-5)
-        assert f1.tolist() == f1_of(base, context.passages, edits=edits).tolist()
+        assert f1.tolist() == f1_of(base, context.passages, new_tokens=context.new_tokens, edits=edits).tolist()
     part = context.part("some", prompts=context.prompts[1::2], passages=context.passages[::2])
     monkeypatch.setattr(type(base.hf), "forward", lambda *args, **kwargs: pytest.fail("a prompt or passage was read twice"))
     for edits, (texts, scores, price, f1) in zip(sets, measured, strict=True):
