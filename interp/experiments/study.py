@@ -6,7 +6,8 @@ tokenizer and settings of the model, and the edits. It is never keyed by the ide
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -62,6 +63,8 @@ class Study:
     _measurements: dict[tuple[Any, ...], Measurement] = field(default_factory=dict, init=False, repr=False)
     _parts: dict[Any, Part] = field(default_factory=dict, init=False, repr=False)
     _items: dict[tuple[Any, ...], dict[Any, Any]] = field(default_factory=dict, init=False, repr=False)
+    # The digests of the models that are being measured, by the identity of the object, which lives as long as its entry.
+    _keys: dict[int, str] = field(default_factory=dict, init=False, repr=False)
 
     def settings(self) -> dict[str, Any]:
         """The study's settings that a result depends on, which are stored with the result and shown."""
@@ -92,6 +95,8 @@ class Study:
     ) -> Any:
         """The value of `make()`, computed once for this key, this model (its weights, tokenizer and settings) and these edits.
 
+        `make` does not change the model: what it measures of it in turn is filed under the same weights, which are not hashed again.
+
         Raises `UserError` inside a block that edits or hooks the model: the value would be of a model that the key does not name.
 
         Args:
@@ -99,9 +104,11 @@ class Study:
             of: the model that is measured, identified by `model_key`; None where no weights are read.
             seeded: whether the value depends on the study's seed or on its other settings; it is then measured again under others.
         """
-        place = _place(key, of, edits)
+        place = self._place(key, of, edits)
         if place not in self._measurements:
-            self._measurements[place] = Measurement(make(), seeded)
+            with self._within(of, place[1]):
+                value = make()
+            self._measurements[place] = Measurement(value, seeded)
         return self._measurements[place].value
 
     def measured_items(
@@ -113,7 +120,7 @@ class Study:
         For measurements in which the value of an item does not depend on the others, nor on the seed: greedy continuations of prompts,
         losses on texts. `key`, `of` and `edits` are as in `measured`. Edits that hold values for each row in turn are measured anew.
         """
-        place = _place(key, of, edits)
+        place = self._place(key, of, edits)
         if any(edit.values is not None and edit.values.dim() > 2 for edit in edits):
             return list(make(list(items)))
         known = self._items.setdefault(place, {})
@@ -162,15 +169,27 @@ class Study:
         study.say = self.say
         return study
 
+    def _place(self, key: Any, of: Model | None, edits: Sequence[Edit]) -> tuple[Any, ...]:
+        """The place of a measurement in a cache; raises `UserError` inside a block that edits or hooks the model."""
+        if of is not None and active(of.hf).transforms:
+            raise UserError(
+                f"{key!r} is measured inside a block that changes the activations of {of.name}",
+                "measure outside of the block, and give the edits as `edits`",
+            )
+        digest = None if of is None else self._keys.get(id(of)) or model_key(of)
+        return (key, digest, *(edit.digest for edit in edits))
 
-def _place(key: Any, of: Model | None, edits: Sequence[Edit]) -> tuple[Any, ...]:
-    """The place of a measurement in a cache; raises `UserError` inside a block that edits or hooks the model."""
-    if of is not None and active(of.hf).transforms:
-        raise UserError(
-            f"{key!r} is measured inside a block that changes the activations of {of.name}",
-            "measure outside of the block, and give the edits as `edits`",
-        )
-    return (key, None if of is None else model_key(of), *(edit.digest for edit in edits))
+    @contextmanager
+    def _within(self, of: Model | None, digest: str | None) -> Iterator[None]:
+        """A block that measures this model, in which its digest is known."""
+        if of is None or digest is None or id(of) in self._keys:
+            yield
+            return
+        self._keys[id(of)] = digest
+        try:
+            yield
+        finally:
+            del self._keys[id(of)]
 
 
 class Studies:

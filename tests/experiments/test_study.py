@@ -18,7 +18,7 @@ from interp.experiments.registry import EXPERIMENTS, Finding, experiment, find_e
 from interp.experiments.run import run_report
 from interp.experiments.study import Studies, Study
 from interp.experiments.toxicity.context import ToxicityContext
-from interp.models.digests import model_digests
+from interp.models.digests import model_digests, model_key
 
 ABOUT = {"title": "a title", "question": "so?", "criterion": "Holds if so, fails if not.", "refuted_by": "another", "caveat": "none"}
 
@@ -270,3 +270,24 @@ def test_experiments_of_every_paper_come_in_order_and_others_as_registered() -> 
         *(f"A-E{number}" for number in range(1, 16)), "B-E1", "B-E1b", "B-E10", "B-X1", "C-E2", "C-E10",
         "X-C1", "X-C2", "W-E1", "W-E2", "X-U1", "Y-E1", "T-E1", "T-E2", "Z-1",
     ]  # fmt: skip
+
+
+def test_a_measurement_within_another_of_the_same_model_does_not_hash_it_again(gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    from interp.experiments import study as module
+
+    hashed: list[str] = []
+    monkeypatch.setattr(module, "model_key", lambda model: hashed.append(model.name) or model_key(model))
+    study, other = Counting(["a", "bc"]), Model(gpt2.plain_copy(), gpt2.tokenizer, "other")
+
+    def make() -> int:
+        return sum(study.lengths(gpt2)) + study.count(other)
+
+    assert study.measured("sum", make, of=gpt2) == 4
+    assert hashed == [gpt2.name, "other"]
+    # Outside of a measurement the weights are looked at again, so that a change is noticed.
+    before = len(study.measurements())
+    study.count(other)
+    assert len(study.measurements()) == before
+    next(other.hf.parameters()).data.add_(1.0)
+    study.count(other)
+    assert len(study.measurements()) == before + 1
