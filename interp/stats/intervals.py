@@ -7,6 +7,7 @@ point) cost no more than single numbers and a seed gives the same draws for ever
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -46,6 +47,19 @@ class Interval:
 
     def __str__(self) -> str:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+def percents(low: float | int, high: float | int, joined: str = ", ") -> str:
+    """The ends of the interval of a share as whole percentages; "unbounded" where one is infinite.
+
+    That happens where what it is a share of, such as the toxicity that tuning took away, is not above 0 in every resample.
+    """
+    return f"{percent(low)}{joined}{percent(high)}" if math.isfinite(low) and math.isfinite(high) else "unbounded"
+
+
+def percent(share: float | int) -> str:
+    """A share as a whole percentage, without a sign before zero."""
+    return f"{round(share, 2) + 0.0:.0%}"
 
 
 def bootstrap_mean(values: Any, *, draws: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:

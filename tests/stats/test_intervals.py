@@ -19,6 +19,7 @@ from interp.stats.intervals import (
     bootstrap_mean,
     bootstrap_means,
     bootstrap_ratio,
+    percents,
     permutation_p,
 )
 
@@ -152,3 +153,11 @@ def test_two_aucs_on_the_same_texts_are_compared_text_by_text() -> None:
         negative, positive = (np.random.default_rng(seed).integers(0, 60, 60) + 60 * kind for kind in (0, 1))
         drawn.append(np.subtract(*[(scores[positive][:, None] > scores[negative]).mean() for scores in (signal, far)]))
     assert (unlike.low, unlike.high) == pytest.approx(tuple(np.quantile(drawn, (0.025, 0.975))), abs=0.05)
+
+
+def test_the_ends_of_a_share_are_whole_percentages_and_unbounded_where_one_is_infinite() -> None:
+    assert percents(0.094, 0.8) == "9%, 80%"
+    assert percents(-0.001, 0.5, " to ") == "0% to 50%"
+    # Where what it is a share of is not above 0 in every resample.
+    share = bootstrap_ratio(np.array([1.0, 0.0, 1.0]), np.array([1.0, -1.0, 0.5]))
+    assert percents(share.low, share.high) == "unbounded"

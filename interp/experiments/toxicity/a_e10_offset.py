@@ -27,7 +27,7 @@ from interp.errors import UserError
 from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.toxicity.criteria import CRITERIA
-from interp.experiments.toxicity.offset_paths import control_shares, name_of_run, null_runs, percent
+from interp.experiments.toxicity.offset_paths import control_shares, name_of_run, null_runs
 from interp.experiments.toxicity.offset_region import LaterPath, both_parts, judge_1, later_path, one_offset, path_table
 from interp.experiments.toxicity.scorers import agreed
 from interp.forward.capture import capture
@@ -35,7 +35,7 @@ from interp.patching.vector_paths import LATER
 from interp.results import figures
 from interp.results.figures import moves
 from interp.results.result import number
-from interp.stats.intervals import Interval, bootstrap_difference, bootstrap_mean, bootstrap_ratio
+from interp.stats.intervals import Interval, bootstrap_difference, bootstrap_mean, bootstrap_ratio, percent, percents
 from interp.stats.nulls import matched_neurons, perturbed
 
 TOP = 5
@@ -134,8 +134,7 @@ def _sentence(cosine: Interval, trained: Mapping[str, Interval], random: list[fl
     if path is None:
         return f"{text}; tuning did not lower toxicity, so there is no fall that the offset could bring."
     later, direct = (
-        f"{percent(share.value)} [{percent(share.low)}, {percent(share.high)}]"
-        for share in (path.by_layer[path.layer].share, path.direct.share)
+        f"{percent(share.value)} [{percents(share.low, share.high)}]" for share in (path.by_layer[path.layer].share, path.direct.share)
     )
     highest = max(control_shares(path.untrained, path.trained, path.layer, LATER)[0])
     best = max(path.by_layer, key=lambda layer: path.by_layer[layer].share.value)

@@ -20,7 +20,7 @@ from interp.models.model import Model
 from interp.neurons.ranking import svd_directions, values_at
 from interp.results import figures
 from interp.results.result import Figure, Verdict
-from interp.stats.intervals import Interval, bootstrap_mean, bootstrap_ratio
+from interp.stats.intervals import Interval, bootstrap_mean, bootstrap_ratio, percents
 from interp.stats.nulls import matched_neurons, random_directions
 
 THRESHOLDS = CRITERIA["A-E3"][-1].thresholds
@@ -109,7 +109,7 @@ def run(context: ToxicityContext) -> Finding:
     sentence = (
         "Subtracted from the last residual stream at the perplexity that DPO costs, "
         + ", ".join(
-            f"{name} removes {drop.value:.0%} [{drop.low:.0%}, {drop.high:.0%}]" for name, drop in zip(drops, intervals_of, strict=True)
+            f"{name} removes {drop.value:.0%} [{percents(drop.low, drop.high)}]" for name, drop in zip(drops, intervals_of, strict=True)
         )
         + f" of the toxicity (random directions of equal norm {nulls[0]:.0%}, of equal perplexity {nulls[1]:.0%}, random value vectors {nulls[2]:.0%}); DPO removes {by_tuning.value:.0%}."
     )

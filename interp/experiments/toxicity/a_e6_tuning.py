@@ -17,7 +17,7 @@ from interp.experiments.toxicity.scorers import agreed, beside
 from interp.results.result import Figure, Verdict
 from interp.runs.logs import controls_if_any, read_tuning_log
 from interp.runs.telemetry import Telemetry
-from interp.stats.intervals import Interval, bootstrap_ratio
+from interp.stats.intervals import Interval, bootstrap_ratio, percents
 
 THRESHOLDS = CRITERIA["A-E6"][-1].thresholds
 DRAWN = ("loss", "logp", "margin", "kl", "toxicity", "perplexity")
@@ -158,7 +158,7 @@ def _with_ends(fall: Interval) -> str:
     """A fall with its interval in percent; so few prompts may be toxic that draws have none, and the interval has no end."""
     if not (math.isfinite(fall.low) and math.isfinite(fall.high)):
         return f"{fall.value:.0%} (too few toxic prompts for an interval)"
-    return f"{fall.value:.0%} [{fall.low:.0%}, {fall.high:.0%}]"
+    return f"{fall.value:.0%} [{percents(fall.low, fall.high)}]"
 
 
 def _sides(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

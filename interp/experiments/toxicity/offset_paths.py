@@ -109,11 +109,6 @@ def control_vectors(offset: Float[Tensor, " d_model"], draws: int, seed: int) ->
     }
 
 
-def percent(share: float) -> str:
-    """A share as a whole percentage, without a sign before zero."""
-    return f"{round(share, 2) + 0.0:.0%}"
-
-
 def gap_of(held_out: ToxicityContext, pair: ModelPair) -> float:
     """How far tuning lowers the mean toxicity of the held-out prompts; raises `UserError` where it does not."""
     base, tuned = (float(held_out.toxicity(model).mean()) for model in pair.sides.values())

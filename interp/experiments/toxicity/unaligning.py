@@ -24,7 +24,7 @@ from interp.models.chat import prompt_rows
 from interp.neurons.firing import LONGEST, rates_at_end
 from interp.results.result import Verdict
 from interp.stats.differences import Cells, differences, logits, mean_cells
-from interp.stats.intervals import Interval, bootstrap_difference
+from interp.stats.intervals import Interval, bootstrap_difference, percents
 
 Answer = Literal["yes", "no", "unclear"]
 ANSWERS: dict[Verdict, Answer] = {"holds": "yes", "fails": "no"}
@@ -225,7 +225,7 @@ def sentence_of(what: str, evidence: Evidence, seed: int) -> str:
     effect = differences(evidence.cells, seed=seed)
     controls = ", ".join(f"{kind} {mean_cells(list(drawn)).difference.mean():+.3f}" for kind, drawn in evidence.controls.items())
     interval = f"95 % interval {effect.difference.low:+.3f} to {effect.difference.high:+.3f}"
-    survives = f"{effect.survives.value:.0%} ({effect.survives.low:.0%} to {effect.survives.high:.0%})"
+    survives = f"{effect.survives.value:.0%} ({percents(effect.survives.low, effect.survives.high, ' to ')})"
     return (
         f"{what} changes toxicity by {effect.rise_in_tuned.value:+.3f} in the tuned model and by {effect.rise_in_base.value:+.3f} in the "
         f"base model: a difference of {effect.difference.value:+.3f} ({interval}; {controls}), so {survives} of tuning's effect survives "

@@ -27,7 +27,7 @@ from interp.models.model import Model
 from interp.neurons.ranking import values_at
 from interp.results import figures
 from interp.results.result import Figure, Verdict
-from interp.stats.intervals import Interval, bootstrap_difference, bootstrap_means, bootstrap_ratio
+from interp.stats.intervals import Interval, bootstrap_difference, bootstrap_means, bootstrap_ratio, percents
 from interp.stats.nulls import perturbed, random_directions
 
 RANK = 2
@@ -146,7 +146,7 @@ def run(context: ToxicityContext) -> Finding:
 
 
 def _share(interval: Interval) -> str:
-    return f"{interval.value:.0%} [{interval.low:.0%}, {interval.high:.0%}]"
+    return f"{interval.value:.0%} [{percents(interval.low, interval.high)}]"
 
 
 def _row(held_out: ToxicityContext, name: str, model: Model, edits: Sequence[Edit] = (), **more: Any) -> dict[str, Any]:

@@ -32,7 +32,6 @@ from interp.experiments.toxicity.offset_paths import (
     effects_on_paths,
     gap_of,
     mean_offset_over_positions,
-    percent,
     spread_of_layers,
     trained_effects,
     transfer_of,
@@ -42,7 +41,7 @@ from interp.models.model import Model
 from interp.patching.vector_paths import BOTH, DIRECT, LATER, VECTOR_PATHS, edits_on_path
 from interp.results import figures
 from interp.results.result import Figure, Verdict
-from interp.stats.intervals import Interval, bootstrap_mean
+from interp.stats.intervals import Interval, bootstrap_mean, percent, percents
 
 DOUBLE = 2.0
 DRAWS, DRAWS_QUICK = 3, 2
@@ -183,8 +182,7 @@ def _sentence(
     doing = "Adding the offset to the base model brings" if adding else "Taking the offset off the tuned model returns"
     of = "of the fall in toxicity that tuning brings" if adding else "of the toxicity that tuning took"
     direct, later = (
-        f"{percent(row['share of the way'])} [{percent(row['low'])}, {percent(row['high'])}]"
-        for row in (paths.loc[DIRECT], paths.loc[LATER])
+        f"{percent(row['share of the way'])} [{percents(row['low'], row['high'])}]" for row in (paths.loc[DIRECT], paths.loc[LATER])
     )
     beside_it = ", ".join(
         f"{item.run}{' scaled to its length' if item.scaled else ''} {percent(item.effect.share.value)}" for item in logged if item.decides
@@ -192,7 +190,7 @@ def _sentence(
     nulls = f"permuted and random vectors {percent(float(np.mean(untrained)))}, at most {percent(max(untrained))}; offsets of control runs: {beside_it or 'none'}"
     reached = f"directly at the logits {direct}, through the blocks from layer {layer} on {later}"
     end = "" if logged else f" {NO_TRAINED}"
-    return f"{doing} {percent(share.value)} [{percent(share.low)}, {percent(share.high)}] {of} ({reached}; {nulls}).{end}"
+    return f"{doing} {percent(share.value)} [{percents(share.low, share.high)}] {of} ({reached}; {nulls}).{end}"
 
 
 def _guards(drawn: dict[str, list[dict[str, Any]]]) -> float:
