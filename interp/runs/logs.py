@@ -31,9 +31,10 @@ FILES: dict[str, tuple[str, ...]] = {
     "controls": ("controls.json", "dpo/controls.json"),
     "kl_term": ("kl_term.json",),
     "single_token": ("single_token.json",),
+    "preference_pairs": ("preference_pairs.json",),
 }
 # Studies whose runs began from the base model, which outlive another tuning of it.
-OF_BASE = ("kl_term", "single_token")
+OF_BASE = ("kl_term", "single_token", "preference_pairs")
 # The logs of the pair's own training and of what is compared with it, on which results that read `logs` depend.
 OF_TUNING = ("pair", "pairs", "tuning", "controls", "kl_term")
 FIX = "name the folder of the run that made it with --logs; `python -m training.studies.toxicity_controls` says there which pair it is"
