@@ -110,11 +110,21 @@ def kl_term_if_any(folder: Path, pair: ModelPair) -> dict[str, Any] | None:
 
 def read_single_token(folder: Path, base: Model) -> dict[str, Any]:
     """The study of one-token answers (`training.studies.displacement`). Raises `UserError` where there is none of this base model."""
-    fix = "python -m training.studies.displacement single-token makes it; name its folder with --logs"
-    file = log_file(folder, "single_token")
+    return _of_base(folder, base, "single_token", "one-token answers", "single-token")
+
+
+def read_preference_pairs(folder: Path, base: Model) -> dict[str, Any]:
+    """The study of preference pairs (`training.studies.pair_runs`). Raises `UserError` where there is none of this base model."""
+    return _of_base(folder, base, "preference_pairs", "preference pairs", "pairs")
+
+
+def _of_base(folder: Path, base: Model, log: str, of: str, study: str) -> dict[str, Any]:
+    file = log_file(folder, log)
     record = {} if file is None else read_json(file, "write it again")
     if record.get("base") != base.digest:
-        raise UserError("no study of one-token answers of this base model", fix)
+        raise UserError(
+            f"no study of {of} of this base model", f"python -m training.studies.displacement {study} makes it; name its folder with --logs"
+        )
     return record
 
 

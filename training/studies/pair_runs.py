@@ -25,8 +25,8 @@ from transformers import PreTrainedModel
 
 from interp.data.paper import SETTING
 from interp.data.texts import challenge_prompts, neutral_prompts
-from interp.evaluation.toxicity import Scorer, scorer_digest
 from interp.errors import UserError
+from interp.evaluation.toxicity import Scorer, scorer_digest
 from interp.files import read_json, write_json
 from interp.models.digests import model_key
 from interp.models.model import Model
