@@ -113,9 +113,16 @@ def read_single_token(folder: Path, base: Model) -> dict[str, Any]:
     return _of_base(folder, base, "single_token", "one-token answers", "single-token")
 
 
-def read_preference_pairs(folder: Path, base: Model) -> dict[str, Any]:
-    """The study of preference pairs (`training.studies.pair_runs`). Raises `UserError` where there is none of this base model."""
-    return _of_base(folder, base, "preference_pairs", "preference pairs", "pairs")
+def read_preference_pairs(folder: Path, base: Model, rows: str) -> dict[str, Any]:
+    """The study of preference pairs (`training.studies.pair_runs`) with its list `rows`.
+
+    Raises `UserError` where there is none of this base model, or where these rows were not measured.
+    """
+    record = _of_base(folder, base, "preference_pairs", "preference pairs", "pairs")
+    if not record.get(rows):
+        fix = f"python -m training.studies.displacement pairs --kinds {rows} measures them; name the folder with --logs"
+        raise UserError(f"the study of preference pairs of this base model has no {rows}", fix)
+    return record
 
 
 def _of_base(folder: Path, base: Model, log: str, of: str, study: str) -> dict[str, Any]:

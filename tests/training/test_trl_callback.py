@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from trl import DPOConfig, DPOTrainer
 
 from interp import Model, UserError
@@ -22,15 +23,15 @@ from training.trl_callback import DisplacementCallback, trained_pairs
 STEPS, PAIRS = 5, 12
 
 
-def trainer_of(model: Model, folder: Path, **options: Any) -> DPOTrainer:
+def trainer_of(model: Model, folder: Path, adapter: Any = None, **options: Any) -> DPOTrainer:
     config = DPOConfig(
         output_dir=str(folder), max_steps=STEPS, per_device_train_batch_size=4, learning_rate=1e-2, report_to=[], use_cpu=True,
         logging_steps=1, save_strategy="no", seed=1, max_length=32, disable_tqdm=True, bf16=False, gradient_checkpointing=False, **options,
     )  # fmt: skip
     data = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in rows(24)[:20]]
     return DPOTrainer(
-        model=model.plain_copy(), args=config, train_dataset=Dataset.from_list(data), processing_class=model.tokenizer
-    )  # fmt: skip
+        model=model.plain_copy(), args=config, train_dataset=Dataset.from_list(data), processing_class=model.tokenizer, peft_config=adapter
+    )
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,19 @@ def test_pairs_watch_reads_the_log_of_such_a_run(runs: tuple[DPOTrainer, DPOTrai
     trainer, _, _ = runs
     (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": trainer.state.log_history}), encoding="utf-8")
     assert watch(tmp_path).steps == (1, STEPS)
+
+
+def test_an_adapter_is_read_through(gpt2: Model, tmp_path: Path) -> None:
+    trainer = trainer_of(gpt2, tmp_path, LoraConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM", fan_in_fan_out=True))
+    callback = DisplacementCallback(trainer, pairs=4, every=100, gradients=1)
+    trainer.add_callback(callback)
+    trainer.train()
+    last = [entry for entry in trainer.state.log_history if "displacement/chosen" in entry][-1]
+    merged = Model(trainer.model.merge_and_unload().eval(), gpt2.tokenizer, "merged")
+    change = log_probs(merged, callback.pairs).chosen - log_probs(gpt2, callback.pairs).chosen
+    assert last["step"] == STEPS
+    assert last["displacement/chosen"] == pytest.approx(change.mean(), abs=1e-3)
+    assert abs(change).max() > 0.01
 
 
 def test_what_cannot_be_measured_is_refused(gpt2: Model, tmp_path: Path) -> None:

@@ -260,6 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--own", metavar="RUN", help="pairs: the run whose stage `pairs` the model wrote [default: shipped]", default="shipped"
     )
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="pairs: the rows to measure [default: all]")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, metavar="FILE", help="[default: the study's file in the folder of runs]")
     options = parser.parse_args(arguments)
@@ -281,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             texts, source = (persona_statements(os.environ[SETTING]), PERSONA) if options.persona else (statements(), OWN)
             design = replace(Design(), seeds=options.seeds or Design.seeds, other_seeds=options.other_seeds)
             study = Study(model, folder, design, texts, source, say)
-        record = study.record()
+        record = study.record(options.kinds) if isinstance(study, PairStudy) else study.record()
         file = options.out or study.folder / FILES[LOGS[options.study]][0]
         write_json(file, plain(record))
     except UserError as error:

@@ -37,7 +37,7 @@ SCORES = {
     about="base",
 )
 def run(context: DisplacementContext) -> Finding:
-    record = context.preference_pairs()
+    record = context.preference_pairs("filters")
     rows = record["filters"]
     numbers = ranked(rows)
     parts = {CHES: numbers.ches.mean, GIVEN: numbers.given_length.mean, LEAD: numbers.lead.mean}

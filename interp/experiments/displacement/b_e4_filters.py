@@ -38,7 +38,7 @@ BEHAVIOUR = {"toxicity": "toxicity of continuations", "distinct_2": "different w
     about="base",
 )
 def run(context: DisplacementContext) -> Finding:
-    record = context.preference_pairs()
+    record = context.preference_pairs("filters")
     rows = record["filters"]
     numbers = displacers(rows)
     parts = {GAIN: numbers.gain.mean, LOSS: numbers.loss.mean, RANK: numbers.rank.mean, LEAD: numbers.lead.mean}

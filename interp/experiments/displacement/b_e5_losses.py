@@ -33,7 +33,7 @@ SIDES = {"chosen": "chosen", "rejected": "rejected", "margin": "margin"}
     about="base",
 )
 def run(context: DisplacementContext) -> Finding:
-    record = context.preference_pairs()
+    record = context.preference_pairs("losses")
     rows = record["losses"]
     numbers = cured(rows)
     parts = {FALL: numbers.fall.mean, CURE: numbers.cure.mean}

@@ -46,6 +46,6 @@ class DisplacementContext(Study):
         """The study of one-token answers. Raises `UserError` where there is none of this base model."""
         return read_single_token(self.logs, self.pair.base)
 
-    def preference_pairs(self) -> dict[str, Any]:
-        """The study of filters and losses of preference pairs. Raises `UserError` where there is none of this base model."""
-        return read_preference_pairs(self.logs, self.pair.base)
+    def preference_pairs(self, rows: str) -> dict[str, Any]:
+        """The study of preference pairs, with `filters` or `losses`. Raises `UserError` where there is none of this base with these rows."""
+        return read_preference_pairs(self.logs, self.pair.base, rows)
