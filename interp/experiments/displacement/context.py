@@ -47,5 +47,5 @@ class DisplacementContext(Study):
         return read_single_token(self.logs, self.pair.base)
 
     def preference_pairs(self, rows: str) -> dict[str, Any]:
-        """The study of preference pairs, with `filters` or `losses`. Raises `UserError` where there is none of this base with these rows."""
+        """The study of preference pairs, with `filters` or `losses`. Raises `UserError` where there is none of this base with them."""
         return read_preference_pairs(self.logs, self.pair.base, rows)
