@@ -56,6 +56,7 @@ class PairDesign:
         trained, held_out: pairs of a draw; a filter keeps half of the former.
         longest: pairs of more tokens, as one packed row, are not used.
         random: random halves of a draw.
+        alone: draws of each source in which every pair is also trained on by itself, for one step.
         every: of the challenge prompts, every so many-th is continued.
     """
 
@@ -64,6 +65,7 @@ class PairDesign:
     held_out: int = 32
     longest: int = LONGEST
     random: int = 2
+    alone: int = 1
     every: int = 4
     new_tokens: int = 20
     measured_every: int = 2
@@ -85,8 +87,8 @@ class PairStudy:
         self.behaviour = arms.Behaviour(
             challenge_prompts()[:: self.design.every], neutral_prompts(), self.scorer, self.design.new_tokens
         )  # fmt: skip
-        # A row is the same however many seeds there are, and whatever other sources.
-        settings = {name: value for name, value in self.settings().items() if name != "seeds"}
+        # A row is the same however many seeds there are.
+        settings = {name: value for name, value in self.settings().items() if name not in ("seeds", "alone")}
         depends = json.dumps([model_key(self.model), settings, scorer_digest(self.scorer)])
         self.folder = self.folder / hashlib.sha256(depends.encode()).hexdigest()[:12]
 
@@ -141,9 +143,12 @@ class PairStudy:
             tuned = self.tuned(some, training)
             if name == "all":
                 fall = before.chosen - log_probs(tuned, pairs).chosen
-                step = -arms.alone(self.model, pairs, design.optimizer, training.learning_rate)
-                correlations = {"epoch": arms.rank_correlations(scores, fall), "alone": arms.rank_correlations(scores, step)}
-                shares |= {"fell_in_epoch": float((fall > 0).mean()), "fell_alone": float((step > 0).mean())}
+                correlations = {"epoch": arms.rank_correlations(scores, fall)}
+                shares |= {"fell_in_epoch": float((fall > 0).mean())}
+                if seed < design.alone:
+                    step = -arms.alone(self.model, pairs, design.optimizer, training.learning_rate)
+                    correlations["alone"] = arms.rank_correlations(scores, step)
+                    shares["fell_alone"] = float((step > 0).mean())
             mean = {by: scores[by].iloc[places] for by in ("length_difference", "edit_similarity", "ches", "harm")}
             row = {"arm": name, "pairs": len(some), "steps": -(-len(some) // BATCH), "like": arms.described(some, mean)}
             row |= {"held_out": arms.changes(held, log_probs(tuned, test), test)}

@@ -65,13 +65,12 @@ def ranks_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     table = []
     for score, shown in SCORES.items():
         mean = repeats_mean([rank_of(row, score) for row in rows])
-        given, alone = (
-            float(np.mean([rank_of(row, score, kind, when) for row in rows])) if rows else math.nan
-            for kind, when in (("given_length", "epoch"), ("plain", "alone"))
-        )
+        given = float(np.mean([rank_of(row, score, "given_length") for row in rows])) if rows else math.nan
+        by_itself = [rank_of(row, score, when="alone") for row in rows if "alone" in row["correlations"]]
         table.append({
             "score": shown, "fall in the epoch": mean.value, "low": mean.low, "high": mean.high, "given the lengths": given,
-            "fall by a step on the pair alone": alone, "runs": mean.n,
+            "fall by a step on the pair alone": float(np.mean(by_itself)) if by_itself else math.nan,
+            "runs": mean.n,
         })  # fmt: skip
     return pd.DataFrame(table)
 

@@ -13,6 +13,7 @@ from interp.experiments.displacement.criteria import CRITERIA
 from interp.experiments.displacement.pair_rules import B_E4, Displacers, displacers, held_out, verdict_of
 from interp.experiments.registry import Finding, experiment
 from interp.results import figures
+from interp.results.result import number
 from interp.stats.intervals import Interval
 from interp.stats.repeats import repeats_mean
 
@@ -92,7 +93,7 @@ def sources_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 def behaviour_table(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float]) -> pd.DataFrame:
     """By arm what is generated and how far the model moved, with the difference from a random half and its interval over runs."""
-    table = [{"trained on": "nothing (base)", **{shown: base[name] for name, shown in BEHAVIOUR.items()}}]
+    table = [{"trained on": "nothing (base)", **{shown: number(base[name]) for name, shown in BEHAVIOUR.items()}}]
     for arm, shown in ARMS.items():
         measured = [(_item(row, arm), _item(row, "random")) for row in rows]
         both = [(one, other) for one, other in measured if one and other and "kl" in one]
@@ -100,8 +101,9 @@ def behaviour_table(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float]
             continue
         entry: dict[str, Any] = {"trained on": shown}
         for name, title in BEHAVIOUR.items():
-            mean = repeats_mean([one[name] - other[name] for one, other in both])
-            entry |= {title: float(np.mean([one[name] for one, _ in both])), f"{title}, minus random": str(mean) if arm != "random" else ""}
+            values = np.array([[number(item[name]) for item in pair] for pair in both])
+            mean = repeats_mean(values[:, 0] - values[:, 1])
+            entry |= {title: float(values[:, 0].mean()), f"{title}, minus random": str(mean) if arm != "random" else ""}
         table.append(entry)
     return pd.DataFrame(table)
 
@@ -127,7 +129,8 @@ def _item(row: Mapping[str, Any], arm: str) -> Mapping[str, Any] | None:
 
 
 def _shares(rows: Sequence[Mapping[str, Any]], name: str) -> float:
-    return float(np.mean([row["shares"][name] for row in rows])) if rows else float("nan")
+    values = [row["shares"][name] for row in rows if name in row["shares"]]
+    return float(np.mean(values)) if values else float("nan")
 
 
 def _toxicity(rows: Sequence[Mapping[str, Any]]) -> Interval:
