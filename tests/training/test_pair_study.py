@@ -60,7 +60,7 @@ def record(study: PairStudy) -> dict[str, Any]:
 
 
 def test_arms_of_a_draw_have_half_of_the_pairs_and_as_many_steps_as_random_halves(record: dict[str, Any]) -> None:
-    assert len(record["filters"]) == len(record["losses"]) == 2
+    assert len(record["ranks"]) == len(record["filters"]) == len(record["losses"]) == 2
     for row in record["filters"]:
         arms = [(arm["arm"], arm["pairs"], arm["steps"]) for arm in row["arms"]]
         assert arms[0] == ("all", 16, 2)
@@ -72,6 +72,14 @@ def test_arms_of_a_draw_have_half_of_the_pairs_and_as_many_steps_as_random_halve
     for row in record["losses"]:
         assert [item["loss"] for item in row["losses"]] == list(LOSSES)
         assert [point["step"] for point in row["losses"][0]["course"]] == [1, 2]
+
+
+def test_a_run_of_ranks_is_that_on_all_pairs_of_the_filters(record: dict[str, Any]) -> None:
+    for one, other in zip(record["ranks"], record["filters"], strict=True):
+        known = one["correlations"]["epoch"]
+        assert known == {name: other["correlations"]["epoch"][name] for name in known}
+        assert one["trained"]["fell"] == other["shares"]["fell_in_epoch"]
+        assert {"ches", "edit_similarity", "last_hidden", "length_difference"} <= known.keys()
 
 
 def test_stretches_of_seeds_and_the_calibration_share_no_pair(sources: list[PairSet]) -> None:

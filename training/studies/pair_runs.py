@@ -2,6 +2,7 @@
 
 For each source of pairs and each seed, one stretch of pairs is trained on and another held out; stretches of different seeds share no pair.
 
+    ranks    one epoch of DPO on all pairs: how the scores that need no gradient rank the falls of their chosen answers
     filters  one epoch of DPO on all pairs, on the half that each filter keeps, and on random halves of as many steps
     losses   one epoch on all pairs by each loss, measured while it runs
 
@@ -41,7 +42,7 @@ from training.studies.displacement_cells import RATES
 from training.studies.displacement_rows import rounded
 from training.studies.pair_data import HH, LONGEST, PARADETOX, PairSet, hh_pairs, own_pairs, paradetox_pairs, part
 
-KINDS = ("filters", "losses")
+KINDS = ("ranks", "filters", "losses")
 # The arms of which behaviour is measured too; of the random halves the first.
 WITH_BEHAVIOUR = ("all", "influence", "worst", "ches", "random")
 Say = Callable[[str], object]
@@ -124,6 +125,17 @@ class PairStudy:
         """The model after one epoch on these pairs."""
         return Model(train(self.model, pairs, training, **options), self.model.tokenizer, "tuned")
 
+    def ranks(self, source: PairSet, seed: int) -> dict[str, Any]:
+        """One draw of `ranks`: the correlation of each score with the falls of the pairs that are trained on, and what the run did."""
+        training = Training(self.rate(source), self.design.optimizer, seed)
+        pairs, _ = part(source, seed + 1, (self.design.trained, self.design.held_out))
+        before, scores = log_probs(self.model, pairs), arms.forward_columns(self.model, pairs)
+        after = log_probs(self.tuned(pairs, training), pairs)
+        correlations = {"epoch": arms.rank_correlations(scores, before.chosen - after.chosen)}
+        head = {"source": source.name, "seed": seed, "rate": training.learning_rate}
+        like = arms.described(pairs, {name: scores[name] for name in ("edit_similarity", "ches")})
+        return head | {"correlations": correlations, "trained": arms.changes(before, after, pairs), "like": like}
+
     def filters(self, source: PairSet, seed: int) -> dict[str, Any]:
         """One draw of `filters`: the correlation of each score with the falls in the run on all pairs, and every arm's outcome."""
         design, training = self.design, Training(self.rate(source), self.design.optimizer, seed)
@@ -179,12 +191,11 @@ class PairStudy:
 
     def rows(self) -> Iterator[tuple[str, PairSet, str, Callable[[], dict[str, Any]]]]:
         """Every row in the order in which they are measured: kind, source, name, and the function that measures it."""
-        for seed in range(self.design.seeds):
-            for source in self.sources:
-                yield "filters", source, f"filters-{seed}", partial(self.filters, source, seed)
-        for seed in range(self.design.seeds):
-            for source in self.sources:
-                yield "losses", source, f"losses-{seed}", partial(self.losses, source, seed)
+        measures = {"ranks": self.ranks, "filters": self.filters, "losses": self.losses}
+        for kind, measure in measures.items():
+            for seed in range(self.design.seeds):
+                for source in self.sources:
+                    yield kind, source, f"{kind}-{seed}", partial(measure, source, seed)
 
     def record(self, kinds: Sequence[str] = KINDS) -> dict[str, Any]:
         """The rows of these kinds, each measured if it is not there, with the settings, the sources and the base's own behaviour."""

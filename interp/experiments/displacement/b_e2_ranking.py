@@ -37,16 +37,16 @@ SCORES = {
     about="base",
 )
 def run(context: DisplacementContext) -> Finding:
-    record = context.preference_pairs("filters")
-    rows = record["filters"]
+    record = context.preference_pairs("ranks")
+    rows = record["ranks"]
     numbers = ranked(rows)
     parts = {CHES: numbers.ches.mean, GIVEN: numbers.given_length.mean, LEAD: numbers.lead.mean}
     chance = by_chance(rows)
-    table = ranks_table(rows)
+    table = ranks_table(rows, record["filters"])
     return Finding(
         verdict_of(numbers.parts, rows, B_E2), _summary(numbers, table, chance), {name: part.value for name, part in parts.items()},
         {CHES: chance, GIVEN: chance, LEAD: 0.0}, {name: (part.low, part.high) for name, part in parts.items()},
-        {"ranks": table, "by source": sources_table(rows)}, _figures(table, chance),
+        {"ranks": table, "by source": sources_table(rows), "runs": runs_table(rows)}, _figures(table, chance),
         {"study": record["settings"], "sources": record["sources"], "interval": "Student's over runs: a source of pairs and a draw of them"},
         sentence=_sentence(numbers, chance),
     )  # fmt: skip
@@ -60,33 +60,49 @@ def by_chance(rows: Sequence[Mapping[str, Any]]) -> float:
     return 1.96 / math.sqrt(max(1, len(rows)) * (B_E2["trained"] - 1))
 
 
-def ranks_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """By score its mean rank correlation with the falls in the epoch, with its interval, given the lengths, and after a step alone."""
+def ranks_table(rows: Sequence[Mapping[str, Any]], filters: Sequence[Mapping[str, Any]] = ()) -> pd.DataFrame:
+    """By score its mean rank correlation with the falls in the epoch, with its interval, and given the lengths.
+
+    Scores that need gradients, and falls by a step on a pair alone, are those of the rows `filters`, where these were measured.
+    """
     table = []
     for score, shown in SCORES.items():
-        mean = repeats_mean([rank_of(row, score) for row in rows])
-        given = float(np.mean([rank_of(row, score, "given_length") for row in rows])) if rows else math.nan
-        by_itself = [rank_of(row, score, when="alone") for row in rows if "alone" in row["correlations"]]
+        runs = [row for row in rows if score in row["correlations"]["epoch"]] or list(filters)
+        if not runs:
+            continue
+        mean = repeats_mean([rank_of(row, score) for row in runs])
+        by_itself = [rank_of(row, score, when="alone") for row in filters if "alone" in row["correlations"]]
         table.append({
-            "score": shown, "fall in the epoch": mean.value, "low": mean.low, "high": mean.high, "given the lengths": given,
-            "fall by a step on the pair alone": float(np.mean(by_itself)) if by_itself else math.nan,
-            "runs": mean.n,
+            "score": shown, "fall in the epoch": mean.value, "low": mean.low, "high": mean.high,
+            "given the lengths": float(np.mean([rank_of(row, score, "given_length") for row in runs])),
+            "fall by a step on the pair alone": float(np.mean(by_itself)) if by_itself else math.nan, "runs": mean.n,
         })  # fmt: skip
     return pd.DataFrame(table)
+
+
+def runs_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """By source what the runs did to the pairs that they were trained on, means over runs in nats, and what these pairs are like."""
+    flat = [{"source": row["source"], **row["trained"], **row["like"]} for row in rows]
+    return pd.DataFrame(flat).groupby("source", sort=False).mean().reset_index() if flat else pd.DataFrame(columns=["source"])
 
 
 def sources_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """By source and score the mean rank correlation with the falls in the epoch."""
     flat = pd.DataFrame(
-        [{"source": row["source"], "score": shown, "rank": rank_of(row, score)} for row in rows for score, shown in SCORES.items()],
+        [
+            {"source": row["source"], "score": shown, "rank": rank_of(row, score)}
+            for row in rows
+            for score, shown in SCORES.items()
+            if score in row["correlations"]["epoch"]
+        ],
         columns=["source", "score", "rank"],
     )
     return flat.pivot_table(index="score", columns="source", values="rank", sort=False).reset_index().rename_axis(columns=None)
 
 
 def _summary(numbers: Ranked, table: pd.DataFrame, chance: float) -> str:
-    best = table.loc[table["fall in the epoch"].idxmax()] if table["fall in the epoch"].notna().any() else None
-    highest = f" Highest of all is {best['score']} with {best['fall in the epoch']:.2f}." if best is not None else ""
+    best = table.loc[table["fall in the epoch"].idxmax()]
+    highest = f" Highest of all is {best['score']} with {best['fall in the epoch']:.2f}."
     return (
         f"Over {numbers.ches.mean.n} runs the rank correlation of CHES with the fall of a pair's chosen answer is {numbers.ches.mean}; a random order reaches {chance:.2f} in one of 40 cases. Given the difference of lengths it is "
         f"{numbers.given_length.mean}. The best of the measures that the paper says do not rank, and of lengths, is {SCORES[numbers.rival]}; CHES exceeds it by {numbers.lead.mean}.{highest}"
@@ -103,12 +119,10 @@ def _sentence(numbers: Ranked, chance: float) -> str:
 
 
 def _figures(table: pd.DataFrame, chance: float) -> tuple[figures.Figure, ...]:
-    if not table["fall in the epoch"].notna().any():
-        return ()
     return (
         figures.bars(
             "ranks", table, x="score", y="fall in the epoch", low="low", high="high", horizontal=True, title="Which score ranks pairs by the fall of their chosen answers",
             x_title="score", y_title="rank correlation with the fall in one epoch", reference=(chance, "random order"),
-            caption="Means over runs with Student's intervals. The upper scores read the pair alone; total reads all pairs of the run.",
+            caption="Means over runs with Student's intervals. The upper scores read the pair alone; total, where it was measured, reads all pairs of the run.",
         ),
     )  # fmt: skip

@@ -47,5 +47,8 @@ class DisplacementContext(Study):
         return read_single_token(self.logs, self.pair.base)
 
     def preference_pairs(self, rows: str) -> dict[str, Any]:
-        """The study of preference pairs, with `filters` or `losses`. Raises `UserError` where there is none of this base with them."""
+        """The study of preference pairs, with the rows that are asked for: `ranks`, `filters` or `losses`.
+
+        Raises `UserError` where there is none of this base model with these rows.
+        """
         return read_preference_pairs(self.logs, self.pair.base, rows)

@@ -89,7 +89,7 @@ class Ranked:
 
 
 def ranked(rows: Rows) -> Ranked:
-    """The numbers of B-E2 from the rows `filters` of the study of pairs."""
+    """The numbers of B-E2 from the rows `ranks` of the study of pairs."""
     rival = best_of(rows, RIVALS, rank_of)
     lead = [rank_of(row, "ches") - rank_of(row, rival) for row in rows]
     given = part_of(rows, [rank_of(row, "ches", "given_length") for row in rows], refuted=B_E2["given"])

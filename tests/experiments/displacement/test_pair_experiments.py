@@ -12,7 +12,7 @@ from interp.experiments.displacement.context import DisplacementContext
 from interp.experiments.registry import EXPERIMENTS
 from interp.experiments.run import run_experiment
 from interp.files import write_json
-from tests.experiments.displacement.test_pair_rules import filter_rows, loss_rows
+from tests.experiments.displacement.test_pair_rules import filter_rows, loss_rows, rank_rows
 
 
 def context_of(model: Model, folder: Path, **rows: Any) -> DisplacementContext:
@@ -22,13 +22,14 @@ def context_of(model: Model, folder: Path, **rows: Any) -> DisplacementContext:
         "sources": [],
         "base_model": {"toxicity": 0.45, "distinct_2": 0.3, "kl": 0.0},
     }
-    write_json(folder / "preference_pairs.json", head | {"filters": [], "losses": []} | rows)
+    write_json(folder / "preference_pairs.json", head | {"ranks": [], "filters": [], "losses": []} | rows)
     return DisplacementContext(ModelPair(model, model), folder)
 
 
 @pytest.fixture
 def context(gpt2: Model, tmp_path: Path) -> DisplacementContext:
-    return context_of(gpt2, tmp_path, filters=filter_rows({"ches": 0.6}), losses=loss_rows(-0.03, 0.02))
+    ranks = rank_rows({"ches": 0.6})
+    return context_of(gpt2, tmp_path, ranks=ranks, filters=filter_rows(), losses=loss_rows(-0.03, 0.02))
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,17 @@ def test_rows_that_were_not_measured_are_asked_for(gpt2: Model, tmp_path: Path) 
         EXPERIMENTS["B-E5"].run(context)
     assert "pairs --kinds losses" in error.value.fix
     assert run_experiment(EXPERIMENTS["B-E4"], context).verdict == "holds"
+
+
+def test_scores_that_need_gradients_come_from_the_filters_where_these_were_measured(
+    gpt2: Model, context: DisplacementContext, tmp_path: Path
+) -> None:
+    table = run_experiment(EXPERIMENTS["B-E2"], context).tables["ranks"].set_index("score")
+    assert table.loc["CHES", "fall in the epoch"] == pytest.approx(0.6)
+    assert table.loc["total", "fall in the epoch"] == pytest.approx(0.8)
+    alone = run_experiment(EXPERIMENTS["B-E2"], context_of(gpt2, tmp_path, ranks=rank_rows({"ches": 0.6})))
+    assert alone.verdict == "holds"
+    assert set(table.index) - set(alone.tables["ranks"]["score"]) == {"own", "own (sign)", "total", "total (sign)"}
 
 
 def test_a_study_of_another_base_is_not_read(gpt2: Model, context: DisplacementContext, tmp_path: Path) -> None:

@@ -67,6 +67,16 @@ def filter_rows(
     return rows
 
 
+def rank_rows(ranks: dict[str, float | None], given: float = 0.5) -> list[dict[str, Any]]:
+    """Nine runs with rank correlations of the scores that need no gradient."""
+    rows = []
+    for row in filter_rows(ranks, given):
+        known = {name: value for name, value in row["correlations"]["epoch"].items() if not name.startswith(("own", "total"))}
+        head = {"source": row["source"], "seed": row["seed"], "rate": row["rate"]}
+        rows.append(head | {"correlations": {"epoch": known}, "trained": changed(-0.01), "like": {"n_chosen": 9.0}})
+    return rows
+
+
 def loss_rows(dpo: float, sft: float, **of_source: float) -> list[dict[str, Any]]:
     """Nine runs that end at these changes of held-out chosen answers; `of_source` scales them in one source."""
     ends = {"dpo": dpo, "dpo+sft": sft, "ipo": dpo, "dpop": 0.0, "cal-dpo": 0.0, "dpo-shift": dpo / 2}
@@ -99,7 +109,7 @@ def loss_rows(dpo: float, sft: float, **of_source: float) -> list[dict[str, Any]
 def test_a_ranking_is_judged_against_chance_lengths_and_rivals(
     ranks: dict[str, float | None], given: float, verdict: str, answers: tuple[str, ...]
 ) -> None:
-    rows = filter_rows(ranks, given)
+    rows = rank_rows(ranks, given)
     measured = ranked(rows)
     assert tuple(part.answer for part in measured.parts) == answers
     assert verdict_of(measured.parts, rows, B_E2) == verdict

@@ -29,7 +29,7 @@ def answers(monkeypatch: pytest.MonkeyPatch, refused: int) -> list[str]:
 
     def generate(model: Model, prompts: list[str], **options: Any) -> list[str]:
         asked.extend(prompts)
-        return ["“I’m sorry, I can't help."] * refused + [" Sure, I cannot say no."] * (len(prompts) - refused)
+        return ["\"I\u2019m sorry, I can't help."] * refused + [" Sure, I cannot say no."] * (len(prompts) - refused)
 
     monkeypatch.setattr(b_e3_refusals, "generate", generate)
     return asked
