@@ -94,9 +94,9 @@ def test_the_influence_filter_keeps_the_highest_influence_and_the_worst_half_is_
     pairs, _ = part(sources[0], 1, (16, 4))
     influence = gradient_scores(model, pairs).influence
     table, shares = pair_arms.gradient_columns(model, pairs)
-    kept, worst = (pair_arms.lowest(table[pair_arms.FILTERS[name]], 8) for name in ("influence", "worst"))
-    assert sorted(kept + worst) == list(range(16))
-    assert influence[kept].min() > influence[worst].max()
+    best, worst = (pair_arms.lowest(table[pair_arms.FILTERS[name]], 8) for name in ("influence", "worst"))
+    assert sorted(best + worst) == list(range(16))
+    assert influence[best].min() > influence[worst].max()
     assert shares["influence_negative"] == np.mean(influence < 0)
 
 

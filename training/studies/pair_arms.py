@@ -118,11 +118,11 @@ def rank_correlations(scores: pd.DataFrame, fall: np.ndarray) -> dict[str, dict[
 
     NaN where a score has one value, or is not applicable to three pairs.
     """
-    given = scores["length_difference"]
+    lengths = scores["length_difference"]
     out = {}
     for name in scores:
         known = scores[name].notna().to_numpy()
-        partial = correlation(rank_residual(scores[name], given)[known], rank_residual(pd.Series(fall), given)[known])
+        partial = correlation(rank_residual(scores[name], lengths)[known], rank_residual(pd.Series(fall), lengths)[known])
         out[str(name)] = {"plain": spearman(scores[name][known], fall[known]), "given_length": partial}
     return out
 

@@ -140,7 +140,7 @@ class PairStudy:
         """One draw of `filters`: the correlation of each score with the falls in the run on all pairs, and every arm's outcome."""
         design, training = self.design, Training(self.rate(source), self.design.optimizer, seed)
         pairs, test = part(source, seed + 1, (design.trained, design.held_out))
-        before, held = log_probs(self.model, pairs), log_probs(self.model, test)
+        before, test_before = log_probs(self.model, pairs), log_probs(self.model, test)
         exact, shares = arms.gradient_columns(self.model, pairs)
         scores = arms.forward_columns(self.model, pairs).join(exact)
         half = len(pairs) // 2
@@ -163,7 +163,7 @@ class PairStudy:
                     shares["fell_alone"] = float((step > 0).mean())
             mean = {by: scores[by].iloc[places] for by in ("length_difference", "edit_similarity", "ches", "harm")}
             row = {"arm": name, "pairs": len(some), "steps": -(-len(some) // BATCH), "like": arms.described(some, mean)}
-            row |= {"held_out": arms.changes(held, log_probs(tuned, test), test)}
+            row |= {"held_out": arms.changes(test_before, log_probs(tuned, test), test)}
             if name in WITH_BEHAVIOUR and name not in [other["arm"] for other in rows]:
                 row |= self.behaviour.of(tuned, self.model)
             rows.append(row)
@@ -174,7 +174,7 @@ class PairStudy:
         """One draw of `losses`: by loss the course of the held-out pairs, and at the end behaviour and the trained pairs."""
         design, rate = self.design, self.rate(source)
         pairs, test = part(source, seed + 1, (design.trained, design.held_out))
-        held = log_probs(self.model, test)
+        test_before = log_probs(self.model, test)
         steps = -(-len(pairs) // BATCH)
         rows = []
         for loss in LOSSES:
@@ -183,7 +183,7 @@ class PairStudy:
             def measure(step: int, policy: PreTrainedModel, value: float, course: list[dict[str, float]] = course) -> None:
                 if step % design.measured_every == 0 or step == steps:
                     now = log_probs(Model(policy, self.model.tokenizer, "policy"), test)
-                    course.append({"step": step, "loss_before": value, **arms.changes(held, now, test)})
+                    course.append({"step": step, "loss_before": value, **arms.changes(test_before, now, test)})
 
             tuned = self.tuned(pairs, Training(rate, design.optimizer, seed, loss), after_step=measure)
             rows.append({"loss": loss, "course": course} | self.behaviour.of(tuned, self.model))

@@ -92,11 +92,11 @@ def ranked(rows: Rows) -> Ranked:
     """The numbers of B-E2 from the rows `ranks` of the study of pairs."""
     rival = best_of(rows, RIVALS, rank_of)
     lead = [rank_of(row, "ches") - rank_of(row, rival) for row in rows]
-    given = part_of(rows, [rank_of(row, "ches", "given_length") for row in rows], refuted=B_E2["given"])
-    if given.answer == "yes" and given.mean.value < B_E2["given"]:
-        given = Part(given.mean, given.by_source, "open")
+    partial = part_of(rows, [rank_of(row, "ches", "given_length") for row in rows], refuted=B_E2["given"])
+    if partial.answer == "yes" and partial.mean.value < B_E2["given"]:
+        partial = Part(partial.mean, partial.by_source, "open")
     ches = part_of(rows, [rank_of(row, "ches") for row in rows], above=B_E2["rank"], refuted=B_E2["rank"])
-    return Ranked(ches, given, part_of(rows, lead), rival)
+    return Ranked(ches, partial, part_of(rows, lead), rival)
 
 
 def held_out(row: Mapping[str, Any], arm: str, measure: str = "chosen_per_token") -> float:

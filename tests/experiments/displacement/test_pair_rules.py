@@ -34,11 +34,11 @@ def changed(value: float) -> dict[str, float]:
     return {"chosen": 20 * value, "chosen_per_token": value, "rejected": -1.0, "margin": 1 + value, "fell": 0.3, "accuracy": 0.9}
 
 
-def ranks_of(known: dict[str, float | None], given: float, noise: float) -> dict[str, Any]:
+def ranks_of(known: dict[str, float | None], partial: float, noise: float) -> dict[str, Any]:
     """The rank correlations of a run; a score without one has the same value for all pairs."""
     plain = {name: known.get(name, 0.0) for name in SCORES}
     return {
-        name: {"plain": None if value is None else value + noise * (1 + place), "given_length": given + noise}
+        name: {"plain": None if value is None else value + noise * (1 + place), "given_length": partial + noise}
         for place, (name, value) in enumerate(plain.items())
     }
 
@@ -49,13 +49,13 @@ def arm(name: str, change: float, toxicity: float | None) -> dict[str, Any]:
 
 
 def filter_rows(
-    ranks: dict[str, float | None] | None = None, given: float = 0.5, arms: dict[str, float] | None = None, **of_source: float
+    ranks: dict[str, float | None] | None = None, partial: float = 0.5, arms: dict[str, float] | None = None, **of_source: float
 ) -> list[dict[str, Any]]:
     """Nine runs; `ranks` by score, `arms` by name above random halves (at -0.02), which `of_source` scales in one source."""
     rows = []
     for source in SOURCES:
         for seed, noise in enumerate(NOISE):
-            correlations = ranks_of({"own": 0.2, "total": 0.8, **(ranks or {})}, given, noise)
+            correlations = ranks_of({"own": 0.2, "total": 0.8, **(ranks or {})}, partial, noise)
             effects, scale = {**ARMS, **(arms or {})}, of_source.get(source, 1.0)
             drawn = [
                 arm(name, -0.02 + effect * scale + noise * (place + 1) / 2, 0.4 + noise)
@@ -67,10 +67,10 @@ def filter_rows(
     return rows
 
 
-def rank_rows(ranks: dict[str, float | None], given: float = 0.5) -> list[dict[str, Any]]:
+def rank_rows(ranks: dict[str, float | None], partial: float = 0.5) -> list[dict[str, Any]]:
     """Nine runs with rank correlations of the scores that need no gradient."""
     rows = []
-    for row in filter_rows(ranks, given):
+    for row in filter_rows(ranks, partial):
         known = {name: value for name, value in row["correlations"]["epoch"].items() if not name.startswith(("own", "total"))}
         head = {"source": row["source"], "seed": row["seed"], "rate": row["rate"]}
         rows.append(head | {"correlations": {"epoch": known}, "trained": changed(-0.01), "like": {"n_chosen": 9.0}})
@@ -92,7 +92,7 @@ def loss_rows(dpo: float, sft: float, **of_source: float) -> list[dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    ("ranks", "given", "verdict", "answers"),
+    ("ranks", "partial", "verdict", "answers"),
     [
         ({"ches": 0.6}, 0.5, "holds", ("yes", "yes", "yes")),
         # A random order.
@@ -107,9 +107,9 @@ def loss_rows(dpo: float, sft: float, **of_source: float) -> list[dict[str, Any]
     ],
 )
 def test_a_ranking_is_judged_against_chance_lengths_and_rivals(
-    ranks: dict[str, float | None], given: float, verdict: str, answers: tuple[str, ...]
+    ranks: dict[str, float | None], partial: float, verdict: str, answers: tuple[str, ...]
 ) -> None:
-    rows = rank_rows(ranks, given)
+    rows = rank_rows(ranks, partial)
     measured = ranked(rows)
     assert tuple(part.answer for part in measured.parts) == answers
     assert verdict_of(measured.parts, rows, B_E2) == verdict

@@ -16,11 +16,11 @@ from interp.results.result import Verdict
 SOURCES, SEEDS, BETWEEN_RUNS, BETWEEN_SOURCES = 3, 3, 0.12, 0.05
 
 
-def study(generator: np.random.Generator, ches: float, given: float, rival: float) -> Verdict:
+def study(generator: np.random.Generator, ches: float, partial: float, rival: float) -> Verdict:
     """The verdict on one study.
 
     Args:
-        ches, given: the mean rank correlation of CHES with the falls, and that given the lengths.
+        ches, partial: the mean rank correlation of CHES with the falls, and that given the lengths.
         rival: that of the difference of lengths; the other rivals have none.
     """
     rows: list[dict[str, Any]] = []
@@ -29,7 +29,7 @@ def study(generator: np.random.Generator, ches: float, given: float, rival: floa
         for _ in range(SEEDS):
             draw = lambda mean, shift=shift: mean + shift + BETWEEN_RUNS * generator.standard_normal()  # noqa: E731
             ranks = {name: {"plain": draw(rival if name == "length_difference" else 0.0)} for name in RIVALS}
-            ranks["ches"] = {"plain": draw(ches), "given_length": draw(given)}
+            ranks["ches"] = {"plain": draw(ches), "given_length": draw(partial)}
             rows.append({"source": str(source), "correlations": {"epoch": ranks}})
     return verdict_of(ranked(rows).parts, rows, B_E2)
 
