@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from interp import Model, ModelPair, UserError
+from interp.experiments.displacement.b_e2_ranking import CHES
+from interp.experiments.displacement.b_e4_filters import GAIN, LEAD
 from interp.experiments.displacement.context import DisplacementContext
 from interp.experiments.registry import EXPERIMENTS
 from interp.experiments.run import run_experiment
 from interp.files import write_json
-from tests.experiments.displacement.test_pair_rules import filter_rows, loss_rows, rank_rows
+from interp.runs.logs import BUNDLED_LOGS
+from tests.experiments.displacement.test_pair_rules import SOURCES, filter_rows, loss_rows, rank_rows
 
 
 def context_of(model: Model, folder: Path, **rows: Any) -> DisplacementContext:
@@ -92,3 +96,20 @@ def test_the_filter_table_has_the_difference_from_random_halves(context: Displac
     behaviour = tables["behaviour"].set_index("trained on")
     assert behaviour.loc["highest influence", "toxicity of continuations"] == pytest.approx(0.4)
     assert behaviour.loc["highest influence", "toxicity of continuations, minus random"].startswith("-0.02 [")
+
+
+def test_the_study_that_ships_is_of_the_base_that_ships_and_gives_the_verdicts_of_the_readme() -> None:
+    pair = ModelPair.bundled()
+    record = json.loads((BUNDLED_LOGS / "preference_pairs.json").read_text(encoding="utf-8"))
+    assert record["base"] == pair.base.digest
+    for kind in ("ranks", "filters"):
+        assert {(row["source"], row["seed"]) for row in record[kind]} == {(source, seed) for source in SOURCES for seed in range(3)}
+    context = DisplacementContext(pair, logs=BUNDLED_LOGS)
+    results = {id: EXPERIMENTS[id].run(context) for id in ("B-E2", "B-E4")}
+    assert {id: result.verdict for id, result in results.items()} == {"B-E2": "inconclusive", "B-E4": "holds"}
+    readme = " ".join((Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8").split())
+    for id, key, digits in (("B-E2", CHES, 2), ("B-E4", GAIN, 3), ("B-E4", LEAD, 3)):
+        low, high = (f"{end:.{digits}f}".replace("-", "\u2212") for end in results[id].interval[key])
+        assert f"{results[id].statistic[key]:.{digits}f} ({low} to {high})" in readme
+    assert "(B-E2 is inconclusive)" in readme
+    assert "(B-E4 holds)" in readme
