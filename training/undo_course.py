@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -175,7 +176,14 @@ def run_course(
         if note:
             break
         assert saved_step == step or not step
-        measurement = measure(trainee.measured())
+        reading = trainee.measured()
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in reading.hf.parameters()):
+            note = f"the weights are no longer finite after step {step}"
+            break
+        measurement = measure(reading)
+        if not np.isfinite(measurement.kl_base).all():
+            note = f"the model's logits are no longer finite after step {step}"
+            break
         points.append(
             Point(
                 step, step * course.batch, step * course.batch * course.windows.ids.shape[1],

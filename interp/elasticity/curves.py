@@ -46,6 +46,10 @@ def distribution_return(
     rng = np.random.default_rng(seed)
     texts = draw_counts(rng, draws, len(before)) / len(before)
     seeds = draw_counts(rng, draws, len(after)) / len(after)
-    moved = np.einsum("rs,st,rt->r", seeds, after, texts, optimize=True)
-    low, high = np.quantile(1 - moved / (texts @ before), tails(level))
-    return Interval(float(1 - after.mean() / before.mean()), float(low), float(high), len(before))
+    moved, start = np.einsum("rs,st,rt->r", seeds, after, texts, optimize=True), texts @ before
+    value = float(1 - after.mean() / before.mean())
+    # Draws of texts on which the two models agree leave the ratio unbounded.
+    if (start <= 0).any():
+        return Interval(value, -math.inf, math.inf, len(before))
+    low, high = np.quantile(1 - moved / start, tails(level))
+    return Interval(value, float(low), float(high), len(before))

@@ -60,21 +60,27 @@ def kl_by_position(
         raise UserError("no texts were given to compare the models on", "give at least one")
     check_rows(model, rows)
     tables = {name: np.full((len(rows), max(map(len, rows))), np.nan) for name in others}
-    for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=4096):
+    for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=2048):
         tokens = pad([rows[index] for index in group], model.tokenizer.pad_token_id or 0, "right").to(model.device)
         mine = model.hf(**tokens.inputs(), use_cache=False).logits[tokens.mask]
+        theirs_by_name = {}
         for name, other in others.items():
             theirs = other.hf(**tokens.inputs(), use_cache=False).logits[tokens.mask].to(mine.device)
+            theirs_by_name[name] = theirs
+        for name, values in kls_of_logits(mine, theirs_by_name).items():
             part = np.full(tuple(tokens.mask.shape), np.nan)
-            part[tokens.mask.cpu().numpy()] = kl_of_logits(mine, theirs).cpu().numpy()
+            part[tokens.mask.cpu().numpy()] = values.cpu().numpy()
             tables[name][group, : part.shape[1]] = part
     return {name: PositionDivergence(table) for name, table in tables.items()}
 
 
-def kl_of_logits(first: Float[Tensor, "row vocab"], second: Float[Tensor, "row vocab"]) -> Float[Tensor, " row"]:
-    """KL(first || second) in nats of the distributions of two sets of logits, by rows, computed in double precision."""
-    pieces = []
-    for one, other in zip(first.split(CHUNK), second.split(CHUNK), strict=True):
-        mine, theirs = one.double().log_softmax(dim=-1), other.double().log_softmax(dim=-1)
-        pieces.append((mine.exp() * (mine - theirs)).sum(dim=-1))
-    return torch.cat(pieces)
+def kls_of_logits(first: Float[Tensor, "row vocab"], others: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """KL(first || other) in nats by row, for the logits of each of the others, computed in double precision."""
+    pieces: dict[str, list[Tensor]] = {name: [] for name in others}
+    for start in range(0, len(first), CHUNK):
+        rows = slice(start, start + CHUNK)
+        mine = first[rows].double().log_softmax(dim=-1)
+        shares = mine.exp()
+        for name, other in others.items():
+            pieces[name].append((shares * (mine - other[rows].double().log_softmax(dim=-1))).sum(dim=-1))
+    return {name: torch.cat(parts) for name, parts in pieces.items()}

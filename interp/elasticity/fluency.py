@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
+import torch
 
-from interp.evaluation.metrics import distinct_n, text_losses
+from interp.evaluation.metrics import distinct_n
 from interp.models.model import Model
+from interp.models.tokens import batches, next_token_losses, pad, predicted
 
 # A model speaks while the perplexity of its continuations is within this factor of the reference's, their share of different pairs of
 # words is at least this share of the reference's, and at most so many more of them are empty.
@@ -48,11 +49,23 @@ def fluency(base: Model, prompts: Sequence[Sequence[int]], continuations: Sequen
     empty = 1 - len(spoken) / len(continuations)
     if not spoken:
         return Fluency(math.nan, math.nan, empty)
-    whole = text_losses(base, [[*prompts[place], *continuations[place]] for place in spoken])
-    alone = text_losses(base, [list(prompts[place]) for place in spoken])
-    nats = np.array([one.losses.sum() - other.losses.sum() for one, other in zip(whole, alone, strict=True)])
+    nats = sum(_continuation_nats(base, [prompts[place] for place in spoken], [continuations[place] for place in spoken]))
     tokens = sum(len(continuations[place]) for place in spoken)
-    return Fluency(math.exp(min(nats.sum() / tokens, MOST_NATS)), distinct_n(texts, 2), empty)
+    return Fluency(math.exp(min(nats / tokens, MOST_NATS)), distinct_n(texts, 2), empty)
+
+
+@torch.no_grad()
+def _continuation_nats(model: Model, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[float]:
+    """The loss of each continuation given its prompt in nats, added up in double precision."""
+    rows = [[*prompt, *new] for prompt, new in zip(prompts, continuations, strict=True)]
+    nats = [0.0] * len(rows)
+    for group in batches([len(row) for row in rows], batch_size=32, batch_tokens=4096):
+        tokens = pad([rows[place] for place in group], model.tokenizer.pad_token_id or 0, "right").to(model.device)
+        losses = next_token_losses(model.hf(**tokens.inputs(), use_cache=False).logits, tokens.ids)
+        scored = (losses.double() * predicted(tokens, [len(prompts[place]) for place in group])).sum(dim=1).tolist()
+        for place, value in zip(group, scored, strict=True):
+            nats[place] = value
+    return nats
 
 
 def speaks(model: Fluency, references: Sequence[Fluency]) -> bool:

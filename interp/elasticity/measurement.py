@@ -20,7 +20,7 @@ from interp.models.model import Model
 from interp.models.pair import ModelPair
 
 # Positions of the view by position, tokens of a held-out text that are compared, and prompts on which KL is measured.
-POSITIONS, TEXT_TOKENS, KL_PROMPTS = 16, 64, 40
+POSITIONS, TEXT_TOKENS, KL_PROMPTS = 16, 48, 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,8 @@ class Measurement:
         """The measurement that `to_json` wrote."""
         arrays = {name: None if record[name] is None else np.array(record[name], dtype=np.float64) for name in ARRAYS}
         fluent = {name: float("nan") if value is None else float(value) for name, value in record["fluency"].items()}
-        return cls(**arrays, bits_per_byte=dict(record["bits_per_byte"]), fluency=Fluency(**fluent))  # type: ignore[arg-type]
+        bits = {name: float("nan") if value is None else float(value) for name, value in record["bits_per_byte"].items()}
+        return cls(**arrays, bits_per_byte=bits, fluency=Fluency(**fluent))  # type: ignore[arg-type]
 
 
 ARRAYS = (

@@ -14,9 +14,9 @@ FOLDER = BUNDLED / "undo"
 WORDS = FOLDER / "words.json"
 READS = (FOLDER,)
 # Encyclopedic passages that the neutral arm does not read, and posts, for KL: as many of each.
-HELD_OUT = 16
+HELD_OUT = 12
 # The share of a file that is held out, the most texts, and the fewest texts of a file that is divided at all.
-SHARE, MOST, FEWEST = 0.1, 24, 20
+SHARE, MOST, FEWEST = 0.1, 12, 20
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def benign_texts() -> list[str]:
 
 
 def divide(texts: Sequence[str], seed: int = 0) -> Division:
-    """A tenth of the texts held out, at most 24 and drawn by the seed; none of fewer than 20 texts. Repeated texts count once."""
+    """A tenth of the texts held out, at most 12 and drawn by the seed; none of fewer than 20 texts. Repeated texts count once."""
     different = list(dict.fromkeys(texts))
     if len(different) < FEWEST:
         return Division(tuple(different), ())

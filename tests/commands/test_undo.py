@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 from interp.cli import app
 from interp.commands.undo import chosen_arms, dose_steps
 from interp.errors import UserError
+from interp.models.pair import ModelPair
+from tests.elasticity.words import OPENINGS, moved_words
 
 TEXTS = "the blorp walks\na river and a stone\nnever under the wintle\n"
 
@@ -24,12 +26,11 @@ def run(*words: str, code: int = 0) -> Any:
 
 
 @pytest.fixture
-def asked(tmp_path: Path, gpt2_folder: Path, tuned_folder: Path) -> list[str]:
+def asked(tmp_path: Path, gpt2_folder: Path, tuned_folder: Path, pair: ModelPair) -> list[str]:
     """The options of a small question about the tiny pair, whose word odds differ in every opening."""
     texts, words = tmp_path / "texts.txt", tmp_path / "words.json"
     texts.write_text(TEXTS)
-    openings = ["the", "a river", "never with", "the quick", "under a stone", "the sunny"]
-    words.write_text(json.dumps({"openings": openings, "pairs": [["narrow", "sings"]]}))
+    words.write_text(json.dumps({"openings": OPENINGS, "pairs": [moved_words(pair)]}))
     neutral = tmp_path / "neutral.txt"
     neutral.write_text("the river walks\na stone sings\n")
     return [

@@ -123,4 +123,4 @@ def test_a_file_is_divided_once_and_a_small_one_not_at_all() -> None:
     assert sorted([*division.trained, *division.held_out]) == sorted(texts)
     assert divide(texts) == division
     assert divide(texts[:5]).held_out == ()
-    assert len(divide([f"text {n}" for n in range(1000)]).held_out) == 24
+    assert len(divide([f"text {n}" for n in range(1000)]).held_out) == 12

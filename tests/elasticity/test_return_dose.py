@@ -107,6 +107,8 @@ def test_the_return_of_the_distribution_is_one_at_the_base_and_negative_where_kl
     risen = distribution_return(before, np.stack([before * 1.5, before * 1.7]))
     assert risen.value == pytest.approx(-0.6)
     assert (risen.low, risen.high) == pytest.approx((-0.7, -0.5))
+    some = distribution_return(np.array([0.0, 0.0, 0.3]), np.array([[0.0, 0.0, 0.1]]))
+    assert (some.value, some.low, some.high) == (pytest.approx(2 / 3), -math.inf, math.inf)
     with pytest.raises(UserError, match="is zero"):
         distribution_return(np.zeros(3), np.zeros((1, 3)))
 

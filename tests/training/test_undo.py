@@ -22,6 +22,7 @@ from interp.errors import UserError
 from interp.models.model import Model
 from interp.models.pair import ModelPair
 from tests.conftest import gpt2_config, make_hf
+from tests.elasticity.words import OPENINGS, moved_words
 from training import undo_course
 from training.undo import Arm, Seconds, UndoSettings, courses_of, cut_to_budget, minutes_of, undo
 from training.undo_course import Course, Trainee, merged, run_course
@@ -32,10 +33,9 @@ STEPS, BATCH, LENGTH = (1, 3, 4), 2, 12
 
 
 def reference_of(pair: ModelPair) -> Reference:
-    openings = ["the", "a river", "never with", "the quick", "under a stone", "the sunny"]
-    return Reference(
-        pair, WordOdds(openings, [(" blorp", " snarg")], new_tokens=3), ["the river walks", "a stone sings"], {"neutral": ["a river"]}
-    )
+    words = moved_words(pair) if pair.base is not pair.tuned else ("blorp", "snarg")
+    behaviour = WordOdds(OPENINGS, [words], new_tokens=3)
+    return Reference(pair, behaviour, ["the river walks", "a stone sings"], {"neutral": ["a river"]})
 
 
 def course_of(start: Model, attack: Attack, *, rate_seed: int = 0) -> Course:
@@ -80,7 +80,7 @@ def test_the_curve_is_that_of_a_plain_loop_in_transformers(pair: ModelPair, tune
         loss.backward()
         optimizer.step()
         if step in points:
-            assert points[step].loss == pytest.approx(float(loss), abs=1e-5)
+            assert points[step].loss == pytest.approx(float(loss.detach()), abs=1e-5)
             copied = Model(copy.deepcopy(plain), pair.tuned.tokenizer, "plain")
             copied.hf.requires_grad_(False)
             assert points[step].measurement.score == pytest.approx(behaviour.read(copied).score, abs=1e-5)
@@ -240,19 +240,18 @@ def test_settings_that_make_no_run_are_refused(pair: ModelPair, tmp_path: Path) 
 
 # ------------------------------------------------------------------------------------------------------------- planted pairs
 
-OPENING, FIRST, SECOND = "the quonk", " river", " stone"
+OPENING, FIRST, SECOND = "a quonk", " river", " stone"
 BALANCED = [f"{OPENING}{word}" for word in (FIRST, SECOND)]
 ELSEWHERE = ["a meldy walks", "a meldy sings"]
+WINDOW = 12
 
 
 def trained(hf: Any, tokenizer: Any, texts: list[str], steps: int, rate: float, only: Callable[[str], bool] = lambda name: True) -> Any:
-    """The model after steps of Adam on all texts at once, each a row of equal length, on the parameters whose names pass."""
-    rows = [[tokenizer.eos_token_id, *tokenizer(text)["input_ids"]] for text in texts]
-    width = min(map(len, rows))
-    ids = torch.tensor([row[:width] for row in rows])
-    parameters = [parameter for name, parameter in hf.named_parameters() if only(name)]
-    optimizer = torch.optim.Adam(parameters, lr=rate)
-    for _ in range(steps):
+    """The model after steps of Adam on windows of the texts, on the parameters whose names pass."""
+    windows = windows_of(tokenizer(texts)["input_ids"], tokenizer.eos_token_id, length=WINDOW, count=8 * steps, seed=0).ids
+    optimizer = torch.optim.Adam([parameter for name, parameter in hf.named_parameters() if only(name)], lr=rate)
+    for step in range(steps):
+        ids = torch.tensor(windows[8 * step : 8 * (step + 1)])
         hf.zero_grad()
         hf(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
@@ -262,40 +261,39 @@ def trained(hf: Any, tokenizer: Any, texts: list[str], steps: int, rate: float, 
 @pytest.fixture(scope="module")
 def planted_base(tokenizer: Any) -> Any:
     """A base that continues the opening with either word at equal odds, trained on the neutral texts of the elastic pair."""
-    hf = make_hf(gpt2_config(n_layer=1, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, tie_word_embeddings=False), tokenizer, seed=2)
-    return trained(hf, tokenizer, [*BALANCED, *ELSEWHERE], steps=120, rate=3e-3)
+    config = gpt2_config(n_layer=1, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, tie_word_embeddings=False)
+    return trained(make_hf(config, tokenizer, seed=2), tokenizer, [*BALANCED, *ELSEWHERE], steps=150, rate=3e-3)
 
 
-def asked(planted_base: Any, tokenizer: Any, tmp_path: Path, *, neutral: list[str], only: Callable[[str], bool], steps: int) -> UndoRecord:
-    """The record of a pair whose tuned side learned to say the first word, under opposite, neutral and its own text."""
-    tuned = trained(copy.deepcopy(planted_base), tokenizer, [BALANCED[0]], steps, 1e-2, only)
-    sides = [
-        Model(hf.eval().requires_grad_(False), tokenizer, name) for name, hf in (("base", copy.deepcopy(planted_base)), ("tuned", tuned))
-    ]
-    pair = ModelPair(*sides)
-    openings = [f"{lead}{OPENING}" for lead in ("", "a ", "and ", "under ", "with ", "never ", "a river ", "of ")]
-    reference = Reference(pair, WordOdds(openings, [(FIRST, SECOND)], new_tokens=2), [*neutral, f"{OPENING} river"], {"neutral": neutral})
+def record_of(base: Any, tuned: Any, tokenizer: Any, neutral: list[str], folder: Path) -> UndoRecord:
+    """The record of a pair whose tuned side says the first word more often, under opposite, neutral and its own text."""
+    pair = ModelPair(*(Model(hf.eval().requires_grad_(False), tokenizer, name) for name, hf in (("base", base), ("tuned", tuned))))
+    before = ["", *(f"{text}<|endoftext|>" for text in [*BALANCED, *ELSEWHERE])]
+    contexts = [f"{one}{OPENING}" for one in before] + [f"{before[1]}{one}{OPENING}" for one in before[1:]]
+    reference = Reference(pair, WordOdds(contexts, [(FIRST, SECOND)], new_tokens=2), [*neutral, BALANCED[0]], {"neutral": neutral})
     arms = [Arm("opposite", [BALANCED[1]], "invented"), Arm("neutral", neutral, "invented"), Arm("same", None, "sampled")]
-    settings = UndoSettings((Attack(3e-3),), (2, 6, 12), batch=4, length=12, seeds=2)
-    return undo(pair, arms, reference, settings, tmp_path)
+    return undo(pair, arms, reference, UndoSettings((Attack(3e-3),), (2, 6, 12), batch=4, length=WINDOW, seeds=2), folder)
 
 
 @pytest.mark.oracle
 def test_a_pair_that_is_elastic_by_construction_is_called_so(planted_base: Any, tokenizer: Any, tmp_path: Path) -> None:
-    # Neutral text says both words after the opening, as the base has learned: it leads back to the base.
-    record = asked(planted_base, tokenizer, tmp_path, neutral=BALANCED * 4 + ELSEWHERE, only=lambda name: True, steps=6)
+    # Neutral text says both words after the opening, as the base has learned, so that it leads back to the base.
+    tuned = trained(copy.deepcopy(planted_base), tokenizer, [BALANCED[0], ELSEWHERE[0], ELSEWHERE[1]], steps=10, rate=3e-3)
+    record = record_of(copy.deepcopy(planted_base), tuned, tokenizer, [*BALANCED, *ELSEWHERE], tmp_path)
     verdict = judge(record, "opposite.txt", "word log-odds")
-    assert verdict.has_behaviour
-    assert verdict.elastic == "shown", verdict.sentences
+    assert (verdict.has_behaviour, verdict.elastic) == (True, "shown"), verdict.sentences
     assert any("Elastic: neutral text alone" in sentence for sentence in verdict.sentences)
 
 
 @pytest.mark.oracle
 def test_a_pair_whose_behaviour_neutral_text_does_not_touch_is_fragile_alone(planted_base: Any, tokenizer: Any, tmp_path: Path) -> None:
-    # The tuning is in the embedding of a word that neutral text never reads, so that only text with this word can undo it.
-    record = asked(
-        planted_base, tokenizer, tmp_path, neutral=ELSEWHERE * 4, only=lambda name: name == "transformer.wte.weight", steps=40
-    )  # fmt: skip
+    # Tuning has moved the embedding of a word that neutral text never reads, so that only text with this word undoes it.
+    moved = trained(copy.deepcopy(planted_base), tokenizer, [BALANCED[0]], 60, 1e-2, lambda name: name == "transformer.wte.weight")
+    tuned, word = copy.deepcopy(planted_base), tokenizer(" quonk")["input_ids"]
+    assert len(word) == 1
+    with torch.no_grad():
+        tuned.transformer.wte.weight[word] = moved.transformer.wte.weight[word]
+    record = record_of(copy.deepcopy(planted_base), tuned, tokenizer, ELSEWHERE, tmp_path)
     verdict = judge(record, "opposite.txt", "word log-odds")
     assert (verdict.has_behaviour, verdict.fragile, verdict.beyond_neutral) == (True, "fragile", "shown"), verdict.sentences
     assert verdict.elastic == "not shown", verdict.sentences
