@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -199,17 +200,18 @@ def behaviour_of(name: str, prompts: Path | None, scorer: str, second: str, new_
     from interp.elasticity.behaviour import RefusalScore, ScorerColumn, TextBehaviour, read_word_odds
     from interp.elasticity.undo_texts import WORDS
     from interp.evaluation.toxicity import load_scorer
+    from interp.evaluation.word_scorer import scorer_at
 
     kind, _, path = name.partition(":")
     if kind == "words":
-        return read_word_odds(Path(path) if path else WORDS)
+        return dataclasses.replace(read_word_odds(Path(path) if path else WORDS), new_tokens=new_tokens)
     if kind == "refusal":
         if prompts is None:
             raise UserError("refusal is read on prompts of yours, and there are none", "name them with --prompts FILE")
         return TextBehaviour(common.prompts_from(prompts), RefusalScore(), None, new_tokens, chat)
     if kind == "scorer" and path:
         texts = neutral_prompts() if prompts is None else common.prompts_from(prompts)
-        return TextBehaviour(texts, ScorerColumn(load_scorer(path)), None, new_tokens, chat)
+        return TextBehaviour(texts, ScorerColumn(scorer_at(path)), None, new_tokens, chat)
     if name == "toxicity":
         another = None if second == "none" else ScorerColumn(load_scorer(second), "toxicity")
         return TextBehaviour(common.prompts_from(prompts), ScorerColumn(load_scorer(scorer), "toxicity"), another, new_tokens, chat)
@@ -218,8 +220,6 @@ def behaviour_of(name: str, prompts: Path | None, scorer: str, second: str, new_
 
 def limited(behaviour: Behaviour, limit: int | None) -> Behaviour:
     """The behaviour on so many of its prompts, drawn at random with a fixed seed; as it is without a limit or with fewer prompts."""
-    import dataclasses
-
     import numpy as np
 
     if limit is None or limit >= len(behaviour.prompts):

@@ -162,6 +162,10 @@ def _elastic(cells: list[Cell], attacks: int) -> tuple[Shown, str]:
 def _further(record: UndoRecord, cells: list[Cell]) -> list[str]:
     """What a reader has to know besides."""
     silent = [f"{cell.arm} with {cell.attack.name} from step {cell.silent_from}" for cell in cells if cell.silent_from is not None]
+    seen = {(cell.arm, cell.attack) for cell in cells}
+    for arm, attack in ((arm, attack) for arm in record.arms for attack in record.attacks if (arm, attack) not in seen):
+        first = [run.points[0].step for run in record.of(arm, attack) if run.points]
+        silent += [f"{arm} with {attack.name} from the first dose, step {first[0]}"] if first else []
     further = [f"The model no longer speaks, and these doses do not count: {'; '.join(silent)}."] if silent else []
     if max((len(cell.points) for cell in cells), default=0) == 1:
         further.append("There is one seed, so intervals are over prompts alone and say nothing of another order of the texts.")

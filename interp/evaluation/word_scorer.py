@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from interp.errors import UserError
-from interp.evaluation.toxicity import checked_texts
+from interp.evaluation.toxicity import Scorer, checked_texts, load_scorer
 from interp.files import read_json
 
 FORMAT = "bypass-word-scorer"
@@ -58,6 +58,14 @@ class WordScorer:
             logit = self.offset + (sum(known) / math.sqrt(len(known)) if known else 0.0)
             scores.append(1 / (1 + math.exp(-max(-50.0, min(50.0, logit)))))
         return pd.DataFrame({self.classes[0]: np.array(scores, dtype=np.float32)})
+
+
+def scorer_at(source: str) -> Scorer:
+    """A scorer by name or folder: a word scorer where the folder holds one, otherwise as `load_scorer`."""
+    file = Path(source) / FILE
+    if file.is_file() and read_json(file).get("format") == FORMAT:
+        return read_word_scorer(Path(source))
+    return load_scorer(source)
 
 
 def read_word_scorer(folder: Path) -> WordScorer:

@@ -37,7 +37,7 @@ def asked(tmp_path: Path, gpt2_folder: Path, tuned_folder: Path, pair: ModelPair
         "--texts", str(texts), "--pair", str(gpt2_folder), str(tuned_folder), "--behaviour", f"words:{words}", "--arms",
         "opposite,neutral,same", "--neutral", str(neutral), "--held-out", str(neutral), "--doses", "2,4", "--steps-first", "",
         "--batch", "2",
-        "--length", "12", "--seeds", "1", "--lr", "1e-2", "--new-tokens", "3", "--out", str(tmp_path / "out"),
+        "--length", "12", "--seeds", "1", "--lr", "1e-4", "--new-tokens", "3", "--out", str(tmp_path / "out"),
     ]  # fmt: skip
 
 

@@ -103,7 +103,8 @@ def test_a_measurement_survives_its_file_and_base_has_no_divergence_from_itself(
     again = Measurement.from_json(json.loads(json.dumps(plain(measured.to_json()), allow_nan=False)))
     for name in ("score", "kl_tuned", "kl_tuned_prompts", "kl_base_position"):
         assert np.array_equal(getattr(again, name), getattr(measured, name))
-    assert (again.second, again.bits_per_byte, again.fluency) == (None, measured.bits_per_byte, measured.fluency)
+    assert (again.second, again.bits_per_byte) == (None, measured.bits_per_byte)
+    assert plain(again.fluency.to_json()) == plain(measured.fluency.to_json())
 
 
 def test_the_texts_of_the_arms_are_apart_and_plain() -> None:

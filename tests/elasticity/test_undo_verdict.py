@@ -82,6 +82,7 @@ def test_doses_at_which_the_model_no_longer_speaks_do_not_count() -> None:
     mute = judge(record(run("opposite", [1.0], [0.1], silent_from=1)), "x.txt", "toxicity")
     assert mute.fragile == "not tested"
     assert "not measured while the model still spoke" in said(mute)
+    assert "these doses do not count: opposite with full 0.0001 from the first dose, step 1" in said(mute)
 
 
 def test_the_strongest_attack_is_reported_and_one_seed_is_named() -> None:

@@ -13,7 +13,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from interp.errors import UserError
-from interp.evaluation.word_scorer import FILE, WordScorer, read_word_scorer, words_of
+from interp.evaluation.word_scorer import FILE, WordScorer, read_word_scorer, scorer_at, words_of
 from training.sentiment import STRENGTH, TEST, TRAIN, fit, held_out, main, read_reviews, scaled
 
 GOOD, BAD, FILLER = ["great", "lovely", "fine"], ["awful", "dull", "poor"], ["film", "plot", "actor", "scene", "music"]
@@ -68,6 +68,8 @@ def test_a_scorer_is_trained_out_of_a_folder_and_read_back(tmp_path: Path, monke
     scorer = read_word_scorer(tmp_path / "scorer")
     texts, labels = read_reviews(tmp_path / TRAIN)
     assert scorer.score(texts[:5]).equals(fit(texts, labels).score(texts[:5]))
+    assert isinstance(scorer_at(str(tmp_path / "scorer")), WordScorer)
+    assert scorer_at("lexicon").name == "lexicon"
     monkeypatch.delenv("BYPASS_DATA")
     assert main(["--out", str(tmp_path / "scorer")]) == 2
 
