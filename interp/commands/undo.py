@@ -83,7 +83,7 @@ def undo(
     """
     common.check_folder(out)
     steps = dose_steps(doses or (QUICK_DOSES if quick else "8,40,80,200,400"), steps_first, batch)
-    attacks = [(rate, None) for rate in common.numbers(rates, "--lr")] if full else []
+    attacks: list[tuple[float, int | None]] = [(rate, None) for rate in common.numbers(rates, "--lr")] if full else []
     attacks += [(rate, lora) for rate in common.numbers(lora_rates, "--lora-lr")] if lora is not None else []
     if lora is not None and lora < 1:
         raise UserError(f"--lora is {lora}", "give a rank of at least 1, such as 8")

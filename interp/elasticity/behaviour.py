@@ -209,12 +209,11 @@ def read_word_odds(path: Path) -> WordOdds:
     except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}", fix) from error
     openings, pairs = (record.get(key) if isinstance(record, dict) else None for key in ("openings", "pairs"))
-    words_only = isinstance(openings, list) and openings and all(isinstance(text, str) and text.strip() for text in openings)
-    in_pairs = isinstance(pairs, list) and pairs and all(
-        isinstance(pair, list) and len(pair) == 2 and all(isinstance(word, str) and word.strip() for word in pair) for pair in pairs
-    )  # fmt: skip
-    if not (words_only and in_pairs):
+    if not isinstance(openings, list) or not isinstance(pairs, list) or not openings or not pairs:
         raise UserError(f"{path} does not hold `openings` and `pairs` of words", fix)
+    whole = all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
+    if not whole or not all(isinstance(text, str) and text.strip() for text in [*openings, *(word for pair in pairs for word in pair)]):
+        raise UserError(f"{path} has an opening or a word that is no text, or a pair that is not two words", fix)
     return WordOdds(list(openings), [(pair[0], pair[1]) for pair in pairs])
 
 
