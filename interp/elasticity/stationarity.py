@@ -65,14 +65,13 @@ def hooke_products(sizes: tuple[float, float], changes: tuple[float, float]) -> 
 
 def mean_loss(hf: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Float[Tensor, ""]:
     """The mean loss in nats per predicted token of rows of token ids, with its graph, added up in double precision."""
-    total, count = torch.zeros((), dtype=torch.float64, device=hf.device), 0
+    total, count = torch.zeros((), dtype=torch.float64, device=hf.device), sum(len(row) - 1 for row in rows)
+    if count < 1:
+        raise UserError("the rows hold no token to predict", "give rows of at least two tokens")
     for row in rows:
         ids = torch.tensor([list(row)], device=hf.device)
         logps = hf(input_ids=ids, use_cache=False).logits[0, :-1].double().log_softmax(dim=-1)
         total = total - logps.gather(1, ids[0, 1:, None]).sum()
-        count += len(row) - 1
-    if not count:
-        raise UserError("the rows hold no token to predict", "give rows of at least two tokens")
     return total / count
 
 
