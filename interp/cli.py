@@ -24,6 +24,7 @@ from typer.core import TyperGroup
 
 from interp.commands.common import PAIR_HELP, PAIR_VALUES
 from interp.commands.pairs import VERIFIERS, pairs
+from interp.commands.undo import RUNNERS
 from interp.errors import Notice, UserError
 from interp.files import is_full_disk
 from interp.models.named import NAMED
@@ -31,7 +32,7 @@ from interp.models.named import NAMED
 DEBUG = "BYPASS_DEBUG"
 COMMANDS = {
     "report": "report", "evaluate": "evaluate", "generate": "generate", "sweep": "sweep", "vectors": "vectors", "lens": "lens",
-    "attribute": "attribute", "patch": "patch", "score": "score", "convert": "convert", "doctor": "doctor",
+    "attribute": "attribute", "patch": "patch", "score": "score", "convert": "convert", "doctor": "doctor", "undo": "undo",
 }  # fmt: skip
 # Errors of the operating system that a wrong path causes; a full disk is not one of them.
 BAD_PATHS = (
@@ -167,6 +168,19 @@ def _verify(
 
 
 VERIFIERS.append(_verify)
+
+
+def _undo(
+    pair: Any, arms: Any, reference: Any, plan: dict[str, Any], attacks: Any, folder: Path, budget: float | None,
+    say: Callable[[str], object], tell: Callable[..., None],
+) -> Any:  # fmt: skip
+    """The runs of `bypass undo`, which trains."""
+    from training.undo import run_plan
+
+    return run_plan(pair, arms, reference, plan, attacks, folder, budget, say, tell)
+
+
+RUNNERS.append(_undo)
 
 
 def _launchable() -> bool:

@@ -91,10 +91,13 @@ def perplexity_of(losses: Sequence[TextLoss], settings: Mapping[str, Any] | None
 
 @torch.no_grad()
 def text_losses(
-    model: Model, texts: Sequence[str], *, window: int | None = None, stride: int | None = None, edits: Sequence[Edit] = (),
-    batch_size: int = 16,
+    model: Model, texts: Sequence[str] | Sequence[Sequence[int]], *, window: int | None = None, stride: int | None = None,
+    edits: Sequence[Edit] = (), batch_size: int = 16,
 ) -> list[TextLoss]:  # fmt: skip
-    """The model's loss on each text by itself; arguments and errors as in `perplexity`, but for a text without a token to predict."""
+    """The model's loss on each text, or row of token ids, by itself.
+
+    Arguments and errors are those of `perplexity`, but for a text without a token to predict.
+    """
     check_no_dropout(model)
     width, step = _window(model, window, stride)
     owners = [(number, span) for number, row in enumerate(uncut_rows(model, texts)) for span in _windows(row, width, step)]

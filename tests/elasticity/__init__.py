@@ -1,0 +1,1 @@
+"""Tests of the measures of elasticity, on tiny models and closed forms."""
