@@ -29,7 +29,9 @@ def answer_log_probs(hf: PreTrainedModel, pairs: Sequence[TokenPair]) -> Float[T
         return torch.stack([torch.stack(both) for both in sides])
     states = packed_states(hf, rows)
     width = states.shape[1]
-    places, targets, owners = [], [], []
+    places: list[int] = []
+    targets: list[int] = []
+    owners: list[int] = []
     for number, (row, pair) in enumerate(zip(rows, pairs, strict=True)):
         for side, answer in enumerate((pair.chosen, pair.rejected)):
             places += [number * width + place for place in row.predicting[side]]

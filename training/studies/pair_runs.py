@@ -149,7 +149,8 @@ class PairStudy:
         for draw in range(design.random):
             chosen = np.random.default_rng([seed, 5, draw]).choice(len(pairs), half, replace=False)
             subsets.append(("random", sorted(map(int, chosen))))
-        rows, correlations = [], {}
+        rows: list[dict[str, Any]] = []
+        correlations: dict[str, Any] = {}
         for name, places in subsets:
             some = [pairs[place] for place in places]
             tuned = self.tuned(some, training)

@@ -14,6 +14,7 @@ from interp.experiments.displacement.criteria import CRITERIA
 from interp.experiments.displacement.pair_rules import B_E2, Ranked, rank_of, ranked, verdict_of
 from interp.experiments.registry import Finding, experiment
 from interp.results import figures
+from interp.results.result import Figure
 from interp.stats.repeats import repeats_mean
 
 CHES, GIVEN, LEAD = "rank correlation of CHES with the fall", "the same given the difference of lengths", "CHES minus the best rival"
@@ -118,7 +119,7 @@ def _sentence(numbers: Ranked, chance: float) -> str:
     )  # fmt: skip
 
 
-def _figures(table: pd.DataFrame, chance: float) -> tuple[figures.Figure, ...]:
+def _figures(table: pd.DataFrame, chance: float) -> tuple[Figure, ...]:
     return (
         figures.bars(
             "ranks", table, x="score", y="fall in the epoch", low="low", high="high", horizontal=True, title="Which score ranks pairs by the fall of their chosen answers",

@@ -13,7 +13,7 @@ from interp.experiments.displacement.criteria import CRITERIA
 from interp.experiments.displacement.pair_rules import B_E4, Displacers, displacers, held_out, verdict_of
 from interp.experiments.registry import Finding, experiment
 from interp.results import figures
-from interp.results.result import number
+from interp.results.result import Figure, number
 from interp.stats.intervals import Interval
 from interp.stats.repeats import repeats_mean
 
@@ -157,7 +157,7 @@ def _sentence(numbers: Displacers, rows: Sequence[Mapping[str, Any]]) -> str:
     )  # fmt: skip
 
 
-def _figures(table: pd.DataFrame) -> tuple[figures.Figure, ...]:
+def _figures(table: pd.DataFrame) -> tuple[Figure, ...]:
     if table.empty:
         return ()
     return (

@@ -13,6 +13,7 @@ from interp.experiments.displacement.criteria import CRITERIA
 from interp.experiments.displacement.pair_rules import B_E5, Cured, at_end, cured, verdict_of
 from interp.experiments.registry import Finding, experiment
 from interp.results import figures
+from interp.results.result import Figure
 from interp.stats.repeats import repeats_mean
 
 FALL, CURE = "fall of held-out chosen answers under DPO, nats per token", "DPO with an SFT term minus DPO, nats per token"
@@ -106,7 +107,7 @@ def _sentence(numbers: Cured) -> str:
     )  # fmt: skip
 
 
-def _figures(curves: pd.DataFrame) -> tuple[figures.Figure, ...]:
+def _figures(curves: pd.DataFrame) -> tuple[Figure, ...]:
     drawn = []
     for side in ("chosen", "rejected"):
         part = curves[curves["side"] == side]
