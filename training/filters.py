@@ -13,34 +13,39 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.nn.functional import logsigmoid
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from interp.errors import UserError
 from interp.models.model import Model
 from interp.preferences.audit import Audit, Settings, audit
-from interp.preferences.influence import answer_log_prob, trainable_copy
+from interp.preferences.influence import trainable_copy
 from interp.preferences.keep import scorable
 from interp.preferences.logprobs import LogProbs, log_probs
 from interp.preferences.pairs import TokenPair
 from interp.stats.intervals import bootstrap_difference, bootstrap_mean
 from training.optimizers import PREFERENCE, preference_optimizer
+from training.pair_batches import backward
+from training.pair_losses import LOSSES, pair_loss
 
-BATCH, BETA, HELD_OUT = 8, 0.1, 0.1
+BATCH, HELD_OUT = 8, 0.1
 FEWEST = 4
 
 
 @dataclass(frozen=True)
 class Training:
-    """How the models are trained: plain DPO at a constant rate, in batches of 8 pairs, with beta 0.1."""
+    """How the models are trained: at a constant rate, in batches of 8 pairs, by a loss of `training.pair_losses`."""
 
     learning_rate: float = 5e-6
     optimizer: str = "rmsprop"
     seed: int = 0
+    loss: str = "dpo"
 
     def __post_init__(self) -> None:
         if self.optimizer not in PREFERENCE:
             raise UserError(f"there is no optimizer {self.optimizer!r}", f"use one of {', '.join(PREFERENCE)}")
+        if self.loss not in LOSSES:
+            raise UserError(f"there is no loss {self.loss!r}", f"use one of {', '.join(LOSSES)}")
         if not self.learning_rate > 0:
             raise UserError(f"the learning rate is {self.learning_rate}", "give a positive number")
 
@@ -94,20 +99,28 @@ def measured(before: LogProbs, after: LogProbs) -> dict[str, Any]:
 
 
 def train(
-    model: Model, pairs: Sequence[TokenPair], training: Training, *, tell: Callable[[int, int], None] = lambda done, total: None
-) -> PreTrainedModel:
-    """A copy of the model after one epoch of DPO on the pairs, in an order drawn by the seed; the model itself is the reference."""
+    model: Model, pairs: Sequence[TokenPair], training: Training, *, tell: Callable[[int, int], None] = lambda done, total: None,
+    after_step: Callable[[int, PreTrainedModel, float], object] = lambda step, policy, loss: None,
+) -> PreTrainedModel:  # fmt: skip
+    """A copy of the model after one epoch of preference tuning on the pairs, in an order drawn by the seed; the model is the reference.
+
+    Args:
+        after_step: called after each step with its number from 1, the policy, and the mean loss of the step's pairs before it.
+    """
     hf = trainable_copy(model)
-    reference = log_probs(model, pairs).margin
+    reference = log_probs(model, pairs)
     optimizer = preference_optimizer(training.optimizer, hf.parameters(), training.learning_rate)
     order = np.random.default_rng([training.seed, 4]).permutation(len(pairs))
     for start in range(0, len(order), BATCH):
-        batch = order[start : start + BATCH]
+        batch = [int(index) for index in order[start : start + BATCH]]
+        known = [(float(reference.chosen[index]), float(reference.rejected[index])) for index in batch]
+
+        def loss_of(place: int, chosen: Tensor, rejected: Tensor, known: list[tuple[float, float]] = known) -> Tensor:
+            return pair_loss(training.loss, chosen, rejected, known[place])
+
         optimizer.zero_grad()
-        for index in batch:
-            pair = pairs[int(index)]
-            margin = answer_log_prob(hf, pair.prompt, pair.chosen) - answer_log_prob(hf, pair.prompt, pair.rejected)
-            (-logsigmoid(BETA * (margin - reference[int(index)])) / len(batch)).backward()
+        mean = backward(hf, [pairs[index] for index in batch], loss_of)
         optimizer.step()
+        after_step(start // BATCH + 1, hf, mean)
         tell(min(start + BATCH, len(order)), len(order))
     return hf.requires_grad_(False)

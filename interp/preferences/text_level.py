@@ -116,11 +116,12 @@ def echoes(prompt: str, side: str, size: int = ECHO) -> bool:
 
 def answer_types(chosen: str, rejected: str, refusals: Sequence[str] = REFUSALS) -> str:
     """`refusal/refusal`, `answer/answer` or `mixed`, by how the two sides begin."""
-    refused = sum(_refuses(side, refusals) for side in (chosen, rejected))
+    refused = sum(refuses(side, refusals) for side in (chosen, rejected))
     return ("answer/answer", "mixed", "refusal/refusal")[refused]
 
 
-def _refuses(text: str, refusals: Sequence[str]) -> bool:
+def refuses(text: str, refusals: Sequence[str] = REFUSALS) -> bool:
+    """Whether a text begins as a refusal does: with one of these prefixes, whatever the case, after spaces and quotation marks."""
     start = text.replace("\u2019", "'").lstrip(" \t\r\n\"'*").lower()
     return start.startswith(tuple(refusals))
 

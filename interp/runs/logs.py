@@ -31,9 +31,10 @@ FILES: dict[str, tuple[str, ...]] = {
     "controls": ("controls.json", "dpo/controls.json"),
     "kl_term": ("kl_term.json",),
     "single_token": ("single_token.json",),
+    "preference_pairs": ("preference_pairs.json",),
 }
 # Studies whose runs began from the base model, which outlive another tuning of it.
-OF_BASE = ("kl_term", "single_token")
+OF_BASE = ("kl_term", "single_token", "preference_pairs")
 # The logs of the pair's own training and of what is compared with it, on which results that read `logs` depend.
 OF_TUNING = ("pair", "pairs", "tuning", "controls", "kl_term")
 FIX = "name the folder of the run that made it with --logs; `python -m training.studies.toxicity_controls` says there which pair it is"
@@ -109,11 +110,28 @@ def kl_term_if_any(folder: Path, pair: ModelPair) -> dict[str, Any] | None:
 
 def read_single_token(folder: Path, base: Model) -> dict[str, Any]:
     """The study of one-token answers (`training.studies.displacement`). Raises `UserError` where there is none of this base model."""
-    fix = "python -m training.studies.displacement single-token makes it; name its folder with --logs"
-    file = log_file(folder, "single_token")
+    return _of_base(folder, base, "single_token", "one-token answers", "single-token")
+
+
+def read_preference_pairs(folder: Path, base: Model, rows: str) -> dict[str, Any]:
+    """The study of preference pairs (`training.studies.pair_runs`) with its list `rows`.
+
+    Raises `UserError` where there is none of this base model, or where these rows were not measured.
+    """
+    record = _of_base(folder, base, "preference_pairs", "preference pairs", "pairs")
+    if not record.get(rows):
+        fix = f"python -m training.studies.displacement pairs --kinds {rows} measures them; name the folder with --logs"
+        raise UserError(f"the study of preference pairs of this base model has no {rows}", fix)
+    return record
+
+
+def _of_base(folder: Path, base: Model, log: str, of: str, study: str) -> dict[str, Any]:
+    file = log_file(folder, log)
     record = {} if file is None else read_json(file, "write it again")
     if record.get("base") != base.digest:
-        raise UserError("no study of one-token answers of this base model", fix)
+        raise UserError(
+            f"no study of {of} of this base model", f"python -m training.studies.displacement {study} makes it; name its folder with --logs"
+        )
     return record
 
 

@@ -12,7 +12,8 @@ from interp.preferences.audit import Audit, Settings, audit
 from interp.preferences.logprobs import log_probs
 from tests.preferences.invented_pairs import rows
 from tests.preferences.test_formats import data_of
-from training.filters import BATCH, BETA, Training, train, verify
+from training.filters import BATCH, Training, train, verify
+from training.single_token import BETA
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,5 @@
 """Tuning on one pair of one-token answers, for experiments B-E1 and B-E1b: `python -m training.studies.displacement single-token`.
+`pairs` in its place runs the study of `pair_runs`.
 
 Every run starts from the base model, or from that model after a stage of SFT that teaches it to answer statements, and is tuned on one
 pair of answers to one statement. Cells are stage x objective x optimizer; that of the paper comes first and has all three pairs of
@@ -27,6 +28,7 @@ from interp.bundled import BUNDLED
 from interp.data.paper import SETTING
 from interp.data.statements import Side, Statement, of_side, persona_statements, statements
 from interp.errors import UserError
+from interp.evaluation.toxicity import load_scorer
 from interp.files import read_json, write_json
 from interp.models.digests import model_key
 from interp.models.loading import load_model
@@ -42,8 +44,11 @@ from interp.runs.trajectory import RUNS_SETTING
 from training.single_token import BETA, SFT_WEIGHT, TAU, Answered, Setting, largest_stable_rate, state_of, teach_answers, tune
 from training.studies.displacement_cells import CELLS, PAPER, RATES, STAGES, Cell, Design
 from training.studies.displacement_rows import row_of
+from training.studies.pair_runs import KINDS, PairDesign, PairStudy, sources
 
 PERSONA, OWN = "persona", "written for the project"
+# The log that each study writes.
+LOGS = {"single-token": "single_token", "pairs": "preference_pairs"}
 Say = Callable[[str], object]
 
 
@@ -243,36 +248,48 @@ def model_named(name: str, device: str) -> Model:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; bad input is one line on stderr and exit code 2."""
     parser = argparse.ArgumentParser("python -m training.studies.displacement", description=str(__doc__).split("\n", 1)[0])
-    parser.add_argument("study", choices=["single-token"])
+    parser.add_argument("study", choices=list(LOGS))
     parser.add_argument(
         "--model", default="bundled", metavar="NAME", help="a folder, a hub id, a named model such as smollm2 [default: bundled]"
     )
     parser.add_argument(
-        "--persona", action="store_true", help=f"the statements of the Persona set below {SETTING}, of which no text is written"
+        "--persona", action="store_true", help=f"single-token: statements of the Persona set below {SETTING}; no text is written"
     )
-    parser.add_argument("--seeds", type=int, default=Design.seeds, help="runs of each pair in the paper's cell")
-    parser.add_argument("--other-seeds", type=int, default=Design.other_seeds, help="runs of each pair in the other cells")
+    parser.add_argument("--seeds", type=int, help="runs of each pair in the paper's cell, or draws of pairs of each source")
+    parser.add_argument("--other-seeds", type=int, default=Design.other_seeds, help="single-token: runs of each pair in the other cells")
+    parser.add_argument(
+        "--own", metavar="RUN", help="pairs: the run whose stage `pairs` the model wrote [default: shipped]", default="shipped"
+    )
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="pairs: the rows to measure [default: all]")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, metavar="FILE", help=f"[default: {FILES['single_token'][0]} in the folder of runs]")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="[default: the study's file in the folder of runs]")
     options = parser.parse_args(arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    folder = Path(os.environ.get(RUNS_SETTING, "runs")) / "displacement" / "single-token"
+    runs = Path(os.environ.get(RUNS_SETTING, "runs"))
+    folder = runs / "displacement" / options.study
+    say = lambda name: sys.stderr.write(f"{name}\n")  # noqa: E731
+    study: Study | PairStudy
     try:
         if options.persona and SETTING not in os.environ:
             raise UserError(
                 f"--persona was given, and {SETTING} names no folder", f"set {SETTING} to the folder that holds the Persona set"
             )
-        texts, source = (persona_statements(os.environ[SETTING]), PERSONA) if options.persona else (statements(), OWN)
-        design = replace(Design(), seeds=options.seeds, other_seeds=options.other_seeds)
-        say = lambda name: sys.stderr.write(f"{name}\n")  # noqa: E731
-        study = Study(model_named(options.model, options.device), folder, design, texts, source, say)
-        record = study.record()
-        file = options.out or study.folder / FILES["single_token"][0]
+        model = model_named(options.model, options.device)
+        if options.study == "pairs":
+            pair_design = replace(PairDesign(), **({"seeds": options.seeds} if options.seeds else {}))
+            study = PairStudy(model, folder, sources(model, runs / options.own), load_scorer(), pair_design, say)
+        else:
+            texts, source = (persona_statements(os.environ[SETTING]), PERSONA) if options.persona else (statements(), OWN)
+            design = replace(Design(), seeds=options.seeds or Design.seeds, other_seeds=options.other_seeds)
+            study = Study(model, folder, design, texts, source, say)
+        record = study.record(options.kinds) if isinstance(study, PairStudy) else study.record()
+        file = options.out or study.folder / FILES[LOGS[options.study]][0]
         write_json(file, plain(record))
     except UserError as error:
         sys.stderr.write(f"displacement: {error}\n")
         return 2
-    sys.stdout.write(f"{len(record['runs'])} runs in {file}; missing: {', '.join(record['missing']) or 'none'}\n")
+    count = sum(len(record[kind]) for kind in ("runs", *KINDS) if kind in record)
+    sys.stdout.write(f"{count} runs in {file}; missing: {', '.join(record.get('missing', {})) or 'none'}\n")
     return 0
 
 

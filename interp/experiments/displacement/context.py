@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from interp.experiments.study import Study
 from interp.models.digests import model_digests
 from interp.models.pair import ModelPair
-from interp.runs.logs import BUNDLED_LOGS, logs_digest, read_single_token
+from interp.runs.logs import BUNDLED_LOGS, logs_digest, read_preference_pairs, read_single_token
 
 
 @dataclass(eq=False)
@@ -29,8 +30,9 @@ class DisplacementContext(Study):
         return [*super().fingerprint(), model_digests(self.pair.base)]
 
     def optional_data(self) -> Mapping[str, Callable[[], str]]:
-        """The digest of the study of one-token answers."""
-        return {"single-token": lambda: logs_digest(self.logs, ("single_token",))}
+        """The digests of the studies of one-token answers and of preference pairs."""
+        logs = {"single-token": "single_token", "preference-pairs": "preference_pairs"}
+        return {name: partial(logs_digest, self.logs, (log,)) for name, log in logs.items()}
 
     def notes(self) -> list[str]:
         """What is to be known of the pair before any result."""
@@ -43,3 +45,10 @@ class DisplacementContext(Study):
     def single_token(self) -> dict[str, Any]:
         """The study of one-token answers. Raises `UserError` where there is none of this base model."""
         return read_single_token(self.logs, self.pair.base)
+
+    def preference_pairs(self, rows: str) -> dict[str, Any]:
+        """The study of preference pairs, with the rows that are asked for: `ranks`, `filters` or `losses`.
+
+        Raises `UserError` where there is none of this base model with these rows.
+        """
+        return read_preference_pairs(self.logs, self.pair.base, rows)

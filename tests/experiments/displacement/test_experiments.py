@@ -123,7 +123,7 @@ def test_a_report_is_of_paper_a_unless_another_is_asked_for() -> None:
     both = [item.id for item in find_experiments(None, ["A", "B"])]
     assert sorted(both) == sorted([*of_b, *(item.id for item in find_experiments(None))])
     assert both.index("A-E14") < both.index("B-E1") < both.index("B-E1b") < both.index("X-C1")
-    assert [item.id for item in find_experiments(["b-c1", "A-E8"])] == ["A-E8", "B-E1"]
+    assert [item.id for item in find_experiments(["b-c1", "A-E8"])] == ["A-E8", "B-E1", "B-E5"]
     assert [item.id for item in find_experiments(["B-C1", "A-E8"], ["A"])] == ["A-E8"]
     with pytest.raises(UserError, match="B-E1 is not of paper A"):
         find_experiments(["B-E1"], ["A"])
