@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -92,8 +93,8 @@ def kind_of(stage: str, objective: str, optimizer: str) -> str:
 
 def part(table: pd.DataFrame, role: str, kind: str) -> pd.DataFrame:
     """The rows of one pair of answers and one kind of run."""
-    of_kind = [kind_of(*cell) == kind for cell in table[["stage", "objective", "optimizer"]].itertuples(index=False, name=None)]
-    return table[(table["role"] == role) & of_kind]
+    cells = table[["stage", "objective", "optimizer"]].itertuples(index=False, name=None)
+    return table[(table["role"] == role) & np.array([kind_of(*cell) == kind for cell in cells], dtype=bool)]
 
 
 def sets_of(record: dict[str, Any]) -> dict[str, str]:
