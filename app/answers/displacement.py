@@ -10,6 +10,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -111,8 +112,16 @@ def audited(asked: Asked, step: Step = lambda phrase, done, total: None) -> Audi
     """The audit of a file by forwards of the base model, of at most `audited_pairs` rows. Raises `UserError` as `audit`."""
     model = state.load_pair(asked.source).base
     data = read(asked)
-    with model_queue.turn():
-        result = audit(data, model, Settings(limit=settings.limits().audited_pairs), tell=step)
+    with ExitStack() as turn:
+        turn.enter_context(model_queue.turn())
+
+        def tell(phrase: str, done: int, total: int) -> None:
+            # Others have their turn at the models between two blocks of pairs.
+            turn.close()
+            turn.enter_context(model_queue.turn())
+            step(phrase, done, total)
+
+        result = audit(data, model, Settings(limit=settings.limits().audited_pairs), tell=tell)
     with _lock:
         _audits[asked.key] = result
         while len(_audits) > KEPT:
@@ -148,16 +157,15 @@ def ranking(result: Audit, name: str, words: bool) -> pd.DataFrame:
     texts = {part: [plain(getattr(result.pairs[index], part)) for index in values.index] for part in ("prompt", "chosen", "rejected")}
     table = pd.DataFrame({
         "rank": np.arange(1, len(values) + 1), "row": frame["row"].to_numpy() + 1, name: values.to_numpy(),
-        "margin, nats": frame["margin"].to_numpy(), "rejected − chosen, tokens": frame["length_difference"].to_numpy(),
         **{part: [beginning(text, words) for text in some] for part, some in texts.items()},
     })  # fmt: skip
-    if name == "margin":
-        table = table.drop(columns="margin, nats")
-    if name == "difference of lengths":
-        table = table.drop(columns="rejected − chosen, tokens")
+    others = {"margin": ("margin, nats", "margin"), "difference of lengths": ("rejected − chosen, tokens", "length_difference")}
+    for measure, (title, column) in others.items():
+        if measure != name:
+            table[title] = frame[column].to_numpy()
     kinds = [rows[number].get("kind") for number in frame["row"]]
     if any(isinstance(kind, str) for kind in kinds):
-        table.insert(2, "kind", [kind if isinstance(kind, str) else "" for kind in kinds])
+        table["kind"] = [kind if isinstance(kind, str) else "" for kind in kinds]
     return table
 
 
@@ -178,10 +186,11 @@ def histogram(result: Audit, name: str) -> Figure:
     measure, values = MEASURES[name], values_of(result, name)
     left_out = len(result.frame) - len(values)
     without = f" {left_out} pairs of which it is not defined are left out." if left_out else ""
+    line = "" if measure.reference is None else f" Right of the line: {measure.above}"
     marks = [] if measure.reference is None else [(measure.reference, measure.reference_name)]
     return figures.histogram(
         "measure", pd.DataFrame({"value": values.to_numpy()}), x="value", bins=24, title=f"{name} of {len(values)} preference pairs",
-        x_title=axis(name, measure), y_title="number of pairs", marks=marks, caption=f"One value a pair.{without} {measure.not_shown}",
+        x_title=axis(name, measure), y_title="number of pairs", marks=marks, caption=f"One value a pair.{line}{without} {measure.not_shown}",
     )  # fmt: skip
 
 

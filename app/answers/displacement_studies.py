@@ -22,7 +22,7 @@ from interp.results import figures
 from interp.results.result import Figure
 from interp.runs.logs import read_single_token, shipped_logs
 
-STAGES = {"sft": "after SFT on answers", "base": "without SFT"}
+STAGES = {"sft": "after SFT", "base": "without SFT"}
 
 
 @dataclass(frozen=True, eq=False)

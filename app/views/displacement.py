@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import pandas as pd
 import streamlit as st
 
 from app import job_view, settings, shell, show
@@ -87,7 +89,7 @@ def show_audit(page: shell.Page) -> None:
     table = answers.ranking(result, name, page.words)
     row = show.table(
         table, f"ranking-{name}", page.words, select=True, height=min(38 + 35 * len(table), 388),
-        column_config={one: st.column_config.NumberColumn(format="%.4g") for one in (name, "margin, nats") if one in table},
+        column_config=columns_of(table, name),
         alt="Preference pairs by the measure, highest first: rank, row of the file, measure, and how prompt and answers begin",
     )  # fmt: skip
     seen = (name, row)
@@ -96,6 +98,13 @@ def show_audit(page: shell.Page) -> None:
     st.session_state["pair_seen"] = seen
     st.caption("Highest first. Click a row for its tokens, or name its row of the file below.")
     show_pair(page, result, name, [str(number) for number in table["row"]])
+
+
+def columns_of(table: pd.DataFrame, name: str) -> dict[str, Any]:
+    """The display of the ranking's columns: numbers in four digits, texts narrow enough that both answers are seen."""
+    numbers = {one: st.column_config.NumberColumn(format="%.4g") for one in (name, "margin, nats") if one in table}
+    texts = {one: st.column_config.TextColumn(width=220) for one in ("prompt", "chosen", "rejected")}
+    return {one: st.column_config.NumberColumn(width=60) for one in ("rank", "row")} | numbers | texts
 
 
 def show_pair(page: shell.Page, result: Audit, name: str, highest_first: list[str]) -> None:
@@ -167,12 +176,7 @@ def show_mass(page: shell.Page) -> None:
 
 def show_filters(page: shell.Page) -> None:
     """Draw what held-out chosen answers do after training on what each filter keeps."""
-    try:
-        finding = studies.filters(page.source)
-    except UserError as error:
-        fix = f": {error.fix}" if error.fix else ""
-        st.info(show.plain(show.shown(f"{error.problem[:1].upper()}{error.problem[1:]}{fix}.", False)), icon=":material/info:")
-        return
+    finding = studies.filters(page.source)
     for figure in finding.figures:
         show.draw(figure, f"filters_{figure.name}", page.words)
     with st.expander("In numbers, beside random halves"):
@@ -192,21 +196,26 @@ def show_verdict(id: str, finding: Finding, words: bool) -> None:
     st.caption(f"What it does not show: {show.plain(about.does_not_show)} {show.plain(about.caveat)}")
 
 
-def section(draw: Callable[[shell.Page], None], page: shell.Page) -> None:
-    """Draw a section; its error leaves the others standing."""
+def study(draw: Callable[[shell.Page], None], page: shell.Page) -> None:
+    """Draw a study, or a sentence that says by which command it is made."""
     try:
         draw(page)
     except UserError as error:
-        shell.problem(error)
+        fix = f": {error.fix}" if error.fix else ""
+        st.info(show.plain(show.shown(f"{error.problem[:1].upper()}{error.problem[1:]}{fix}.", False)), icon=":material/info:")
 
 
 with shell.page("displacement", LEAD) as page:
     st.header("Which pairs lower the answer that they prefer?")
-    section(show_audit, page)
+    try:
+        show_audit(page)
+    except UserError as error:
+        # The studies below do not depend on the file.
+        shell.problem(error)
     st.header("Where does the probability go?")
-    section(show_mass, page)
+    study(show_mass, page)
     st.header("Which filter keeps chosen answers up?")
-    section(show_filters, page)
+    study(show_filters, page)
     st.header("What this does not show")
     st.markdown(
         "A score is that of the checkpoint before a first step, not of an epoch. A pair with a high score is not bad, and a fall of a "
