@@ -190,7 +190,8 @@ def histogram(result: Audit, name: str) -> Figure:
     marks = [] if measure.reference is None else [(measure.reference, measure.reference_name)]
     return figures.histogram(
         "measure", pd.DataFrame({"value": values.to_numpy()}), x="value", bins=24, title=f"{name} of {len(values)} preference pairs",
-        x_title=axis(name, measure), y_title="number of pairs", marks=marks, caption=f"One value a pair.{line}{without} {measure.not_shown}",
+        x_title=axis(name, measure), y_title="number of pairs", marks=marks,
+        caption=f"One value a pair.{line}{without} {measure.not_shown}",
     )  # fmt: skip
 
 
