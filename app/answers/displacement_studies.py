@@ -61,28 +61,28 @@ def filters(source: Source) -> Finding:
     return b_e4_filters.run(context(source))
 
 
-def answers(found: Mass) -> dict[str, list[str]]:
+def answers(masses: Mass) -> dict[str, list[str]]:
     """By preferred answer the dispreferred ones that the study has runs of."""
-    with_runs = set(found.curves["role"])
+    with_runs = set(masses.curves["role"])
     pairs: dict[str, list[str]] = {}
-    for one in found.record["answers"]:
+    for one in masses.record["answers"]:
         if one["role"] in with_runs:
             pairs.setdefault(one["preferred"], []).append(one["dispreferred"])
     return pairs
 
 
-def role_of(found: Mass, preferred: str, dispreferred: str) -> dict[str, Any]:
+def role_of(masses: Mass, preferred: str, dispreferred: str) -> dict[str, Any]:
     """The study's record of a pair of answers. Raises `UserError` where it has none."""
     both = (preferred, dispreferred)
-    record = next((one for one in found.record["answers"] if (one["preferred"], one["dispreferred"]) == both), None)
+    record = next((one for one in masses.record["answers"] if (one["preferred"], one["dispreferred"]) == both), None)
     if record is None:
         raise UserError("the study has no runs on these two answers", "choose two others")
     return record
 
 
-def kinds(found: Mass, role: str) -> list[str]:
+def kinds(masses: Mass, role: str) -> list[str]:
     """The kinds of run (stage, loss, optimizer) that the study has of a pair of answers."""
-    cells = found.curves.loc[found.curves["role"] == role, ["stage", "objective", "optimizer"]].drop_duplicates()
+    cells = masses.curves.loc[masses.curves["role"] == role, ["stage", "objective", "optimizer"]].drop_duplicates()
     return [kind_of(*cell) for cell in cells.itertuples(index=False, name=None)]
 
 
@@ -109,9 +109,9 @@ def sets_of(record: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def curves(found: Mass, record: dict[str, Any], kind: str) -> Figure:
+def curves(masses: Mass, record: dict[str, Any], kind: str) -> Figure:
     """The mean probability of each set by step, beside where the preferred answer began."""
-    frame = part(found.curves, record["role"], kind)
+    frame = part(masses.curves, record["role"], kind)
     start = float(frame.loc[(frame["set"] == "preferred") & (frame["step"] == 0), "probability"].iloc[0])
     runs = int(frame["runs"].max())
     named = frame.assign(tokens=frame["set"].map(sets_of(record)))
@@ -126,12 +126,12 @@ def curves(found: Mass, record: dict[str, Any], kind: str) -> Figure:
     )  # fmt: skip
 
 
-def gaining(found: Mass, record: dict[str, Any], kind: str) -> pd.DataFrame:
+def gaining(masses: Mass, record: dict[str, Any], kind: str) -> pd.DataFrame:
     """The tokens that gained most since the start, by step."""
-    table = part(found.finding.tables["tokens that gain"], record["role"], kind)
+    table = part(masses.finding.tables["tokens that gain"], record["role"], kind)
     return table[["step", "token", "mean gain", "runs"]]
 
 
-def moved(found: Mass, record: dict[str, Any], kind: str) -> pd.Series:
+def moved(masses: Mass, record: dict[str, Any], kind: str) -> pd.Series:
     """The means of a pair of answers over the runs of one kind, as `cells_table` names them."""
-    return part(found.finding.tables["cells"], record["role"], kind).iloc[0]
+    return part(masses.finding.tables["cells"], record["role"], kind).iloc[0]

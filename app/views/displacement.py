@@ -142,8 +142,8 @@ def show_pair(page: shell.Page, result: Audit, name: str, highest_first: list[st
 
 def show_mass(page: shell.Page) -> None:
     """Draw where the probability goes by step for two answers, and the verdict of B-E1."""
-    found = studies.mass(page.source)
-    pairs = studies.answers(found)
+    masses = studies.mass(page.source)
+    pairs = studies.answers(masses)
     left, middle, right = st.columns(3)
     preferred = left.selectbox(
         "Preferred answer", list(pairs), key="preferred", bind="query-params", help="The answer that tuning is to raise."
@@ -154,13 +154,13 @@ def show_mass(page: shell.Page) -> None:
     dispreferred = middle.selectbox(
         "Dispreferred answer", others, key="dispreferred", bind="query-params", help="What it is to lower; the study has runs of these."
     )
-    record = studies.role_of(found, preferred, dispreferred)
-    kinds = studies.kinds(found, record["role"])
+    record = studies.role_of(masses, preferred, dispreferred)
+    kinds = studies.kinds(masses, record["role"])
     if st.session_state.get("kind") not in (None, *kinds):
         st.session_state["kind"] = kinds[0]
     kind = right.selectbox("Kind of run", kinds, key="kind", bind="query-params", help="The loss, the optimizer, and what came before.")
-    show.draw(studies.curves(found, record, kind), "mass_curves", page.words)
-    numbers = studies.moved(found, record, kind)
+    show.draw(studies.curves(masses, record, kind), "mass_curves", page.words)
+    numbers = studies.moved(masses, record, kind)
     st.html(show.facts([
         show.fact("preferred, before", (show_number(numbers["start"]), "probability")),
         show.fact("preferred, after", (show_number(numbers["end"]), "probability")),
@@ -170,8 +170,8 @@ def show_mass(page: shell.Page) -> None:
     ]))  # fmt: skip
     with st.expander("Which tokens gained"):
         st.caption("The three tokens of each run that gained most since the start: mean gain in probability, and in how many runs.")
-        show.table(studies.gaining(found, record, kind), "gaining", page.words, alt="Tokens that gained most, by step")
-    show_verdict("B-E1", found.finding, page.words)
+        show.table(studies.gaining(masses, record, kind), "gaining", page.words, alt="Tokens that gained most, by step")
+    show_verdict("B-E1", masses.finding, page.words)
 
 
 def show_filters(page: shell.Page) -> None:

@@ -239,20 +239,20 @@ def test_without_studies_of_this_base_the_page_says_by_which_commands_they_are_m
 
 
 def test_the_masses_are_those_of_the_file_and_the_verdict_is_that_of_the_experiment() -> None:
-    found = displacement_studies.mass(None)
+    masses = displacement_studies.mass(None)
     record = json.loads((BUNDLED / "log" / "single_token.json").read_text("utf-8"))
-    assert displacement_studies.answers(found) == {"No": ["Never", "Maybe"], "Yes": ["No"]}
-    answer = displacement_studies.role_of(found, "No", "Maybe")
-    kind = displacement_studies.kinds(found, answer["role"])[0]
-    figure = displacement_studies.curves(found, answer, kind)
+    assert displacement_studies.answers(masses) == {"No": ["Never", "Maybe"], "Yes": ["No"]}
+    answer = displacement_studies.role_of(masses, "No", "Maybe")
+    kind = displacement_studies.kinds(masses, answer["role"])[0]
+    figure = displacement_studies.curves(masses, answer, kind)
     runs = [run for run in record["runs"] if run["role"] == "control" and run["falls"]]
     for name, title in displacement_studies.sets_of(answer).items():
         line = next(one for one in figure.spec["data"] if one.get("mode") == "lines+markers" and one["name"].replace("<br>", " ") == title)
         assert np.allclose(line["y"], np.mean([run["mass"][name] for run in runs], axis=0), atol=1e-6)
         assert line["x"] == runs[0]["steps"]
-    moved = displacement_studies.moved(found, answer, kind)
+    moved = displacement_studies.moved(masses, answer, kind)
     assert moved["change of log-probability"] == pytest.approx(np.mean([run["log_change"] for run in runs]))
-    assert set(displacement_studies.gaining(found, answer, kind)["step"]) <= {5, 25, 100}
-    assert found.finding.sentence
+    assert set(displacement_studies.gaining(masses, answer, kind)["step"]) <= {5, 25, 100}
+    assert masses.finding.sentence
     with pytest.raises(UserError, match="no runs"):
-        displacement_studies.role_of(found, "Never", "No")
+        displacement_studies.role_of(masses, "Never", "No")
