@@ -31,10 +31,14 @@ class Limits:
     sweep_points: int
     sweep_prompts: int
     patched_tokens: int
+    audited_pairs: int
+    uploaded_bytes: int
 
 
-ALONE = Limits(prompt_characters=4000, new_tokens=100, sweep_points=9, sweep_prompts=128, patched_tokens=64)
-VISITORS = Limits(prompt_characters=400, new_tokens=40, sweep_points=5, sweep_prompts=16, patched_tokens=24)
+ALONE = Limits(prompt_characters=4000, new_tokens=100, sweep_points=9, sweep_prompts=128, patched_tokens=64,
+               audited_pairs=256, uploaded_bytes=2_000_000)  # fmt: skip
+VISITORS = Limits(prompt_characters=400, new_tokens=40, sweep_points=5, sweep_prompts=16, patched_tokens=24,
+                  audited_pairs=64, uploaded_bytes=200_000)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ PAGES = {
     "bypass": ("Bypass", ":material/moving:"),
     "steer": ("Steer", ":material/tune:"),
     "patching": ("Patching", ":material/grid_on:"),
+    "displacement": ("Displacement", ":material/swap_vert:"),
     "evidence": ("Evidence", ":material/fact_check:"),
     "training": ("Training", ":material/show_chart:"),
 }
@@ -36,7 +37,8 @@ NEXT = {
     "vectors": ("bypass", "Next: see how the residual stream is shifted around it"),
     "bypass": ("steer", "Next: bring the toxicity back"),
     "steer": ("patching", "Next: find where in the model the difference lies"),
-    "patching": ("evidence", "Next: every claim beside its null"),
+    "patching": ("displacement", "Next: see what preference pairs do to the answers that they prefer"),
+    "displacement": ("evidence", "Next: every claim beside its null"),
     "evidence": ("training", "Next: how the pair was made"),
 }
 log = logging.getLogger(__name__)

@@ -81,9 +81,14 @@ def cell_text(cell: Any, words: bool) -> Any:
 
 
 def strip(
-    tokens: Sequence[str], values: Sequence[float], hue: str, words: bool, *, label: str, unit: str = "", top: float | None = None
-) -> str:
-    """Tokens as HTML, each shaded by its value, with the number on hover; full colour is `top`, by default the largest."""
+    tokens: Sequence[str], values: Sequence[float], hue: str, words: bool, *, label: str, unit: str = "", top: float | None = None,
+    below: str = "",
+) -> str:  # fmt: skip
+    """Tokens as HTML, each shaded by its value, with the number on hover; full colour is `top`, by default the largest.
+
+    Args:
+        below: the hue of values below zero, which are underlined besides; empty for that of the others.
+    """
     # Masked as a whole, because a word may be spread over several tokens; a mask keeps the length.
     joined = "".join(tokens)
     text, place, parts = joined if words else mask(joined), 0, []
@@ -91,7 +96,8 @@ def strip(
     for token, value in zip(tokens, values, strict=True):
         piece, place = visible(text[place : place + len(token)], True), place + len(token)
         hover = escaped(f"{piece}: {value:.3g}{unit}")
-        parts.append(f'<span style="--share:{60 * min(1.0, abs(value) / top):.0f}%" title="{hover}">{escaped(piece)}</span>')
+        other = f";--hue:{below};text-decoration:underline dotted" if below and value < 0 else ""
+        parts.append(f'<span style="--share:{60 * min(1.0, abs(value) / top):.0f}%{other}" title="{hover}">{escaped(piece)}</span>')
     return f'<p class="strip" dir="auto" role="img" aria-label="{escaped(label)}" style="--hue:{hue}">{"".join(parts)}</p>'
 
 

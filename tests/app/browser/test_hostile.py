@@ -34,6 +34,9 @@ KEYS = (
     "run",
     "view",
     "metric",
+    "measure",
+    "row",
+    "kind",
     "pins",
     "pair",
 )
