@@ -127,7 +127,7 @@ def test_sets_with_contexts_of_their_own_have_no_ratio() -> None:
     large, small = sources(2, separate=True)
     for k in (3, 30):
         parameters = start(0, rank=OUTCOMES)
-        fit(parameters, [(k, large), (1, small)], steps=200)
+        fit(parameters, [(k, large), (1, small)], steps=400)
         slopes = gradient(large, parameters), gradient(small, parameters)
         still = stationarity(*slopes, k)
         shared = stationarity(gradient(large, start(0, OUTCOMES)), gradient(small, start(0, OUTCOMES)), k)
