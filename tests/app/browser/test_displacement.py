@@ -15,7 +15,11 @@ Keep = Callable[[Page, str], None]
 
 
 def choose(page: Page, label: str, option: str) -> None:
-    page.get_by_role("combobox", name=label).click()
+    # A list closes when the page scrolls, which a click on what is out of sight makes it do.
+    box = page.get_by_role("combobox", name=label)
+    box.scroll_into_view_if_needed()
+    settle(page)
+    box.click()
     page.get_by_role("option", name=option, exact=True).click()
     settle(page)
 
