@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 
 from playwright.sync_api import Page, expect
+from playwright.sync_api import TimeoutError as NotThere
 
 from app.harness import settle
 from tests.app.browser.conftest import Open
@@ -15,12 +16,16 @@ Keep = Callable[[Page, str], None]
 
 
 def choose(page: Page, label: str, option: str) -> None:
-    # A list closes when the page scrolls, which a click on what is out of sight makes it do.
-    box = page.get_by_role("combobox", name=label)
+    box, entry = page.get_by_role("combobox", name=label), page.get_by_role("option", name=option, exact=True)
     box.scroll_into_view_if_needed()
     settle(page)
     box.click()
-    page.get_by_role("option", name=option, exact=True).click()
+    try:
+        entry.click(timeout=5000)
+    except NotThere:
+        # A list closes when the page scrolls, as a late figure makes it do.
+        box.click()
+        entry.click()
     settle(page)
 
 
