@@ -188,6 +188,27 @@ def test_sides_that_are_quantised_otherwise_are_refused(
         ModelPair.load(base, write_gguf(hf, tokenizer, tmp_path / "whole.gguf", "llama"))
 
 
+@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0"])
+def test_a_model_that_was_trained_from_dequantised_weights_is_a_tuned_side_and_one_from_the_original_is_not(
+    original: Callable[[str], PreTrainedModel], tokenizer: PreTrainedTokenizerFast, cache: Path, tmp_path: Path, kind: str
+) -> None:
+    hf, stored = original("llama"), gguf.GGMLQuantizationType[kind]
+    file = write_gguf(hf, tokenizer, tmp_path / "base.gguf", "llama", stored=stored)
+    base = load_model(file)
+    tuned = base.plain_copy()
+    with torch.no_grad():
+        for place, weight in enumerate(tuned.parameters()):
+            noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(place))
+            weight += 1e-3 * weight.norm() * noise / noise.norm()
+    for name, model in (("tuned", tuned), ("from-original", hf)):
+        model.save_pretrained(tmp_path / name)
+        base.tokenizer.save_pretrained(tmp_path / name)
+    pair = ModelPair.load(file, tmp_path / "tuned")
+    assert pair.base.digest == base.digest
+    with pytest.raises(UserError, match="rounding is no tuning"):
+        ModelPair.load(file, tmp_path / "from-original")
+
+
 @pytest.mark.oracle
 def test_the_distance_from_the_original_is_measured_and_noted(
     original: Callable[[str], PreTrainedModel], tokenizer: PreTrainedTokenizerFast, make_folder: Callable[..., Path], tmp_path: Path
