@@ -48,7 +48,8 @@ def run(context: DisplacementContext) -> Finding:
         verdict_of(numbers.parts, rows, B_E2), _summary(numbers, table, chance), {name: part.value for name, part in parts.items()},
         {CHES: chance, GIVEN: chance, LEAD: 0.0}, {name: (part.low, part.high) for name, part in parts.items()},
         {"ranks": table, "by source": sources_table(rows), "runs": runs_table(rows)}, _figures(table, chance),
-        {"study": record["settings"], "sources": record["sources"], "interval": "Student's over runs: a source of pairs and a draw of them"},
+        {"study": record["settings"], "sources": record["sources"], "interval": "Student's over runs (a source of pairs and a draw of them), and over the means of the sources"},
+        earlier={1: verdict_of(numbers.parts, rows, B_E2, version=1)},
         sentence=_sentence(numbers, chance),
     )  # fmt: skip
 

@@ -49,7 +49,8 @@ def run(context: DisplacementContext) -> Finding:
         dict.fromkeys(parts, 0.0), {name: (part.low, part.high) for name, part in parts.items()},
         {"filters": filters, "by source": sources_table(rows), "behaviour": behaviour, "what filters keep": kept_table(rows), "shares": shares_table(rows)},
         _figures(sources_table(rows)),
-        {"study": record["settings"], "sources": record["sources"], "interval": "Student's over runs: a source of pairs and a draw of them", "null": "random halves of as many steps"},
+        {"study": record["settings"], "sources": record["sources"], "interval": "Student's over runs (a source of pairs and a draw of them), and over the means of the sources", "null": "random halves of as many steps"},
+        earlier={1: verdict_of(numbers.parts, rows, B_E4, version=1)},
         sentence=_sentence(numbers, rows),
     )  # fmt: skip
 
@@ -143,7 +144,8 @@ def _summary(numbers: Displacers, rows: Sequence[Mapping[str, Any]]) -> str:
         f"By the gradients {_shares(rows, 'own_negative'):.0%} of the pairs lower their own chosen answer, and {_shares(rows, 'total_negative'):.0%} are lowered by all together; {_shares(rows, 'fell_alone'):.0%} fell in a step on "
         f"themselves, {_shares(rows, 'fell_in_epoch'):.0%} in the epoch. Total ranks the falls better than own by {numbers.rank.mean}. On held-out pairs the chosen answers end {numbers.gain.mean} nats per token higher after the influence "
         f"filter than after random halves of as many steps, and {numbers.loss.mean} lower after the half with the lowest influence; against the filter by {ARMS[numbers.rival]} the influence filter's lead is {numbers.lead.mean}. "
-        f"Continuations' toxicity changes by {_toxicity(rows)} against a random half ({numbers.gain.mean.n} runs)."
+        f"Continuations' toxicity changes by {_toxicity(rows)} against a random half ({numbers.gain.mean.n} runs). With the {numbers.gain.over_sources.n} sources as units the gain is {numbers.gain.over_sources}, the loss of the worst half "
+        f"{numbers.loss.over_sources} and the lead {numbers.lead.over_sources}; version 1 of the criterion, which takes runs as independent, says {verdict_of(numbers.parts, rows, B_E4, version=1)}."
     )  # fmt: skip
 
 
@@ -153,7 +155,7 @@ def _sentence(numbers: Displacers, rows: Sequence[Mapping[str, Any]]) -> str:
     over = "more" if lead.low > 0 else "less" if lead.high < 0 else "not clearly more or less"
     return (
         f"Trained on the half of the pairs with the highest influence, held-out chosen answers ended {end} after a random half of as many steps ({gain} nats per token), {over} than by the best other filter, {ARMS[numbers.rival]} "
-        f"(difference {lead}); toxicity of continuations moved by {_toxicity(rows)}."
+        f"(difference {lead}); with the {numbers.gain.over_sources.n} sources of pairs as units the gain is {numbers.gain.over_sources} and the lead {numbers.lead.over_sources}; toxicity of continuations moved by {_toxicity(rows)}."
     )  # fmt: skip
 
 

@@ -43,7 +43,8 @@ def run(context: DisplacementContext) -> Finding:
         verdict_of(numbers.parts, rows, B_E5), _summary(numbers, rows), {name: part.value for name, part in parts.items()},
         dict.fromkeys(parts, 0.0), {name: (part.low, part.high) for name, part in parts.items()},
         {"losses": losses_table(rows, record["base_model"]), "by source": sources_table(rows), "curves": curves}, _figures(curves),
-        {"study": record["settings"], "sources": record["sources"], "interval": "Student's over runs: a source of pairs and a draw of them"},
+        {"study": record["settings"], "sources": record["sources"], "interval": "Student's over runs (a source of pairs and a draw of them), and over the means of the sources"},
+        earlier={1: verdict_of(numbers.parts, rows, B_E5, version=1)},
         sentence=_sentence(numbers),
     )  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,20 +28,24 @@ class Part:
     Attributes:
         mean: over runs, with Student's interval.
         by_source: the mean over the runs of each source of pairs.
-        answer: `no` where the interval refutes it, `yes` where it shows it, else `open`.
+        over_sources: the mean of these, with Student's interval: what is known of sources of pairs in general.
+        answer: `no` where both intervals refute it, `yes` where both show it, else `open`.
+        answer_1: the same by the interval over runs alone, as version 1 of the criteria has it.
     """
 
     mean: Interval
     by_source: Mapping[str, float]
+    over_sources: Interval
     answer: Answer
+    answer_1: Answer
 
 
 def part_of(rows: Rows, values: Sequence[float], *, above: float = 0.0, refuted: float = 0.0, of_one_sign: bool = False) -> Part:
     """The part of which each run has one value.
 
     Args:
-        above: the bound above which the interval shows it.
-        refuted: the bound below which the interval refutes it.
+        above: the bound above which an interval shows it.
+        refuted: the bound below which an interval refutes it.
         of_one_sign: whether a source with a negative mean keeps it open.
     """
     mean = repeats_mean(values)
@@ -49,16 +53,22 @@ def part_of(rows: Rows, values: Sequence[float], *, above: float = 0.0, refuted:
     for row, value in zip(rows, values, strict=True):
         sources[row["source"]].append(value)
     means = {name: float(np.mean(some)) for name, some in sources.items()}
+    over_sources = repeats_mean(list(means.values()))
     agree = not of_one_sign or all(value > 0 for value in means.values())
-    answer: Answer = "no" if mean.high < refuted else "yes" if mean.low > above and agree else "open"
-    return Part(mean, means, answer)
+
+    def answer(*intervals: Interval) -> Answer:
+        if all(interval.high < refuted for interval in intervals):
+            return "no"
+        return "yes" if agree and all(interval.low > above for interval in intervals) else "open"
+
+    return Part(mean, means, over_sources, answer(mean, over_sources), answer(mean))
 
 
-def verdict_of(parts: Sequence[Part], rows: Rows, thresholds: Mapping[str, float]) -> Verdict:
+def verdict_of(parts: Sequence[Part], rows: Rows, thresholds: Mapping[str, float], *, version: int = 2) -> Verdict:
     """`fails` where a part is refuted, `holds` where all are shown; `inconclusive` with too few runs or sources."""
     if len(rows) < thresholds["runs"] or len({row["source"] for row in rows}) < thresholds["sources"]:
         return "inconclusive"
-    answers = {part.answer for part in parts}
+    answers = {part.answer_1 if version == 1 else part.answer for part in parts}
     return "fails" if "no" in answers else "holds" if answers == {"yes"} else "inconclusive"
 
 
@@ -93,8 +103,10 @@ def ranked(rows: Rows) -> Ranked:
     rival = best_of(rows, RIVALS, rank_of)
     lead = [rank_of(row, "ches") - rank_of(row, rival) for row in rows]
     partial = part_of(rows, [rank_of(row, "ches", "given_length") for row in rows], refuted=B_E2["given"])
-    if partial.answer == "yes" and partial.mean.value < B_E2["given"]:
-        partial = Part(partial.mean, partial.by_source, "open")
+    if partial.mean.value < B_E2["given"]:
+        # Shown to be above 0, and too little.
+        answers = {name: "open" for name in ("answer", "answer_1") if getattr(partial, name) == "yes"}
+        partial = replace(partial, **answers)
     ches = part_of(rows, [rank_of(row, "ches") for row in rows], above=B_E2["rank"], refuted=B_E2["rank"])
     return Ranked(ches, partial, part_of(rows, lead), rival)
 

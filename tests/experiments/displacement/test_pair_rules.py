@@ -151,6 +151,18 @@ def test_one_source_of_the_opposite_sign_keeps_a_claim_open() -> None:
     assert verdict_of(measured.parts, rows, B_E4) == "inconclusive"
 
 
+def test_runs_of_sources_that_differ_are_no_independent_evidence() -> None:
+    # In each source the filter does something for certain, by very different amounts.
+    rows = filter_rows(arms={"influence": 0.06}, own=0.05, hh=1.0, paradetox=1.2)
+    measured = displacers(rows)
+    assert [part.answer_1 for part in measured.parts] == ["yes", "yes", "yes", "yes"]
+    assert verdict_of(measured.parts, rows, B_E4, version=1) == "holds"
+    assert measured.gain.over_sources.n == 3
+    assert measured.gain.over_sources.low < 0 < measured.gain.mean.low
+    assert measured.gain.answer == "open"
+    assert verdict_of(measured.parts, rows, B_E4) == "inconclusive"
+
+
 def test_a_filter_that_is_not_possible_keeps_pairs_at_random() -> None:
     row = filter_rows()[0]
     row["arms"] = [item for item in row["arms"] if item["arm"] != "length"]

@@ -17,19 +17,27 @@ from interp.results.result import Verdict
 SOURCES, SEEDS, SPREAD, OF_SOURCE, RANKS = 3, 3, 0.008, 1 / 3, 0.12
 
 
-def study(generator: np.random.Generator, gain: float, loss: float, other: float, total: float, own: float) -> Verdict:
+def study(
+    generator: np.random.Generator, gain: float, loss: float, other: float, total: float, own: float, *, apart: float = 0.0
+) -> Verdict:
     """The verdict on one study.
 
     Args:
+        apart: the standard deviation by which a source's gain, and loss, differ from these.
         gain, loss: by how much the influence filter ends above, and the worst half below, random halves.
         other: by how much the filter by lengths ends above them; the other filters do as random halves.
         total, own: the mean rank correlations with the falls.
     """
     rows: list[dict[str, Any]] = []
     for source in range(SOURCES):
-        scale = 1 + OF_SOURCE * generator.standard_normal()
+        scale, shift = 1 + OF_SOURCE * generator.standard_normal(), apart * generator.standard_normal()
         for _ in range(SEEDS):
-            effects = {"influence": gain * scale, "worst": -loss * scale, **dict.fromkeys(OTHER_FILTERS, 0.0), "length": other * scale}
+            effects = {
+                "influence": gain * scale + shift,
+                "worst": -loss * scale - shift,
+                **dict.fromkeys(OTHER_FILTERS, 0.0),
+                "length": other * scale,
+            }
             arms = [*effects.items(), ("random", 0.0), ("random", 0.0)]
             drawn = [
                 {"arm": name, "held_out": {"chosen_per_token": effect + SPREAD * generator.standard_normal()}} for name, effect in arms
@@ -61,6 +69,12 @@ def lengths(generator: np.random.Generator) -> Verdict:
 def by_themselves(generator: np.random.Generator) -> Verdict:
     """Pairs displace themselves."""
     return study(generator, 0.03, 0.03, 0.0, 0.6, 0.6)
+
+
+@simulation("B-E4", "the influence filter and the worst half do something in each source (by 0.04) and nothing on average", "false")
+def of_sources(generator: np.random.Generator) -> Verdict:
+    """What runs of one source share is no evidence of another source."""
+    return study(generator, 0.0, 0.0, 0.0, 0.8, 0.3, apart=0.04)
 
 
 @simulation("B-E4", "an influence filter that ends 0.01 nats per token higher; lengths 0.005; total 0.5, own 0.35", "between")

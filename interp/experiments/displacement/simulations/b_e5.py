@@ -17,13 +17,16 @@ from interp.results.result import Verdict
 SOURCES, SEEDS, SPREAD, OF_SOURCE = 3, 3, 0.008, 1 / 3
 
 
-def study(generator: np.random.Generator, fall: float, cure: float) -> Verdict:
-    """The verdict on one study in which DPO lowers held-out chosen answers by `fall` and the SFT term gives back `cure`."""
+def study(generator: np.random.Generator, fall: float, cure: float, *, apart: float = 0.0) -> Verdict:
+    """The verdict on one study in which DPO lowers held-out chosen answers by `fall` and the SFT term gives back `cure`.
+
+    `apart` is the standard deviation by which a source's fall differs from that.
+    """
     rows: list[dict[str, Any]] = []
     for source in range(SOURCES):
-        scale = 1 + OF_SOURCE * generator.standard_normal()
+        scale, shift = 1 + OF_SOURCE * generator.standard_normal(), apart * generator.standard_normal()
         for _ in range(SEEDS):
-            ends = {"dpo": -fall * scale, "dpo+sft": (cure - fall) * scale}
+            ends = {"dpo": -fall * scale - shift, "dpo+sft": (cure - fall) * scale - shift}
             losses = [
                 {"loss": name, "course": [{"chosen_per_token": end + SPREAD * generator.standard_normal()}]} for name, end in ends.items()
             ]
@@ -47,6 +50,14 @@ def rises(generator: np.random.Generator) -> Verdict:
 def no_cure(generator: np.random.Generator) -> Verdict:
     """Displacement that the SFT term does not touch."""
     return study(generator, 0.03, 0.0)
+
+
+@simulation(
+    "B-E5", "DPO lowers or raises chosen answers by source (by 0.04), by nothing on average; an SFT term raises them by 0.03", "false"
+)
+def of_sources(generator: np.random.Generator) -> Verdict:
+    """What runs of one source share is no evidence of another source."""
+    return study(generator, 0.0, 0.03, apart=0.04)
 
 
 @simulation("B-E5", "DPO lowers chosen answers by 0.005 nats per token, and an SFT term gives 0.01 back", "between")
