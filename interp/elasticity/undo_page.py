@@ -13,7 +13,7 @@ from interp.elasticity.undo import ARMS, UndoRecord
 from interp.elasticity.undo_cells import Cell, arm_frame, cells_of, dose_frame
 from interp.elasticity.undo_verdict import UndoVerdict, strongest
 from interp.files import write_together
-from interp.report.markup import TEMPLATES, embedded, masking, plotly_script
+from interp.report.markup import embedded, masking, plotly_script
 from interp.report.parts import lines_of, table_of, title_of
 from interp.results import figures
 from interp.results.figure_layout import untitled
@@ -102,7 +102,7 @@ def render(record: UndoRecord, verdict: UndoVerdict, *, file: str, behaviour: st
     tables = [table_of("before any training", sides_frame(record), FILES[1])]
     if cells:
         tables += [table_of("by arm and attack", arm_frame(cells), FILES[0]), table_of("by dose", dose_frame(cells), FILES[1])]
-    page = masking(show_words).from_string((TEMPLATES / "undo.html").read_text(encoding="utf-8"))
+    page = masking(show_words).get_template("undo.html")
     return page.render(
         file=file, pair=record.about.get("pair", ""), sentences=verdict.sentences, limits=LIMITS, tables=tables, command=command,
         arms=[(arm, ARMS[arm], record.about["arms"].get(arm, "")) for arm in record.arms],

@@ -20,7 +20,7 @@ from interp.preferences.keep import score_column
 from interp.preferences.similarity import similarity
 from interp.preferences.text_level import FLAGS, plain
 from interp.preferences.tokenise import TokenisedPair
-from interp.report.markup import TEMPLATES, embedded, masking, plotly_script
+from interp.report.markup import embedded, masking, plotly_script
 from interp.report.parts import heading, table_of, title_of
 from interp.results import figures
 from interp.results.figure_layout import untitled
@@ -50,7 +50,7 @@ def render(audit: Audit, model: Model, *, command: str, show_words: bool = False
     first, last = ranked.index[:SHOWN].tolist(), ranked.index[max(SHOWN, len(ranked) - SHOWN) :].tolist()[::-1]
     views = pair_views(audit, model, [*last, *first], show_words)
     drawn = [histogram(audit, column)] if len(ranked) else []
-    page = masking(show_words).from_string((TEMPLATES / "pairs.html").read_text(encoding="utf-8"))
+    page = masking(show_words).get_template("pairs.html")
     return page.render(
         about=audit.about, file=Path(audit.about["file"]).name, score=named(column), keeps="high" if high else "low", lead=sentences(audit),
         notes=audit.about["notes"],

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from interp.data.lexicon import mask
@@ -18,12 +18,14 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def masking(show_words: bool) -> Environment:
-    """A jinja environment that masks every value that is written to the page, then escapes it."""
+    """A jinja environment of the templates that masks every value that is written to the page, then escapes it."""
 
     def finalize(value: Any) -> Any:
         return value if show_words or isinstance(value, Markup) or not isinstance(value, str) else mask(value)
 
-    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=finalize)
+    return Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=finalize,
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=1)

@@ -27,7 +27,7 @@ from interp.report.headlines import (
     second_scorers,
     sentence_of,
 )
-from interp.report.markup import TEMPLATES, embedded, masking, plotly_script
+from interp.report.markup import embedded, masking, plotly_script
 from interp.report.multiplicity import in_words, multiplicity
 from interp.report.parts import date_of, effect, lines_of, sides_of, table_of, title_of
 from interp.report.prompt_sets import FILE as PROMPT_SETS_FILE
@@ -132,7 +132,7 @@ def render(
     command: str = "bypass report", seeds: Seeds | None = None, prompt_sets: Sequence[PromptSet] = (),
 ) -> str:  # fmt: skip
     """The page as HTML."""
-    page = masking(show_words).from_string((TEMPLATES / "report.html").read_text(encoding="utf-8"))
+    page = masking(show_words).get_template("report.html")
     counts = {verdict: sum(result.verdict == verdict for result in results) for verdict in VERDICTS}
     return page.render(
         pair_name=manifest.get("name", "pair"), pair_label=pair_label(manifest), sides=sides_of(manifest), date=date_of(environment), counts=counts, verdicts=VERDICTS,
