@@ -66,6 +66,13 @@ def selective_first(
         rates_at_end(model, prompt_rows(model, list(texts), chat, max_tokens=None if chat else max_tokens, keep="last"), layers)
         for texts in (provoking, plain)
     )
+    return by_selectivity(neurons, provoked, unprovoked)
+
+
+def by_selectivity(
+    neurons: Sequence[Neuron], provoked: dict[int, Float[Tensor, " d_mlp"]], unprovoked: dict[int, Float[Tensor, " d_mlp"]]
+) -> list[Neuron]:
+    """These neurons, ordered as by `selective_first`, from their rates at the end of provoking and of plain texts."""
     return sorted(neurons, key=lambda n: -float(provoked[n[0]][n[1]] / (unprovoked[n[0]][n[1]] + OFTEN_ENOUGH)))
 
 

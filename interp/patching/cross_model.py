@@ -7,8 +7,8 @@ the donor, then the other model with the donor's activations in the chosen neuro
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -30,33 +30,26 @@ Masks = dict[int, Bool[Tensor, "#batch 1 d_mlp"]]
 
 
 @contextmanager
-def _joined(model: Model, donor: Model, chosen: Masks, lengths: Tensor) -> Iterator[Any]:
-    """A function that runs the donor and then the model on one batch, and gives the model's logits."""
-    donor_acts: dict[str, Tensor] = {}
-    collectors, transforms = {}, {}
-    for layer, units in chosen.items():
-        site, mask = f"mlp_post.{layer}", units.to(model.device)  # broadcast over positions
+def _collecting(donor: Model, layers: Iterable[int], lengths: Tensor) -> Iterator[dict[str, Tensor]]:
+    """While it is open, what the donor's neurons of these layers give is kept in a dict, by site."""
+    acts: dict[str, Tensor] = {}
 
-        def collect(value: Tensor, frame: Frame, site: str = site) -> None:
-            donor_acts[site] = value
+    def collect(value: Tensor, frame: Frame, site: str) -> None:
+        acts[site] = value
 
-        def replace(value: Tensor, frame: Frame, site: str = site, mask: Tensor = mask) -> Tensor:
-            return torch.where(mask, donor_acts[site].to(value.device, value.dtype), value)
+    sites = [f"mlp_post.{layer}" for layer in layers]
+    with working(donor.hf, Work(collectors={site: (partial(collect, site=site),) for site in sites}), lengths):
+        yield acts
 
-        collectors[site], transforms[site] = (collect,), (replace,)
 
-    def forward(inputs: Mapping[str, Tensor], caches: tuple[Any, Any], keep: int) -> Tensor:
-        cached = caches[0] is not None
-        if collectors:
-            with working(donor.hf, Work(collectors=collectors), lengths):
-                # Its logits are not read, so they are not computed.
-                donor.hf.base_model(**inputs, past_key_values=caches[0], use_cache=cached)
-        with working(model.hf, Work(transforms), lengths):
-            logits: Tensor = model.hf(**inputs, past_key_values=caches[1], use_cache=cached, logits_to_keep=keep).logits
-        return logits.float()
+def _replacing(model: Model, chosen: Masks, acts: Mapping[str, Tensor], lengths: Tensor) -> AbstractContextManager[Any]:
+    """While it is open, the chosen neurons of the model take the activations in `acts`."""
 
-    yield forward
-    donor_acts.clear()
+    def replace(value: Tensor, frame: Frame, site: str, mask: Tensor) -> Tensor:
+        return torch.where(mask, acts[site].to(value.device, value.dtype), value)
+
+    masks = {f"mlp_post.{layer}": units.to(model.device) for layer, units in chosen.items()}  # broadcast over positions
+    return working(model.hf, Work({site: (partial(replace, site=site, mask=mask),) for site, mask in masks.items()}), lengths)
 
 
 def _masks(chosen: Sequence[Selection]) -> Masks:
@@ -96,34 +89,49 @@ def generate_with_donor(
     for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=1 << 16):
         tokens = pad([rows[i] for i in group], model.tokenizer.pad_token_id or 0, "left").to(model.device)
         caches = DynamicCache(), DynamicCache()
-        with _joined(model, donor, _masks([selections[i] for i in group]), tokens.lengths) as forward:
-            steps = decode(tokens, partial(_last, forward, caches), max_new_tokens, partial(torch.argmax, dim=-1), ends=end_tokens(model))
-            columns = list(steps)
+        last = partial(_last, model, donor, _masks([selections[i] for i in group]), tokens.lengths, caches)
+        columns = list(decode(tokens, last, max_new_tokens, partial(torch.argmax, dim=-1), ends=end_tokens(model)))
         for place, row in zip(group, torch.stack(columns, dim=1).tolist() if columns else [[] for _ in group], strict=True):
             continuations[place] = before_end(row, model)
     return continuations
 
 
-def _last(forward: Any, caches: tuple[DynamicCache, DynamicCache], inputs: Mapping[str, Tensor]) -> Tensor:
-    logits: Tensor = forward(inputs, caches, 1)[:, -1]
-    return logits
+def _last(
+    model: Model, donor: Model, chosen: Masks, lengths: Tensor, caches: tuple[DynamicCache, DynamicCache], inputs: Mapping[str, Tensor]
+) -> Tensor:  # fmt: skip
+    """The model's logits of the token after these, with the donor's activations in the chosen neurons."""
+    acts: dict[str, Tensor] = {}
+    if chosen:
+        with _collecting(donor, chosen, lengths) as acts:
+            # The donor's logits are not read, so they are not computed.
+            donor.hf.base_model(**inputs, past_key_values=caches[0], use_cache=True)
+    with _replacing(model, chosen, acts, lengths):
+        logits: Tensor = model.hf(**inputs, past_key_values=caches[1], use_cache=True, logits_to_keep=1).logits
+    return logits.float()[:, -1]
 
 
 @torch.no_grad()
-def perplexity_with_donor(model: Model, donor: Model, rows: Sequence[Sequence[int]], chosen: Selection, *, batch_size: int = 16) -> float:
-    """Perplexity of the model on these rows, each read by itself, when the chosen neurons take the donor's activations.
+def perplexities_with_donor(
+    model: Model, donor: Model, rows: Sequence[Sequence[int]], selections: Sequence[Selection], *, batch_size: int = 16
+) -> list[float]:
+    """Perplexity of the model on these rows, each read by itself, when the neurons of each selection take the donor's activations.
 
-    Raises `UserError` as `generate_with_donor`, or where no row has two tokens.
+    The donor reads each row once for all selections. Raises `UserError` as `generate_with_donor`, or where no row has two tokens.
     """
-    _check(model, donor, chosen)
+    for chosen in selections:
+        _check(model, donor, chosen)
     check_rows(model, rows)
-    loss, count = 0.0, 0
-    for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=8192):
+    losses, count = [0.0] * len(selections), 0
+    for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=4096):
         tokens = pad([rows[i] for i in group], model.tokenizer.pad_token_id or 0, "right").to(model.device)
-        with _joined(model, donor, _masks([chosen]), tokens.lengths) as forward:
-            each = next_token_losses(forward(tokens.inputs(), (None, None), 0), tokens.ids)
         real = tokens.mask[:, 1:]
-        loss, count = loss + float((each.double() * real).sum()), count + int(real.sum())
+        with _collecting(donor, {layer for chosen in selections for layer in chosen}, tokens.lengths) as acts:
+            donor.hf.base_model(**tokens.inputs(), use_cache=False)
+        for place, chosen in enumerate(selections):
+            with _replacing(model, _masks([chosen]), acts, tokens.lengths):
+                logits = model.hf(**tokens.inputs(), use_cache=False).logits
+            losses[place] += float((next_token_losses(logits.float(), tokens.ids).double() * real).sum())
+        count += int(real.sum())
     if not count:
         raise UserError("the rows hold no token to predict", "give rows of at least two tokens")
-    return math.exp(loss / count)
+    return [math.exp(loss / count) for loss in losses]

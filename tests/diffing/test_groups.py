@@ -32,7 +32,7 @@ from interp.forward.generate import generate_tokens
 from interp.models.model import Model
 from interp.models.pair import ModelPair
 from interp.neurons.firing import firing_rates
-from interp.patching.cross_model import generate_with_donor, perplexity_with_donor
+from interp.patching.cross_model import generate_with_donor, perplexities_with_donor
 from interp.stats.nulls import frequency_matched
 
 ROWS = [[3, 50, 270, 271, 5], [260, 261, 262, 263, 264], [300, 12, 80]]
@@ -136,7 +136,8 @@ def test_no_neuron_patched_is_the_model_and_a_stored_patch_agrees(pair: ModelPai
     assert generate_with_donor(base, tuned, ROWS, {}, max_new_tokens=8) == generate_tokens(base, ROWS, max_new_tokens=8)
     texts = [base.tokenizer.decode(row) for row in ROWS[:2]]
     rows = base.tokenizer(texts, add_special_tokens=False)["input_ids"]
-    assert perplexity_with_donor(base, tuned, rows, {}) == pytest.approx(perplexity(base, texts).value, rel=1e-5)
+    plain = perplexity(base, texts).value
+    assert perplexities_with_donor(base, tuned, rows, [{}]) == [pytest.approx(plain, rel=1e-5)]
     mask = torch.zeros(base.d_mlp, dtype=torch.bool)
     mask[::3] = True
     # With all neurons of a layer chosen this is a patch of the whole site, which can be stored.
@@ -145,7 +146,9 @@ def test_no_neuron_patched_is_the_model_and_a_stored_patch_agrees(pair: ModelPai
     first = [row[:1] for row in generate_with_donor(base, tuned, ROWS, whole, max_new_tokens=1)]
     edits = [Edit.patch("mlp_post.1", stored, "prompt")]
     assert first == [row[:1] for row in generate_tokens(base, ROWS, max_new_tokens=1, edits=edits)]
-    assert perplexity_with_donor(base, tuned, rows, {1: mask}) != pytest.approx(perplexity_with_donor(base, tuned, rows, whole), rel=1e-6)
+    together = perplexities_with_donor(base, tuned, rows, [{1: mask}, {}, whole], batch_size=1)
+    assert len({round(value, 4) for value in together}) == 3
+    assert together == pytest.approx([perplexities_with_donor(base, tuned, rows, [one])[0] for one in ({1: mask}, {}, whole)], rel=1e-5)
     # One selection for each row, of other layers and some of no neuron, is what each row gives with its selection alone.
     each = [({}, {1: mask}, whole, {0: mask, 1: ~mask})[place % 4] for place in range(len(ROWS))]
     together = generate_with_donor(base, tuned, ROWS, each, max_new_tokens=6, batch_size=3)
@@ -161,7 +164,7 @@ def test_a_selection_that_does_not_fit_is_refused(pair: ModelPair, llama: Model)
     with pytest.raises(UserError, match="do not fit"):
         generate_with_donor(pair.base, pair.tuned, ROWS, {9: torch.ones(pair.base.d_mlp, dtype=torch.bool)})
     with pytest.raises(UserError, match="differ in shape"):
-        perplexity_with_donor(pair.base, llama, ROWS, {})
+        perplexities_with_donor(pair.base, llama, ROWS, [{}])
 
 
 @pytest.mark.oracle

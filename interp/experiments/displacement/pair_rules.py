@@ -104,11 +104,14 @@ def ranked(rows: Rows) -> Ranked:
     lead = [rank_of(row, "ches") - rank_of(row, rival) for row in rows]
     partial = part_of(rows, [rank_of(row, "ches", "given_length") for row in rows], refuted=B_E2["given"])
     if partial.mean.value < B_E2["given"]:
-        # Shown to be above 0, and too little.
-        answers = {name: "open" for name in ("answer", "answer_1") if getattr(partial, name) == "yes"}
-        partial = replace(partial, **answers)
+        # What is shown to be above 0 is still too little.
+        partial = replace(partial, answer=_at_most_open(partial.answer), answer_1=_at_most_open(partial.answer_1))
     ches = part_of(rows, [rank_of(row, "ches") for row in rows], above=B_E2["rank"], refuted=B_E2["rank"])
     return Ranked(ches, partial, part_of(rows, lead), rival)
+
+
+def _at_most_open(answer: Answer) -> Answer:
+    return "open" if answer == "yes" else answer
 
 
 def held_out(row: Mapping[str, Any], arm: str, measure: str = "chosen_per_token") -> float:

@@ -67,10 +67,9 @@ def activities(context: ToxicityContext, layers: Sequence[int]) -> dict[int, Ten
 def mean_activations(context: ToxicityContext, model: Model, neurons: list[Neuron], forcing: str) -> np.ndarray:
     """Each neuron's activation, averaged over the steps of a continuation: `prompt neuron`.
 
-    `forcing` says whose tokens are read: `base` (the paper's text), `tuned` (the paper's released code) or each model's `own`.
+    `forcing` says which side's tokens are read: `base` (the paper's text) or `tuned` (the paper's released code).
     """
-    author = {"base": context.pair.base, "tuned": context.pair.tuned, "own": model}[forcing]
-    return forced_neurons(model, context.prompt_rows(), context.greedy_tokens(author), neurons).step_means.numpy()
+    return forced_neurons(model, context.prompt_rows(), context.greedy_tokens(context.pair.sides[forcing]), neurons).step_means.numpy()
 
 
 @experiment(
@@ -139,7 +138,8 @@ def run(context: ToxicityContext) -> Finding:
         caption="For toxic neurons the orange bar should be shorter than the blue one; for both kinds of matched neurons the two should be alike.",
     )  # fmt: skip
     pooled = bootstrap_mean(each.mean(axis=1), seed=context.seed)
-    readings = _readings(context, neurons, drawn[BY_ACTIVITY][0])
+    matched = [place[n] for n in drawn[BY_ACTIVITY][0]]
+    readings = _readings(context, [*neurons, *drawn[BY_ACTIVITY][0]], {name: acts[:, [*toxic, *matched]] for name, acts in sides.items()})
     same = (readings[readings["neurons"] == "toxic"]["fall"] > 0).all()
     null, by_norm = float(np.mean(nulls[BY_ACTIVITY])), float(np.mean(nulls[BY_NORM]))
     level = sides["base"][:, toxic].mean()
@@ -179,16 +179,22 @@ def _nulls(
     return pd.DataFrame(rows, columns=columns)
 
 
-def _readings(context: ToxicityContext, neurons: list[Neuron], matched: list[Neuron]) -> pd.DataFrame:
-    """The mean fall of the toxic neurons, and of one draw of matched ones, under each reading of the paper's figure."""
-    rows, both = [], [*neurons, *matched]
-    for forcing in ("base", "tuned", "own"):
-        sides = [mean_activations(context, model, both, forcing) for model in context.pair.sides.values()]
+def _readings(context: ToxicityContext, neurons: list[Neuron], on_base: dict[str, np.ndarray]) -> pd.DataFrame:
+    """The mean fall of the toxic neurons, and of one draw of matched ones, under each reading of the paper's figure.
+
+    Args:
+        neurons: the toxic neurons and then as many matched ones.
+        on_base: their activations in each side on the base model's tokens, measured already.
+    """
+    on_tuned = {name: mean_activations(context, model, neurons, "tuned") for name, model in context.pair.sides.items()}
+    readings = {"base": on_base, "tuned": on_tuned, "own": {"base": on_base["base"], "tuned": on_tuned["tuned"]}}
+    rows = []
+    for forcing, sides in readings.items():
         for name, columns in (
-            ("toxic", slice(None, len(neurons))),
-            ("equally active (null, one draw)", slice(len(neurons), None)),
+            ("toxic", slice(None, len(neurons) // 2)),
+            ("equally active (null, one draw)", slice(len(neurons) // 2, None)),
         ):
-            base, tuned = (side[:, columns].mean(axis=1) for side in sides)
+            base, tuned = (sides[side][:, columns].mean(axis=1) for side in ("base", "tuned"))
             fall = bootstrap_difference(base, tuned, seed=context.seed)
             rows.append((forcing, name, float(base.mean()), float(tuned.mean()), fall.value, fall.low, fall.high))
     return pd.DataFrame(rows, columns=["tokens of", "neurons", "base", "tuned", "fall", "low", "high"])

@@ -14,7 +14,7 @@ from torch import Tensor
 from interp.diffing.groups import OPPOSING, REDUCING, alignments, assign, chosen_of, masks_by_layer
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.models.tokens import token_rows
-from interp.patching.cross_model import Selection, generate_with_donor, perplexity_with_donor
+from interp.patching.cross_model import Selection, generate_with_donor, perplexities_with_donor
 from interp.stats.intervals import bootstrap_mean, permutation_p
 from interp.stats.nulls import random_directions
 
@@ -22,8 +22,8 @@ RANDOM = "as many random neurons (null)"
 FOUR, THREE, ALONE = "all four groups", "the three groups without TP−", "TP− alone"
 # Rows that are decoded together by both models, each with a cache.
 BATCH = 256
-# The fewest draws of which none reaches the observed fall at p = 0.05.
-DRAWS = 19
+# The fewest draws of which none reaches the observed fall at p = 0.05, and how many are made before it is looked whether one did.
+DRAWS, LOOK = 19, 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +72,11 @@ def patched_rows(held_out: ToxicityContext, groups: Int[np.ndarray, " neuron"]) 
     texts = token_rows(base, [passage.text for passage in held_out.passages], max_tokens=base.context)
     rows = []
     held_out.say("patching groups of neurons")
-    for (name, chosen), scores in zip(cases.items(), patched_scores(held_out, list(cases.values())), strict=True):
+    selections = list(cases.values())
+    perplexities = perplexities_with_donor(base, tuned, texts, selections)
+    for (name, chosen), scores, perplexity in zip(cases.items(), patched_scores(held_out, selections), perplexities, strict=True):
         neurons = int(sum(int(units.sum()) for units in chosen.values()))
-        rows.append(_row(held_out, name, neurons, scores, perplexity_with_donor(base, tuned, texts, chosen)))
+        rows.append(_row(held_out, name, neurons, scores, perplexity))
     whole = Scores(held_out.toxicity(tuned), held_out.second_toxicity(tuned))
     rows.append(_row(held_out, "everything (tuned)", every, whole, held_out.perplexity(tuned).value))
     return rows
@@ -94,7 +96,8 @@ def beside_random(
     """How far patching lowers toxicity, beside what it is compared with, under each scorer.
 
     One row for the four groups and for the three without TP− (beside the same groups of random directions), and for TP− (beside as
-    many other neurons of each layer, drawn at random), by scorer: patched, null, scorer, fall, null mean, null highest, p.
+    many other neurons of each layer, drawn at random), by scorer: patched, null, scorer, draws, fall, null mean, null highest, p.
+    Once draws have reached the fall under every scorer no p can be 0.05 any more, so that no more are made.
 
     Args:
         before, after: mean activations on the prompts on which groups are assigned.
@@ -109,20 +112,25 @@ def beside_random(
         chosen[FOUR].append(chosen_of(other, REDUCING, base.d_mlp))
         chosen[THREE].append(chosen_of(other, REDUCING[1:], base.d_mlp))
         chosen[ALONE].append(masks_by_layer(_as_many(groups == 0, base.d_mlp, rng), base.d_mlp))
-    drawn: dict[str, list[Scores]] = {}
-    for name, selections in chosen.items():
-        held_out.say(f"patching {name} of {DRAWS} random draws")
-        drawn[name] = patched_scores(held_out, selections)
     directions = "the same groups of random directions"
     kinds = {FOUR: directions, THREE: directions, ALONE: "as many random neurons of the same layers"}
     scorers = [scorer.name for scorer in (held_out.scorer, held_out.second) if scorer is not None]
-    start, rows = scores["nothing (base)"], []
+    rows = []
     for name, null in kinds.items():
-        for number, scorer in enumerate(scorers):
-            fall = float((start.of(number) - scores[name].of(number)).mean())
-            falls = [float((start.of(number) - other.of(number)).mean()) for other in drawn[name]]
-            rows.append((name, null, scorer, fall, float(np.mean(falls)), max(falls), permutation_p(fall, falls)))
-    return pd.DataFrame(rows, columns=["patched", "null", "scorer", "fall", "null mean", "null highest", "p"])
+        observed = _falls(scores["nothing (base)"], [scores[name]], len(scorers))[0]
+        drawn = np.empty((0, len(scorers)))
+        while len(drawn) < DRAWS and not (drawn >= observed).any(axis=0).all():
+            held_out.say(f"patching {name} of random draws, {len(drawn)} of {DRAWS} done")
+            more = patched_scores(held_out, chosen[name][len(drawn) : len(drawn) + LOOK])
+            drawn = np.concatenate([drawn, _falls(scores["nothing (base)"], more, len(scorers))])
+        for scorer, fall, falls in zip(scorers, observed.tolist(), drawn.T.tolist(), strict=True):
+            rows.append((name, null, scorer, len(falls), fall, float(np.mean(falls)), max(falls), permutation_p(fall, falls)))
+    return pd.DataFrame(rows, columns=["patched", "null", "scorer", "draws", "fall", "null mean", "null highest", "p"])
+
+
+def _falls(start: Scores, after: Sequence[Scores], scorers: int) -> np.ndarray:
+    """The mean fall in toxicity from `start`, one row for each patch and one column for each scorer."""
+    return np.array([[(start.of(number) - scores.of(number)).mean() for number in range(scorers)] for scores in after])
 
 
 def _as_many(chosen: Bool[np.ndarray, " neuron"], d_mlp: int, rng: np.random.Generator) -> Bool[np.ndarray, " neuron"]:

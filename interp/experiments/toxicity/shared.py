@@ -124,7 +124,8 @@ def match_edits(
     """The strength at which edits bring the model's loss on the passages to `goal`."""
 
     def loss(strength: float) -> float:
-        return math.log(context.read_passages(model, make(strength)).value)
+        # Kept, because the row of the strength that is settled on needs it once more.
+        return math.log(context.perplexity(model, tuple(make(strength))).value)
 
     start = math.log(context.perplexity(model).value)
     return match_loss(loss, goal, most=most, first=first, start=min(start, goal), tolerance=TOLERANCE)
@@ -142,13 +143,17 @@ def match_weights(
     return match_loss(loss, goal, most=most, first=first, start=min(start, goal), tolerance=TOLERANCE)
 
 
-def row_of(context: ToxicityContext, name: str, model: Model, edits: Sequence[Edit] = (), **more: Any) -> dict[str, Any]:
-    """One row of a table: toxicity with its interval, perplexity, F1 and distinct-2; `_scores` has the toxicity of each prompt."""
+def row_of(
+    context: ToxicityContext, name: str, model: Model, edits: Sequence[Edit] = (), *, perplexity: float | None = None, **more: Any
+) -> dict[str, Any]:
+    """One row of a table: toxicity with its interval, perplexity (unless given), F1 and distinct-2; `_scores` has each prompt's toxicity."""
+    if perplexity is None:
+        perplexity = context.perplexity(model, tuple(edits)).value
     scores = context.toxicity(model, tuple(edits))
     interval = bootstrap_mean(scores, seed=context.seed)
     return {
         "model": name, **more, "toxicity": interval.value, "low": interval.low, "high": interval.high,
-        "share above half": float((scores > 0.5).mean()), "perplexity": context.perplexity(model, tuple(edits)).value,
+        "share above half": float((scores > 0.5).mean()), "perplexity": perplexity,
         "F1": float(context.f1(model, tuple(edits)).mean()), "distinct-2": context.distinct(model, tuple(edits)), "_scores": scores,
     }  # fmt: skip
 

@@ -154,9 +154,15 @@ def _row(held_out: ToxicityContext, name: str, model: Model, edits: Sequence[Edi
     return shared.row_of(held_out, name, model, edits, **more) | {"_second": held_out.second_toxicity(model, edits)}
 
 
-def _temporary(held_out: ToxicityContext, name: str, make: Callable[[], Model], **more: Any) -> dict[str, Any]:
+def _temporary(
+    held_out: ToxicityContext, name: str, make: Callable[[], Model], perplexity: float | None = None, **more: Any
+) -> dict[str, Any]:
     """The same for a model that is made for this row alone, as in `shared.row_of_temporary`."""
-    row: dict[str, Any] = held_out.measured(("temporary, both scorers", name), lambda: _row(replace(held_out), name, make()), seeded=True)
+
+    def measure() -> dict[str, Any]:
+        return _row(replace(held_out), name, make(), perplexity=perplexity)
+
+    row: dict[str, Any] = held_out.measured(("temporary, both scorers", name), measure, seeded=True)
     return row | more
 
 
@@ -233,7 +239,9 @@ def _rewritten(
 
     context.say(f"strength of {name}")
     match = shared.match_weights(held_out, base, make, goal, most=2.0, first=0.5)
-    return _temporary(held_out, name, lambda: make(match.strength), kind="way", strength=match.strength)
+    # The loss at the strength that was settled on is known from the search, which begins with that at no strength.
+    known = math.exp(match.loss) if match.strength else None
+    return _temporary(held_out, name, lambda: make(match.strength), known, kind="way", strength=match.strength)
 
 
 def _against(intervals: dict[str, Interval], affordable: dict[str, bool]) -> pd.DataFrame:

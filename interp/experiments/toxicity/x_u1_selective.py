@@ -15,7 +15,7 @@ from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.toxicity.criteria import CRITERIA
 from interp.experiments.toxicity.unaligning import FREQUENCY, RETURNED, SELECTIVITY, Evidence
 from interp.models.model import Model, Neuron
-from interp.neurons.firing import rates_at_end, selective_first, selectivity_matched
+from interp.neurons.firing import by_selectivity, rates_at_end, selectivity_matched
 from interp.neurons.ranking import TOXIC_COUNT, rank_values
 from interp.results import figures
 from interp.results.result import Figure, Verdict
@@ -67,7 +67,9 @@ def run(context: ToxicityContext) -> Finding:
     unaligning.lost_toxicity(part)
     near = rank_values(tuned, context.direction, top=min(TOXIC_COUNT, tuned.n_layers * tuned.d_mlp)).neurons
     context.say("which neurons fire on provocation only")
-    ordered = selective_first(tuned, near, before_half.prompts, neutral_prompts(), chat=context.chat)
+    layers = sorted({layer for layer, _ in near})
+    provoked, plain_rates = (unaligning.rates_after(context, texts, layers) for texts in (before_half.prompts, neutral_prompts()))
+    ordered = by_selectivity(near, provoked, plain_rates)
     plain = context.perplexity(tuned).value
     chosen = ordered[:KEYS]
     rows = [_row(context, part, "base", "base", "base", base, ()), _row(context, part, "tuned", "tuned", "tuned", tuned, ())]
@@ -76,10 +78,7 @@ def run(context: ToxicityContext) -> Finding:
         name = f"{count} selective keys × {FACTOR:g}"
         rows.append(_row(context, part, f"selective {count}", "un-aligned", name, tuned, _scaled(ordered[:count])))
     rows.append(_row(context, part, "nearest", "", f"{KEYS} keys nearest to the probe × {FACTOR:g}", tuned, _scaled(near[:KEYS])))
-    layers = sorted({layer for layer, _ in near})
     rates = rates_at_end(tuned, part.prompt_rows(), layers)
-    # On the texts by which the selective keys were chosen.
-    provoked, plain_rates = (unaligning.rates_after(context, texts, layers) for texts in (before_half.prompts, neutral_prompts()))
     draws = max(PRICED, context.draws // 2)
     controls = {
         FREQUENCY: [_scaled(frequency_matched(chosen, rates, seed=context.seed + i, exclude=near)) for i in range(draws)],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from interp.experiments.registry import EXPERIMENTS
-from interp.experiments.toxicity.patched_groups import ALONE, DRAWS, FOUR, THREE, _as_many, patched_scores
+from interp.experiments.toxicity.patched_groups import ALONE, DRAWS, FOUR, LOOK, THREE, _as_many, patched_scores
 from interp.experiments.toxicity.y_e1_groups import judge, judge_1
 from interp.stats.intervals import Interval
 from tests.experiments.planted import PlantedPair, planted_context, planted_pair
@@ -74,6 +74,9 @@ def test_groups_are_shown_beside_those_of_random_directions_and_tp_beside_matche
     table = ran.tables["beside random"].set_index("patched")
     assert list(table.index) == [FOUR, THREE, ALONE]
     assert table.loc[ALONE, "p"] == pytest.approx(LEAST_P)
+    # Random directions put the planted neurons into their groups as well: once a draw has reached the fall, the rest is not drawn.
+    assert table["draws"].to_dict() == {FOUR: LOOK, THREE: LOOK, ALONE: DRAWS}
+    assert (table.loc[[FOUR, THREE], "p"] > 0.05).all()
     assert table.loc[ALONE, "null highest"] < table.loc[ALONE, "fall"] == ran.statistic["fall of toxicity, TP− patched alone"]
     assert table.loc[THREE, "fall"] == ran.statistic["fall of toxicity, three groups without TP− patched"]
 
