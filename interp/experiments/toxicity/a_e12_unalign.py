@@ -81,8 +81,10 @@ def run(context: ToxicityContext) -> Finding:
     tuned = context.pair.tuned
     ranked = rank_values(tuned, context.direction, top=min(TOXIC_COUNT, tuned.n_layers * tuned.d_mlp)).neurons
     lost = unaligning.lost_toxicity(context)
-    smaller = (4 if context.rule else 2) if context.quick else 1
-    step = max(1, round(len(context.prompts) / (PART_PROMPTS // smaller)))
+    smaller = 2 if context.quick else 1
+    # A quick report of a large model has no more prompts than a part has.
+    least = 2 if context.quick and context.rule else 1
+    step = max(least, len(context.prompts) // (PART_PROMPTS // smaller))
     part = shared.part(context, "un-alignment", prompts=context.prompts[::step], passages=PART_PASSAGES // smaller)
     rows = [_row(context, part, "base", context.pair.base, (), "base"), _row(context, part, "tuned", tuned, (), "tuned")]
     ratios = {}
