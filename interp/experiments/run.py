@@ -44,7 +44,11 @@ def run_experiment(experiment: Experiment, study: Study) -> Result:
     """Run one experiment and join its finding with its question and criteria."""
     started = time.perf_counter()
     why = study.not_applicable(experiment.about)
-    finding = experiment.run(study) if why is None else Finding("not applicable", why, {}, {}, {}, {}, (), sentence=why)
+    if why is None:
+        with study.unchanged():
+            finding = experiment.run(study)
+    else:
+        finding = Finding("not applicable", why, {}, {}, {}, {}, (), sentence=why)
     criterion = experiment.criterion
     return Result(
         id=experiment.id, claim=experiment.claim, title=experiment.title, question=experiment.question, criterion=criterion.text,

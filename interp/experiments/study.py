@@ -78,6 +78,10 @@ class Study:
         """A function to the digest of each piece of data that only those experiments read that name it in `reads`."""
         return {}
 
+    def models(self) -> Sequence[Model]:
+        """The models that the experiments measure and leave as they are."""
+        return ()
+
     def manifest(self) -> dict[str, Any]:
         """The models studied, for the head of the report; empty where they are no pair."""
         return {}
@@ -129,6 +133,38 @@ class Study:
             known.update(zip(missing, make(missing), strict=True))
         return [known[item] for item in items]
 
+    def measured_together(
+        self, key: Any, items: Sequence[Hashable], variants: Sequence[Sequence[Edit]],
+        make: Callable[[list[Any], list[Sequence[Edit]]], Sequence[Sequence[Any]]], *, of: Model,
+    ) -> None:  # fmt: skip
+        """Measure what `measured_items` will be asked for under each of these lists of edits, all at once.
+
+        `make` is called with the items and the variants of which some item is not measured yet, and gives one list of values for each.
+        """
+        places = {self._place(key, of, edits): edits for edits in variants}
+        missing = {place: edits for place, edits in places.items() if any(item not in self._items.get(place, {}) for item in items)}
+        if missing:
+            every = list(dict.fromkeys(items))
+            for place, values in zip(missing, make(every, list(missing.values())), strict=True):
+                self._items.setdefault(place, {}).update(zip(every, values, strict=True))
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """A block in which the study's models are looked at once, for all that is measured of them.
+
+        Raises `UserError` where one of them is another one at the end of the block: numbers would have been kept under the wrong weights.
+        """
+        before = {id(model): model_key(model) for model in self.models()}
+        self._keys.update(before)
+        try:
+            yield
+            for model in self.models():
+                if model_key(model) != before.get(id(model)):
+                    raise UserError(f"{model.name} was changed while it was measured", "change a copy: `Model(model.plain_copy(), …)`")
+        finally:
+            for place in before:
+                self._keys.pop(place, None)
+
     def measurements(self) -> Mapping[tuple[Any, ...], Measurement]:
         """The measurements made so far, by (key, digests of the model or None, digest of each edit)."""
         return dict(self._measurements)
@@ -143,7 +179,7 @@ class Study:
             raise ValueError(f"{', '.join(sorted(data))} cannot be changed while measurements are kept: use dataclasses.replace")
         other = replace(self, **changes)
         other._measurements = {place: entry for place, entry in self._measurements.items() if not entry.seeded}
-        other._items = self._items
+        other._items, other._keys = self._items, self._keys
         other._parts = {key: Part(part.study.varied(**changes), part.changes) for key, part in self._parts.items()}
         return other
 
@@ -160,6 +196,7 @@ class Study:
         """
         if key not in self._parts:
             self._parts[key] = Part(replace(self, **changes), changes)
+            self._parts[key].study._keys = self._keys
             if changes.keys() <= self.LISTS:
                 self._parts[key].study._items = self._items
         part = self._parts[key]

@@ -6,7 +6,7 @@ depend on the seed and its place in the list (not on the batch), and edits know 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
+from interp.edits.by_row import transforms_by_row
 from interp.edits.edit import Edit
 from interp.edits.transforms import transforms_of
 from interp.errors import UserError
 from interp.models.chat import Chat, prompt_rows, role_codes
-from interp.models.hooks import Work, active, working
+from interp.models.hooks import Transform, Work, active, working
 from interp.models.model import Model
 from interp.models.modes import check_no_dropout
 from interp.models.tokens import Tokens, batches, check_rows, end_tokens, pad, positions_of, uncut_rows
@@ -84,9 +85,30 @@ def generate_tokens(
     batch_size: int = 64, cache: bool = True, stop_at_end: bool = True,
 ) -> list[list[int]]:  # fmt: skip
     """The continuations of rows of token ids, as token ids; a row ends before the first of the model's `end_tokens` when `stop_at_end`."""
+    transforms = transforms_of(edits, model)
+    return _continued(model, rows, transforms, max_new_tokens, sampling, batch_size, cache, stop_at_end)
+
+
+def generate_variants(
+    model: Model, rows: Sequence[Sequence[int]], variants: Sequence[Sequence[Edit]], *, max_new_tokens: int = 20, batch_size: int = 256
+) -> list[list[list[int]]]:
+    """The greedy continuations of the rows under each of several lists of edits, as `generate_tokens` gives them one list after another.
+
+    All are decoded together: a step reads the weights once for every row of the batch, whatever is edited in it.
+    """
+    transforms = transforms_by_row([transforms_of(edits, model) for edits in variants], len(rows))
+    joined = [row for _ in variants for row in rows]
+    continuations = _continued(model, joined, transforms, max_new_tokens, GREEDY, batch_size, True, True)
+    return [continuations[place * len(rows) : (place + 1) * len(rows)] for place in range(len(variants))]
+
+
+def _continued(
+    model: Model, rows: Sequence[Sequence[int]], transforms: Mapping[str, tuple[Transform, ...]], max_new_tokens: int, sampling: Sampling,
+    batch_size: int, cache: bool, stop_at_end: bool,
+) -> list[list[int]]:  # fmt: skip
+    """The continuations of the rows, in batches of rows of similar length."""
     check_rows(model, rows)
     _check_room(model, rows, max_new_tokens)
-    transforms = transforms_of(edits, model)
     continuations: list[list[int]] = [[] for _ in rows]
     for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=1 << 16):
         tokens = pad([rows[i] for i in group], model.tokenizer.pad_token_id or 0, "left").to(model.device)
@@ -178,8 +200,8 @@ def _check_room(model: Model, rows: Sequence[Sequence[int]], new: int) -> None:
 
 
 def _decode(
-    model: Model, tokens: Tokens, transforms: dict, new: int, sampling: Sampling, rows: Sequence[int], cache: bool, stop_at_end: bool,
-    roles: Int[Tensor, "batch longest"] | None = None,
+    model: Model, tokens: Tokens, transforms: Mapping[str, tuple[Transform, ...]], new: int, sampling: Sampling, rows: Sequence[int],
+    cache: bool, stop_at_end: bool, roles: Int[Tensor, "batch longest"] | None = None,
 ) -> Iterator[Int[Tensor, " batch"]]:  # fmt: skip
     """The next token of every row, step by step.
 

@@ -275,6 +275,45 @@ def test_experiments_of_every_paper_come_in_order_and_others_as_registered() -> 
     assert ids == [*papers, "X-C1", "X-C2", "W-E1", "W-E2", "X-U1", "Y-E1", "T-E1", "T-E2", "Z-1"]
 
 
+@pytest.mark.oracle
+def test_what_is_measured_under_several_edits_together_is_what_is_asked_for_one_by_one(gpt2: Model) -> None:
+    study, asked = Counting(["a", "bc"]), list[tuple[list[str], int]]()
+    edits = [(Edit.scale("mlp_post.0", factor),) for factor in (1.0, 2.0, 3.0)]
+
+    def make(words: list[str], some: list[Any]) -> list[list[int]]:
+        asked.append((words, len(some)))
+        return [[int(edit.strength) * len(word) for word in words] for (edit,) in some]
+
+    study.lengths(gpt2, edits[0])
+    study.measured_together("lengths", study.words, edits, make, of=gpt2)
+    read: list[list[str]] = []
+    assert [study.lengths(gpt2, some, read) for some in edits] == [[1, 2], [2, 4], [3, 6]]
+    # The first was known already, and nothing is asked for twice.
+    assert (asked, read) == ([(["a", "bc"], 2)], [])
+    study.part("some", words=["bc"]).measured_together("lengths", ["bc"], edits, make, of=gpt2)
+    assert len(asked) == 1
+
+
+def test_an_experiment_that_changes_a_model_of_its_study_is_refused(fresh_gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    from interp.experiments import study as module
+
+    hashed: list[str] = []
+    monkeypatch.setattr(module, "model_key", lambda model: hashed.append(model.name) or model_key(model))
+    monkeypatch.setattr(Counting, "models", lambda study: [fresh_gpt2])
+    study = Counting(["a", "bc"])
+    with study.unchanged():
+        study.count(fresh_gpt2)
+        study.part("some", words=["bc"]).count(fresh_gpt2)
+        study.with_seed(3).count(fresh_gpt2, seeded=True)
+    # Once before and once after.
+    assert len(hashed) == 2
+    with pytest.raises(UserError, match=f"{fresh_gpt2.name} was changed while it was measured"), study.unchanged():
+        next(fresh_gpt2.hf.parameters()).data.add_(1.0)
+    before = len(hashed)
+    study.count(fresh_gpt2)
+    assert len(hashed) == before + 1
+
+
 def test_a_measurement_within_another_of_the_same_model_does_not_hash_it_again(gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     from interp.experiments import study as module
 

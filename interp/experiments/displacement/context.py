@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 from interp.experiments.study import Study
 from interp.models.digests import model_digests
+from interp.models.model import Model
 from interp.models.pair import ModelPair
 from interp.runs.logs import BUNDLED_LOGS, logs_digest, read_preference_pairs, read_single_token
 
@@ -37,6 +38,10 @@ class DisplacementContext(Study):
     def notes(self) -> list[str]:
         """What is to be known of the pair before any result."""
         return self.pair.notes()
+
+    def models(self) -> Sequence[Model]:
+        """Both sides of the pair."""
+        return list(self.pair.sides.values())
 
     def manifest(self) -> dict[str, Any]:
         """The pair's manifest: the source, shape and digest of both sides."""

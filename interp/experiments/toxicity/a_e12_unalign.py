@@ -88,6 +88,9 @@ def run(context: ToxicityContext) -> Finding:
     part = shared.part(context, "un-alignment", prompts=context.prompts[::step], passages=PART_PASSAGES // smaller)
     rows = [_row(context, part, "base", context.pair.base, (), "base"), _row(context, part, "tuned", tuned, (), "tuned")]
     ratios = {}
+    context.continue_together(
+        tuned, [_scaled(some, FACTOR) for some in (*(ranked[:count] for count in COUNTS), context.ranking.neurons[:KEYS])]
+    )
     for count in COUNTS:
         context.say(f"scaling {count} toxic keys")
         rows.append(_row(context, part, f"{count} toxic keys × {FACTOR:g}", tuned, _scaled(ranked[:count], FACTOR), "un-aligned"))
@@ -101,6 +104,7 @@ def run(context: ToxicityContext) -> Finding:
         _scaled(selectivity_matched(chosen, rates, plain_rates, seed=context.seed + i, exclude=ranked), FACTOR) for i in range(draws // 2)
     ]
     context.say("random keys of the same layers, in both models")
+    context.continue_together(context.pair.base, [edit, _ablated(chosen)])
     evidences = unaligning.evidence_of(context, part, edit, {FREQUENCY: often, SELECTIVITY: selective}, ratios[KEYS])
     evidence = next(iter(evidences.values()))
     verdict = unaligning.verdict_of(evidences, lambda item: judge(item, seed=context.seed))
@@ -195,7 +199,9 @@ def _dose(
 ) -> pd.DataFrame:
     random = frequency_matched(neurons, rates, seed=context.seed, exclude=ranked)
     rows = []
-    for factor in (0.0, 1.0, *(FACTORS if not context.quick else (FACTOR,))):
+    factors = (0.0, 1.0, *(FACTORS if not context.quick else (FACTOR,)))
+    part.continue_together(part.pair.tuned, [_scaled(some, factor) for factor in factors if factor != 1 for some in (neurons, random)])
+    for factor in factors:
         for name, role, some in (("toxic keys of the tuned model", "", neurons), ("random keys (null, one draw)", "null", random)):
             context.say(f"dose {factor:g}")
             rows.append(_line(part, name, "factor", factor, _scaled(some, factor) if factor != 1 else (), role))

@@ -81,7 +81,8 @@ def run(context: ToxicityContext) -> Finding:
     for name, vector in directions.items():
         context.say(f"strength of {name} by bisection")
         edits[name] = Edit.subtract(site, vector, matched_strength(part, base, vector, rise))
-        rows.append(_row(context, part, f"base − {name}", base, (edits[name],), "edited"))
+    context.continue_together(base, [(edit,) for edit in edits.values()])
+    rows += [_row(context, part, f"base − {name}", base, (edit,), "edited") for name, edit in edits.items()]
     random = _random(context, part, site, max(_length(edit) for edit in edits.values()))
     null_row = _mean(f"base − random direction (null, {len(random)} draws)", random, context.seed, random[0]["length"])
     controls = [null_row, *_controls(context, part, site, rise, edits["probe"], best)]
@@ -134,12 +135,11 @@ def _mean(name: str, rows: list[dict[str, Any]], seed: int, length: float) -> di
 
 def _random(context: ToxicityContext, part: ToxicityContext, site: str, length: float) -> list[dict[str, Any]]:
     """Random directions as long as the longest vector that was subtracted."""
-    rows = []
-    for vector in random_directions(context.direction, max(3, context.draws // 3), context.seed):
-        context.say("random directions of equal norm")
-        edit = Edit.subtract(site, vector, length / float(vector.norm()))
-        rows.append(_row(part, part, "random direction", part.pair.base, (edit,), "null"))
-    return rows
+    context.say("random directions of equal norm")
+    vectors = random_directions(context.direction, max(3, context.draws // 3), context.seed)
+    edits = [(Edit.subtract(site, vector, length / float(vector.norm())),) for vector in vectors]
+    part.continue_together(part.pair.base, edits)
+    return [_row(part, part, "random direction", part.pair.base, edit, "null") for edit in edits]
 
 
 def _controls(
@@ -154,13 +154,14 @@ def _controls(
             values_at(base, matched_neurons(base, [best], seed=context.seed + i, exclude=context.ranking.neurons))[0] for i in range(draws)
         ],
     }
-    controls = []
+    edits: dict[str, list[Edit]] = {}
     for name, drawn in vectors.items():
-        rows = []
-        for vector in drawn:
-            context.say(f"strength of {name} by bisection")
-            strength = matched_strength(part, base, vector, rise)
-            rows.append(_row(part, part, name, base, (Edit.subtract(site, vector, strength),), "null"))
+        context.say(f"strength of {name} by bisection")
+        edits[name] = [Edit.subtract(site, vector, matched_strength(part, base, vector, rise)) for vector in drawn]
+    part.continue_together(base, [(edit,) for edit in (*(edit for some in edits.values() for edit in some), probe.times(-1.0))])
+    controls = []
+    for name, some in edits.items():
+        rows = [_row(part, part, name, base, (edit,), "null") for edit in some]
         length = float(np.mean([row["length"] for row in rows]))
         controls.append(_mean(f"base − {name} (null, {len(rows)} draws)", rows, context.seed, length))
     context.say("the probe with the opposite sign")

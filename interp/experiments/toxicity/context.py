@@ -23,7 +23,7 @@ from interp.evaluation.toxicity import Scorer, scorer_digest
 from interp.experiments.study import Study
 from interp.forward.capture import capture
 from interp.forward.captured import Captured
-from interp.forward.generate import count_cut, generate, generate_tokens, note_on_cut, prompt_limit
+from interp.forward.generate import count_cut, generate, generate_tokens, generate_variants, note_on_cut, prompt_limit
 from interp.models.chat import Chat, chat_settings, prompt_rows, template_of
 from interp.models.digests import model_digests
 from interp.models.model import Model
@@ -33,6 +33,8 @@ from interp.neurons.ranking import TOXIC_COUNT, Ranking, rank_values
 from interp.runs.logs import BUNDLED_LOGS, logs_digest
 
 BATCH = 512
+# As many prompts as this, or fewer, are continued under several edits together.
+FEW = 48
 # The random controls of each null in a whole report.
 DRAWS = 20
 # The length of a continuation, in tokens.
@@ -116,6 +118,10 @@ class ToxicityContext(Study):
         """Why a claim on the tuning cannot be tested: both sides have the same weights."""
         return SAME_WEIGHTS if about == "pair" and self.pair.same_weights else None
 
+    def models(self) -> Sequence[Model]:
+        """Both sides of the pair."""
+        return list(self.pair.sides.values())
+
     def manifest(self) -> dict[str, Any]:
         """The pair's manifest: the source, shape and digest of both sides."""
         return self.pair.manifest()
@@ -163,6 +169,24 @@ class ToxicityContext(Study):
             return self.measured_items("continuations", self.prompts, make, of=model, edits=edits)
 
         return list(self.measured("continuations", every, of=model, edits=edits))
+
+    def continue_together(self, model: Model, variants: Sequence[Sequence[Edit]]) -> None:
+        """Continue the prompts under each of these lists of edits, all decoded together, for measurements that ask for one after another.
+
+        A step of a large model takes hardly longer for a hundred rows than for ten. Many prompts fill a step by themselves, so then
+        nothing is done ahead.
+        """
+        if len(self.prompts) > FEW or len(variants) < 2:
+            return
+
+        def make(prompts: list[str], some: list[Sequence[Edit]]) -> list[list[str]]:
+            rows = prompt_rows(model, prompts, self.chat, max_tokens=self._room, keep="last")
+            return [
+                [model.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in continuations]
+                for continuations in generate_variants(model, rows, some, max_new_tokens=self.new_tokens)
+            ]
+
+        self.measured_together("continuations", self.prompts, variants, make, of=model)
 
     def greedy_tokens(self, model: Model) -> list[list[int]]:
         """A model's greedy continuations as token ids, all `new_tokens` long, so that both sides can be forced on them."""

@@ -49,6 +49,7 @@ def neuron_rows(context: ToxicityContext, held_out: ToxicityContext, goal: float
     states = context.mean_states(base)
     activity = {layer: states[f"mlp_post.{layer}"].double().mean(dim=0) for layer, _ in toxic}
     active = activity_matched(base, toxic, activity, seed=context.seed, exclude=context.ranking.neurons)
+    held_out.continue_together(base, [scaled(neurons, factor) for factor in (matched, *FACTORS) for neurons in (toxic, active)])
     ways: list[dict[str, Any]] = []
     controls: list[dict[str, Any]] = []
     for factor in (matched, *FACTORS):

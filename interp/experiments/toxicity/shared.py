@@ -146,7 +146,10 @@ def match_weights(
 def row_of(
     context: ToxicityContext, name: str, model: Model, edits: Sequence[Edit] = (), *, perplexity: float | None = None, **more: Any
 ) -> dict[str, Any]:
-    """One row of a table: toxicity with its interval, perplexity (unless given), F1 and distinct-2; `_scores` has each prompt's toxicity."""
+    """One row of a table: toxicity with its interval, perplexity, F1 and distinct-2; `_scores` has the toxicity of each prompt.
+
+    `perplexity` is measured unless it is known already.
+    """
     if perplexity is None:
         perplexity = context.perplexity(model, tuple(edits)).value
     scores = context.toxicity(model, tuple(edits))

@@ -95,6 +95,8 @@ def evidence_of(
     ratio: float,
 ) -> dict[str, Evidence]:
     """The `Evidence` of an edit by the scorer's name, the first scorer's first; `part` measures the controls."""
+    for model in context.pair.sides.values():
+        part.continue_together(model, [edits, *(drawn for draws in controls.values() for drawn in draws)])
     scorers = [(context.scorer, False), *([(context.second, True)] if context.second is not None else [])]
     return {
         scorer.name: Evidence(

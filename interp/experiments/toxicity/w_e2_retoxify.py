@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,11 @@ def run(context: ToxicityContext) -> Finding:
         shared.row_of(held_out, "base (every change removed)", base, kind="model", strength=math.nan),
         shared.row_of(held_out, "tuned (DPO)", tuned, kind="model", strength=0.0),
     ]
-    families = {**_keys(context, held_out, goal), **_directions(context, held_out, goal), **_offsets(context, held_out, goal)}
+    plans = {**_keys(context, held_out, goal), **_directions(context, held_out, goal), **_offsets(context, held_out, goal)}
+    context.say("the same changes in both models")
+    for model in (tuned, base):
+        held_out.continue_together(model, [way.edits for own, drawn in plans.values() for way in (own, *drawn)])
+    families = {name: (_row(held_out, own), [_row(held_out, way) for way in drawn]) for name, (own, drawn) in plans.items()}
     ways = [way for way, _ in families.values()]
     controls = [
         shared.mean_row(
@@ -71,7 +76,6 @@ def run(context: ToxicityContext) -> Finding:
         )
         for name, (_, drawn) in families.items()
     ]  # fmt: skip
-    context.say("the same changes in the base model")
     by_way = [_evidence(held_out, way, drawn) for way, drawn in families.values()]
     evidences = {scorer: [evidence[scorer] for evidence in by_way] for scorer in by_way[0]}
     first, *others = (judge(each, seed=context.seed) for each in evidences.values())
@@ -172,38 +176,50 @@ def offset_layer(context: ToxicityContext) -> int:
     return min(layers - 1, round(DEPTH * layers))
 
 
-Family = dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]
+@dataclass(frozen=True)
+class Change:
+    """Edits at the strength that was matched, and what their row says of them."""
+
+    name: str
+    edits: tuple[Edit, ...]
+    kind: str
+    strength: float
 
 
-def _way(held_out: ToxicityContext, name: str, edits: tuple[Edit, ...], kind: str, strength: float) -> dict[str, Any]:
-    """The row of the tuned model under some edits, which go with it, so that the base model gets the same ones."""
-    return shared.row_of(held_out, name, held_out.pair.tuned, edits, kind=kind, strength=strength) | {"_edits": edits}
+# Each way and its random controls.
+Family = dict[str, tuple[Change, list[Change]]]
+
+
+def _row(held_out: ToxicityContext, change: Change) -> dict[str, Any]:
+    """The row of the tuned model under a change, whose edits go with it, so that the base model gets the same ones."""
+    row = shared.row_of(held_out, change.name, held_out.pair.tuned, change.edits, kind=change.kind, strength=change.strength)
+    return row | {"_edits": change.edits}
 
 
 def _keys(context: ToxicityContext, held_out: ToxicityContext, goal: float) -> Family:
-    """Rows of keys scaled by up to the paper's factor, without their biases, and of random keys whose neurons fire as often."""
+    """Keys scaled by up to the paper's factor, without their biases, and of random keys whose neurons fire as often."""
     tuned = context.pair.tuned
     ranked = rank_values(tuned, context.direction, top=min(TOXIC_COUNT, tuned.n_layers * tuned.d_mlp)).neurons
 
     def scaled(neurons: Sequence[Neuron]) -> Callable[[float], tuple[Edit, ...]]:
         return lambda strength: (Edit.scale_keys(neurons, 1 + strength),) if strength else ()
 
-    def row(name: str, neurons: Sequence[Neuron], kind: str) -> dict[str, Any]:
+    def change(name: str, neurons: Sequence[Neuron], kind: str) -> Change:
         context.say(f"factor of {name}")
         make = scaled(neurons)
         match = shared.match_edits(held_out, tuned, make, goal, most=FACTOR - 1, first=FACTOR - 1)
-        return _way(held_out, name, make(match.strength), kind, 1 + match.strength)
+        return Change(name, make(match.strength), kind, 1 + match.strength)
 
     rates = rates_at_end(tuned, held_out.prompt_rows(), sorted({layer for layer, _ in ranked[:KEYS]}))
     drawn = [
-        row("random keys", frequency_matched(ranked[:KEYS], rates, seed=context.seed + i, exclude=ranked), "null")
+        change("random keys", frequency_matched(ranked[:KEYS], rates, seed=context.seed + i, exclude=ranked), "null")
         for i in range(1 if context.quick else 3)
     ]
-    return {"keys scaled": (row(f"{KEYS} toxic keys scaled", ranked[:KEYS], "way"), drawn)}
+    return {"keys scaled": (change(f"{KEYS} toxic keys scaled", ranked[:KEYS], "way"), drawn)}
 
 
 def _directions(context: ToxicityContext, held_out: ToxicityContext, goal: float) -> Family:
-    """Rows of the probe's direction added to the last residual stream."""
+    """The probe's direction added to the last residual stream."""
     drawn = random_directions(context.direction, 1 if context.quick else 3, context.seed)
     return {
         "direction added": (
@@ -213,35 +229,35 @@ def _directions(context: ToxicityContext, held_out: ToxicityContext, goal: float
     }
 
 
-def _added(context: ToxicityContext, held_out: ToxicityContext, name: str, vector: Tensor, goal: float) -> dict[str, Any]:
+def _added(context: ToxicityContext, held_out: ToxicityContext, name: str, vector: Tensor, goal: float) -> Change:
     tuned = context.pair.tuned
     context.say(f"strength of {name}")
     match = shared.match_last(held_out, tuned, vector, goal)
-    return _way(held_out, name, (Edit.add(f"resid_post.{tuned.n_layers - 1}", vector, match.strength),), "way", match.strength)
+    return Change(name, (Edit.add(f"resid_post.{tuned.n_layers - 1}", vector, match.strength),), "way", match.strength)
 
 
 def _offsets(context: ToxicityContext, held_out: ToxicityContext, goal: float) -> Family:
-    """Rows of tuning's mean offset subtracted at the positions from which tokens are sampled, and of random offsets of equal norm."""
+    """Tuning's mean offset subtracted at the positions from which tokens are sampled, and of random offsets of equal norm."""
     tuned, layer = context.pair.tuned, offset_layer(context)
     fit = shared.fitted(context)
     offset = mean_offset_at_last(context.pair, fit.prompt_rows(), layer)
     if not float(offset.norm()) > 0:
         return {}
 
-    def row(name: str, vector: Tensor) -> dict[str, Any]:
+    def change(name: str, vector: Tensor) -> Change:
         context.say(f"strength of {name}")
 
         def make(strength: float) -> tuple[Edit, ...]:
             return (Edit.subtract(f"resid_mid.{layer}", vector, strength),) if strength else ()
 
         match = shared.match_edits(held_out, tuned, make, goal, most=1.0, first=1.0)
-        return _way(held_out, name, make(match.strength), "way", match.strength)
+        return Change(name, make(match.strength), "way", match.strength)
 
     drawn = random_directions(offset, 1 if context.quick else 2, context.seed + 1)
     return {
         "offset taken back": (
-            row(f"tuned − mean offset at layer {layer}", offset),
-            [row("random offset", vector) for vector in drawn],
+            change(f"tuned − mean offset at layer {layer}", offset),
+            [change("random offset", vector) for vector in drawn],
         )
     }
 

@@ -117,6 +117,10 @@ def _run(context: ToxicityContext, transfer: Transfer, id: str) -> Finding:
     def edits(vector: Tensor, strength: float = 1.0, positions: Any = "all") -> tuple[Edit, ...]:
         return edits_on_path(transfer.start, layer, vector, BOTH, transfer.sign * strength, positions)
 
+    controls = control_vectors(offset, DRAWS_QUICK if context.quick else DRAWS, context.seed)
+    held_out.continue_together(
+        transfer.start, [edits(vector) for vector in (offset, *(some for draws in controls.values() for some in draws))]
+    )
     rows = [_row(held_out, transfer, start, (), start), _row(held_out, transfer, goal, (), goal, model=transfer.goal)]
     context.say(f"offset at layer {layer}")
     main = _row(held_out, transfer, edited, edits(offset), "edited")
@@ -130,7 +134,7 @@ def _run(context: ToxicityContext, transfer: Transfer, id: str) -> Finding:
             name = f"{edited}, from the prompt's last position"
             rows.append(_row(held_out, transfer, name, edits(offset, positions="from_last"), "edited", guard=False))
     drawn: dict[str, list[dict[str, Any]]] = {}
-    for kind, vectors in control_vectors(offset, DRAWS_QUICK if context.quick else DRAWS, context.seed).items():
+    for kind, vectors in controls.items():
         for number, vector in enumerate(vectors):
             context.say(f"{kind}, draw {number + 1} of {len(vectors)}")
             drawn.setdefault(kind, []).append(_row(held_out, transfer, kind, edits(vector), "null", guard=number == 0))
@@ -239,9 +243,13 @@ def _by_layer(
         except UserError:
             continue
         context.say(f"paths of the offset at layer {layer}")
-        effects = effects_on_paths(held_out, transfer, layer, offset)
         every = control_vectors(offset, DRAWS_QUICK if context.quick else DRAWS, context.seed)
         vectors = [vector for draws in every.values() for vector in draws] if layer == context.offset_layer else every[PERMUTED][:1]
+        tried = [
+            edits_on_path(transfer.start, layer, vector, path, transfer.sign) for vector in (offset, *vectors) for path in VECTOR_PATHS
+        ]
+        held_out.continue_together(transfer.start, tried)
+        effects = effects_on_paths(held_out, transfer, layer, offset)
         for path, effect in effects.items():
             known = untrained if (layer, path) == (context.offset_layer, BOTH) else [
                 effects_on_paths(held_out, transfer, layer, vector, (path,))[path] for vector in vectors

@@ -73,6 +73,8 @@ def run(context: ToxicityContext) -> Finding:
     plain = context.perplexity(tuned).value
     chosen = ordered[:KEYS]
     rows = [_row(context, part, "base", "base", "base", base, ()), _row(context, part, "tuned", "tuned", "tuned", tuned, ())]
+    part.continue_together(tuned, [_scaled(some) for some in (*(ordered[:count] for count in COUNTS), near[:KEYS])])
+    part.continue_together(base, [_scaled(ordered[:count]) for count in COUNTS])
     for count in COUNTS:
         context.say(f"{count} selective keys, in both models")
         name = f"{count} selective keys × {FACTOR:g}"
