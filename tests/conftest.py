@@ -52,6 +52,9 @@ TEXTS = (
 
 # Files that share a server and a browser.
 ROOMS = ("tests/app/browser/",)
+TESTS = Path(__file__).parent
+# The folders whose files take tens of seconds, though none of their tests may.
+LONG = {"training", "app", "experiments", "commands"}
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -129,9 +132,11 @@ def pytest_collection() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first: a worker that began one when the others are done would keep everybody waiting."""
+    """Files with slow tests come first, and short files last: a worker that began a long one when the others are done would keep everybody
+    waiting."""
     slow = {item.path for item in items if item.get_closest_marker("slow") or item.path.parent.name == "browser"}
-    items.sort(key=lambda item: item.path not in slow)
+    long = {item.path for item in items if item.path.relative_to(TESTS).parts[0] in LONG}
+    items.sort(key=lambda item: (item.path not in slow, item.path not in long))
 
 
 class RoomScheduling(LoadFileScheduling):

@@ -7,7 +7,7 @@ their rounding, memory) is not seen here.
 
     python -m tests.invented_device FOLDER [EXPERIMENT ...]
 
-runs the commands (on the pair in FOLDER), or the experiments that are named (on the planted pair), on the processor and then on `far`,
+runs the commands (on the pair in FOLDER) and the experiments that are named (on the planted pair), on the processor and then on `far`,
 and prints what came of both as JSON. The device is registered for the whole process, which is why this is one of its own.
 """
 
@@ -260,5 +260,5 @@ if __name__ == "__main__":
     install()
     with Watching():
         check()
-        made = experiments(sys.argv[2:]) if sys.argv[2:] else commands(Path(sys.argv[1]))
+        made = {"commands": commands(Path(sys.argv[1])), "experiments": experiments(sys.argv[2:])}
     sys.stdout.write(json.dumps(made))

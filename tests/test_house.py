@@ -99,9 +99,29 @@ def imported(nodes: Iterable[ast.AST]) -> Iterator[tuple[int, str]]:
 
 
 @cache
+def tree_of(source: str) -> ast.Module:
+    """The syntax tree of a source, parsed once for all rules, which only read it."""
+    return ast.parse(source)
+
+
+@cache
+def nodes_of(source: str) -> tuple[ast.AST, ...]:
+    """All nodes of a source."""
+    return tuple(ast.walk(tree_of(source)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forgotten_trees() -> Iterator[None]:
+    """The trees of all sources take much memory, and no other file reads them."""
+    yield
+    nodes_of.cache_clear()
+    tree_of.cache_clear()
+
+
+@cache
 def imports_of(source: str) -> tuple[tuple[int, str], ...]:
     """`imported` of all nodes of a source, found once for all rules that follow imports."""
-    return tuple(imported(ast.walk(ast.parse(source))))
+    return tuple(imported(nodes_of(source)))
 
 
 def at_home(name: str) -> str:
@@ -123,7 +143,7 @@ def late_import(node: ast.AST) -> str:
 def unresolved(module: str, source: str) -> list[str]:
     """Imports that the other rules cannot follow: relative ones, and everything that `interp` exports at once."""
     breaches = []
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes_of(source):
         if (isinstance(node, ast.ImportFrom) and node.level > 0) or late_import(node).startswith("."):
             breaches.append(f"{module}:{node.lineno} imports relatively: write the module's full name")  # type: ignore[attr-defined]
         elif isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names):
@@ -168,13 +188,13 @@ def wrong_arrows(module: str, source: str) -> list[str]:
 
 def heavy_at_top(module: str, source: str) -> list[str]:
     allowed = {"plotly"} if module == "interp.results.figures" else set()
-    heavy = packages(run_at_import(ast.parse(source)))
+    heavy = packages(run_at_import(tree_of(source)))
     return [f"{module}:{line} imports {package} at top" for line, package in heavy if package in HEAVY - allowed]
 
 
 def shapes_within(module: str, source: str) -> list[str]:
     """Functions that are defined within another and state a shape: tests/__init__.py leaves them unchecked."""
-    outer = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    outer = [node for node in nodes_of(source) if isinstance(node, ast.FunctionDef)]
     inner = {node for function in outer for node in ast.walk(function) if isinstance(node, ast.FunctionDef) and node is not function}
     written = {node: ast.unparse(node.args) + ast.unparse(node.returns or ast.Constant(None)) for node in inner}
     return [f"{module}:{node.lineno} states a shape in {node.name}" for node, text in written.items() if "[Tensor, '" in text]
@@ -444,9 +464,9 @@ def trains(source: str, exempt: Iterable[str] = ()) -> list[int]:
 
     `torch.optim` counts by any name, and so does a trainer of another library. The functions in `exempt` are not read.
     """
-    tree = ast.parse(source)
-    tree.body = [part for part in tree.body if getattr(part, "name", None) not in set(exempt)]
-    nodes = list(ast.walk(tree))
+    left_out = [part for part in tree_of(source).body if getattr(part, "name", None) in set(exempt)]
+    unread = {node for part in left_out for node in ast.walk(part)}
+    nodes = [node for node in nodes_of(source) if node not in unread]
     lines = []
     for node in nodes:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []

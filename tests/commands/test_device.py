@@ -23,7 +23,7 @@ from tests.conftest import gpt2_config, make_hf, save
 from tests.invented_device import COMMANDS
 
 # Some that run a model, on the planted pair; `python -m tests.invented_device FOLDER EXPERIMENT ...` runs any of them.
-GROUPS = [("A-E2", "A-E8", "A-E10")]  # fmt: skip
+EXPERIMENTS = ("A-E2", "A-E8", "A-E10")
 
 
 @pytest.fixture
@@ -129,18 +129,9 @@ def alike(a: Any, b: Any) -> bool:
     return a == b or (isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-5))
 
 
-def elsewhere(folder: Path, *names: str) -> dict[str, dict[str, Any]]:
-    """What the commands or experiments find on the processor and on a device whose tensors refuse to be mixed with its own."""
-    settings = {**os.environ, "HF_HUB_OFFLINE": "1", "BYPASS_DEBUG": "1", "XDG_CACHE_HOME": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.invented_device", str(folder), *names]
-    made = subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr[-3000:]
-    found: dict[str, dict[str, Any]] = json.loads(made.stdout)
-    return found
-
-
 @pytest.fixture(scope="module")
-def commands(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def elsewhere(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What the commands and experiments find on the processor and on a device whose tensors refuse to be mixed with its own."""
     folder = tmp_path_factory.mktemp("device")
     for name, seed in (("base", 1), ("tuned", 2)):
         config = gpt2_config()
@@ -149,22 +140,25 @@ def commands(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPa
     (folder / "prompts.txt").write_text("the quick river\nblorp and\na 🙂 stone\n", encoding="utf-8")
     passage = {"prompt": "the quick river", "continuation": " sings under a stone and walks with the sunny oskle"}
     (folder / "own.jsonl").write_text(json.dumps(passage) + "\n", encoding="utf-8")
-    return elsewhere(folder)
+    settings = {**os.environ, "HF_HUB_OFFLINE": "1", "BYPASS_DEBUG": "1", "XDG_CACHE_HOME": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.invented_device", str(folder), *EXPERIMENTS]
+    made = subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr[-3000:]
+    found: dict[str, dict[str, Any]] = json.loads(made.stdout)
+    return found
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_finds_the_same_on_a_device_that_is_not_the_processor(name: str, commands: dict[str, dict[str, Any]]) -> None:
-    found = commands[name]
+def test_a_command_finds_the_same_on_a_device_that_is_not_the_processor(name: str, elsewhere: dict[str, dict[str, Any]]) -> None:
+    found = elsewhere["commands"][name]
     assert not isinstance(found["cpu"], str), found["cpu"]
     assert not isinstance(found["far"], str), found["far"]
     assert alike(found["cpu"], found["far"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", GROUPS, ids="+".join)
-def test_an_experiment_finds_the_same_on_a_device_that_is_not_the_processor(names: tuple[str, ...], tmp_path: Path) -> None:
-    found = elsewhere(tmp_path, *names)
-    different = [name for name, result in found.items() if not alike(result["cpu"], result["far"])]
-    assert len(found) == len(names)
-    assert different == []
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_finds_the_same_on_a_device_that_is_not_the_processor(name: str, elsewhere: dict[str, dict[str, Any]]) -> None:
+    found = elsewhere["experiments"][name]
+    assert alike(found["cpu"], found["far"])

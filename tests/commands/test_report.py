@@ -11,11 +11,13 @@ from typer.testing import CliRunner
 
 from interp.cli import app
 from interp.data.paper import FILES
-from interp.directions.probe import fit_probe, save_probe
+from interp.directions.probe import save_probe
 from interp.experiments.registry import EXPERIMENTS
 from interp.models.loading import load_model
+from interp.models.model import Model
 from tests.conftest import CONFIGS, make_hf, save
 from tests.models.test_tokens import bos_tokenizer
+from tests.probes import shared_probe
 
 PROMPTS = [
     "the green river walks under seven",
@@ -23,11 +25,12 @@ PROMPTS = [
     "over the house walks a green light",
     "under the seven stones",
 ]
+LABELLED = [f"{text} {n}" for n in range(8) for text in PROMPTS]
 SENTENCE = " ".join(["the river walks over green stone"] * 3) + " . "
 
 
 @pytest.fixture
-def words(gpt2_folder: Path, tuned_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def words(gpt2: Model, gpt2_folder: Path, tuned_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The command on the tiny pair with a probe, prompts and passages of its own, and the paper's layout below BYPASS_DATA."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BYPASS_DATA", str(tmp_path / "data"))
@@ -36,8 +39,7 @@ def words(gpt2_folder: Path, tuned_folder: Path, tmp_path: Path, monkeypatch: py
         (tmp_path / "data" / name).write_text("\n".join(json.dumps({"prompt": f"{text} {name[8:12]}"}) for text in PROMPTS))
     (tmp_path / "data" / FILES[3]).parent.mkdir()
     (tmp_path / "data" / FILES[3]).write_text(f"\n = Head = \n\n {SENTENCE * 3} \n\n {SENTENCE * 4} \n")
-    base = load_model(str(gpt2_folder))
-    save_probe(fit_probe(base, [f"{text} {n}" for n in range(8) for text in PROMPTS], [n % 2 for n in range(32)]), tmp_path / "probe")
+    save_probe(shared_probe(gpt2, LABELLED, [n % 2 for n in range(32)]), tmp_path / "probe")
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     (tmp_path / "own.jsonl").write_text(json.dumps({"prompt": "the river", "continuation": " walks over green stone"}))
     pair = ["--pair", str(gpt2_folder), str(tuned_folder), "--probe", "probe", "--scorer", "lexicon"]
@@ -78,7 +80,7 @@ def test_bos_is_an_option_of_the_report(words: list[str], tmp_path: Path) -> Non
     tokenizer = bos_tokenizer()
     folders = [str(save(make_hf(CONFIGS["gpt2"](), tokenizer, seed=seed), tokenizer, tmp_path / f"with-bos-{seed}")) for seed in (0, 1)]
     base = load_model(folders[0])
-    save_probe(fit_probe(base, [f"{text} {n}" for n in range(8) for text in PROMPTS], [n % 2 for n in range(32)]), tmp_path / "own-probe")
+    save_probe(shared_probe(base, LABELLED, [n % 2 for n in range(32)]), tmp_path / "own-probe")
     at = words.index("--pair")
     words[at + 1 : at + 5] = [*folders, "--probe", "own-probe"]
     statistics = []

@@ -215,7 +215,10 @@ def planted_context(planted: PlantedPair, pair: ModelPair | None = None, *, coun
     weights = torch.stack([-planted.toxic, planted.toxic], dim=1)
     probe = Probe(weights, fitted.difference_in_means, fitted.metrics, base.digest, fitted.settings)
     sides, draws = pair or planted.pair, 6 if quick else 20
-    return ToxicityContext(sides, probe, LexiconScorer(), prompts(count), passages(16), draws=draws, quick=quick, new_tokens=3)
+    # F1 decides no verdict; of edits it is measured on the random pair of test_experiments.py.
+    return ToxicityContext(
+        sides, probe, LexiconScorer(), prompts(count), passages(16), draws=draws, quick=quick, new_tokens=3, f1_of_all=False
+    )
 
 
 def null_pair(planted: PlantedPair, seed: int = 5) -> ModelPair:

@@ -9,20 +9,21 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import pytest
 
 pytest.importorskip("streamlit", reason="the app needs the extra `app`")
 pytest.importorskip("playwright", reason="the browser tests need the extra `dev`")
 
-from playwright.sync_api import Browser, Dialog, Locator, Page
+from playwright.sync_api import Browser, Dialog, Locator, Page, ViewportSize
 
 from app.harness import browsing, chromium, open_at, running_app, settle
 
 # Where what is seen is kept, if anywhere: drawing pictures that nobody asked for takes a second each.
 PICTURES = os.environ.get("BYPASS_SCREENSHOTS")
 Open = Callable[..., Page]
+SCREEN: ViewportSize = {"width": 1400, "height": 1000}
 
 
 @pytest.fixture(scope="session")
@@ -45,17 +46,18 @@ def address(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @dataclass
 class Visits:
-    """Pages of one browser, kept between visits: a browser context of its own would read and compile the app's scripts anew.
+    """One page for each of those who are there at the same time, kept between visits, each in a browser context of its own.
 
-    A page is given to one visitor at a time. Between two of them it is left, and what it stored is forgotten.
+    A new context would read and compile the app's scripts anew. Between two visits a page is left, and what it stored is forgotten;
+    what a visitor's screen is like is set before the app is loaded again.
     """
 
     browser: Browser
     address: str
     outside: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
-    free: dict[str, list[Page]] = field(default_factory=dict)
-    taken: list[tuple[str, Page]] = field(default_factory=list)
+    pages: list[Page] = field(default_factory=list)
+    taken: int = 0
 
     def watch(self, page: Page) -> None:
         page.on("request", lambda request: self.outside.append(request.url) if not _own(request.url, self.address) else None)
@@ -67,29 +69,28 @@ class Visits:
         self.faults.append(f"a dialog opened: {dialog.message[:80]}")
         dialog.dismiss()
 
-    def open(self, path: str = "", **options: Any) -> Page:
-        """This page of the app, as a new visitor sees it; `options` are those of a browser context."""
-        kind = repr(sorted(options.items()))
-        if not self.free.get(kind):
-            page = open_at(self.browser, self.address, path, watch=self.watch, **options)
-            self.taken.append((kind, page))
-            return page
-        page = self.free[kind].pop()
-        self.taken.append((kind, page))
+    def open(self, path: str = "", *, color_scheme: Literal["light", "dark"] = "light", viewport: ViewportSize = SCREEN) -> Page:
+        """This page of the app, as a new visitor with such a screen sees it."""
+        self.taken += 1
+        if self.taken > len(self.pages):
+            self.pages.append(open_at(self.browser, self.address, path, watch=self.watch, color_scheme=color_scheme, viewport=viewport))
+            return self.pages[-1]
+        page = self.pages[self.taken - 1]
+        page.emulate_media(color_scheme=color_scheme)
+        page.set_viewport_size(viewport)
         page.goto(f"{self.address}/{path}", wait_until="domcontentloaded")
         settle(page)
         return page
 
     def leave(self) -> tuple[list[str], list[str], list[int]]:
         """What was asked of the outside, what failed, and how many tracebacks each page shows; every page is free again."""
-        taken, self.taken = self.taken, []
-        shown = [page.locator('[data-testid="stException"]').count() for _, page in taken]
+        taken, self.taken = self.pages[: self.taken], 0
+        shown = [page.locator('[data-testid="stException"]').count() for page in taken]
         outside, faults = self.outside[:], self.faults[:]
-        for kind, page in taken:
+        for page in taken:
             page.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")
             page.context.clear_cookies()
             page.goto("about:blank")
-            self.free.setdefault(kind, []).append(page)
         # What a page does while it is left is nobody's.
         self.outside.clear()
         self.faults.clear()

@@ -1,4 +1,7 @@
-"""Every page, as it is first seen: nothing fails, nothing is asked of the outside, the accessibility audit finds nothing, it fits."""
+"""Every page, as it is first seen: nothing fails, nothing is asked of the outside, the accessibility audit finds nothing.
+
+That it fits a phone is seen in test_hostile.py, which opens every page as well.
+"""
 
 from __future__ import annotations
 
@@ -45,14 +48,6 @@ def test_what_is_drawn_first_has_its_look_already(browser: Browser, address: str
     page = open_at(browser, address, "vectors", watch=lambda page: page.add_init_script(f"({WATCHED})()"))
     assert page.evaluate("[...window.seen]") == ["0.8"]
     page.context.close()
-
-
-@pytest.mark.parametrize("name", list(PAGES))
-def test_a_page_fits_a_phone(visit: Open, picture: Callable[[Page, str], None], name: str) -> None:
-    page = visit(PATHS[name], viewport={"width": 400, "height": 850})
-    picture(page, name)
-    main = page.locator('[data-testid="stMain"]')
-    assert main.evaluate("element => element.scrollWidth - element.clientWidth") <= 1
 
 
 def test_the_navigation_leads_to_every_page_by_keyboard_alone(visit: Open) -> None:

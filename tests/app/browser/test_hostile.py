@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from urllib.parse import urlencode
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Page, ViewportSize
 
 from app.harness import settle
 from app.shell import PAGES, heading
-from tests.app.browser.conftest import Open
+from tests.app.browser.conftest import SCREEN, Open
 
 HOSTILE = {
     "markup": "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script><b>b</b> **b** _i_ # h "
@@ -41,6 +42,7 @@ KEYS = (
     "pair",
 )
 ALERT = '[data-testid="stAlertContentError"]'
+PHONE: ViewportSize = {"width": 400, "height": 850}
 
 
 def unharmed(page: Page, title: str) -> None:
@@ -57,9 +59,15 @@ def unharmed(page: Page, title: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(PAGES))
-def test_every_field_takes_hostile_text_as_text(visit: Open, address: str, name: str) -> None:
+def test_a_page_fits_a_phone_and_every_field_takes_hostile_text_as_text(
+    visit: Open, address: str, picture: Callable[[Page, str], None], name: str
+) -> None:
     path = "" if name == "start" else name
-    page = visit(path)
+    page = visit(path, viewport=PHONE)
+    picture(page, name)
+    assert page.get_by_test_id("stMain").evaluate("element => element.scrollWidth - element.clientWidth") <= 1
+    page.set_viewport_size(SCREEN)
+    settle(page)
     # A page may have no field at all; then its own text is looked at.
     unharmed(page, heading(name))
     for place in range(page.locator(BOXES).count()):
