@@ -13,7 +13,7 @@ from app.jobs import Job
 from interp.elasticity.undo import ARMS
 from interp.errors import UserError
 
-RUN = "run"
+RUN = "undo"
 TYPED, FILE = "typed here", "a file"
 LIVE = 2.0
 
@@ -95,17 +95,17 @@ def form(page: shell.Page) -> None:
     )
     left, right = st.columns(2, gap="large")
     beside = left.multiselect(
-        "Trained on besides, for comparison", runs.BESIDE, default=["neutral", "same"], key="beside", bind="query-params",
+        "Trained on besides, for comparison", runs.BESIDE, default=["neutral", "same"], key="undo_beside", bind="query-params",
         placeholder="nothing",
-        format_func=lambda arm: f"{arm}: {ARMS[arm].partition(':')[0]}",
-        help="Without `neutral` it is not known what any training undoes; without `same` a return to the base is not tested.",
+        help=" ".join(f"`{arm}`: {ARMS[arm]}." for arm in runs.BESIDE) + " Without `neutral` it is not known what any training undoes; "
+        "without `same` a return to the base is not tested.",
     )  # fmt: skip
     steps = right.multiselect(
-        "Doses, in steps", runs.STEPS, default=[1, 5, 10], key="steps", bind="query-params", placeholder="choose at least one",
+        "Doses, in steps", runs.STEPS, default=[1, 5, 10], key="undo_steps", bind="query-params", placeholder="choose at least one",
         help=f"A step reads {runs.BATCH} windows of 96 tokens. The model is measured after each of these.",
     )  # fmt: skip
     rates = left.multiselect(
-        "Learning rates", runs.RATES, default=[1e-4], key="rates", bind="query-params", format_func=lambda rate: f"{rate:g}",
+        "Learning rates", runs.RATES, default=[1e-4], key="undo_rates", bind="query-params", format_func=lambda rate: f"{rate:g}",
         placeholder="choose at least one",
         help="The one under which your texts undo most is reported first. A rate that is too low shows nothing.",
     )  # fmt: skip
@@ -113,12 +113,14 @@ def form(page: shell.Page) -> None:
         "Challenge prompts", runs.PROMPTS, default=50, required=True, key="undo_prompts", bind="query-params",
         help="On which toxicity is measured. Few make the intervals wide.",
     )  # fmt: skip
-    if not st.button("Make the plan", type="primary", icon=":material/schedule:", disabled=not (file and steps and rates)):
+    if not st.button("Make the plan", type="primary", icon=":material/schedule:"):
         st.caption(
             "The plan measures the two models and one step, and says how long the rest takes. Nothing is trained before you start it."
         )
         return
-    if file is not None:
+    if file is None:
+        st.caption("Give at least one text.")
+    else:
         question = runs.Question(page.source, *file, ("opposite", *beside), tuple(sorted(steps)), tuple(sorted(rates)), int(prompts))
         begin(question)
 

@@ -116,10 +116,9 @@ def table(curves: Curves) -> pd.DataFrame:
 def scope(outcome: Outcome) -> str:
     """How much the run rests on, in a sentence: pair, texts, prompts, seeds."""
     seeds = int(outcome.curves.doses["seeds"].max()) if len(outcome.curves.doses) else 0
+    texts = outcome.about["arms"].get("opposite", outcome.file)
     orders = "one order of the texts (one seed)" if seeds == 1 else f"{seeds} orders of the texts (seeds)"
-    return (
-        f"One pair ({outcome.about['pair']}), one set of texts ({outcome.file}), {orders}, and one behaviour: {outcome.curves.behaviour}."
-    )
+    return f"One pair ({outcome.about['pair']}), one set of texts ({texts}), {orders}, and one behaviour: {outcome.curves.behaviour}."
 
 
 def is_of(outcome: Outcome, pair: ModelPair) -> bool:

@@ -7,6 +7,7 @@ its folder as the command does. The folder is temporary, and is found by a word 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import secrets
@@ -31,6 +32,7 @@ from interp.elasticity.undo import Attack, UndoRecord
 from interp.elasticity.undo_folder import Plan, folder_of, read_plan, read_record
 from interp.elasticity.undo_verdict import judge
 from interp.errors import UserError
+from interp.models.named import NAMED
 
 UPLOADED = ("txt", "csv", "tsv", "json", "jsonl")
 # What is chosen among: the arms beside the texts in question, doses in steps, learning rates, and challenge prompts.
@@ -39,6 +41,8 @@ STEPS, RATES, PROMPTS, BATCH = (1, 5, 10, 25, 50), (1e-6, 1e-5, 1e-4, 1e-3), (20
 # How many runs are kept, the oldest going first, and how many may wait; how much longer than planned a run may take.
 KEPT, WAITING, SLACK = 16, 4, 1.5
 EVERY = 0.3
+# How much lower than the server's the priority of a run is.
+LOWER = 10
 log = logging.getLogger(__name__)
 
 
@@ -86,7 +90,8 @@ _root: list[TemporaryDirectory[str]] = []
 @atexit.register
 def _end() -> None:
     for process in list(_processes):
-        process.terminate()
+        process.kill()
+        process.wait()
 
 
 def uploaded(name: str, content: bytes) -> tuple[str, bytes]:
@@ -208,8 +213,11 @@ def command(run: OwnRun, options: Sequence[str] = ()) -> list[str]:
     """The command line of `bypass undo` for a run."""
     question = run.question
     scorer = ["bundled", "--second-scorer", "lexicon"] if state.scorer().name != "lexicon" else ["lexicon", "--second-scorer", "none"]
+    sides = question.source or ()
+    # The command doubles the name of a pair itself.
+    sides = sides[:1] if sides and sides[0] in NAMED else sides
     return [
-        sys.executable, "-m", "interp.cli", "undo", *(() if question.source is None else ("--pair", *question.source)),
+        sys.executable, "-m", "interp.cli", "undo", *(("--pair", *sides) if sides else ()),
         "--texts", str(run.folder / question.name),
         "--arms", ",".join(question.arms), "--doses", ",".join(str(BATCH * step) for step in question.steps), "--steps-first", "",
         "--batch", str(BATCH), "--lr", ",".join(f"{rate:g}" for rate in question.rates), "--limit", str(question.prompts),
@@ -257,7 +265,8 @@ def _call(run: OwnRun, options: Sequence[str], tell: Callable[[], None]) -> None
     try:
         if hasattr(os, "setpriority"):
             # Pages are drawn first.
-            os.setpriority(os.PRIO_PROCESS, process.pid, 10)
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, process.pid, min(19, os.getpriority(os.PRIO_PROCESS, 0) + LOWER))
         while process.poll() is None:
             tell()
             time.sleep(EVERY)
