@@ -213,7 +213,7 @@ def command(run: OwnRun, options: Sequence[str] = ()) -> list[str]:
     """The command line of `bypass undo` for a run."""
     question = run.question
     scorer = ["bundled", "--second-scorer", "lexicon"] if state.scorer().name != "lexicon" else ["lexicon", "--second-scorer", "none"]
-    sides = question.source or ()
+    sides: tuple[str, ...] = question.source or ()
     # The command doubles the name of a pair itself.
     sides = sides[:1] if sides and sides[0] in NAMED else sides
     return [

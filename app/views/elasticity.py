@@ -24,7 +24,7 @@ def shipped(page: shell.Page) -> None:
         st.code(answers.COMMAND, language="bash", wrap_lines=True)
         return
     if not answers.is_of(result, page.pair):
-        st.info("This run is of the pair that ships, not of the pair that is chosen here.", icon=":material/info:")
+        st.info("This run is of other models than the pair that is chosen here.", icon=":material/info:")
     undo_view.outcome(result, "shipped", page.words)
     st.caption(show.plain(show.shown(f"{answers.scope(result)} Made with `{answers.COMMAND}`; docs/undo.md says how.", page.words)))
 

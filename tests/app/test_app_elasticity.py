@@ -22,8 +22,8 @@ from app.jobs import Job, Runner
 from app.settings import parse_pair
 from interp import ModelPair, UserError
 from interp.elasticity.undo import UndoRecord
-from interp.elasticity.undo_cells import cells_of, dose_frame, shown_cells
-from interp.elasticity.undo_page import LIMITS, curve_figures, render, write_undo
+from interp.elasticity.undo_cells import cells_of, dose_frame
+from interp.elasticity.undo_page import LIMITS, curve_figures, render, shown_cells, write_undo
 from interp.elasticity.undo_verdict import judge
 from interp.results.result import plain
 from interp.workbench import Sides
