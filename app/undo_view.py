@@ -84,11 +84,11 @@ def form(page: shell.Page) -> None:
         )  # fmt: skip
         file = runs.typed(text) if text.strip() else None
     else:
-        given = st.file_uploader(
+        upload = st.file_uploader(
             "A file of texts that may undo the tuning", runs.UPLOADED, key="own_file",
             max_upload_size=max(1, limits.uploaded_bytes // 1_000_000), help="txt, one text a line; csv, tsv, json or jsonl with `text`.",
         )  # fmt: skip
-        file = runs.uploaded(given.name, given.getvalue()) if given is not None else None
+        file = runs.uploaded(upload.name, upload.getvalue()) if upload is not None else None
     st.caption(
         f"Up to {limits.uploaded_bytes // 1000:,} kB. The texts stand in a temporary folder until another question is asked, newer runs "
         "take its place, or the app stops; the run is found by the link of this page alone."
@@ -210,10 +210,8 @@ def so_far(run: runs.OwnRun, words: bool) -> None:
 
 
 def downloads(run: runs.OwnRun) -> None:
-    """Draw the downloads of what the command wrote."""
-    kinds = {"undo.csv": "text/csv", "undo.json": "application/json", "index.html": "text/html"}
-    for column, (name, kind) in zip(st.columns(len(kinds)), kinds.items(), strict=True):
+    """Draw the downloads of the numbers; the command's own page names folders of this machine, and is not among them."""
+    for column, (name, kind) in zip(st.columns(3), (("undo.csv", "text/csv"), ("undo.json", "application/json")), strict=False):
         column.download_button(
-            "The page of the command" if name == "index.html" else name, (run.out / name).read_bytes, name, kind, key=f"get-{name}",
-            on_click="ignore", icon=":material/download:", width="stretch",
+            name, (run.out / name).read_bytes, name, kind, key=f"get-{name}", on_click="ignore", icon=":material/download:", width="stretch",
         )  # fmt: skip

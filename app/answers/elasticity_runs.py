@@ -256,8 +256,8 @@ def train(run: OwnRun, step: Step) -> bool:
 
 def _call(run: OwnRun, options: Sequence[str], tell: Callable[[], None]) -> None:
     """Run the command to its end, calling `tell` all the while; what `tell` raises ends the process."""
-    said = run.folder / "log.txt"
-    with said.open("wb") as stream:
+    log_file = run.folder / "log.txt"
+    with log_file.open("wb") as stream:
         process = subprocess.Popen(
             command(run, options), env=environment(settings.demo()), stdin=subprocess.DEVNULL, stdout=stream, stderr=stream
         )  # fmt: skip
@@ -279,15 +279,15 @@ def _call(run: OwnRun, options: Sequence[str], tell: Callable[[], None]) -> None
             # It was forgotten while it ran.
             shutil.rmtree(run.folder, ignore_errors=True)
     if process.returncode:
-        raise _problem(run, said.read_text("utf-8", "replace"))
+        raise _problem(run, log_file.read_text("utf-8", "replace"))
 
 
-def _problem(run: OwnRun, said: str) -> UserError:
+def _problem(run: OwnRun, output: str) -> UserError:
     """The error that the command ended with, without a path of this machine."""
-    last = next((text for text in reversed(said.splitlines()) if text.startswith("bypass: ")), "")
+    last = next((text for text in reversed(output.splitlines()) if text.startswith("bypass: ")), "")
     problem, _, fix = _named(last.removeprefix("bypass: "), run.folder).partition(". Fix: ")
     if not fix:
-        log.error("bypass undo failed: %s", said)
+        log.error("bypass undo failed: %s", output)
         return UserError("the run ended by a fault", "go on with it; the log of the app says more")
     return UserError(problem, fix.rstrip("."))
 

@@ -49,14 +49,14 @@ def measured() -> UndoRecord:
     return record(*arms([0.3, 0.8, 1.0], [0.1, 0.4, 0.6], [0.0, 0.0, -0.1], kl_neutral=0.03, kl_opposite=0.2))
 
 
-def fill(own: runs.OwnRun, made: UndoRecord, minutes: float = 3.0) -> None:
+def fill(own: runs.OwnRun, example: UndoRecord, minutes: float = 3.0) -> None:
     """Write what a run of the command leaves in its folder while it goes on."""
     place = own.out / "runs" / "key"
     (place / "runs").mkdir(parents=True)
-    for name, side in (("base", made.base), ("tuned", made.tuned)):
+    for name, side in (("base", example.base), ("tuned", example.tuned)):
         (place / f"{name}.json").write_text(json.dumps({"measurement": plain(side.to_json()), "seconds": 1.0}))
     (place / "plan.json").write_text(json.dumps({"lines": ["arm opposite: the *shit* texts", "2 runs"], "minutes": minutes}))
-    for one in plain(made.to_json())["runs"]:
+    for one in plain(example.to_json())["runs"]:
         (place / "runs" / f"{one['arm']}-{one['seed']}.json").write_text(json.dumps(one))
 
 
@@ -86,17 +86,17 @@ def test_a_run_of_other_models_is_not_taken_for_one_of_this_pair(pair: ModelPair
 
 
 def test_a_summary_has_the_curves_of_the_record_that_it_was_written_from(tmp_path: Path) -> None:
-    made = measured()
-    verdict = judge(made, "x.txt", "toxicity")
-    write_undo(made, verdict, tmp_path, render(made, verdict, file="x.txt", behaviour="toxicity", command="bypass undo"))
-    result, live = elasticity.outcome_in(tmp_path / "undo.json"), elasticity.curves_of(made, "toxicity")
+    example = measured()
+    verdict = judge(example, "x.txt", "toxicity")
+    write_undo(example, verdict, tmp_path, render(example, verdict, file="x.txt", behaviour="toxicity", command="bypass undo"))
+    result, live = elasticity.outcome_in(tmp_path / "undo.json"), elasticity.curves_of(example, "toxicity")
     assert result.sentences == verdict.sentences
-    expected = dose_frame(cells_of(made))
+    expected = dose_frame(cells_of(example))
     for name in ("score", "share undone", "share low", "share high", "KL to base", "steps"):
         assert np.allclose(result.curves.doses[name].astype(float), expected[name].astype(float))
-    drawn = curve_figures(made, cells_of(made), "toxicity")
+    drawn = curve_figures(example, cells_of(example), "toxicity")
     for curves in (result.curves, live):
-        assert elasticity.strongest(curves) == ATTACK.name == shown_cells(cells_of(made))[0].attack.name
+        assert elasticity.strongest(curves) == ATTACK.name == shown_cells(cells_of(example))[0].attack.name
         for figure, page_figure in zip(elasticity.figures_of(curves, ATTACK.name), drawn, strict=False):
             ours, theirs = lines_in(figure.spec), lines_in(page_figure.spec)
             assert ours.keys() == theirs.keys() == {"opposite", "neutral", "same", "base", "tuned"}
@@ -104,8 +104,8 @@ def test_a_summary_has_the_curves_of_the_record_that_it_was_written_from(tmp_pat
                 assert np.allclose(x, theirs[name][0])
                 assert np.allclose(y, theirs[name][1])
     behaviour = lines_in(elasticity.figures_of(live, ATTACK.name)[0].spec)
-    assert np.allclose(behaviour["base"][1], made.base.score.mean())
-    assert np.allclose(behaviour["tuned"][1], made.tuned.score.mean())
+    assert np.allclose(behaviour["base"][1], example.base.score.mean())
+    assert np.allclose(behaviour["tuned"][1], example.tuned.score.mean())
     with pytest.raises(UserError, match="no runs with"):
         elasticity.figures_of(live, "<b>")
 

@@ -29,19 +29,19 @@ def asked(pair: ModelPair, out: Path, **options: object) -> UndoRecord:
 
 def test_what_a_folder_holds_is_what_the_run_returned(pair: ModelPair, tmp_path: Path) -> None:
     assert folder_of(tmp_path) is None
-    made = asked(pair, tmp_path)
+    returned = asked(pair, tmp_path)
     place = folder_of(tmp_path)
     assert place is not None
     read = read_record(place)
     assert read is not None
     assert {(run.arm, run.attack, run.seed, run.is_whole, run.note) for run in read.runs} == {
-        (run.arm, run.attack, run.seed, run.is_whole, run.note) for run in made.runs
+        (run.arm, run.attack, run.seed, run.is_whole, run.note) for run in returned.runs
     }
     assert len(read.runs) == 4
     order = ["arm", "attack", "steps"]
-    ours, theirs = (dose_frame(cells_of(record)).sort_values(order, ignore_index=True) for record in (read, made))
+    ours, theirs = (dose_frame(cells_of(record)).sort_values(order, ignore_index=True) for record in (read, returned))
     assert ours.equals(theirs)
-    assert sides_frame(read).equals(sides_frame(made))
+    assert sides_frame(read).equals(sides_frame(returned))
 
 
 def test_a_run_that_is_stopped_is_read_up_to_where_it_stands(pair: ModelPair, tmp_path: Path) -> None:
