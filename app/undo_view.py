@@ -213,5 +213,6 @@ def downloads(run: runs.OwnRun) -> None:
     """Draw the downloads of the numbers; the command's own page names folders of this machine, and is not among them."""
     for column, (name, kind) in zip(st.columns(3), (("undo.csv", "text/csv"), ("undo.json", "application/json")), strict=False):
         column.download_button(
-            name, (run.out / name).read_bytes, name, kind, key=f"get-{name}", on_click="ignore", icon=":material/download:", width="stretch",
+            name, (run.out / name).read_bytes, name, kind, key=f"get-{name}", on_click="ignore", icon=":material/download:",
+            width="stretch",
         )  # fmt: skip
