@@ -9,18 +9,21 @@ from typing import Any
 import streamlit as st
 
 from app import shell, show
-from app.jobs import Job, Step, runner
+from app.jobs import Job, Runner, Step, runner
 
 
 def ask(
     key: str, title: str, work: Callable[[Step], Any], label: str, *, help: str | None = None, note: str = "",
-    cancelled: str = "Cancelled; nothing was kept.",
+    cancelled: str = "Cancelled; nothing was kept.", line: Runner = runner,
 ) -> Any:  # fmt: skip
     """The result of a job, or None; until there is one, a button that starts it or its progress is drawn.
 
     The key is a hash of the question (`jobs.key_of`): visitors with the same question share one job, whether it runs or is done.
+
+    Args:
+        line: what runs the job, where it is not to wait for those of other pages.
     """
-    job = runner.find(key)
+    job = line.find(key)
     if job is None or job.state in ("cancelled", "failed"):
         if job is not None and job.problem is not None:
             shell.problem(job.problem)
@@ -30,28 +33,28 @@ def ask(
             st.caption(note)
         if st.button(label, key=f"start-{key}", type="primary", help=help, icon=":material/play_arrow:"):
             with shell.errors_shown():
-                runner.start(key, title, work)
+                line.start(key, title, work)
             st.rerun()
         return None
     if not job.over:
-        watch(job)
+        watch(job, line)
         return None
     return job.result
 
 
 @st.fragment(run_every=0.5)
-def watch(job: Job) -> None:
+def watch(job: Job, line: Runner = runner) -> None:
     """Progress that updates itself; the page runs again only when the job is over."""
     if job.over:
         st.rerun()
-    ahead = runner.ahead(job)
+    ahead = line.ahead(job)
     left = job.left(time.monotonic())
     text = f"{ahead} in line before this" if ahead else job.phrase or "starting"
     text += f" · {duration(left)} left" if left is not None else ""
     bar, button = st.columns([5, 1], vertical_alignment="center")
     bar.progress(job.share, text=show.plain(show.shown(text, False)))
     if button.button("Cancel", key=f"cancel-{job.key}", width="stretch", disabled=job.stop.is_set()):
-        runner.cancel(job.key)
+        line.cancel(job.key)
 
 
 def duration(seconds: float) -> str:

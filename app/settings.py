@@ -24,7 +24,7 @@ Source = tuple[str, str] | None
 
 @dataclass(frozen=True)
 class Limits:
-    """The most that one visitor may request at once."""
+    """The most that one visitor may request at once; `undo_minutes` is what the plan of a run of the page Elasticity may take."""
 
     prompt_characters: int
     new_tokens: int
@@ -33,12 +33,13 @@ class Limits:
     patched_tokens: int
     audited_pairs: int
     uploaded_bytes: int
+    undo_minutes: int
 
 
 ALONE = Limits(prompt_characters=4000, new_tokens=100, sweep_points=9, sweep_prompts=128, patched_tokens=64,
-               audited_pairs=256, uploaded_bytes=2_000_000)  # fmt: skip
+               audited_pairs=256, uploaded_bytes=2_000_000, undo_minutes=120)  # fmt: skip
 VISITORS = Limits(prompt_characters=400, new_tokens=40, sweep_points=5, sweep_prompts=16, patched_tokens=24,
-                  audited_pairs=64, uploaded_bytes=200_000)  # fmt: skip
+                  audited_pairs=64, uploaded_bytes=200_000, undo_minutes=6)  # fmt: skip
 
 
 @dataclass(frozen=True)

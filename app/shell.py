@@ -26,6 +26,7 @@ PAGES = {
     "steer": ("Steer", ":material/tune:"),
     "patching": ("Patching", ":material/grid_on:"),
     "displacement": ("Displacement", ":material/swap_vert:"),
+    "elasticity": ("Elasticity", ":material/undo:"),
     "evidence": ("Evidence", ":material/fact_check:"),
     "training": ("Training", ":material/show_chart:"),
 }
@@ -38,7 +39,8 @@ NEXT = {
     "bypass": ("steer", "Next: bring the toxicity back"),
     "steer": ("patching", "Next: find where in the model the difference lies"),
     "patching": ("displacement", "Next: see what preference pairs do to the answers that they prefer"),
-    "displacement": ("evidence", "Next: every claim beside its null"),
+    "displacement": ("elasticity", "Next: see which texts undo a tuning, and whether that is a return to the base"),
+    "elasticity": ("evidence", "Next: every claim beside its null"),
     "evidence": ("training", "Next: how the pair was made"),
 }
 log = logging.getLogger(__name__)

@@ -172,12 +172,12 @@ VERIFIERS.append(_verify)
 
 def _undo(
     pair: Any, arms: Any, reference: Any, plan: dict[str, Any], attacks: Any, folder: Path, budget: float | None,
-    say: Callable[[str], object], tell: Callable[..., None],
+    say: Callable[[str], object], tell: Callable[..., None], plan_only: bool,
 ) -> Any:  # fmt: skip
     """The runs of `bypass undo`, which trains."""
     from training.undo import run_plan
 
-    return run_plan(pair, arms, reference, plan, attacks, folder, budget, say, tell)
+    return run_plan(pair, arms, reference, plan, attacks, folder, budget, say, tell, plan_only)
 
 
 RUNNERS.append(_undo)

@@ -20,6 +20,7 @@ from interp.elasticity.compression import start_token
 from interp.elasticity.measurement import Measurement, Reference, measure
 from interp.elasticity.return_dose import UndoScores, behaviour_gap
 from interp.elasticity.undo import ARMS, Attack, Run, UndoRecord
+from interp.elasticity.undo_folder import PLAN, RUNS
 from interp.environment import versions
 from interp.errors import UserError
 from interp.files import read_json, write_json
@@ -97,11 +98,11 @@ class Clock:
 def undo(
     pair: ModelPair, arms: Sequence[Arm], reference: Reference, settings: UndoSettings, folder: Path, *,
     budget_minutes: float | None = None, say: Say = lambda text: None,
-    tell: Callable[[str, int, int], object] = lambda phrase, done, total: None,
+    tell: Callable[[str, int, int], object] = lambda phrase, done, total: None, plan_only: bool = False,
 ) -> UndoRecord:  # fmt: skip
     """Run every arm under every attack and seed, and return what was measured.
 
-    Nothing is trained where base and tuned do not differ in the behaviour beyond chance.
+    Nothing is trained where base and tuned do not differ in the behaviour beyond chance, nor with `plan_only`, which ends with the plan.
 
     Args:
         folder: where states and points are kept; the same question goes on there.
@@ -123,14 +124,18 @@ def undo(
         return UndoRecord(about, base, tuned, ())
     timed = Seconds(_step_seconds(place / "step.json", pair.tuned, settings), seconds)
     planned, cuts = cut_to_budget(settings, arms, timed, clock.left)
-    for line in [*plan_lines(planned, arms, timed), *cuts]:
+    lines = [*plan_lines(planned, arms, timed), *cuts]
+    write_json(place / PLAN, {"lines": lines, "minutes": minutes_of(planned, len(arms), timed)})
+    for line in lines:
         say(line)
+    if plan_only:
+        return UndoRecord(about, base, tuned, (), cuts)
     runs, stopped = [], 0
     courses = list(courses_of(pair, arms, planned, place))
     total, done = len(courses) * planned.steps[-1], 0
     for course in courses:
         run = run_course(
-            course, place / "runs", key, lambda model: measure(model, reference),
+            course, place / RUNS, key, lambda model: measure(model, reference),
             may_go_on=lambda steps: SLACK * (steps * timed.step + timed.measurement) <= clock.left,
             tell=lambda step, course=course, done=done: tell(f"{course.arm}, {course.attack.name}, seed {course.seed}", done + step, total),  # type: ignore[misc]
         )  # fmt: skip
@@ -143,11 +148,14 @@ def undo(
 def run_plan(
     pair: ModelPair, arms: Sequence[tuple[str, Sequence[str] | None, str]], reference: Reference, plan: dict[str, Any],
     attacks: Sequence[tuple[float, int | None]], folder: Path, budget_minutes: float | None, say: Say,
-    tell: Callable[[str, int, int], object],
+    tell: Callable[[str, int, int], object], plan_only: bool = False,
 ) -> UndoRecord:  # fmt: skip
     """`undo` with everything in plain values, as the command hands it over."""
     settings = UndoSettings(attacks=tuple(Attack(*attack) for attack in attacks), **plan)
-    record = undo(pair, [Arm(*arm) for arm in arms], reference, settings, folder, budget_minutes=budget_minutes, say=say, tell=tell)
+    trained_on = [Arm(*arm) for arm in arms]
+    record = undo(
+        pair, trained_on, reference, settings, folder, budget_minutes=budget_minutes, say=say, tell=tell, plan_only=plan_only
+    )  # fmt: skip
     return replace(record, about={"pair": pair.name, **record.about})
 
 

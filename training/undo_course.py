@@ -12,7 +12,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -191,13 +191,14 @@ def run_course(
                 path if course.attack.rank is None else None, measurement,
             )
         )  # fmt: skip
-        _write(file, points, note="")
+        _write(file, course, points, note="")
     if note:
-        _write(file, points, note=note)
+        _write(file, course, points, note=note)
     if not ran_out:
         shutil.rmtree(state_folder, ignore_errors=True)
     return Run(course.arm, course.attack, course.seed, tuple(points), not ran_out and not note, note)
 
 
-def _write(file: Path, points: Sequence[Point], *, note: str) -> None:
-    write_json(file, {"points": [plain(point.to_json()) for point in points], "note": note})
+def _write(file: Path, course: Course, points: Sequence[Point], *, note: str) -> None:
+    about = {"arm": course.arm, **asdict(course.attack), "seed": course.seed, "is_whole": len(points) == len(course.steps)}
+    write_json(file, {**about, "points": [plain(point.to_json()) for point in points], "note": note})

@@ -17,11 +17,11 @@ from interp.errors import UserError
 if TYPE_CHECKING:
     from interp.elasticity.behaviour import Behaviour
     from interp.elasticity.undo import UndoRecord
+    from interp.elasticity.undo_verdict import UndoVerdict
     from interp.models.pair import ModelPair
 
 ALL_ARMS = "opposite,benign,neutral,pretraining,same,from_base"
 QUICK_ARMS, QUICK_DOSES, QUICK_PROMPTS = "opposite,neutral,same", "8,40,80", 100
-RUNS = "runs"
 # What trains the arms, which this package does not do; `interp.cli` puts it here.
 RUNNERS: list[Callable[..., UndoRecord]] = []
 
@@ -70,6 +70,9 @@ def undo(
     quick: Annotated[
         bool, typer.Option("--quick", help=f"arms {QUICK_ARMS}, doses {QUICK_DOSES}, one seed, {QUICK_PROMPTS} prompts")
     ] = False,
+    plan_only: Annotated[
+        bool, typer.Option("--plan", help="train nothing: measure the two models and one step, and say the plan with its minutes")
+    ] = False,
     rank: Annotated[bool, typer.Option("--rank", help="train nothing: rank the texts by what a first step on each would undo")] = False,
     out: Annotated[Path, typer.Option("--out", help="the folder of results; a run that was stopped goes on there")] = Path("undo"),
     device: common.Device = None,
@@ -91,6 +94,7 @@ def undo(
         raise UserError("--no-full leaves no way of training", "add --lora RANK")
     from interp.data.texts import read_texts
     from interp.elasticity.measurement import Reference
+    from interp.elasticity.undo_folder import RUNS
     from interp.elasticity.undo_page import render, summary_json, write_undo
     from interp.elasticity.undo_texts import MOST, held_out_texts
     from interp.elasticity.undo_verdict import judge
@@ -112,8 +116,13 @@ def undo(
             rank_texts(both, read, texts, compared[:MOST], out, tell, show_words=show_words, as_json=as_json)
             return
         reference = Reference(both, read, compared, sources)
-        record = RUNNERS[0](both, chosen, reference, plan, attacks, out / RUNS, budget, lambda text: common.note(text, bar), tell)
+        record = RUNNERS[0](
+            both, chosen, reference, plan, attacks, out / RUNS, budget, lambda text: common.note(text, bar), tell, plan_only
+        )
         verdict = judge(record, texts.name, read.name)
+        if plan_only:
+            say_gap(verdict, as_json=as_json)
+            return
         tell("writing the page", 0, 1)
         page = render(record, verdict, file=texts.name, behaviour=read.name, command=command_line(sys.argv[1:]), show_words=show_words)
         names = write_undo(record, verdict, out, page)
@@ -124,6 +133,17 @@ def undo(
         common.print_line(sentence)
     print_doses(record, has_behaviour=verdict.has_behaviour)
     common.print_line(f"written to {out}: {', '.join(names)}")
+
+
+def say_gap(verdict: UndoVerdict, *, as_json: bool) -> None:
+    """Say what there is to undo, before anything is trained."""
+    # The other sentences are about training.
+    sentences = verdict.sentences[:1] if verdict.has_behaviour else verdict.sentences
+    if as_json:
+        common.print_json({"has_behaviour": verdict.has_behaviour, "sentences": list(sentences)})
+        return
+    for sentence in sentences:
+        common.print_line(sentence)
 
 
 def rank_texts(

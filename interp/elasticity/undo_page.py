@@ -43,31 +43,41 @@ def shown_cells(cells: list[Cell]) -> list[Cell]:
 def curve_figures(record: UndoRecord, cells: list[Cell], behaviour: str) -> list[Figure]:
     """Behaviour and KL to the base by step and arm, side by side, and KL by position at the last dose."""
     drawn = shown_cells(cells)
-    frame = dose_frame(drawn)
-    if frame.empty:
+    if not drawn:
         return []
+    return [*dose_figures(dose_frame(drawn), sides_frame(record), behaviour), _by_position(drawn, drawn[0].attack.name)]
+
+
+def dose_figures(doses: pd.DataFrame, sides: pd.DataFrame, behaviour: str) -> list[Figure]:
+    """Behaviour and KL to the base by step, one line an arm, beside the values of base and tuned.
+
+    Args:
+        doses: rows of `dose_frame`, one attack an arm.
+        sides: the rows of `sides_frame`.
+    """
     # The start stands at a place of its own, since zero has no logarithm.
-    first = frame["steps"].min() / 2
-    attack = drawn[0].attack.name
-    start = "The leftmost points are the models before training."
-    unit = "KL to the base, nats a token"
+    first, last = doses["steps"].min() / 2, doses["steps"].max()
+    attack = doses["attack"].iloc[0]
+    before = sides.set_index("model")
     lines = (
-        ("behaviour", "score", f"Behaviour: {behaviour}", behaviour, record.tuned.score, record.base.score),
-        ("distribution", "KL to base", "Distribution: KL to the base", unit, record.tuned.kl_base, record.base.kl_base),
+        ("behaviour", "score", f"Behaviour: {behaviour}", behaviour),
+        ("distribution", "KL to base", "Distribution: KL to the base", "KL to the base, nats a token"),
     )  # fmt: skip
-    made = []
-    for name, column, title, y_title, *values in lines:
-        tuned, base = (float(one.mean()) for one in values)
-        starts = pd.DataFrame([{"arm": cell.arm, "steps": first, column: base if cell.arm == "from_base" else tuned} for cell in drawn])
+    drawn = []
+    for name, column, title, y_title in lines:
+        tuned, base = (float(before.loc[side, column]) for side in ("tuned", "base"))
+        starts = pd.DataFrame(
+            [{"arm": arm, "steps": first, column: base if arm == "from_base" else tuned} for arm in doses["arm"].unique()]
+        )
         ends = pd.DataFrame([{"arm": side, "steps": step, column: value, "role": side}
-                             for side, value in (("base", base), ("tuned", tuned)) for step in (first, frame["steps"].max())])  # fmt: skip
-        whole = pd.concat([starts, frame[["arm", "steps", column]], ends], ignore_index=True)
-        made.append(figures.lines(
+                             for side, value in (("base", base), ("tuned", tuned)) for step in (first, last)])  # fmt: skip
+        whole = pd.concat([starts, doses[["arm", "steps", column]], ends], ignore_index=True)
+        drawn.append(figures.lines(
             name, whole, x="steps", y=column, colour="arm", role="role", title=title, x_title="steps (logarithmic)", y_title=y_title,
-            log_x=True, caption=f"Attack: {attack}. Means over prompts and seeds; base and tuned are lines. {start}",
+            log_x=True, caption=f"Attack: {attack}. Means over prompts and seeds; base and tuned are lines. The leftmost points are the "
+            "models before training.",
         ))  # fmt: skip
-    made.append(_by_position(drawn, attack))
-    return made
+    return drawn
 
 
 def _by_position(drawn: list[Cell], attack: str) -> Figure:
@@ -119,7 +129,8 @@ def summary_json(record: UndoRecord, verdict: UndoVerdict) -> dict[str, Any]:
     return plain({
         "verdict": {"has_behaviour": verdict.has_behaviour, "fragile": verdict.fragile, "beyond_neutral": verdict.beyond_neutral,
                     "elastic": verdict.elastic},
-        "sentences": list(verdict.sentences), "does_not_show": list(LIMITS), "about": dict(record.about),
+        "file": verdict.file, "behaviour": verdict.behaviour, "sentences": list(verdict.sentences), "does_not_show": list(LIMITS),
+        "about": dict(record.about),
         "sides": sides_frame(record).to_dict("records"), "arms": arm_frame(cells).to_dict("records") if cells else [],
         "doses": dose_frame(cells).to_dict("records") if cells else [], "left_out": list(record.left_out),
     })  # type: ignore[no-any-return]  # fmt: skip

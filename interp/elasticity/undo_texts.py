@@ -12,7 +12,8 @@ from interp.data.texts import passages, read_texts
 
 FOLDER = BUNDLED / "undo"
 WORDS = FOLDER / "words.json"
-READS = (FOLDER,)
+BENIGN = FOLDER / "benign.jsonl"
+READS = (WORDS, BENIGN)
 # Encyclopedic passages that the neutral arm does not read, and posts, for KL: as many of each.
 HELD_OUT = 12
 # The share of a file that is held out, the most texts, and the fewest texts of a file that is divided at all.
@@ -39,7 +40,7 @@ def held_out_texts() -> list[str]:
 
 def benign_texts() -> list[str]:
     """Questions with their answers on everyday matters, written for the project."""
-    return read_texts(FOLDER / "benign.jsonl")
+    return read_texts(BENIGN)
 
 
 def divide(texts: Sequence[str], seed: int = 0) -> Division:

@@ -33,6 +33,7 @@ class UndoVerdict:
         beyond_neutral: whether the texts undo more than neutral text does, in as many steps.
         elastic: whether neutral or pretraining text returns the model towards its base.
         sentences: the same for readers, with the numbers.
+        file, behaviour: the names that the sentences have for the texts in question and for the behaviour.
     """
 
     has_behaviour: bool
@@ -40,6 +41,8 @@ class UndoVerdict:
     beyond_neutral: Shown
     elastic: Shown
     sentences: tuple[str, ...]
+    file: str
+    behaviour: str
 
 
 def judge(record: UndoRecord, file: str, behaviour: str) -> UndoVerdict:
@@ -51,14 +54,14 @@ def judge(record: UndoRecord, file: str, behaviour: str) -> UndoVerdict:
     )
     if not gap.excludes(0) or gap.value == 0:
         reason = "That is within chance, so there is no tuned behaviour to undo, and nothing was trained."
-        return UndoVerdict(False, "not tested", "not tested", "not tested", (apart, reason))
+        return UndoVerdict(False, "not tested", "not tested", "not tested", (apart, reason), file, behaviour)
     cells = cells_of(record)
     attacks = max(1, len(record.attacks))
     fragile, one = _fragility([cell for cell in cells if cell.arm == "opposite"], file, attacks)
     beyond, two = _beyond_neutral(cells, file, attacks)
     elastic, three = _elastic(cells, attacks)
     sentences = [apart, one, two, _distribution(cells, file, attacks), three, *_further(record, cells)]
-    return UndoVerdict(True, fragile, beyond, elastic, tuple(sentence for sentence in sentences if sentence))
+    return UndoVerdict(True, fragile, beyond, elastic, tuple(sentence for sentence in sentences if sentence), file, behaviour)
 
 
 def strongest(cells: list[Cell]) -> Cell | None:

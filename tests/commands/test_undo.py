@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from interp.cli import app
 from interp.commands.undo import chosen_arms, dose_steps
+from interp.elasticity.undo_folder import folder_of, read_plan, read_record
 from interp.errors import UserError
 from interp.models.pair import ModelPair
 from tests.elasticity.words import OPENINGS, moved_words
@@ -53,6 +54,28 @@ def test_a_question_has_its_plan_first_and_its_answer_on_a_page(asked: list[str]
     # The same question goes on from what is there, and answers the same.
     again = run(*asked, "--json")
     assert json.loads(again.stdout)["doses"] == summary["doses"]
+
+
+def test_a_plan_alone_trains_nothing_and_the_question_goes_on_from_it(asked: list[str], tmp_path: Path) -> None:
+    result = run(*asked, "--plan")
+    assert "3 runs (3 arms, 1 attacks, 1 seeds), about" in result.stderr
+    assert len(result.stdout.splitlines()) == 1
+    assert result.stdout.startswith("The mean word log-odds is")
+    place = folder_of(tmp_path / "out")
+    assert place is not None
+    assert {file.name for file in place.iterdir()} == {"base.json", "tuned.json", "step.json", "plan.json"}
+    plan = read_plan(place)
+    assert plan is not None
+    assert [line.removeprefix("bypass: ") for line in result.stderr.splitlines()[-len(plan.lines) :]] == list(plan.lines)
+    assert f"about {plan.minutes:.1f} minutes" in plan.lines[-1]
+    said = json.loads(run(*asked, "--plan", "--json").stdout)
+    assert (said["has_behaviour"], said["sentences"]) == (True, [" ".join(result.stdout.split())])
+    record = read_record(place)
+    assert record is not None
+    assert not record.runs
+    written = (place / "tuned.json").read_bytes()
+    run(*asked)
+    assert (place / "tuned.json").read_bytes() == written
 
 
 def test_texts_are_ranked_without_training(asked: list[str], tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_a_share_near_nine_tenths_is_undecided() -> None:
 def test_two_equal_models_get_no_verdict_and_the_reason() -> None:
     equal = record(tuned=1.0)
     verdict = judge(equal, "x.txt", "toxicity")
-    assert verdict == UndoVerdict(False, "not tested", "not tested", "not tested", verdict.sentences)
+    assert verdict == UndoVerdict(False, "not tested", "not tested", "not tested", verdict.sentences, "x.txt", "toxicity")
     assert "within chance, so there is no tuned behaviour to undo, and nothing was trained" in said(verdict)
 
 
