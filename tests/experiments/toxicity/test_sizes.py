@@ -42,7 +42,7 @@ def test_a_large_model_reads_as_much_as_the_rule_allows_and_says_so(pair: ModelP
     assert "reads 33 of 100 prompts and 10 of 30 passages, with 4 draws in place of 6" in data.rule
     monkeypatch.setattr(sizes, "QUICK_WORK", 1.0)
     least = quick_data(pair.base, PROMPTS, PASSAGES, 20)
-    assert (len(least.prompts), len(least.passages)) == (24, 6)
+    assert (len(least.prompts), len(least.passages)) == (24, 8)
     # There may be fewer than the least number.
     few = quick_data(pair.base, PROMPTS[:5], PASSAGES[:6], 20)
     assert (few.prompts, few.passages, few.rule) == (PROMPTS[:5], PASSAGES[:6:3], "")
