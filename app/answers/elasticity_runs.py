@@ -37,7 +37,7 @@ from interp.models.named import NAMED
 UPLOADED = ("txt", "csv", "tsv", "json", "jsonl")
 # What is chosen among: the arms beside the texts in question, doses in steps, learning rates, and challenge prompts.
 BESIDE = ("neutral", "same", "benign", "from_base")
-STEPS, RATES, PROMPTS, BATCH = (1, 5, 10, 25, 50), (1e-6, 1e-5, 1e-4, 1e-3), (20, 50, 100), 8
+STEPS, RATES, PROMPTS, BATCH = (1, 5, 10, 25, 50), (1e-6, 1e-5, 1e-4, 1e-3), (50, 100, 200), 8
 # How many runs are kept, the oldest going first, and how many may wait; how much longer than planned a run may take.
 KEPT, WAITING, SLACK = 16, 4, 1.5
 EVERY = 0.3
