@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,8 @@ def main() -> None:
     import streamlit as st
     from starlette.middleware import Middleware
 
+    # Otherwise a request to terminate ends the process where it stands, and visitors' texts and runs would be left behind.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     precompute.start()
     flags, sys.argv = sys.argv[1:], sys.argv[:1]
     st.App(MAIN, middleware=[Middleware(Document)]).run(config=settings(flags))

@@ -162,6 +162,7 @@ def train(run: runs.OwnRun, words: bool) -> None:
     plan, most = runs.plan_of(run), settings.limits().undo_minutes
     st.markdown(show.plain(show.shown(runs.gap(run), words)))
     if plan is None:
+        st.caption("Fewer prompts than it takes can hide a difference: another question can have more of them.")
         return
     job = runs.line.find(runs.train_key(run))
     with st.expander("The plan", expanded=job is None):

@@ -37,9 +37,11 @@ from interp.models.named import NAMED
 UPLOADED = ("txt", "csv", "tsv", "json", "jsonl")
 # What is chosen among: the arms beside the texts in question, doses in steps, learning rates, and challenge prompts.
 BESIDE = ("neutral", "same", "benign", "from_base")
-STEPS, RATES, PROMPTS, BATCH = (1, 5, 10, 25, 50), (1e-6, 1e-5, 1e-4, 1e-3), (20, 50, 100), 8
+STEPS, RATES, PROMPTS, BATCH = (1, 5, 10, 25, 50), (1e-6, 1e-5, 1e-4, 1e-3), (50, 100, 200), 8
 # How many runs are kept, the oldest going first, and how many may wait; how much longer than planned a run may take.
 KEPT, WAITING, SLACK = 16, 4, 1.5
+# Minutes more, for importing the libraries and for a machine that others use too.
+MORE = 10
 EVERY = 0.3
 # How much lower than the server's the priority of a run is.
 LOWER = 10
@@ -241,7 +243,7 @@ def make_plan(run: OwnRun, step: Step) -> bool:
 def train(run: OwnRun, step: Step) -> bool:
     """Train and measure what has not been measured yet, by the command; True at its end. Raises `UserError` as it does."""
     before, plan = measured(run), plan_of(run)
-    until = time.monotonic() + 60 * SLACK * (plan.minutes if plan is not None else settings.limits().undo_minutes) + 60
+    until = time.monotonic() + 60 * (SLACK * (plan.minutes if plan is not None else settings.limits().undo_minutes) + MORE)
 
     def tell() -> None:
         done = measured(run)

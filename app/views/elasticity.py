@@ -26,7 +26,7 @@ def shipped(page: shell.Page) -> None:
     if not answers.is_of(result, page.pair):
         st.info("This run is of other models than the pair that is chosen here.", icon=":material/info:")
     undo_view.outcome(result, "shipped", page.words)
-    st.caption(show.plain(show.shown(f"{answers.scope(result)} Made with `{answers.COMMAND}`; docs/undo.md says how.", page.words)))
+    st.caption(show.plain(show.shown(f"{answers.scope(result)} Made with {answers.COMMAND}; docs/undo.md says how.", page.words)))
 
 
 with shell.page("elasticity", LEAD) as page:

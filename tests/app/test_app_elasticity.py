@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ def _forget() -> Iterator[None]:
 
 def texts(content: bytes = b"the stone sings\nthe stone sings\na river\n", **changes: Any) -> runs.Question:
     pair = os.environ.get("BYPASS_PAIR")
-    defaults: dict[str, Any] = {"arms": ("opposite", "neutral"), "steps": (1, 5, 10), "rates": (1e-4,), "prompts": 20}
+    defaults: dict[str, Any] = {"arms": ("opposite", "neutral"), "steps": (1, 5, 10), "rates": (1e-4,), "prompts": 50}
     return runs.Question(parse_pair(pair) if pair else None, "your texts.txt", content, **{**defaults, **changes})
 
 
@@ -168,7 +167,7 @@ def test_the_command_asks_what_the_visitor_asked(served: Path) -> None:
     assert words[4:7] == ["--pair", *source]
     options = dict(zip(words[7:-1:2], words[8:-1:2], strict=True))
     assert (options["--arms"], options["--doses"], options["--lr"]) == ("opposite,neutral", "8,40,80", "1e-05,0.0001")
-    assert (options["--limit"], options["--seeds"], options["--out"], words[-1]) == ("20", "1", str(own.out), "--plan")
+    assert (options["--limit"], options["--seeds"], options["--out"], words[-1]) == ("50", "1", str(own.out), "--plan")
     assert Path(options["--texts"]).read_bytes() == own.question.content
 
 
@@ -220,8 +219,7 @@ def test_an_error_of_the_command_is_its_sentence_and_a_fault_is_a_line(monkeypat
 
 def planned(own: runs.OwnRun) -> None:
     """The plan of a run, as if the command had made it."""
-    done = threading.Event()
-    job = runs.line.start(runs.plan_key(own), "a plan", lambda step: done.set() or True)
+    job = runs.line.start(runs.plan_key(own), "a plan", lambda step: True)
     assert over(job).state == "done"
 
 

@@ -60,7 +60,7 @@ def test_a_run_that_is_stopped_is_read_up_to_where_it_stands(pair: ModelPair, tm
     assert plan is not None
     assert read is not None
     assert "4 runs (2 arms, 2 attacks, 1 seeds)" in plan.lines[-1]
-    ((run),) = read.runs
+    (run,) = read.runs
     assert (run.arm, [point.step for point in run.points], run.is_whole) == ("opposite", [1], False)
     whole = asked(pair, tmp_path).of("opposite", run.attack)[0]
     assert np.array_equal(whole.points[0].measurement.score, run.points[0].measurement.score)
