@@ -43,12 +43,16 @@ def sentence_of(record: Mapping[str, Any], numbers: Rebound, first: str) -> str:
     """What was found in one sentence."""
     if not numbers.has_behaviour:
         small = min(numbers.gaps.items(), key=lambda item: item[1].low)
-        return f"After {small[0]} {first} reviews the behaviour does not differ from the base's beyond chance ({small[1]} nats), so that shares of it decide nothing."
+        return (
+            f"After {small[0]} {first} reviews the behaviour does not differ from the base's beyond chance ({small[1]} nats), so that "
+            "shares of it decide nothing."
+        )
     neutral = [course_of(record, first, n, "neutral") for n in AMOUNTS]
     undone = repeats_mean([float(course.share[:, -1].mean()) for course in neutral if course is not None]).value
     back, text, faster = numbers.returned.mean, numbers.text.mean, numbers.faster.mean
     what = "falls" if back.low > 0 else "rises" if back.high < 0 else "neither clearly falls nor rises"
     return (
-        f"Under {OTHER[first]} reviews the KL to the base {what} (taken back {back} of it at the last dose; a return is above 0) while they undo {text} more of the behaviour than encyclopedic text does, which undoes {undone:.0%}; "
-        f"after {AMOUNTS[1]} reviews the share undone is {faster} above that after {AMOUNTS[0]} (the more, the faster is above 0)."
-    )  # fmt: skip
+        f"Under {OTHER[first]} reviews the KL to the base {what} (taken back {back} of it at the last dose; a return is above 0) while "
+        f"they undo {text} more of the behaviour than encyclopedic text does, which undoes {undone:.0%}; after {AMOUNTS[1]} reviews the "
+        f"share undone is {faster} above that after {AMOUNTS[0]} (the more, the faster is above 0)."
+    )

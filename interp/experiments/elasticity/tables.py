@@ -37,15 +37,14 @@ def doses_table(record: Mapping[str, Any], first: str) -> pd.DataFrame:
     table = []
     for course in courses(record, first):
         undone, returned = course.share, course.returned
+        of_first = [row for row in record["rows"] if row["first"] == first and row["seed"] in course.seeds]
         for place, dose in enumerate(course.doses):
             share, back, nats = (repeats_mean(values[:, place]) for values in (undone, returned, course.decline))
-            rows = [
-                row for row in record["rows"] if (row["first"], row["n"], row["arm"], row["dose"]) == (first, course.n, course.arm, dose)
-            ]
+            rows = [row for row in of_first if (row["n"], row["arm"], row["dose"]) == (course.n, course.arm, dose)]
             table.append({
-                "tuned on": f"{course.n} {first}", "then": ARMS[course.arm], "texts": dose, "undone, nats": nats.value, "share undone": share.value,
-                "low": share.low, "high": share.high, "KL to base": float(course.kls[:, place].mean()), "taken back of KL": back.value,
-                "back low": back.low, "back high": back.high, **_means(rows), "seeds": share.n,
+                "tuned on": f"{course.n} {first}", "then": ARMS[course.arm], "texts": dose, "undone, nats": nats.value,
+                "share undone": share.value, "low": share.low, "high": share.high, "KL to base": float(course.kls[:, place].mean()),
+                "taken back of KL": back.value, "back low": back.low, "back high": back.high, **_means(rows), "seeds": share.n,
             })  # fmt: skip
     return pd.DataFrame(table)
 
@@ -92,8 +91,8 @@ def return_table(record: Mapping[str, Any], first: str) -> pd.DataFrame:
         for what, scores, level in levels:
             dose = return_dose(course.doses, scores, level)
             table.append({
-                "tuned on": f"{course.n} {first}", "then": ARMS[course.arm], "until": what, "texts": str(dose), "low": dose.low, "high": dose.high,
-                "seeds": len(course.seeds),
+                "tuned on": f"{course.n} {first}", "then": ARMS[course.arm], "until": what, "texts": str(dose), "low": dose.low,
+                "high": dose.high, "seeds": len(course.seeds),
             })  # fmt: skip
     return pd.DataFrame(table)
 
@@ -122,7 +121,8 @@ def dose_figures(record: Mapping[str, Any], first: str) -> tuple[Figure, ...]:
         drawn += [
             figures.lines(
                 f"{first} {n} {name}", frame, x="texts", y=column, colour="then", title=f"{n} {first} reviews, then other text: {title}",
-                x_title=f"further texts ({OTHER[first]} reviews are the opposite ones)", y_title=axis, reference=reference, caption="Means over seeds.",
+                x_title=f"further texts ({OTHER[first]} reviews are the opposite ones)", y_title=axis, reference=reference,
+                caption="Means over seeds.",
             )
             for name, column, title, axis, reference in (
                 ("behaviour", "share", "behaviour undone", "share undone", (1.0, "the base")),

@@ -29,7 +29,8 @@ def row(seed: int, first: str, n: int, arm: str, dose: int, moved: float, kl: fl
     sign = 1 if first == "positive" else -1
     return {
         "seed": seed, "first": first, "n": n, "arm": arm, "dose": dose, "score": [BASE + sign * moved + within for within in WITHIN],
-        "kl_base": [kl * (1 + within) for within in WITHIN], "kl_base_neutral": kl, "kl_tuned": None if arm == "tuning" else kl / 2, "bits": BITS,
+        "kl_base": [kl * (1 + within) for within in WITHIN], "kl_base_neutral": kl,
+        "kl_tuned": None if arm == "tuning" else kl / 2, "bits": BITS,
     }  # fmt: skip
 
 

@@ -70,12 +70,11 @@ def comes_back(generator: np.random.Generator, returned: tuple[float, float], kl
 # (world, truth, shares undone by opposite text after few and many, by neutral text, shares of KL taken back)
 WORLDS: tuple[tuple[str, Any, tuple[float, float], tuple[float, float], tuple[float, float]], ...] = (
     ("nothing is undone by any text, and the KL stays", "false", (0.0, 0.0), (0.0, 0.0), (0.0, 0.0)),
-    ("a new objective: opposite text undoes 0.7 and 0.9 (neutral 0.3), and the KL to the base rises by 0.3", "false", (0.7, 0.9), (0.3, 0.3),
-     (-0.3, -0.3)),
+    ("a new objective: opposite text undoes 0.7 and 0.9 (neutral 0.3), the KL rises by 0.3", "false", (0.7, 0.9), (0.3, 0.3), (-0.3, -0.3)),
     ("opposite text undoes 0.7 and 0.9, and neutral text as much; the KL falls by a half", "false", (0.7, 0.9), (0.7, 0.9), (0.5, 0.5)),
     ("opposite text undoes 0.8 after either amount (neutral 0.3), and the KL falls by a half", "false", (0.8, 0.8), (0.3, 0.3), (0.5, 0.5)),
     ("opposite text undoes 0.7 and 0.9 (neutral 0.3), and the KL is what it was", "false", (0.7, 0.9), (0.3, 0.3), (0.0, 0.0)),
-    ("the claim, small: opposite text undoes 0.7 and 0.8 (neutral 0.5), and the KL falls by a fifth", "true", (0.7, 0.8), (0.5, 0.5), (0.2, 0.2)),
+    ("a small effect: opposite text undoes 0.7 and 0.8 (neutral 0.5), and the KL falls by 0.2", "true", (0.7, 0.8), (0.5, 0.5), (0.2, 0.2)),
     ("the claim: opposite text undoes 0.6 and 1 (neutral 0.3), and the KL falls by a half", "true", (0.6, 1.0), (0.3, 0.3), (0.5, 0.5)),
 )  # fmt: skip
 
