@@ -33,7 +33,7 @@ from interp.models.modes import freeze
 from interp.models.tokens import uncut_rows
 from interp.results.result import plain
 from training.studies.displacement_rows import shortened
-from training.studies.elasticity_texts import Texts
+from training.studies.elasticity_texts import COMPARED, Texts
 from training.undo_course import Trainee
 
 # The openings after which the words of `bypass undo` are weighed against each other.
@@ -61,7 +61,7 @@ class ReviewDesign:
         tuned: amounts of reviews that a model is tuned on, rising.
         doses: texts of an arm after which it is measured.
         tokens: of a text; `batch` texts are a step.
-        measured: held-out texts of a kind.
+        measured: held-out posts on which models are compared; of the other held-out texts there are fewer.
     """
 
     seeds: int = 4
@@ -114,8 +114,8 @@ class ReviewStudy:
         others = {"base": self.model} | ({} if tuned is None else {"tuned": tuned})
         kls = {name: kl_by_position(model, others, rows) for name, rows in self.texts.compared.items()}
         return {
-            "score": score.tolist(), "kl_base": kls["pretraining"]["base"].of_row.tolist(), "kl_base_neutral": kls["neutral"]["base"].mean,
-            "kl_tuned": None if tuned is None else kls["pretraining"]["tuned"].mean,
+            "score": score.tolist(), "kl_base": kls[COMPARED]["base"].of_row.tolist(), "kl_base_neutral": kls["neutral"]["base"].mean,
+            "kl_tuned": None if tuned is None else kls[COMPARED]["tuned"].mean,
             "bits": {name: text_costs(model, some).bits_per_byte for name, some in self.texts.compressed.items()},
         }  # fmt: skip
 
@@ -184,13 +184,13 @@ class ReviewStudy:
             self._store(self._row(seed, first, n, arm, dose), seed, first, n, arm, dose, model, tuned, about)
 
     def make(self) -> None:
-        """Measure every row that is not there yet: for all seeds the arms that verdicts rest on first, then the others."""
+        """Measure every row that is not there yet: for all seeds the arms that verdicts rest on first, by class, then the others."""
         base_file = self.folder / "base.json"
         if not base_file.is_file():
             write_json(base_file, shortened(plain(self.measure(self.model, None))))
         for deciding in (True, False):
-            for seed in range(self.design.seeds):
-                for first in OTHER:
+            for first in OTHER:
+                for seed in range(self.design.seeds):
                     self.tuning(first, seed)
                     for arm in ARMS[first]:
                         for n in self.design.tuned if (arm in DECIDING) == deciding else ():

@@ -24,6 +24,8 @@ from training.sources import held_out, rows
 
 FILES = {"neutral": "pretrain/wikipedia-00.jsonl.xz", "pretraining": "pretrain/reddit-00.jsonl.xz"}
 CLASSES = ("negative", "positive")
+# The source whose held-out texts verdicts on the KL rest on: posts, as in pretraining.
+COMPARED = "pretraining"
 # Characters that are read of a text before it is cut into tokens, and of a text on which bits per byte are measured.
 CHARACTERS, MEASURED = 1500, 400
 # Tokens of a held-out text on which models are compared.
@@ -69,7 +71,7 @@ def read_texts(folder: Path, model: Model, needed: Mapping[str, int], tokens: in
     Args:
         needed: rows to train on, by source: `positive`, `negative` and those of `FILES`.
         tokens: of each row, the start token among them; shorter texts are left out.
-        measured: held-out rows of articles and of posts; bits per byte are measured on half as many texts of each kind.
+        measured: held-out posts that models are compared on; of articles, and of each kind that is compressed, there is a quarter of them.
 
     Raises `UserError` for files that are missing or too small.
     """
@@ -77,15 +79,17 @@ def read_texts(folder: Path, model: Model, needed: Mapping[str, int], tokens: in
     compressed: dict[str, list[str]] = {}
     compared: dict[str, list[list[int]]] = {}
     reviews, test = shuffled_reviews(folder / TRAIN), shuffled_reviews(folder / TEST)
+    fewer = -(-measured // 4)
     for name in CLASSES:
         trained[name] = enough(_whole_rows(model, iter(reviews[name]), tokens, needed[name]), needed[name], name)
-        compressed[name] = enough([text[:MEASURED] for text in test[name] if len(text) >= MEASURED][: measured // 2], measured // 2, name)
+        compressed[name] = enough([text[:MEASURED] for text in test[name] if len(text) >= MEASURED][:fewer], fewer, name)
     for name, file in FILES.items():
         if not (folder / file).is_file():
             raise UserError(f"there is no file {folder / file}", "set BYPASS_DATA to the folder that holds it")
         kept = [text for text in _documents(folder / file, True, measured) if len(text) >= MEASURED]
-        compared[name] = enough(started_rows(model, kept, max_tokens=KL_TOKENS)[:measured], measured, name)
-        compressed[name] = [text[:MEASURED] for text in kept[: measured // 2]]
+        count = measured if name == COMPARED else fewer
+        compared[name] = enough(started_rows(model, kept, max_tokens=KL_TOKENS)[:count], count, name)
+        compressed[name] = [text[:MEASURED] for text in kept[:fewer]]
         trained[name] = enough(_whole_rows(model, _documents(folder / file, False), tokens, needed[name]), needed[name], name)
     return Texts(trained, compared, compressed)
 
