@@ -25,6 +25,8 @@ REGIMES = {"joint": "joint optimum", "sequential": "P, then A", "reversed": "A, 
 AMOUNTS = (0.0, 0.01, 0.1, 0.3)
 # Outcomes of each source of the ideal mixture, and the power of their masses.
 OUTCOMES, POWER = {"like P": 20, "like A": 15, "third": 10}, 1.5
+# Numbers of the study have five significant digits.
+STORED = 1e-4
 
 
 @experiment(
@@ -139,7 +141,7 @@ def _summary(law: Law, rows: Sequence[Mapping[str, Any]]) -> str:
     levels = "; ".join(f"by {varied} " + ", ".join(f"{_at(rows, varied, k)} (k {k})" for k in ks) for varied in (PRETRAINING, ALIGNMENT))
     backwards = repeats_mean([np.median([number(cell["residual"]) for cell in row["sequential"]]) for row in rows])
     return (
-        f"At the joint optimum the slope is {law.joint}, in every seed within {law.joint_apart:.2g} of 1, by identity (residual at most {law.residual:.1g}). After training on P and then on A it is {law.pretraining} where k grows by more pre-training, and "
+        f"At the joint optimum the slope is {law.joint.value:.3f}, in every seed within {max(law.joint_apart, STORED):.1g} of 1, by identity (residual at most {law.residual:.1g}). After training on P and then on A it is {law.pretraining} where k grows by more pre-training, and "
         f"{law.alignment} where it grows by shorter alignment (residual {backwards.value:.2g}). dγ_A/dγ_P under data like P, median over seeds: {levels}."
     )  # fmt: skip
 
