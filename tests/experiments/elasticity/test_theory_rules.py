@@ -17,6 +17,7 @@ from interp.experiments.registry import EXPERIMENTS
 from interp.experiments.run import run_experiment
 from interp.files import write_json
 from interp.runs.logs import BUNDLED_LOGS
+from tests import ROOT
 
 KS = (1, 3, 10, 30, 100)
 # By how much the powers of four seeds differ.
@@ -130,11 +131,20 @@ def test_the_theory_that_ships_is_read_for_any_pair_and_another_record_makes_ano
         context.courses()
 
 
-def test_the_theory_that_ships_shows_the_identity() -> None:
+def test_the_theory_that_ships_shows_the_identity_and_gives_the_verdict_of_the_readme() -> None:
     context = ElasticityContext(ModelPair.bundled(), BUNDLED_LOGS)
     rows = context.theory()["rows"]
     assert [row["seed"] for row in rows] == list(range(6))
     law = law_of(rows)
     assert law.is_measured
+    result = EXPERIMENTS["C-E8"].run(context)
+    assert result.verdict == "fails"
+    for page in ("README.md", "docs/elasticity.md"):
+        text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+        for name, digits in ((c_e8_theory.MORE, 2), (c_e8_theory.SHORTER, 1)):
+            value, low, high = (
+                f"{number:.{digits}f}".replace("-", "\u2212") for number in (result.statistic[name], *result.interval[name])
+            )
+            assert f"{value} ({low} to {high})" in text
     radii = [np.median([row["joint"][place]["radius"] for row in rows]) for place in range(len(KS))]
     assert radii == sorted(radii, reverse=True)
