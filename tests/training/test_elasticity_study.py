@@ -235,7 +235,21 @@ def test_at_the_joint_optimum_every_kind_of_data_has_the_ratio_minus_k(theory: d
             assert value == pytest.approx(-cell["k"], rel=0.02)
         # Fitted again with a little data of either kind, the losses move by the same law.
         assert cell["retrained"]["like A"] == pytest.approx(-cell["k"], rel=0.1)
-    assert theory["joint"][0]["radius"] > theory["joint"][1]["radius"] > 0
+
+
+@pytest.mark.oracle
+def test_within_the_radius_the_ratio_is_minus_k_to_a_tenth_and_at_the_next_size_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elasticity_theory, "DIRECTIONS", 1)
+    large, small = sources(1)
+    parameters = start(1)
+    fit(parameters, [(3, large), (1, small)])
+    radius = elasticity_theory.radius(parameters, large, small, 3, 1)
+    (direction,) = elasticity_theory.directions(parameters, 1)
+    beyond = elasticity_theory.SIZES[elasticity_theory.SIZES.index(radius) + 1]
+    for size, is_near in ((radius, True), (beyond, False)):
+        moved = [part.detach() + size * step for part, step in zip(parameters, direction, strict=True)]
+        changes = [float((source.loss(moved) - source.loss(parameters)).detach()) for source in (small, large)]
+        assert (abs(changes[0] / changes[1] / -3 - 1) <= 0.1) == is_near
 
 
 @pytest.mark.oracle
