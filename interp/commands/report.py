@@ -209,6 +209,7 @@ def report(
 def _studies(sides: ModelPair, context: dict[str, Any], texts: dict[str, Any]) -> Studies:
     """The studies of a report of a pair: `context` are arguments of `make_context` for any texts, `texts` those for the report's own."""
     from interp.experiments.displacement.context import DisplacementContext
+    from interp.experiments.elasticity.context import ElasticityContext
     from interp.experiments.study import Studies
     from interp.experiments.toxicity.context import ToxicityContext
     from interp.experiments.toxicity.make import make_context
@@ -218,6 +219,7 @@ def _studies(sides: ModelPair, context: dict[str, Any], texts: dict[str, Any]) -
         {
             ToxicityContext: partial(make_context, sides, **context, **texts),
             DisplacementContext: partial(DisplacementContext, sides, **settings),
+            ElasticityContext: partial(ElasticityContext, sides, **settings),
         },
         context["seed"],
     )

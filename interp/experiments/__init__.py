@@ -4,7 +4,7 @@ Importing this package registers them; `interp.experiments.run.run_report` runs 
 experiment on toxicity takes.
 """
 
-from interp.experiments import displacement, toxicity
+from interp.experiments import displacement, elasticity, toxicity
 from interp.experiments.registry import EXPERIMENTS, Experiment, Finding, experiment, find_experiments
 from interp.experiments.study import Study
 from interp.experiments.toxicity.context import ToxicityContext
@@ -18,6 +18,7 @@ __all__ = [
     "Study",
     "ToxicityContext",
     "displacement",
+    "elasticity",
     "experiment",
     "find_experiments",
     "toxicity",

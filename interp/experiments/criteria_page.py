@@ -8,9 +8,10 @@ from __future__ import annotations
 import sys
 from collections import Counter
 
-from interp.experiments import displacement, toxicity  # noqa: F401  (registers them)
+from interp.experiments import displacement, elasticity, toxicity  # noqa: F401  (registers them)
 from interp.experiments.criteria import Criterion, Replaced, read_replaced
 from interp.experiments.displacement.criteria import CRITERIA as OF_PAPER_B
+from interp.experiments.elasticity.criteria import CRITERIA as OF_PAPER_C
 from interp.experiments.registry import Experiment, find_experiments
 from interp.experiments.toxicity.criteria import CRITERIA, FILE
 
@@ -20,8 +21,8 @@ PHASES = ("before any pair", "before the pair that ships", "after the pair that 
 HEAD = """# The criteria, and when each was recorded
 
 What decides each verdict, in every version that is judged, generated from
-[`criteria.toml`](../interp/experiments/toxicity/criteria.toml) of paper A and
-[that of paper B](../interp/experiments/displacement/criteria.toml) by
+[`criteria.toml`](../interp/experiments/toxicity/criteria.toml) of paper A and those of
+[paper B](../interp/experiments/displacement/criteria.toml) and [paper C](../interp/experiments/elasticity/criteria.toml) by
 `python -m interp.experiments.criteria_page > docs/criteria.md`; a test compares the two. A criterion is not edited once a
 result was seen under it: a change is a new version, the newest one decides, and the report prints the verdict under each. A version
 that was fixed after a result was seen says so, and its verdict is marked *exploratory* wherever it is shown. How often each rule is
@@ -40,6 +41,12 @@ PAPER_B = """
 
 These judge runs that were made for them, from the base model of the pair that ships. Each was recorded before the first of its runs,
 unless a version says that it is exploratory.
+"""
+PAPER_C = """
+# Paper C: elasticity
+
+C-E8 judges small models of which everything is known, the others runs that were made for them from the base model of the pair that ships.
+Each was recorded before the first of its runs, unless a version says that it is exploratory.
 """
 
 
@@ -62,9 +69,10 @@ def page() -> str:
         parts.append(_title(item))
         parts.extend(_older(old) for old in replaced if old.id == item.id)
         parts.extend(_version(version, f", {phase(version.recorded)}") for version in item.criteria)
-    parts.append(PAPER_B)
-    for item in find_experiments(sorted(OF_PAPER_B)):
-        parts.extend((_title(item), *map(_version, item.criteria)))
+    for head, criteria in ((PAPER_B, OF_PAPER_B), (PAPER_C, OF_PAPER_C)):
+        parts.append(head)
+        for item in find_experiments(sorted(criteria)):
+            parts.extend((_title(item), *map(_version, item.criteria)))
     return "".join(parts)
 
 

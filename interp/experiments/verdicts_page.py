@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from interp.experiments.displacement.simulations import simulations as of_paper_b
+from interp.experiments.elasticity.simulations import simulations as of_paper_c
 from interp.experiments.power import AT_MOST, DRAWS, rates, wrong
 from interp.experiments.toxicity.simulations import simulations as of_paper_a
 
@@ -37,4 +38,4 @@ def line_of(row: dict[str, object]) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(rates([*of_paper_a(), *of_paper_b()])), encoding="utf-8")
+    PAGE.write_text(page(rates([*of_paper_a(), *of_paper_b(), *of_paper_c()])), encoding="utf-8")

@@ -32,9 +32,13 @@ FILES: dict[str, tuple[str, ...]] = {
     "kl_term": ("kl_term.json",),
     "single_token": ("single_token.json",),
     "preference_pairs": ("preference_pairs.json",),
+    "elasticity": ("elasticity.json",),
+    "elasticity_theory": ("elasticity_theory.json",),
 }
 # Studies whose runs began from the base model, which outlive another tuning of it.
-OF_BASE = ("kl_term", "single_token", "preference_pairs")
+OF_BASE = ("kl_term", "single_token", "preference_pairs", "elasticity")
+# Studies of models of their own, which belong to no pair.
+OF_NONE = ("elasticity_theory",)
 # The logs of the pair's own training and of what is compared with it, on which results that read `logs` depend.
 OF_TUNING = ("pair", "pairs", "tuning", "controls", "kl_term")
 FIX = "name the folder of the run that made it with --logs; `python -m training.studies.toxicity_controls` says there which pair it is"
@@ -110,7 +114,7 @@ def kl_term_if_any(folder: Path, pair: ModelPair) -> dict[str, Any] | None:
 
 def read_single_token(folder: Path, base: Model) -> dict[str, Any]:
     """The study of one-token answers (`training.studies.displacement`). Raises `UserError` where there is none of this base model."""
-    return _of_base(folder, base, "single_token", "one-token answers", "single-token")
+    return _of_base(folder, base, "single_token", "one-token answers", "displacement single-token")
 
 
 def read_preference_pairs(folder: Path, base: Model, rows: str) -> dict[str, Any]:
@@ -118,31 +122,42 @@ def read_preference_pairs(folder: Path, base: Model, rows: str) -> dict[str, Any
 
     Raises `UserError` where there is none of this base model, or where these rows were not measured.
     """
-    record = _of_base(folder, base, "preference_pairs", "preference pairs", "pairs")
+    record = _of_base(folder, base, "preference_pairs", "preference pairs", "displacement pairs")
     if not record.get(rows):
         fix = f"python -m training.studies.displacement pairs --kinds {rows} measures them; name the folder with --logs"
         raise UserError(f"the study of preference pairs of this base model has no {rows}", fix)
     return record
 
 
+def read_elasticity(folder: Path, base: Model) -> dict[str, Any]:
+    """The study of tuning on reviews (`training.studies.elasticity`). Raises `UserError` where there is none of this base model."""
+    return _of_base(folder, base, "elasticity", "tuning on reviews", "elasticity reviews")
+
+
+def read_elasticity_theory(folder: Path) -> dict[str, Any]:
+    """The study of the theory of paper C (`training.studies.elasticity_theory`). Raises `UserError` where there is none."""
+    file = log_file(folder, "elasticity_theory")
+    if file is None:
+        raise UserError(f"no study of the theory of elasticity in {folder.name}", "python -m training.studies.elasticity theory makes it")
+    return read_json(file, "write it again")
+
+
 def _of_base(folder: Path, base: Model, log: str, of: str, study: str) -> dict[str, Any]:
     file = log_file(folder, log)
     record = {} if file is None else read_json(file, "write it again")
     if record.get("base") != base.digest:
-        raise UserError(
-            f"no study of {of} of this base model", f"python -m training.studies.displacement {study} makes it; name its folder with --logs"
-        )
+        raise UserError(f"no study of {of} of this base model", f"python -m training.studies.{study} makes it; name its folder with --logs")
     return record
 
 
 def studies_of_base(folder: Path, pair: ModelPair) -> dict[str, dict[str, Any]]:
-    """The studies in a folder of logs that began from this pair's base, by the name of their file without its suffix.
+    """The studies in a folder of logs that began from this pair's base or from no model, by the name of the log.
 
     Raises `UserError` for a damaged file.
     """
-    files = {name: log_file(folder, name) for name in OF_BASE}
-    records = {file.stem: read_json(file, "write it again") for file in files.values() if file is not None}
-    return {name: record for name, record in records.items() if record.get("base") == pair.base.digest}
+    files = {name: log_file(folder, name) for name in (*OF_BASE, *OF_NONE)}
+    records = {name: read_json(file, "write it again") for name, file in files.items() if file is not None}
+    return {name: record for name, record in records.items() if name in OF_NONE or record.get("base") == pair.base.digest}
 
 
 def _check_both(folder: Path, pair: ModelPair) -> None:

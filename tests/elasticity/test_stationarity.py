@@ -15,7 +15,7 @@ from interp.elasticity.mixture import mixture_rates, rate_slopes
 from interp.elasticity.stationarity import hooke_products, loss_gradient, mean_loss, rate_ratio, stationarity
 from interp.errors import UserError
 from interp.models.model import Model
-from tests.elasticity.bigrams import OUTCOMES, Source, fit, gradient, sources, start, step_on
+from training.bigrams import OUTCOMES, Source, adam_course, fit, gradient, sources, start
 
 KS = (3, 30, 100)
 
@@ -111,7 +111,7 @@ def test_after_sequential_training_the_ratio_does_not_depend_on_k_and_the_residu
     for steps in (5, 400):
         parameters = start(0)
         fit(parameters, [(1, large)])
-        step_on(parameters, small, steps)
+        (parameters,) = adam_course(parameters, small, [steps])
         slopes = gradient(large, parameters), gradient(small, parameters)
         back = [-part for part in slopes[0]]
         ratios.append(rate_ratio(*slopes, back))

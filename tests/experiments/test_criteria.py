@@ -10,6 +10,7 @@ import pytest
 from interp.experiments.criteria import read_criteria, read_replaced
 from interp.experiments.criteria_page import PHASES, SHIPPED_PAIR, page, phase
 from interp.experiments.displacement.criteria import CRITERIA as OF_PAPER_B
+from interp.experiments.elasticity.criteria import CRITERIA as OF_PAPER_C
 from interp.experiments.registry import Experiment, Finding
 from interp.experiments.run import run_experiment
 from interp.experiments.study import Study
@@ -101,7 +102,7 @@ def test_older_wordings_are_no_versions(tmp_path: Path) -> None:
 def test_the_page_of_criteria_is_what_the_file_says() -> None:
     written = (Path(__file__).parents[2] / "docs" / "criteria.md").read_text(encoding="utf-8")
     assert written == page(), "python -m interp.experiments.criteria_page > docs/criteria.md"
-    for id, versions in (CRITERIA | OF_PAPER_B).items():
+    for id, versions in (CRITERIA | OF_PAPER_B | OF_PAPER_C).items():
         assert f"## {id}: " in written
         assert all(item.text in written and item.recorded in written for item in versions)
     assert all(item.id in CRITERIA and item.recorded < CRITERIA[item.id][0].recorded for item in read_replaced(FILE))

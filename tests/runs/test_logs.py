@@ -21,6 +21,10 @@ def test_studies_of_a_base_are_those_with_its_digest(gpt2: Model, tmp_path: Path
     write_json(tmp_path / "single_token.json", mine)
     assert studies_of_base(tmp_path, pair) == {"kl_term": mine, "single_token": mine}
     assert read_single_token(tmp_path, gpt2) == mine
+    # A study of models of its own is of no base.
+    write_json(tmp_path / "elasticity_theory.json", {"rows": []})
+    write_json(tmp_path / "elasticity.json", other)
+    assert studies_of_base(tmp_path, pair) == {"kl_term": mine, "single_token": mine, "elasticity_theory": {"rows": []}}
     (tmp_path / "single_token.json").write_text("{", encoding="utf-8")
     with pytest.raises(UserError):
         studies_of_base(tmp_path, pair)

@@ -52,3 +52,12 @@ def row_of(curve: Curve, sets: TokenSets, tokenizer: Any) -> dict[str, Any]:
 def rounded(value: Any) -> float:
     """A number to five significant digits, as it is written."""
     return float(f"{float(value):.{DIGITS}g}")
+
+
+def shortened(value: Any) -> Any:
+    """The same JSON value with five significant digits in every fraction."""
+    if isinstance(value, dict):
+        return {name: shortened(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [shortened(item) for item in value]
+    return rounded(value) if isinstance(value, float) else value

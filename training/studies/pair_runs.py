@@ -39,7 +39,7 @@ from training.pair_losses import LOSSES
 from training.single_token import BETA, SFT_WEIGHT, TAU, largest_stable_rate
 from training.studies import pair_arms as arms
 from training.studies.displacement_cells import RATES
-from training.studies.displacement_rows import rounded
+from training.studies.displacement_rows import shortened
 from training.studies.pair_data import HH, LONGEST, PARADETOX, PairSet, hh_pairs, own_pairs, paradetox_pairs, part
 
 KINDS = ("ranks", "filters", "losses")
@@ -106,7 +106,7 @@ class PairStudy:
         if not file.is_file():
             self.say(f"{source.name} {name}")
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, _shortened(plain(make())))
+            write_json(file, shortened(plain(make())))
         return read_json(file)
 
     def rate(self, source: PairSet) -> float:
@@ -204,7 +204,7 @@ class PairStudy:
         for kind, source, name, make in self.rows():
             if kind in kinds:
                 rows[kind].append(self.stored(source, name, make))
-        start = _shortened(plain(self.behaviour.of(self.model, self.model)))
+        start = shortened(plain(self.behaviour.of(self.model, self.model)))
         about: list[Mapping[str, Any]] = [{"source": source.name, **source.about, "rate": self.rate(source)} for source in self.sources]
         head = {"base": self.model.digest, "model": self.model.name, "settings": self.settings(), "sources": about, "base_model": start}
         return head | rows
@@ -220,12 +220,3 @@ def sources(model: Model, run: Path) -> list[PairSet]:
 
 def _dpo_loss(before: LogProbs, after: LogProbs) -> float:
     return float(np.logaddexp(0, -BETA * (after.margin - before.margin)).mean())
-
-
-def _shortened(value: Any) -> Any:
-    """The same JSON value with five significant digits in every fraction."""
-    if isinstance(value, dict):
-        return {name: _shortened(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_shortened(item) for item in value]
-    return rounded(value) if isinstance(value, float) else value

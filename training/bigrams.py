@@ -1,4 +1,4 @@
-"""A bigram model of low rank in double precision, trained to the optimum of a weighted sum of two losses."""
+"""Bigram models of low rank in double precision: the smallest language models that share parameters between sources of text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-OUTCOMES, RANK = 8, 3
+OUTCOMES, RANK, RATE = 8, 3, 0.01
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,17 @@ class Source:
         return self.loss(parameters) - entropy
 
 
-def sources(seed: int, *, separate: bool = False) -> tuple[Source, Source]:
-    """Two random sources, over the same contexts, or over contexts of their own."""
+def sources(seed: int, count: int = 2, *, separate: bool = False) -> list[Source]:
+    """Random sources over the same contexts, or two of them over contexts of their own."""
     generator = torch.Generator().manual_seed(seed)
-    both = []
-    for place in range(2):
+    drawn = []
+    for place in range(count):
         joint = torch.rand(OUTCOMES, OUTCOMES, generator=generator, dtype=torch.float64) ** 3
         if separate:
             rows = slice(0, OUTCOMES // 2) if place else slice(OUTCOMES // 2, OUTCOMES)
             joint[rows] = 0
-        both.append(Source(joint / joint.sum()))
-    return both[0], both[1]
+        drawn.append(Source(joint / joint.sum()))
+    return drawn
 
 
 def start(seed: int, rank: int = RANK) -> list[Tensor]:
@@ -66,15 +66,26 @@ def fit(parameters: list[Tensor], weighted: Sequence[tuple[float, Source]], step
         optimizer.step(closure)
 
 
-def step_on(parameters: list[Tensor], source: Source, steps: int, rate: float = 0.01) -> None:
-    """Further steps of Adam on one source."""
-    optimizer = torch.optim.Adam(parameters, lr=rate)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        source.loss(parameters).backward()
-        optimizer.step()
+def adam_course(parameters: Sequence[Tensor], source: Source, steps: Sequence[int], rate: float = RATE) -> list[list[Tensor]]:
+    """Copies of the parameters after each of these numbers of steps of Adam on one source, in one run; `steps` rise."""
+    moving = copy_of(parameters)
+    optimizer = torch.optim.Adam(moving, lr=rate)
+    copies, done = [], 0
+    for mark in steps:
+        for _ in range(mark - done):
+            optimizer.zero_grad()
+            source.loss(moving).backward()
+            optimizer.step()
+        done = mark
+        copies.append(copy_of(moving))
+    return copies
+
+
+def copy_of(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """The same parameters in tensors of their own, with gradients switched on."""
+    return [part.detach().clone().requires_grad_() for part in parameters]
 
 
 def gradient(source: Source, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The gradient of the source's loss."""
-    return torch.autograd.grad(source.loss(parameters), parameters)
+    return torch.autograd.grad(source.loss(parameters), list(parameters))

@@ -1,0 +1,34 @@
+"""C-E7: C-E2 with the roles swapped, negative reviews first."""
+
+from __future__ import annotations
+
+from interp.experiments.elasticity.context import ElasticityContext
+from interp.experiments.elasticity.criteria import CRITERIA
+from interp.experiments.elasticity.rebound_rules import C_E7, judge_rebound, rebound
+from interp.experiments.elasticity.rebound_words import KEYS, sentence_of, settings_of, summary_of
+from interp.experiments.elasticity.tables import dose_figures, doses_table, return_table
+from interp.experiments.registry import Finding, experiment
+
+
+@experiment(
+    "C-E7",
+    claim="C-C6",
+    title="The same with the roles swapped",
+    question="Does a model that was tuned on negative reviews go back to its base under positive ones, and the faster the more negative ones there were?",
+    criterion=CRITERIA["C-E7"],
+    caveat="One swap of roles, by supervised tuning; the paper's other methods (PPO, DPO, KTO, SimPO) are not run. In preparation 400 negative reviews moved the behaviour of the base by -0.24 nats only, so that there may be little to undo; that was "
+    "known when the criterion was fixed.",
+    does_not_show="That the two directions are alike: the base leans to the positive side, so that the same number of reviews moves it less one way than the other.",
+    reads="elasticity",
+    about="base",
+)
+def run(context: ElasticityContext) -> Finding:
+    record = context.courses()
+    numbers = rebound(record, "negative")
+    parts = dict(zip(KEYS, (part.mean for part in numbers.parts), strict=True))
+    return Finding(
+        judge_rebound(numbers, C_E7["seeds"]), summary_of(record, numbers, "negative"), {name: part.value for name, part in parts.items()},
+        dict.fromkeys(parts, 0.0), {name: (part.low, part.high) for name, part in parts.items()},
+        {"by dose": doses_table(record, "negative"), "texts to return": return_table(record, "negative")},
+        dose_figures(record, "negative"), settings_of(record), sentence=sentence_of(record, numbers, "negative"),
+    )  # fmt: skip

@@ -1,0 +1,101 @@
+"""The studies of paper C: `python -m training.studies.elasticity reviews`, for C-E2, C-E3 and C-E7, and `theory`, for C-E8.
+
+What they do stands in `elasticity_reviews` and `elasticity_theory`. Both store their rows in the folder of runs, and go on there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from interp.data.paper import SETTING
+from interp.errors import UserError
+from interp.files import read_json, write_json
+from interp.results.result import plain
+from interp.runs.logs import FILES
+from interp.runs.trajectory import RUNS_SETTING
+from training.studies import elasticity_theory as theory
+from training.studies.displacement import model_named
+from training.studies.displacement_rows import shortened
+from training.studies.elasticity_reviews import ReviewDesign, ReviewStudy
+from training.studies.elasticity_texts import read_texts
+
+# The log that each study writes.
+LOGS = {"reviews": "elasticity", "theory": "elasticity_theory"}
+Say = Callable[[str], object]
+
+
+def theory_record(folder: Path, say: Say) -> dict[str, Any]:
+    """The study of the theory, with its rows stored in a folder."""
+    place = folder / hashlib.sha256(json.dumps(theory.settings()).encode()).hexdigest()[:12]
+
+    def stored(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        file = place / f"{name}.json"
+        if not file.is_file():
+            say(name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, shortened(plain(make())))
+        return read_json(file)
+
+    return {"settings": theory.settings(), "rows": theory.rows(stored)}
+
+
+def review_record(folder: Path, name: str, device: str, design: ReviewDesign, say: Say, *, stored: bool = False) -> dict[str, Any]:
+    """The study of tuning on reviews, of the model of a name; `stored` measures nothing that is not there yet.
+
+    Raises `UserError` where `BYPASS_DATA` names no folder of texts.
+    """
+    data = os.environ.get(SETTING)
+    if not data:
+        raise UserError(f"{SETTING} names no folder", f"set {SETTING} to the folder that holds the reviews, articles and posts")
+    model = model_named(name, device)
+    study = ReviewStudy(model, folder, read_texts(Path(data), model, design.needed, design.tokens, design.measured), design, say=say)
+    if not stored:
+        say(study.plan())
+        study.make()
+    return study.record()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; bad input is one line on stderr and exit code 2."""
+    parser = argparse.ArgumentParser("python -m training.studies.elasticity", description=str(__doc__).split("\n", 1)[0])
+    parser.add_argument("study", choices=list(LOGS))
+    parser.add_argument(
+        "--model", default="bundled", metavar="NAME", help="reviews: a folder, a hub id or a named model [default: bundled]"
+    )
+    parser.add_argument("--seeds", type=int, default=ReviewDesign.seeds, help="reviews: draws of texts [default: 4]")
+    parser.add_argument("--stored", action="store_true", help="reviews: write the rows that are stored, and make none")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="[default: the study's file in the folder of runs]")
+    options = parser.parse_args(arguments)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    folder = Path(os.environ.get(RUNS_SETTING, "runs")) / "elasticity" / options.study
+    say = lambda line: sys.stderr.write(f"{time.strftime('%H:%M:%S')} {line}\n")  # noqa: E731
+    try:
+        if options.study == "theory":
+            record = theory_record(folder, say)
+        else:
+            design = replace(ReviewDesign(), seeds=options.seeds)
+            record = review_record(folder, options.model, options.device, design, say, stored=options.stored)
+        file = options.out or folder / FILES[LOGS[options.study]][0]
+        write_json(file, plain(record))
+    except UserError as error:
+        sys.stderr.write(f"elasticity: {error}\n")
+        return 2
+    sys.stdout.write(f"{len(record['rows'])} rows in {file}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    sys.exit(main())
