@@ -14,7 +14,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from interp.edits.by_row import transforms_by_row
 from interp.edits.edit import Edit
 from interp.edits.transforms import transforms_of
 from interp.errors import UserError
@@ -68,15 +67,9 @@ def generate(
     """
     rows = prompt_rows(model, prompts, chat, bos=bos, max_tokens=max_prompt_tokens, keep="last")
     continuations = generate_tokens(
-        model,
-        rows,
-        max_new_tokens=max_new_tokens,
-        edits=edits,
-        sampling=sampling,
-        batch_size=batch_size,
-        cache=cache,
+        model, rows, max_new_tokens=max_new_tokens, edits=edits, sampling=sampling, batch_size=batch_size, cache=cache,
         stop_at_end=stop_at_end,
-    )
+    )  # fmt: skip
     return [model.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in continuations]
 
 
@@ -86,27 +79,14 @@ def generate_tokens(
 ) -> list[list[int]]:  # fmt: skip
     """The continuations of rows of token ids, as token ids; a row ends before the first of the model's `end_tokens` when `stop_at_end`."""
     transforms = transforms_of(edits, model)
-    return _continued(model, rows, transforms, max_new_tokens, sampling, batch_size, cache, stop_at_end)
+    return continue_rows(model, rows, transforms, max_new_tokens, sampling, batch_size, cache, stop_at_end)
 
 
-def generate_variants(
-    model: Model, rows: Sequence[Sequence[int]], variants: Sequence[Sequence[Edit]], *, max_new_tokens: int = 20, batch_size: int = 256
-) -> list[list[list[int]]]:
-    """The greedy continuations of the rows under each of several lists of edits, as `generate_tokens` gives them one list after another.
-
-    All are decoded together: a step reads the weights once for every row of the batch, whatever is edited in it.
-    """
-    transforms = transforms_by_row([transforms_of(edits, model) for edits in variants], len(rows))
-    joined = [row for _ in variants for row in rows]
-    continuations = _continued(model, joined, transforms, max_new_tokens, GREEDY, batch_size, True, True)
-    return [continuations[place * len(rows) : (place + 1) * len(rows)] for place in range(len(variants))]
-
-
-def _continued(
+def continue_rows(
     model: Model, rows: Sequence[Sequence[int]], transforms: Mapping[str, tuple[Transform, ...]], max_new_tokens: int, sampling: Sampling,
     batch_size: int, cache: bool, stop_at_end: bool,
 ) -> list[list[int]]:  # fmt: skip
-    """The continuations of the rows, in batches of rows of similar length."""
+    """`generate_tokens` with edits that are compiled already, by site."""
     check_rows(model, rows)
     _check_room(model, rows, max_new_tokens)
     continuations: list[list[int]] = [[] for _ in rows]

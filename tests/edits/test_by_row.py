@@ -8,7 +8,8 @@ from torch import Tensor
 
 from interp import Edit, Model
 from interp.edits.by_row import transforms_by_row
-from interp.forward.generate import generate_tokens, generate_variants
+from interp.forward.generate import generate_tokens
+from interp.forward.variants import generate_variants
 from interp.models.frames import Frame
 from tests.conftest import TEXTS
 

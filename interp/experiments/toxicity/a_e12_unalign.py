@@ -15,6 +15,7 @@ from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity import shared, unaligning
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.toxicity.criteria import CRITERIA
+from interp.experiments.toxicity.together import continue_together
 from interp.experiments.toxicity.unaligning import FREQUENCY, SELECTIVITY, Evidence
 from interp.models.model import Model, Neuron, by_layer
 from interp.neurons.firing import rates_at_end, selectivity_matched
@@ -88,8 +89,8 @@ def run(context: ToxicityContext) -> Finding:
     part = shared.part(context, "un-alignment", prompts=context.prompts[::step], passages=PART_PASSAGES // smaller)
     rows = [_row(context, part, "base", context.pair.base, (), "base"), _row(context, part, "tuned", tuned, (), "tuned")]
     ratios = {}
-    context.continue_together(
-        tuned, [_scaled(some, FACTOR) for some in (*(ranked[:count] for count in COUNTS), context.ranking.neurons[:KEYS])]
+    continue_together(
+        context, tuned, [_scaled(some, FACTOR) for some in (*(ranked[:count] for count in COUNTS), context.ranking.neurons[:KEYS])]
     )
     for count in COUNTS:
         context.say(f"scaling {count} toxic keys")
@@ -104,7 +105,7 @@ def run(context: ToxicityContext) -> Finding:
         _scaled(selectivity_matched(chosen, rates, plain_rates, seed=context.seed + i, exclude=ranked), FACTOR) for i in range(draws // 2)
     ]
     context.say("random keys of the same layers, in both models")
-    context.continue_together(context.pair.base, [edit, _ablated(chosen)])
+    continue_together(context, context.pair.base, [edit, _ablated(chosen)])
     evidences = unaligning.evidence_of(context, part, edit, {FREQUENCY: often, SELECTIVITY: selective}, ratios[KEYS])
     evidence = next(iter(evidences.values()))
     verdict = unaligning.verdict_of(evidences, lambda item: judge(item, seed=context.seed))
@@ -200,7 +201,7 @@ def _dose(
     random = frequency_matched(neurons, rates, seed=context.seed, exclude=ranked)
     rows = []
     factors = (0.0, 1.0, *(FACTORS if not context.quick else (FACTOR,)))
-    part.continue_together(part.pair.tuned, [_scaled(some, factor) for factor in factors if factor != 1 for some in (neurons, random)])
+    continue_together(part, part.pair.tuned, [_scaled(some, factor) for factor in factors if factor != 1 for some in (neurons, random)])
     for factor in factors:
         for name, role, some in (("toxic keys of the tuned model", "", neurons), ("random keys (null, one draw)", "null", random)):
             context.say(f"dose {factor:g}")

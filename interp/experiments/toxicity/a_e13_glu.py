@@ -17,6 +17,7 @@ from interp.experiments.toxicity import shared
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.toxicity.criteria import CRITERIA
 from interp.experiments.toxicity.scorers import agreed, beside
+from interp.experiments.toxicity.together import continue_together
 from interp.models.model import Model, Neuron, by_layer
 from interp.neurons.activations import forced_neurons
 from interp.results import figures
@@ -136,10 +137,10 @@ def run(context: ToxicityContext) -> Finding:
     raised, nulls, ends, passed, above = {}, {}, {}, [], []
     judged: dict[str, tuple[Model, Sequence[Edit]]] = {"base": (base, ()), "tuned": (tuned, ())}
     ways: list[list[Way]] = [[] for _ in range(1 if held_out.second is None else 2)]
-    held_out.continue_together(base, [gates_open(neurons), linear_scaled(neurons)])
+    continue_together(held_out, base, [gates_open(neurons), linear_scaled(neurons)])
     for name, make in (("gates set to 1", gates_open), (f"linear part × {FACTOR:g}", linear_scaled)):
         context.say(name)
-        held_out.continue_together(tuned, [make(some) for some in (neurons, *drawn)])
+        continue_together(held_out, tuned, [make(some) for some in (neurons, *drawn)])
         judged[f"tuned, {name}"] = (tuned, make(neurons))
         row = shared.row_of(held_out, f"tuned: {len(neurons)} toxic neurons, {name}", tuned, make(neurons), role="un-aligned")
         amplified = shared.row_of(held_out, f"base: the same neurons, {name}", base, make(neurons), role="null")

@@ -16,6 +16,7 @@ from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.toxicity.criteria import CRITERIA
 from interp.experiments.toxicity.scorers import agreed, beside_scores
 from interp.experiments.toxicity.shared import matched_strength
+from interp.experiments.toxicity.together import continue_together
 from interp.models.model import Model
 from interp.neurons.ranking import svd_directions, values_at
 from interp.results import figures
@@ -81,7 +82,7 @@ def run(context: ToxicityContext) -> Finding:
     for name, vector in directions.items():
         context.say(f"strength of {name} by bisection")
         edits[name] = Edit.subtract(site, vector, matched_strength(part, base, vector, rise))
-    context.continue_together(base, [(edit,) for edit in edits.values()])
+    continue_together(context, base, [(edit,) for edit in edits.values()])
     rows += [_row(context, part, f"base − {name}", base, (edit,), "edited") for name, edit in edits.items()]
     random = _random(context, part, site, max(_length(edit) for edit in edits.values()))
     null_row = _mean(f"base − random direction (null, {len(random)} draws)", random, context.seed, random[0]["length"])
@@ -138,7 +139,7 @@ def _random(context: ToxicityContext, part: ToxicityContext, site: str, length: 
     context.say("random directions of equal norm")
     vectors = random_directions(context.direction, max(3, context.draws // 3), context.seed)
     edits = [(Edit.subtract(site, vector, length / float(vector.norm())),) for vector in vectors]
-    part.continue_together(part.pair.base, edits)
+    continue_together(part, part.pair.base, edits)
     return [_row(part, part, "random direction", part.pair.base, edit, "null") for edit in edits]
 
 
@@ -158,7 +159,7 @@ def _controls(
     for name, drawn in vectors.items():
         context.say(f"strength of {name} by bisection")
         edits[name] = [Edit.subtract(site, vector, matched_strength(part, base, vector, rise)) for vector in drawn]
-    part.continue_together(base, [(edit,) for edit in (*(edit for some in edits.values() for edit in some), probe.times(-1.0))])
+    continue_together(part, base, [(edit,) for edit in (*(edit for some in edits.values() for edit in some), probe.times(-1.0))])
     controls = []
     for name, some in edits.items():
         rows = [_row(part, part, name, base, (edit,), "null") for edit in some]

@@ -23,7 +23,7 @@ from interp.evaluation.toxicity import Scorer, scorer_digest
 from interp.experiments.study import Study
 from interp.forward.capture import capture
 from interp.forward.captured import Captured
-from interp.forward.generate import count_cut, generate, generate_tokens, generate_variants, note_on_cut, prompt_limit
+from interp.forward.generate import count_cut, generate, generate_tokens, note_on_cut, prompt_limit
 from interp.models.chat import Chat, chat_settings, prompt_rows, template_of
 from interp.models.digests import model_digests
 from interp.models.model import Model
@@ -33,8 +33,6 @@ from interp.neurons.ranking import TOXIC_COUNT, Ranking, rank_values
 from interp.runs.logs import BUNDLED_LOGS, logs_digest
 
 BATCH = 512
-# As many prompts as this, or fewer, are continued under several edits together.
-FEW = 48
 # The random controls of each null in a whole report.
 DRAWS = 20
 # The length of a continuation, in tokens.
@@ -142,8 +140,7 @@ class ToxicityContext(Study):
 
     def prompt_rows(self) -> list[list[int]]:
         """The challenge prompts as token ids: of longer ones the last, so that the continuation fits into the context."""
-        rows: list[list[int]] = self.measured("rows", lambda: self.rows_of(self.prompts), of=self.pair.base)
-        return rows
+        return cast(list[list[int]], self.measured("rows", lambda: self.rows_of(self.prompts), of=self.pair.base))
 
     def rows_of(self, prompts: Sequence[str]) -> list[list[int]]:
         """The token ids of other prompts, read as the challenge prompts are.
@@ -170,24 +167,6 @@ class ToxicityContext(Study):
 
         return list(self.measured("continuations", every, of=model, edits=edits))
 
-    def continue_together(self, model: Model, variants: Sequence[Sequence[Edit]]) -> None:
-        """Continue the prompts under each of these lists of edits, all decoded together, for measurements that ask for one after another.
-
-        A step of a large model takes hardly longer for a hundred rows than for ten. Many prompts fill a step by themselves, so then
-        nothing is done ahead.
-        """
-        if len(self.prompts) > FEW or len(variants) < 2:
-            return
-
-        def make(prompts: list[str], some: list[Sequence[Edit]]) -> list[list[str]]:
-            rows = prompt_rows(model, prompts, self.chat, max_tokens=self._room, keep="last")
-            return [
-                [model.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in continuations]
-                for continuations in generate_variants(model, rows, some, max_new_tokens=self.new_tokens)
-            ]
-
-        self.measured_together("continuations", self.prompts, variants, make, of=model)
-
     def greedy_tokens(self, model: Model) -> list[list[int]]:
         """A model's greedy continuations as token ids, all `new_tokens` long, so that both sides can be forced on them."""
 
@@ -197,8 +176,7 @@ class ToxicityContext(Study):
         def every() -> list[list[int]]:
             return self.measured_items("greedy tokens", list(map(tuple, self.prompt_rows())), make, of=model)
 
-        rows: list[list[int]] = self.measured("greedy tokens", every, of=model)
-        return rows
+        return cast(list[list[int]], self.measured("greedy tokens", every, of=model))
 
     def base_tokens(self) -> list[list[int]]:
         """The base model's greedy continuations, on which both sides are forced."""
@@ -270,8 +248,7 @@ class ToxicityContext(Study):
             states = torch.cat([state[:-1] for state in by_row])
             return states.to(model.device, model.dtype), torch.tensor([token for row in rows for token in row[1:]], device=model.device)
 
-        states: tuple[Tensor, Tensor] = self.measured("final states", read, of=model)
-        return states
+        return cast(tuple[Tensor, Tensor], self.measured("final states", read, of=model))
 
     @cached_property
     def offset_layer(self) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 from interp.edits.edit import Edit
 from interp.experiments.toxicity import shared
 from interp.experiments.toxicity.context import ToxicityContext
+from interp.experiments.toxicity.together import continue_together
 from interp.models.model import Neuron, by_layer
 from interp.stats.nulls import activity_matched, random_neurons
 from interp.steering.strength import effect_of
@@ -49,7 +50,7 @@ def neuron_rows(context: ToxicityContext, held_out: ToxicityContext, goal: float
     states = context.mean_states(base)
     activity = {layer: states[f"mlp_post.{layer}"].double().mean(dim=0) for layer, _ in toxic}
     active = activity_matched(base, toxic, activity, seed=context.seed, exclude=context.ranking.neurons)
-    held_out.continue_together(base, [scaled(neurons, factor) for factor in (matched, *FACTORS) for neurons in (toxic, active)])
+    continue_together(held_out, base, [scaled(neurons, factor) for factor in (matched, *FACTORS) for neurons in (toxic, active)])
     ways: list[dict[str, Any]] = []
     controls: list[dict[str, Any]] = []
     for factor in (matched, *FACTORS):

@@ -20,6 +20,7 @@ from interp.edits.edit import Edit
 from interp.errors import UserError
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.toxicity.scorers import agreed
+from interp.experiments.toxicity.together import continue_together
 from interp.models.chat import prompt_rows
 from interp.neurons.firing import LONGEST, rates_at_end
 from interp.results.result import Verdict
@@ -96,7 +97,7 @@ def evidence_of(
 ) -> dict[str, Evidence]:
     """The `Evidence` of an edit by the scorer's name, the first scorer's first; `part` measures the controls."""
     for model in context.pair.sides.values():
-        part.continue_together(model, [edits, *(drawn for draws in controls.values() for drawn in draws)])
+        continue_together(part, model, [edits, *(drawn for draws in controls.values() for drawn in draws)])
     scorers = [(context.scorer, False), *([(context.second, True)] if context.second is not None else [])]
     return {
         scorer.name: Evidence(

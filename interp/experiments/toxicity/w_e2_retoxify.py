@@ -18,6 +18,7 @@ from interp.experiments.toxicity import shared, unaligning
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.toxicity.criteria import CRITERIA
 from interp.experiments.toxicity.scorers import agreed
+from interp.experiments.toxicity.together import continue_together
 from interp.experiments.toxicity.unaligning import Evidence
 from interp.models.model import Neuron
 from interp.neurons.firing import rates_at_end
@@ -67,7 +68,7 @@ def run(context: ToxicityContext) -> Finding:
     plans = {**_keys(context, held_out, goal), **_directions(context, held_out, goal), **_offsets(context, held_out, goal)}
     context.say("the same changes in both models")
     for model in (tuned, base):
-        held_out.continue_together(model, [way.edits for own, drawn in plans.values() for way in (own, *drawn)])
+        continue_together(held_out, model, [way.edits for own, drawn in plans.values() for way in (own, *drawn)])
     families = {name: (_row(held_out, own), [_row(held_out, way) for way in drawn]) for name, (own, drawn) in plans.items()}
     ways = [way for way, _ in families.values()]
     controls = [

@@ -37,6 +37,7 @@ from interp.experiments.toxicity.offset_paths import (
     transfer_of,
 )
 from interp.experiments.toxicity.scorers import agreed, beside
+from interp.experiments.toxicity.together import continue_together
 from interp.models.model import Model
 from interp.patching.vector_paths import BOTH, DIRECT, LATER, VECTOR_PATHS, edits_on_path
 from interp.results import figures
@@ -118,8 +119,8 @@ def _run(context: ToxicityContext, transfer: Transfer, id: str) -> Finding:
         return edits_on_path(transfer.start, layer, vector, BOTH, transfer.sign * strength, positions)
 
     controls = control_vectors(offset, DRAWS_QUICK if context.quick else DRAWS, context.seed)
-    held_out.continue_together(
-        transfer.start, [edits(vector) for vector in (offset, *(some for draws in controls.values() for some in draws))]
+    continue_together(
+        held_out, transfer.start, [edits(vector) for vector in (offset, *(some for draws in controls.values() for some in draws))]
     )
     rows = [_row(held_out, transfer, start, (), start), _row(held_out, transfer, goal, (), goal, model=transfer.goal)]
     context.say(f"offset at layer {layer}")
@@ -248,7 +249,7 @@ def _by_layer(
         tried = [
             edits_on_path(transfer.start, layer, vector, path, transfer.sign) for vector in (offset, *vectors) for path in VECTOR_PATHS
         ]
-        held_out.continue_together(transfer.start, tried)
+        continue_together(held_out, transfer.start, tried)
         effects = effects_on_paths(held_out, transfer, layer, offset)
         for path, effect in effects.items():
             known = untrained if (layer, path) == (context.offset_layer, BOTH) else [

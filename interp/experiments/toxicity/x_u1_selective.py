@@ -13,6 +13,7 @@ from interp.experiments.registry import Finding, experiment
 from interp.experiments.toxicity import shared, unaligning
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.toxicity.criteria import CRITERIA
+from interp.experiments.toxicity.together import continue_together
 from interp.experiments.toxicity.unaligning import FREQUENCY, RETURNED, SELECTIVITY, Evidence
 from interp.models.model import Model, Neuron
 from interp.neurons.firing import by_selectivity, rates_at_end, selectivity_matched
@@ -73,8 +74,8 @@ def run(context: ToxicityContext) -> Finding:
     plain = context.perplexity(tuned).value
     chosen = ordered[:KEYS]
     rows = [_row(context, part, "base", "base", "base", base, ()), _row(context, part, "tuned", "tuned", "tuned", tuned, ())]
-    part.continue_together(tuned, [_scaled(some) for some in (*(ordered[:count] for count in COUNTS), near[:KEYS])])
-    part.continue_together(base, [_scaled(ordered[:count]) for count in COUNTS])
+    continue_together(part, tuned, [_scaled(some) for some in (*(ordered[:count] for count in COUNTS), near[:KEYS])])
+    continue_together(part, base, [_scaled(ordered[:count]) for count in COUNTS])
     for count in COUNTS:
         context.say(f"{count} selective keys, in both models")
         name = f"{count} selective keys × {FACTOR:g}"
