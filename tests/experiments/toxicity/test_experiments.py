@@ -23,7 +23,7 @@ from interp.experiments.run import run_report
 from interp.experiments.toxicity import shared
 from interp.experiments.toxicity.a_e1_probe import readings
 from interp.experiments.toxicity.a_e8_weights import run as weights
-from interp.experiments.toxicity.a_e9_activations import mean_activations
+from interp.experiments.toxicity.a_e9_activations import _readings, mean_activations
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.toxicity.shared import matched_strength
 from interp.models.pair import ModelPair
@@ -101,8 +101,13 @@ def test_mean_activations_equal_those_of_one_prompt_at_a_time(context: ToxicityC
 def test_whose_tokens_are_read_changes_activations_only_where_the_tokens_differ(context: ToxicityContext) -> None:
     base, tuned = context.pair.base, context.pair.tuned
     neurons = [(0, 3), (1, 5)]
-    np.testing.assert_array_equal(*(mean_activations(context, base, neurons, forcing) for forcing in ("base", "own")))
-    np.testing.assert_array_equal(*(mean_activations(context, tuned, neurons, forcing) for forcing in ("tuned", "own")))
+    on_base = {name: mean_activations(context, model, neurons, "base") for name, model in context.pair.sides.items()}
+    rows = _readings(context, neurons, on_base).set_index(["neurons", "tokens of"]).loc["toxic"]
+    on_tuned = [mean_activations(context, model, neurons, "tuned")[:, :1].mean() for model in (base, tuned)]
+    assert rows.loc["base", ["base", "tuned"]].tolist() == pytest.approx([on_base["base"][:, :1].mean(), on_base["tuned"][:, :1].mean()])
+    assert rows.loc["tuned", ["base", "tuned"]].tolist() == pytest.approx(on_tuned)
+    # Each model on its own tokens.
+    assert rows.loc["own", ["base", "tuned"]].tolist() == pytest.approx([on_base["base"][:, :1].mean(), on_tuned[1]])
     differ = np.array([a != b for a, b in zip(context.greedy_tokens(base), context.greedy_tokens(tuned), strict=True)])
     assert differ.any()
     changed = (
