@@ -14,7 +14,7 @@ from app.jobs import Job, Runner, Step, runner
 
 def ask(
     key: str, title: str, work: Callable[[Step], Any], label: str, *, help: str | None = None, note: str = "",
-    cancelled: str = "Cancelled; nothing was kept.", line: Runner = runner,
+    cancelled: str = "Cancelled; nothing was kept.", line: Runner | None = None,
 ) -> Any:  # fmt: skip
     """The result of a job, or None; until there is one, a button that starts it or its progress is drawn.
 
@@ -23,6 +23,7 @@ def ask(
     Args:
         line: what runs the job, where it is not to wait for those of other pages.
     """
+    line = runner if line is None else line
     job = line.find(key)
     if job is None or job.state in ("cancelled", "failed"):
         if job is not None and job.problem is not None:
@@ -43,8 +44,9 @@ def ask(
 
 
 @st.fragment(run_every=0.5)
-def watch(job: Job, line: Runner = runner) -> None:
+def watch(job: Job, line: Runner | None = None) -> None:
     """Progress that updates itself; the page runs again only when the job is over."""
+    line = runner if line is None else line
     if job.over:
         st.rerun()
     ahead = line.ahead(job)
