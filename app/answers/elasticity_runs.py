@@ -44,7 +44,7 @@ KEPT, WAITING, SLACK = 16, 4, 1.5
 MORE = 10
 EVERY = 0.3
 # How much lower than the server's the priority of a run is.
-LOWER = 10
+LOWER = 5
 log = logging.getLogger(__name__)
 
 
