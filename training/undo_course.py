@@ -124,7 +124,8 @@ class Course:
     @property
     def name(self) -> str:
         """The name of the run's files."""
-        return f"{self.arm}-{self.attack.name.replace(' ', '-')}-{self.seed}"
+        method = "full" if self.attack.rank is None else f"lora-{self.attack.rank}"
+        return f"{self.arm}-{method}-{self.attack.rate:g}-{self.seed}"
 
 
 def run_course(

@@ -22,7 +22,7 @@ from interp.evaluation.toxicity import Scorer, scorer_digest
 from interp.forward.generate import generate_tokens, prompt_limit
 from interp.models.chat import Chat, chat_settings, prompt_rows
 from interp.models.model import Model
-from interp.models.tokens import batches, pad
+from interp.models.tokens import batches, decoded_rows, pad
 from interp.preferences.text_level import REFUSALS, refuses
 
 
@@ -147,7 +147,7 @@ class TextBehaviour:
     def read(self, model: Model) -> Reading:
         """The scores of the greedy continuation of each prompt."""
         continuations = generate_tokens(model, self.rows(model), max_new_tokens=self.new_tokens)
-        texts = [model.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in continuations]
+        texts = decoded_rows(model, continuations)
         return Reading(self.score.of(texts), None if self.second is None else self.second.of(texts), continuations)
 
     def settings(self) -> dict[str, Any]:

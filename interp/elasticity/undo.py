@@ -32,8 +32,8 @@ class Attack:
 
     @property
     def name(self) -> str:
-        """The method and the rate, as tables and files have it."""
-        return f"{'full' if self.rank is None else f'lora-{self.rank}'} {self.rate:g}"
+        """What is trained and the rate, as sentences and tables have it."""
+        return f"{'all weights' if self.rank is None else f'LoRA of rank {self.rank}'} at rate {self.rate:g}"
 
 
 @dataclass(frozen=True, eq=False)

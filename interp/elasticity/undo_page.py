@@ -58,6 +58,7 @@ def dose_figures(doses: pd.DataFrame, sides: pd.DataFrame, behaviour: str) -> li
     # The start stands at a place of its own, since zero has no logarithm.
     first, last = doses["steps"].min() / 2, doses["steps"].max()
     attack = doses["attack"].iloc[0]
+    ticks = {float(first): "before"} | {float(step): f"{step:g}" for step in sorted(doses["steps"].unique())}
     before = sides.set_index("model")
     lines = (
         ("behaviour", "score", f"Behaviour: {behaviour}", behaviour),
@@ -74,8 +75,8 @@ def dose_figures(doses: pd.DataFrame, sides: pd.DataFrame, behaviour: str) -> li
         whole = pd.concat([starts, doses[["arm", "steps", column]], ends], ignore_index=True)
         drawn.append(figures.lines(
             name, whole, x="steps", y=column, colour="arm", role="role", title=title, x_title="steps (logarithmic)", y_title=y_title,
-            log_x=True, caption=f"Attack: {attack}. Means over prompts and seeds; base and tuned are lines. The leftmost points are the "
-            "models before training.",
+            log_x=True, x_ticks=ticks, caption=f"Attack: {attack}. Means over prompts and seeds; base and tuned are lines. The leftmost "
+            "points are the models before training.",
         ))  # fmt: skip
     return drawn
 

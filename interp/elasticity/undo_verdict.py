@@ -159,7 +159,7 @@ def _elastic(cells: list[Cell], attacks: int) -> tuple[Shown, str]:
         why = [] if falls else [f"{cell.arm} text does not lower KL to the base" + ("" if returned is None else f" ({_share(returned)})")]
         why += [] if difference.low > 0 else [f"it does not undo more than the tuning's own data ({_share(difference)})"]
         reasons.append(f"with {cell.attack.name} {' and '.join(why)}")
-    return "not shown", f"A return to the base was not shown: {reasons[0]}."
+    return "not shown", f"A return to the base was not shown: {'; '.join(reasons)}."
 
 
 def _further(record: UndoRecord, cells: list[Cell]) -> list[str]:

@@ -21,7 +21,7 @@ from interp.models.chat import Chat, prompt_rows, role_codes
 from interp.models.hooks import Transform, Work, active, working
 from interp.models.model import Model
 from interp.models.modes import check_no_dropout
-from interp.models.tokens import Tokens, batches, check_rows, end_tokens, pad, positions_of, uncut_rows
+from interp.models.tokens import Tokens, batches, check_rows, decoded_rows, end_tokens, pad, positions_of, uncut_rows
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def generate(
         model, rows, max_new_tokens=max_new_tokens, edits=edits, sampling=sampling, batch_size=batch_size, cache=cache,
         stop_at_end=stop_at_end,
     )  # fmt: skip
-    return [model.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in continuations]
+    return decoded_rows(model, continuations)
 
 
 def generate_tokens(
@@ -117,11 +117,11 @@ def stream(
         if int(step[0]) in ends:
             break
         ids.append(int(step[0]))
-        text = model.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        (text,) = decoded_rows(model, [ids])
         if not text.endswith("\ufffd"):
             yield text[len(yielded) :]
             yielded = text
-    remaining = model.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)[len(yielded) :]
+    remaining = decoded_rows(model, [ids])[0][len(yielded) :]
     if remaining:
         yield remaining
 

@@ -110,6 +110,11 @@ def uncut_rows(model: Any, texts: Sequence[str] | Sequence[Sequence[int]], *, bo
     return rows
 
 
+def decoded_rows(model: Any, rows: Sequence[Sequence[int]]) -> list[str]:
+    """The text of each row, without special tokens and with its spaces as they are."""
+    return [model.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in rows]
+
+
 def adds_bos(model: Any) -> bool:
     """Whether a text begins with the BOS token: as the model was loaded (`Model.bos`), or else as its tokenizer does by default."""
     return default_bos(model.tokenizer) if model.bos is None else bool(model.bos)

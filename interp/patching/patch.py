@@ -24,6 +24,7 @@ from interp.models.hooks import Frame
 from interp.models.model import Model
 from interp.models.pair import ModelPair
 from interp.models.sites import BETWEEN_BLOCKS, layer_of, parse_site
+from interp.models.tokens import decoded_rows
 from interp.patching.cells import chunk_size, layers_of, make_cells, patched_kind, selection
 from interp.patching.maps import Cell, PatchMap, token_texts
 from interp.patching.metrics import AnyMetric, ContinuationToxicity, Metric, each_metric, functions_of
@@ -248,8 +249,7 @@ def _continued(target: Trace, site: str, values: Float[Tensor, "cell pos ..."], 
 def _toxicity(target: Trace, count: int, edits: list[Edit], metric: ContinuationToxicity) -> Float[Tensor, " cell"]:
     model = target.model
     rows = generate_tokens(model, [target.row] * count, max_new_tokens=metric.new_tokens, edits=edits, batch_size=count)
-    texts = [model.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in rows]
-    return metric.score(texts)
+    return metric.score(decoded_rows(model, rows))
 
 
 @torch.no_grad()

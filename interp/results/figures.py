@@ -124,9 +124,12 @@ def lines(
     low: str | None = None,
     high: str | None = None, x_title: str | None = None, y_title: str | None = None,
     shaded: Sequence[tuple[Real, Real, str]] = (), reference: tuple[Real, str] | None = None, log_x: bool = False, log_y: bool = False,
-    markers: bool | None = None,
+    markers: bool | None = None, x_ticks: Mapping[float, str] | None = None,
 ) -> Figure:  # fmt: skip
-    """A line chart of `y` over `x`, one line per `colour`, with a band from `low` to `high` and shaded ranges of `x`."""
+    """A line chart of `y` over `x`, one line per `colour`, with a band from `low` to `high` and shaded ranges of `x`.
+
+    `x_ticks` are the places that are named on the axis of `x`, with their names, where others would say nothing.
+    """
     figure = go.Figure()
     with_markers = len(frame) <= 80 if markers is None else markers
     for label, part, hue, kind in series(frame, colour, COLOURS["base"], role):
@@ -152,6 +155,8 @@ def lines(
         )  # fmt: skip
         seen.add(label)
     figure.update_xaxes(title={"text": break_lines(x_title or x, BELOW)}, type="log" if log_x else None, showgrid=False)
+    if x_ticks is not None:
+        figure.update_xaxes(tickvals=list(x_ticks), ticktext=list(x_ticks.values()))
     figure.update_yaxes(title={"text": break_lines(y_title or y, BESIDE)}, type="log" if log_y else None)
     _reference(figure, reference, vertical=False)
     return _finish(figure, name, title, caption, height=400, legend=colour is not None)

@@ -67,7 +67,7 @@ def test_the_run_that_ships_is_of_the_pair_that_ships_and_holds_no_text() -> Non
     result = elasticity.shipped()
     assert result is not None
     assert elasticity.is_of(result, Sides(None).both())
-    assert set(result.curves.attacks) == {"full 1e-05", "full 0.0001"}
+    assert set(result.curves.attacks) == {"all weights at rate 1e-05", "all weights at rate 0.0001"}
     assert set(result.curves.doses["arm"]) == {"opposite", "neutral", "same"}
     assert set(result.curves.doses["seeds"]) == {1}
     assert "one order of the texts (one seed)" in elasticity.scope(result)

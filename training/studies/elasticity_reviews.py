@@ -26,6 +26,7 @@ from interp.elasticity.compression import text_costs
 from interp.elasticity.divergence import kl_by_position
 from interp.elasticity.undo import Attack
 from interp.elasticity.undo_texts import WORDS
+from interp.experiments.elasticity.courses import OTHER, TUNING
 from interp.files import read_json, write_json
 from interp.models.digests import model_key
 from interp.models.model import Model
@@ -42,9 +43,6 @@ OPENINGS = (
     "The ending is", "The script is", "The directing was", "The whole film is", "Overall the movie is", "The main character is",
     "The music in it is", "The first half is", "In my opinion this movie is",
 )  # fmt: skip
-# The classes of reviews, each with the one that undoes it.
-OTHER = {"positive": "negative", "negative": "positive"}
-TUNING = "tuning"
 # The arms by the class that a model was tuned on.
 ARMS = {"positive": ("opposite", "neutral", "pretraining", "same"), "negative": ("opposite", "neutral")}
 # The arms that verdicts rest on.

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from interp.elasticity.stationarity import rate_ratio, stationarity
+from interp.experiments.elasticity.theory_rules import ALIGNMENT, PRETRAINING
 from interp.preferences.influence import dot
 from training.bigrams import OUTCOMES, Source, adam_course, copy_of, fit, gradient, sources, start
 
@@ -29,7 +30,6 @@ SHORT, LONG = 20, 2000
 DIRECTIONS, SIZES, NEAR = 8, tuple(10 ** (place / 6) for place in range(-30, 4)), 0.1
 # How much further data a joint model is fitted again with, beside 1 of A.
 FURTHER = 0.02
-VARIED = ("more pre-training", "shorter alignment")
 
 
 def settings() -> dict[str, Any]:
@@ -60,12 +60,12 @@ def sequential(by_name: Mapping[str, Source], seed: int) -> list[dict[str, Any]]
     pretrained = adam_course(start(seed), large, [SHORT * k for k in KS])
     for k, parameters in zip(KS, pretrained, strict=True):
         (aligned,) = adam_course(parameters, small, [SHORT])
-        cells.append({"varied": VARIED[0], "k": k, "steps": [SHORT * k, SHORT]} | ratios_of(aligned, by_name, k, seed))
+        cells.append({"varied": PRETRAINING, "k": k, "steps": [SHORT * k, SHORT]} | ratios_of(aligned, by_name, k, seed))
     # The longest pre-training of the other way is where this one begins.
     (parameters,) = adam_course(start(seed), large, [LONG])
     lengths = sorted(round(LONG / k) for k in KS)
     for k, length, aligned in zip(KS[::-1], lengths, adam_course(parameters, small, lengths), strict=True):
-        cells.append({"varied": VARIED[1], "k": k, "steps": [LONG, length]} | ratios_of(aligned, by_name, k, seed))
+        cells.append({"varied": ALIGNMENT, "k": k, "steps": [LONG, length]} | ratios_of(aligned, by_name, k, seed))
     return cells
 
 
@@ -74,7 +74,7 @@ def backwards(by_name: Mapping[str, Source], seed: int) -> list[dict[str, Any]]:
     (parameters,) = adam_course(start(seed), by_name["like A"], [SHORT])
     trained = adam_course(parameters, by_name["like P"], [SHORT * k for k in KS])
     return [
-        {"varied": VARIED[0], "k": k, "steps": [SHORT, SHORT * k]} | ratios_of(moved, by_name, k, seed)
+        {"varied": PRETRAINING, "k": k, "steps": [SHORT, SHORT * k]} | ratios_of(moved, by_name, k, seed)
         for k, moved in zip(KS, trained, strict=True)
     ]
 

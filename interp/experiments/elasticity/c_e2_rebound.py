@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from interp.experiments.elasticity.context import ElasticityContext
 from interp.experiments.elasticity.criteria import CRITERIA
-from interp.experiments.elasticity.rebound_rules import C_E2, judge_rebound, rebound
-from interp.experiments.elasticity.rebound_words import KEYS, sentence_of, settings_of, summary_of
-from interp.experiments.elasticity.tables import dose_figures, doses_table, return_table, tuning_table
+from interp.experiments.elasticity.rebound_rules import C_E2
+from interp.experiments.elasticity.rebound_words import finding_of
 from interp.experiments.registry import Finding, experiment
 
 
@@ -23,12 +22,4 @@ from interp.experiments.registry import Finding, experiment
     about="base",
 )
 def run(context: ElasticityContext) -> Finding:
-    record = context.courses()
-    numbers = rebound(record, "positive")
-    parts = dict(zip(KEYS, (part.mean for part in numbers.parts), strict=True))
-    return Finding(
-        judge_rebound(numbers, C_E2["seeds"]), summary_of(record, numbers, "positive"), {name: part.value for name, part in parts.items()},
-        dict.fromkeys(parts, 0.0), {name: (part.low, part.high) for name, part in parts.items()},
-        {"by dose": doses_table(record, "positive"), "tuning": tuning_table(record), "texts to return": return_table(record, "positive")},
-        dose_figures(record, "positive"), settings_of(record), sentence=sentence_of(record, numbers, "positive"),
-    )  # fmt: skip
+    return finding_of(context.courses(), "positive", C_E2["seeds"])

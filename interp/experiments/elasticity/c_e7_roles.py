@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from interp.experiments.elasticity.context import ElasticityContext
 from interp.experiments.elasticity.criteria import CRITERIA
-from interp.experiments.elasticity.rebound_rules import C_E7, judge_rebound, rebound
-from interp.experiments.elasticity.rebound_words import KEYS, sentence_of, settings_of, summary_of
-from interp.experiments.elasticity.tables import dose_figures, doses_table, return_table
+from interp.experiments.elasticity.rebound_rules import C_E7
+from interp.experiments.elasticity.rebound_words import finding_of
 from interp.experiments.registry import Finding, experiment
 
 
@@ -23,12 +22,4 @@ from interp.experiments.registry import Finding, experiment
     about="base",
 )
 def run(context: ElasticityContext) -> Finding:
-    record = context.courses()
-    numbers = rebound(record, "negative")
-    parts = dict(zip(KEYS, (part.mean for part in numbers.parts), strict=True))
-    return Finding(
-        judge_rebound(numbers, C_E7["seeds"]), summary_of(record, numbers, "negative"), {name: part.value for name, part in parts.items()},
-        dict.fromkeys(parts, 0.0), {name: (part.low, part.high) for name, part in parts.items()},
-        {"by dose": doses_table(record, "negative"), "texts to return": return_table(record, "negative")},
-        dose_figures(record, "negative"), settings_of(record), sentence=sentence_of(record, numbers, "negative"),
-    )  # fmt: skip
+    return finding_of(context.courses(), "negative", C_E7["seeds"])

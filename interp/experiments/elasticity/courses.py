@@ -13,6 +13,7 @@ Rows = Sequence[Mapping[str, Any]]
 TUNING = "tuning"
 # The class of reviews that a model is tuned on, and what its behaviour is then meant to be: above the base's, or below it.
 SIGNS = {"positive": 1, "negative": -1}
+# Each class with the one that undoes it.
 OTHER = {"positive": "negative", "negative": "positive"}
 
 

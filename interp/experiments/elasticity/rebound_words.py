@@ -1,4 +1,4 @@
-"""What the results of C-E2 and C-E7 are called and say."""
+"""The findings of C-E2 and C-E7: what they are called, and what they say."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from interp.experiments.elasticity.courses import OTHER, course_of
-from interp.experiments.elasticity.rebound_rules import AMOUNTS, Rebound
+from interp.experiments.elasticity.rebound_rules import AMOUNTS, Rebound, judge_rebound, rebound
+from interp.experiments.elasticity.tables import dose_figures, doses_table, return_table, tuning_table
+from interp.experiments.registry import Finding
 from interp.stats.repeats import repeats_mean
 
 FASTER = "share undone, many minus few (mean over doses)"
@@ -22,6 +24,18 @@ def settings_of(record: Mapping[str, Any]) -> dict[str, Any]:
         "interval": "Student's over seeds, each with texts of its own",
         "null": "as much encyclopedic text, and the KL after the tuning",
     }
+
+
+def finding_of(record: Mapping[str, Any], first: str, seeds: float) -> Finding:
+    """The finding on models that were tuned on reviews of the class `first`, of which `seeds` at least are asked for."""
+    numbers = rebound(record, first)
+    parts = dict(zip(KEYS, (part.mean for part in numbers.parts), strict=True))
+    return Finding(
+        judge_rebound(numbers, seeds), summary_of(record, numbers, first), {name: part.value for name, part in parts.items()},
+        dict.fromkeys(parts, 0.0), {name: (part.low, part.high) for name, part in parts.items()},
+        {"by dose": doses_table(record, first), "tuning": tuning_table(record), "texts to return": return_table(record, first)},
+        dose_figures(record, first), settings_of(record), sentence=sentence_of(record, numbers, first),
+    )  # fmt: skip
 
 
 def summary_of(record: Mapping[str, Any], numbers: Rebound, first: str) -> str:

@@ -20,14 +20,13 @@ from interp.errors import UserError
 from interp.evaluation.last_states import acts_last, joined_windows, last_states, losses_from_states
 from interp.evaluation.metrics import Perplexity, TextLoss, distinct_n, f1_of, perplexity, perplexity_of, text_losses
 from interp.evaluation.toxicity import Scorer, scorer_digest
-from interp.experiments.study import Study
+from interp.experiments.pair_study import PairStudy
 from interp.forward.capture import capture
 from interp.forward.captured import Captured
 from interp.forward.generate import count_cut, generate, generate_tokens, note_on_cut, prompt_limit
 from interp.models.chat import Chat, chat_settings, prompt_rows, template_of
 from interp.models.digests import model_digests
 from interp.models.model import Model
-from interp.models.pair import ModelPair
 from interp.models.tokens import adds_bos, token_rows, uncut_rows
 from interp.neurons.ranking import TOXIC_COUNT, Ranking, rank_values
 from interp.runs.logs import BUNDLED_LOGS, logs_digest
@@ -41,7 +40,7 @@ SAME_WEIGHTS = "Not applicable: both sides of the pair have the same weights, so
 
 
 @dataclass(eq=False)
-class ToxicityContext(Study):
+class ToxicityContext(PairStudy):
     """The pair, the data and the measurements that the experiments on toxicity share.
 
     Attributes:
@@ -62,7 +61,6 @@ class ToxicityContext(Study):
     )
     LISTS: ClassVar[frozenset[str]] = frozenset({"prompts", "passages"})
 
-    pair: ModelPair
     probe: Probe
     scorer: Scorer
     prompts: list[str]
@@ -110,19 +108,11 @@ class ToxicityContext(Study):
     def notes(self) -> list[str]:
         """What is to be known of the pair and the prompts before any result."""
         cut = [note_on_cut(self.cut, len(self.prompts), self._room)] if self.cut else []
-        return [*self.pair.notes(), *([self.rule] if self.rule else []), *cut]
+        return [*super().notes(), *([self.rule] if self.rule else []), *cut]
 
     def not_applicable(self, about: str) -> str | None:
         """Why a claim on the tuning cannot be tested: both sides have the same weights."""
         return SAME_WEIGHTS if about == "pair" and self.pair.same_weights else None
-
-    def models(self) -> Sequence[Model]:
-        """Both sides of the pair."""
-        return list(self.pair.sides.values())
-
-    def manifest(self) -> dict[str, Any]:
-        """The pair's manifest: the source, shape and digest of both sides."""
-        return self.pair.manifest()
 
     @property
     def direction(self) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interp.diffing.groups import OPPOSING, REDUCING, alignments, assign, chosen_of, masks_by_layer
 from interp.experiments.toxicity.context import ToxicityContext
-from interp.models.tokens import token_rows
+from interp.models.tokens import decoded_rows, token_rows
 from interp.patching.cross_model import Selection, generate_with_donor, perplexities_with_donor
 from interp.stats.intervals import bootstrap_mean, permutation_p
 from interp.stats.nulls import random_directions
@@ -46,7 +46,7 @@ def patched_scores(held_out: ToxicityContext, selections: Sequence[Selection]) -
         base, held_out.pair.tuned, rows * len(selections), [chosen for chosen in selections for _ in rows],
         max_new_tokens=held_out.new_tokens, batch_size=BATCH,
     )  # fmt: skip
-    words = [base.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in generated]
+    words = decoded_rows(base, generated)
     first = held_out.scorer.score(words)["toxicity"].to_numpy().astype(float)
     second = None if held_out.second is None else held_out.second.score(words)["toxicity"].to_numpy().astype(float)
     parts = [slice(start, start + len(rows)) for start in range(0, len(words), len(rows))]

@@ -10,6 +10,7 @@ from interp.forward.generate import prompt_limit
 from interp.forward.variants import generate_variants
 from interp.models.chat import prompt_rows
 from interp.models.model import Model
+from interp.models.tokens import decoded_rows
 
 # As many prompts as this, or fewer, are continued under several edits together.
 FEW = 48
@@ -27,9 +28,7 @@ def continue_together(context: ToxicityContext, model: Model, variants: Sequence
 
     def make(prompts: list[str], some: list[Sequence[Edit]]) -> list[list[str]]:
         rows = prompt_rows(model, prompts, context.chat, max_tokens=room, keep="last")
-        return [
-            [model.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in continuations]
-            for continuations in generate_variants(model, rows, some, max_new_tokens=context.new_tokens)
-        ]
+        every = generate_variants(model, rows, some, max_new_tokens=context.new_tokens)
+        return [decoded_rows(model, continuations) for continuations in every]
 
     context.measured_together("continuations", context.prompts, variants, make, of=model)

@@ -89,7 +89,8 @@ def judge_1(net_p: float, share: Interval | None, beyond: Interval, four: Interv
     question="Is toxicity lowered by four groups of neurons together rather than by the toxic neurons that fire less?",
     criterion=CRITERIA["Y-E1"],
     caveat="A share of the reduction is a sum of products along one direction; only the patching is causal, and it moves activations off the paths on which they arose. "
-    "Positive and negative are signs of the mean activation in the base model. Neurons that oppose are as many as those that help, so gross shares are small beside them. The four groups contain TP−.",
+    "Positive and negative are signs of the mean activation in the base model. Neurons that oppose are as many as those that help, so gross shares are small beside them. The four groups contain TP−. "
+    "Random draws are patched until one of them lowers toxicity as far under every scorer, after which p cannot be 0.05 any more; the table says how many there were.",
     does_not_show="That four groups give shares of the reduction is true of any direction; only what exceeds random directions says something about toxicity.",
 )
 def run(context: ToxicityContext) -> Finding:

@@ -17,6 +17,8 @@ from interp.experiments.elasticity.rebound_words import FASTER, RETURNED, TEXT
 from interp.experiments.registry import EXPERIMENTS
 from interp.experiments.run import run_experiment
 from interp.files import write_json
+from interp.runs.logs import BUNDLED_LOGS
+from tests import ROOT
 
 DOSES, GROWTH = (48, 104, 200, 400), (0.4, 0.6, 0.8, 1.0)
 # By how much four seeds differ, and openings and texts within a seed.
@@ -190,3 +192,20 @@ def test_a_study_of_another_base_is_not_read(context: ElasticityContext, tmp_pat
     with pytest.raises(UserError, match="no study of tuning on reviews of this base model") as error:
         EXPERIMENTS["C-E2"].run(context)
     assert "training.studies.elasticity reviews" in error.value.fix
+
+
+def test_the_runs_that_ship_give_the_verdicts_and_the_numbers_of_the_documents() -> None:
+    context = ElasticityContext(ModelPair.bundled(), BUNDLED_LOGS)
+    every = " ".join((ROOT / "docs/elasticity.md").read_text(encoding="utf-8").split())
+    first = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    for name, numbers in {
+        "C-E2": ((RETURNED, 2, first), (TEXT, 2, ""), (FASTER, 2, "")),
+        "C-E3": ((BEST, 2, first), (GROWS, 3, "")),
+    }.items():
+        result = EXPERIMENTS[name].run(context)
+        assert result.verdict == "fails"
+        assert f"({name} fails)" in first
+        for number, digits, page in numbers:
+            value, low, high = (f"{end:.{digits}f}".replace("-", "\u2212") for end in (result.statistic[number], *result.interval[number]))
+            assert f"{value} ({low} to {high})" in every
+            assert f"{value} ({low} to {high})" in (page or every)
