@@ -89,22 +89,42 @@ def generate_with_donor(
     for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=1 << 16):
         tokens = pad([rows[i] for i in group], model.tokenizer.pad_token_id or 0, "left").to(model.device)
         caches = DynamicCache(), DynamicCache()
-        last = partial(_last, model, donor, _masks([selections[i] for i in group]), tokens.lengths, caches)
+        alike = _alike([rows[i] for i in group])
+        last = partial(_last, model, donor, _masks([selections[i] for i in group]), tokens.lengths, alike, caches)
         columns = list(decode(tokens, last, max_new_tokens, partial(torch.argmax, dim=-1), ends=end_tokens(model)))
         for place, row in zip(group, torch.stack(columns, dim=1).tolist() if columns else [[] for _ in group], strict=True):
             continuations[place] = before_end(row, model)
     return continuations
 
 
+def _alike(rows: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
+    """The places of the rows that differ from all before them, and for each row the number of its like among those."""
+    first: dict[tuple[int, ...], int] = {}
+    for place, row in enumerate(rows):
+        first.setdefault(tuple(row), place)
+    firsts = list(first.values())
+    return firsts, [firsts.index(first[tuple(row)]) for row in rows]
+
+
 def _last(
-    model: Model, donor: Model, chosen: Masks, lengths: Tensor, caches: tuple[DynamicCache, DynamicCache], inputs: Mapping[str, Tensor]
+    model: Model, donor: Model, chosen: Masks, lengths: Tensor, alike: tuple[list[int], list[int]],
+    caches: tuple[DynamicCache, DynamicCache], inputs: Mapping[str, Tensor],
 ) -> Tensor:  # fmt: skip
-    """The model's logits of the token after these, with the donor's activations in the chosen neurons."""
+    """The model's logits of the token after these, with the donor's activations in the chosen neurons.
+
+    The prompts come first, which the donor reads unchanged, so that it reads each of them once for all selections.
+    """
     acts: dict[str, Tensor] = {}
     if chosen:
-        with _collecting(donor, chosen, lengths) as acts:
+        firsts, like = alike
+        shared = len(firsts) < len(like) and not caches[0].get_seq_length()
+        rows = firsts if shared else slice(None)
+        with _collecting(donor, chosen, lengths[rows]) as acts:
             # The donor's logits are not read, so they are not computed.
-            donor.hf.base_model(**inputs, past_key_values=caches[0], use_cache=True)
+            donor.hf.base_model(**{name: value[rows] for name, value in inputs.items()}, past_key_values=caches[0], use_cache=True)
+        if shared:
+            caches[0].batch_select_indices(torch.tensor(like, device=donor.device))
+            acts = {site: value[like] for site, value in acts.items()}
     with _replacing(model, chosen, acts, lengths):
         logits: Tensor = model.hf(**inputs, past_key_values=caches[1], use_cache=True, logits_to_keep=1).logits
     return logits.float()[:, -1]

@@ -154,6 +154,10 @@ def test_no_neuron_patched_is_the_model_and_a_stored_patch_agrees(pair: ModelPai
     together = generate_with_donor(base, tuned, ROWS, each, max_new_tokens=6, batch_size=3)
     assert together == [generate_with_donor(base, tuned, [row], one, max_new_tokens=6)[0] for row, one in zip(ROWS, each, strict=True)]
     assert together != generate_with_donor(base, tuned, ROWS, {}, max_new_tokens=6)
+    # Prompts that come again with another selection, of which the donor reads each once, give what they give alone.
+    twice, both = [*ROWS, *ROWS[::-1], ROWS[0]], [*each, *each[1:], {}, whole]
+    again = generate_with_donor(base, tuned, twice, both, max_new_tokens=6)
+    assert again == [generate_with_donor(base, tuned, [row], one, max_new_tokens=6)[0] for row, one in zip(twice, both, strict=True)]
     with pytest.raises(UserError, match="rows came with 1 selections"):
         generate_with_donor(base, tuned, ROWS, [whole], max_new_tokens=6)
     # A donor that is the model itself changes nothing, whatever is patched.

@@ -14,7 +14,7 @@ from interp.models.tokens import uncut_rows
 
 # Parameters times tokens that one row of a table may cost: the continuations of all prompts, and perplexity. At two floating-point
 # operations for each, the first is a quarter of a minute of a core that does 25 billion a second.
-QUICK_WORK, WHOLE_WORK = 2e11, 8e11
+QUICK_WORK, WHOLE_WORK = 2e11, 5e11
 # Fewer than these say nothing, however large the model is.
 LEAST_PROMPTS, LEAST_PASSAGES = 24, 8
 QUICK_DRAWS, LEAST_QUICK_DRAWS, LEAST_DRAWS = 6, 4, 5

@@ -90,7 +90,8 @@ def judge_1(net_p: float, share: Interval | None, beyond: Interval, four: Interv
     criterion=CRITERIA["Y-E1"],
     caveat="A share of the reduction is a sum of products along one direction; only the patching is causal, and it moves activations off the paths on which they arose. "
     "Positive and negative are signs of the mean activation in the base model. Neurons that oppose are as many as those that help, so gross shares are small beside them. The four groups contain TP−. "
-    "Random draws are patched until one of them lowers toxicity as far under every scorer, after which p cannot be 0.05 any more; the table says how many there were.",
+    "Random draws are patched until one of them lowers toxicity as far under every scorer, after which p cannot be 0.05 any more; for TP− alone, on which the verdict does not rest, "
+    "a report of a large model makes five. The table says how many there were.",
     does_not_show="That four groups give shares of the reduction is true of any direction; only what exceeds random directions says something about toxicity.",
 )
 def run(context: ToxicityContext) -> Finding:
@@ -154,7 +155,7 @@ def run(context: ToxicityContext) -> Finding:
         f"{null['share TP−'].mean():.0%}). Patched into the base model, the four groups lower toxicity by {four.value:.3f} of {start.mean():.3f}, TP− alone by {alone.value:.3f}, "
         f"as many random neurons by {random_fall:.3f}. The same four groups of random directions lower it by {by_name['four groups patched']['null mean']:.3f} (p = {by_name['four groups patched']['p']:.3f}), "
         f"the three without TP− by {three.value:.3f} (random directions {by_name['three groups without TP− patched']['null mean']:.3f}, p = {by_name['three groups without TP− patched']['p']:.3f}); "
-        f"as many random neurons of the same layers as TP− by {by_name['TP− patched alone']['null mean']:.3f} (p = {by_name['TP− patched alone']['p']:.3f}). "
+        f"as many random neurons of the same layers as TP− by {by_name['TP− patched alone']['null mean']:.3f} (p = {by_name['TP− patched alone']['p']:.3f}, {by_name['TP− patched alone']['draws']} draws). "
         f"By scorer the verdicts are {', '.join(by_scorer)}."
     )
     sentence = (

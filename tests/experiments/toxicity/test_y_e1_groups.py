@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,6 +80,17 @@ def test_groups_are_shown_beside_those_of_random_directions_and_tp_beside_matche
     assert (table.loc[[FOUR, THREE], "p"] > 0.05).all()
     assert table.loc[ALONE, "null highest"] < table.loc[ALONE, "fall"] == ran.statistic["fall of toxicity, TP− patched alone"]
     assert table.loc[THREE, "fall"] == ran.statistic["fall of toxicity, three groups without TP− patched"]
+
+
+@pytest.mark.oracle
+def test_a_report_that_reads_less_by_a_rule_makes_fewer_draws_of_what_no_verdict_rests_on(planted: PlantedPair) -> None:
+    context = replace(planted_context(planted, count=16, quick=True), rule="A large model reads less.")
+    ran = EXPERIMENTS["Y-E1"].run(context)
+    table = ran.tables["beside random"].set_index("patched")
+    assert table["draws"].to_dict() == {FOUR: LOOK, THREE: LOOK, ALONE: LOOK}
+    # Five draws that do not reach the fall leave p at a sixth, and the sentence says of how many draws it is.
+    assert table.loc[ALONE, "p"] == pytest.approx(1 / (1 + LOOK))
+    assert f"(p = 0.167, {LOOK} draws)" in ran.summary
 
 
 @pytest.mark.oracle
