@@ -22,6 +22,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 from playwright.sync_api import Browser, Page
+from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
 from app.harness import browsing, free_port, open_at, running_app, settle
 from app.launch import PATIENCE, healthy
@@ -31,6 +32,8 @@ from interp.environment import machine, versions
 from interp.models.named import NAMED
 
 HERE = Path(__file__).parent
+# A page, a control of it, and its wait in seconds, or None where the page does not have it.
+Waited = tuple[str, str, float | None]
 QUIET_MS = 400
 PEOPLE = 8
 # Not the whole window: the sign that the page is running goes away some time after the page has answered. Nor what nobody sees: the
@@ -259,15 +262,26 @@ def crowd(browser: Browser, url: str, people: int, seed: int) -> list[float]:
     return seconds
 
 
-def controls(browser: Browser, url: str) -> tuple[list[tuple[str, str, float]], list[float]]:
-    """The wait of every control: (page, control, seconds until what is seen has stopped changing), and seconds until everything has."""
-    clicks, everything = [], []
+def controls(browser: Browser, url: str, *, every: bool = True) -> tuple[list[Waited], list[float]]:
+    """The wait of every control: (page, control, seconds until what is seen has stopped changing), and seconds until everything has.
+
+    Unless `every` control has to be there, those that a page does not have for this pair have no seconds.
+    """
+    clicks: list[Waited] = []
+    everything = []
     for click in CLICKS:
         page = open_at(browser, url, click.page)
-        seen, any_ = wait_for(page, click.act)
-        clicks.append((click.page, click.name, seen))
-        everything.append(any_)
-        sys.stderr.write(f"{click.page}: {click.name}: {seen:.2f} s, {any_:.2f} s\n")
+        try:
+            seen, any_ = wait_for(page, click.act)
+        except PlaywrightTimeoutError:
+            if every or page.evaluate("window.clicked") is not None:
+                raise
+            clicks.append((click.page, click.name, None))
+            sys.stderr.write(f"{click.page}: {click.name}: not there\n")
+        else:
+            clicks.append((click.page, click.name, seen))
+            everything.append(any_)
+            sys.stderr.write(f"{click.page}: {click.name}: {seen:.2f} s, {any_:.2f} s\n")
         page.context.close()
     return clicks, everything
 
@@ -285,7 +299,7 @@ def first_tokens(browser: Browser, url: str, times: int) -> tuple[float, ...]:
     return tuple(tokens)
 
 
-def measure_named(pair: str) -> tuple[list[Wait], list[tuple[str, str, float]]]:
+def measure_named(pair: str) -> tuple[list[Wait], list[Waited]]:
     """The waits of one person on a named pair: the first page, every page opened for the first and for the second time, every control."""
     with browsing() as browser:
         # Converts the file of the base model where that has not been done.
@@ -301,13 +315,14 @@ def measure_named(pair: str) -> tuple[list[Wait], list[tuple[str, str, float]]]:
                     waits.append(Wait(f"the page {title}, {again}", None, "s", (time.monotonic() - moment,)))
                     sys.stderr.write(f"{waits[-1].name}: {waits[-1].median:.1f} s\n")
                     page.context.close()
-            clicks, _ = controls(browser, url)
-            waits.append(Wait("a control that generates nothing", None, "s", tuple(seconds for *_, seconds in clicks)))
+            clicks, _ = controls(browser, url, every=False)
+            seen = tuple(seconds for *_, seconds in clicks if seconds is not None)
+            waits.append(Wait("a control that generates nothing", None, "s", seen))
             waits.append(Wait("first token of a continuation", None, "s", first_tokens(browser, url, 3)))
     return waits, clicks
 
 
-def measure() -> tuple[list[Wait], list[tuple[str, str, float]]]:
+def measure() -> tuple[list[Wait], list[Waited]]:
     """Every wait, and the wait of every click by itself."""
     with browsing() as browser:
         # The first start of all reads the libraries from the disk.
@@ -317,7 +332,8 @@ def measure() -> tuple[list[Wait], list[tuple[str, str, float]]]:
         waits.append(Wait(OWN, None, "s", tuple(own_prompt(browser, f"The {word} one said that") for word in ("first", "second", "third"))))
         with running_app() as url:
             clicks, everything = controls(browser, url)
-            waits.append(Wait("a control that generates nothing", 0.5, "s", tuple(seconds for *_, seconds in clicks)))
+            seen = tuple(seconds for *_, seconds in clicks if seconds is not None)
+            waits.append(Wait("a control that generates nothing", 0.5, "s", seen))
             waits.append(Wait(UNSEEN, None, "s", tuple(everything)))
             waits.append(Wait("first token of a continuation", 0.5, "s", first_tokens(browser, url, 5)))
             ratios = []
@@ -330,7 +346,7 @@ def measure() -> tuple[list[Wait], list[tuple[str, str, float]]]:
     return waits, clicks
 
 
-def write(waits: list[Wait], clicks: list[tuple[str, str, float]], pair: str | None = None) -> None:
+def write(waits: list[Wait], clicks: list[Waited], pair: str | None = None) -> None:
     """Write the record of a pair, and `APP.md` from all records."""
     record = {
         "machine": machine(), "versions": versions(), "waits": [asdict(wait) for wait in waits],
@@ -386,7 +402,11 @@ def _tables(record: dict) -> list[str]:
         promised = "–" if item["promised"] is None else f"at most {item['promised']:g} {unit}"
         lines.append(f"| {item['name']} | {statistics.median(values):.2f} {unit} | {ends} | {promised} |")
     lines += ["", "Each control by itself:", "", "| page | control | wait |", "|---|---|---|"]
-    return lines + [f"| {item['page'] or 'start'} | {item['control']} | {item['seconds']:.2f} s |" for item in record["clicks"]]
+    return lines + [
+        f"| {item['page'] or 'start'} | {item['control']} | "
+        + ("not there for this pair |" if item["seconds"] is None else f"{item['seconds']:.2f} s |")
+        for item in record["clicks"]
+    ]
 
 
 if __name__ == "__main__":

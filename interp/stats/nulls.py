@@ -9,7 +9,7 @@ changes of that length hardly change a prediction.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -98,20 +98,30 @@ def _draw(model: Model, neurons: Sequence[Neuron], seed: int, exclude: Sequence[
     return controls
 
 
-@torch.no_grad()
 def perturbed(pair: ModelPair, seed: int, *, scale: float | int = 1.0) -> Model:
     """The base model plus a random change: in each tensor `scale` times as long as the change by tuning.
 
     Any change of this size has the effects of this model: the control for effects on prompts that were chosen by what the base
     model says.
     """
-    hf = pair.base.plain_copy()
+    return _moved(pair, _random_changes(pair, seed), scale)
+
+
+def _random_changes(pair: ModelPair, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """For each parameter in order: random numbers, their norm, and the norm of its change by tuning."""
     generator = torch.Generator().manual_seed(seed)
     tuned = dict(pair.tuned.hf.named_parameters())
-    for name, parameter in hf.named_parameters():
-        length = (tuned[name].float() - parameter.float()).norm().cpu()
+    for name, parameter in pair.base.hf.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        parameter.add_((noise * (scale * length / noise.norm())).to(parameter.device, parameter.dtype))
+        yield noise, noise.norm(), (tuned[name].float() - parameter.float()).norm().cpu()
+
+
+@torch.no_grad()
+def _moved(pair: ModelPair, changes: Iterable[tuple[Tensor, Tensor, Tensor]], scale: float) -> Model:
+    """The base model plus these changes, each `scale` times as long as that of its parameter by tuning."""
+    hf = pair.base.plain_copy()
+    for parameter, (noise, norm, length) in zip(hf.parameters(), changes, strict=True):
+        parameter.add_((noise * (scale * length / norm)).to(parameter.device, parameter.dtype))
     name = "random change of equal norm" if scale == 1 else f"random change of {scale:.3g} times the norm"
     return Model(freeze(hf), pair.base.tokenizer, name, bos=pair.base.bos)
 
@@ -150,8 +160,10 @@ def scale_to_kl(
     if goal <= 0:
         return 0.0
     low, high, scale, divergence = 0.0, math.inf, start, 0.0
+    # Drawn once: drawing takes as long as reading the texts does.
+    changes = list(_random_changes(pair, seed))
     for trial in range(KL_TRIALS):
-        divergence = from_base(perturbed(pair, seed, scale=scale))
+        divergence = from_base(_moved(pair, changes, scale))
         if abs(divergence - goal) <= KL_TOLERANCE * goal:
             return scale
         # A divergence that is not a number comes from a change that is too large.

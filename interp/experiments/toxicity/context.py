@@ -23,11 +23,11 @@ from interp.evaluation.toxicity import Scorer, scorer_digest
 from interp.experiments.pair_study import PairStudy
 from interp.forward.capture import capture
 from interp.forward.captured import Captured
-from interp.forward.generate import count_cut, generate, generate_tokens, note_on_cut, prompt_limit
+from interp.forward.generate import before_end, count_cut, generate, generate_tokens, note_on_cut, prompt_limit
 from interp.models.chat import Chat, chat_settings, prompt_rows, template_of
 from interp.models.digests import model_digests
 from interp.models.model import Model
-from interp.models.tokens import adds_bos, token_rows, uncut_rows
+from interp.models.tokens import adds_bos, decoded_rows, token_rows, uncut_rows
 from interp.neurons.ranking import TOXIC_COUNT, Ranking, rank_values
 from interp.runs.logs import BUNDLED_LOGS, logs_digest
 
@@ -153,6 +153,9 @@ class ToxicityContext(PairStudy):
             )  # fmt: skip
 
         def every() -> list[str]:
+            if not edits and any(model is side for side in self.pair.sides.values()):
+                # Both sides are forced on these tokens as well, so that they are generated once.
+                return decoded_rows(model, [before_end(row, model) for row in self.greedy_tokens(model)])
             return self.measured_items("continuations", self.prompts, make, of=model, edits=edits)
 
         return list(self.measured("continuations", every, of=model, edits=edits))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from interp.diffing.groups import OPPOSING, REDUCING, alignments, assign, chosen_of, masks_by_layer
 from interp.experiments.toxicity.context import ToxicityContext
+from interp.models.model import Model
 from interp.models.tokens import decoded_rows, token_rows
 from interp.patching.cross_model import Selection, generate_with_donor, perplexities_with_donor
 from interp.stats.intervals import bootstrap_mean, permutation_p
@@ -60,8 +61,7 @@ def patched_rows(held_out: ToxicityContext, groups: Int[np.ndarray, " neuron"]) 
     four = np.isin(groups, range(len(REDUCING)))
     drawn = np.zeros(every, dtype=bool)
     drawn[np.random.default_rng(held_out.seed).permutation(every)[: int(four.sum())]] = True
-    cases: dict[str, Selection] = {"nothing (base)": {}}
-    cases |= {ALONE: chosen_of(groups, ["TP−"], d_mlp)}
+    cases: dict[str, Selection] = {ALONE: chosen_of(groups, ["TP−"], d_mlp)}
     if not held_out.quick:
         cases |= {f"{name} alone": chosen_of(groups, [name], d_mlp) for name in REDUCING[1:]}
     cases |= {
@@ -70,16 +70,19 @@ def patched_rows(held_out: ToxicityContext, groups: Int[np.ndarray, " neuron"]) 
         RANDOM: masks_by_layer(drawn, d_mlp), "all neurons": masks_by_layer(np.ones(every, dtype=bool), d_mlp),
     }  # fmt: skip
     texts = token_rows(base, [passage.text for passage in held_out.passages], max_tokens=base.context)
-    rows = []
+    rows = [_row(held_out, "nothing (base)", 0, _unpatched(held_out, base), held_out.perplexity(base).value)]
     held_out.say("patching groups of neurons")
     selections = list(cases.values())
     perplexities = perplexities_with_donor(base, tuned, texts, selections)
     for (name, chosen), scores, perplexity in zip(cases.items(), patched_scores(held_out, selections), perplexities, strict=True):
         neurons = int(sum(int(units.sum()) for units in chosen.values()))
         rows.append(_row(held_out, name, neurons, scores, perplexity))
-    whole = Scores(held_out.toxicity(tuned), held_out.second_toxicity(tuned))
-    rows.append(_row(held_out, "everything (tuned)", every, whole, held_out.perplexity(tuned).value))
+    rows.append(_row(held_out, "everything (tuned)", every, _unpatched(held_out, tuned), held_out.perplexity(tuned).value))
     return rows
+
+
+def _unpatched(held_out: ToxicityContext, model: Model) -> Scores:
+    return Scores(held_out.toxicity(model), held_out.second_toxicity(model))
 
 
 def _row(held_out: ToxicityContext, name: str, neurons: int, scores: Scores, perplexity: float) -> dict[str, Any]:
