@@ -4,6 +4,10 @@
 
 Only the record goes along, not the page, and no path of the machine on which it was made; where the report was also made on paper A's
 prompts, the statistics of these go with it. That of a named pair, whose base is a large model, may be quick.
+
+Of a pair whose weights do not ship, the statistics can stand beside what is written about it:
+
+    python -m training.shipped_report FOLDER --statistics docs/NAME.json
 """
 
 from __future__ import annotations
@@ -23,6 +27,20 @@ from interp.report.page import Report, read_report
 from interp.report.prompt_sets import FILE as PROMPT_SETS_FILE
 
 FILE = "report.json"
+STATISTICS = (
+    "id",
+    "claim",
+    "title",
+    "verdict",
+    "statistic",
+    "null",
+    "interval",
+    "settings",
+    "seconds",
+    "sentence",
+    "does_not_show",
+    "criteria",
+)
 
 
 def ship(folder: Path) -> Path:
@@ -59,6 +77,16 @@ def _place(report: Report) -> tuple[Path, bool]:
     return BUNDLED / "report", False
 
 
+def write_statistics(folder: Path, file: Path) -> Path:
+    """Write the numbers, verdicts and sentences of a folder's report, without tables and figures, which hold texts, and return the file."""
+    record = _without_paths(read_json(folder / FILE))
+    sides = {side: {"name": record["pair"][side]["path"], "digest": record["pair"][side]["digest"]} for side in ("base", "tuned")}
+    experiments = [{name: result[name] for name in STATISTICS} for result in record["experiments"]]
+    left_out, notes = record["environment"]["skipped"], record["environment"]["notes"]
+    write_json(file, {"pair": sides, "notes": notes, "skipped": left_out, "experiments": experiments})
+    return file
+
+
 def _without_paths(record: dict[str, Any]) -> dict[str, Any]:
     """The record without the folders of the machine on which it was made: of a path the part in the bundle, or its last name."""
     cleaned: dict[str, Any] = json.loads(re.sub(r'"[^"]*/(interp/bundled/)', r'"\1', json.dumps(record)))
@@ -71,4 +99,6 @@ def _without_paths(record: dict[str, Any]) -> dict[str, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    print(ship(parser.parse_args().folder))
+    parser.add_argument("--statistics", type=Path, metavar="FILE")
+    asked = parser.parse_args()
+    print(ship(asked.folder) if asked.statistics is None else write_statistics(asked.folder, asked.statistics))

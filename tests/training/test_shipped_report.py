@@ -45,3 +45,18 @@ def test_a_quick_report_does_not_ship(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="quick"):
         shipped_report.ship(folder)
     assert not (bundle / "report").exists()
+
+
+def test_statistics_of_a_report_hold_no_text_and_no_path(tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    shutil.copytree(BUNDLED / "smollm2" / "report", folder)
+    record = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    record["pair"]["tuned"]["path"] = "/somewhere/runs/full/dpo/model"
+    (folder / "report.json").write_text(json.dumps(record), encoding="utf-8")
+    file = shipped_report.write_statistics(folder, tmp_path / "statistics.json")
+    text = file.read_text(encoding="utf-8")
+    written = json.loads(text)
+    assert written["pair"]["tuned"] == {"name": "model", "digest": record["pair"]["tuned"]["digest"]}
+    assert "/somewhere" not in text
+    assert [item["verdict"] for item in written["experiments"]] == [item["verdict"] for item in record["experiments"]]
+    assert not {"tables", "figures", "summary"} & written["experiments"][0].keys()
