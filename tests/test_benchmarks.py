@@ -162,6 +162,16 @@ def test_every_case_gives_the_result_of_the_straightforward_way() -> None:
         assert case.differ(ours, case.theirs()) <= case.tolerance, case.name
 
 
+def test_a_control_that_a_page_does_not_have_is_named_without_a_time() -> None:
+    record = {
+        "machine": {"cores": 2}, "versions": {"streamlit": "1"}, "waits": [],
+        "clicks": [{"page": "", "control": "a row", "seconds": 1.234}, {"page": "training", "control": "another stage", "seconds": None}],
+    }  # fmt: skip
+    page = app.named_part("invented", record)
+    assert "| start | a row | 1.23 s |" in page
+    assert "| training | another stage | not there for this pair |" in page
+
+
 def test_the_page_on_the_apps_waits_says_what_its_json_says() -> None:
     record = json.loads((app.HERE / "app.json").read_text(encoding="utf-8"))
     assert app.whole_page() == (app.HERE / "APP.md").read_text(encoding="utf-8")

