@@ -5,7 +5,7 @@
 Only the record goes along, not the page, and no path of the machine on which it was made; where the report was also made on paper A's
 prompts, the statistics of these go with it. That of a named pair, whose base is a large model, may be quick.
 
-Of a pair whose weights do not ship, the statistics can stand beside what is written about it:
+The statistics of a report, also of a pair whose weights do not ship, can stand beside what is written about it:
 
     python -m training.shipped_report FOLDER --statistics docs/NAME.json
 """
@@ -27,20 +27,8 @@ from interp.report.page import Report, read_report
 from interp.report.prompt_sets import FILE as PROMPT_SETS_FILE
 
 FILE = "report.json"
-STATISTICS = (
-    "id",
-    "claim",
-    "title",
-    "verdict",
-    "statistic",
-    "null",
-    "interval",
-    "settings",
-    "seconds",
-    "sentence",
-    "does_not_show",
-    "criteria",
-)
+# What is left out of each result: texts of the models, and what stands in the criteria and the code.
+NO_STATISTICS = {"tables", "figures", "summary", "question", "criterion", "refuted_by", "caveat"}
 
 
 def ship(folder: Path) -> Path:
@@ -81,7 +69,7 @@ def write_statistics(folder: Path, file: Path) -> Path:
     """Write the numbers, verdicts and sentences of a folder's report, without tables and figures, which hold texts, and return the file."""
     record = _without_paths(read_json(folder / FILE))
     sides = {side: {"name": record["pair"][side]["path"], "digest": record["pair"][side]["digest"]} for side in ("base", "tuned")}
-    experiments = [{name: result[name] for name in STATISTICS} for result in record["experiments"]]
+    experiments = [{name: value for name, value in result.items() if name not in NO_STATISTICS} for result in record["experiments"]]
     left_out, notes = record["environment"]["skipped"], record["environment"]["notes"]
     write_json(file, {"pair": sides, "notes": notes, "skipped": left_out, "experiments": experiments})
     return file

@@ -25,7 +25,7 @@ from interp.models.hooks import Work, working
 from interp.models.model import Model
 from interp.models.modes import check_no_dropout
 from interp.models.positions import ROLES
-from interp.models.tokens import adds_bos, batches, next_token_losses, pad, predicted, token_rows, uncut_rows
+from interp.models.tokens import adds_bos, batches, logit_tokens, next_token_losses, pad, predicted, token_rows, uncut_rows
 from interp.stats.intervals import Interval, bootstrap_mean, bootstrap_ratio
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def text_losses(
     spans = [span for _, span in owners]
     transforms = transforms_of(edits, model)
     losses, counts = np.zeros(len(spans)), np.array([len(row) - skip for row, skip in spans], dtype=float)
-    for group in batches([len(row) for row, _ in spans], batch_size=batch_size, batch_tokens=_batch_tokens(model)):
+    for group in batches([len(row) for row, _ in spans], batch_size=batch_size, batch_tokens=logit_tokens(model)):
         tokens = pad([spans[i][0] for i in group], model.tokenizer.pad_token_id or 0, "right").to(model.device)
         with working(model.hf, Work(transforms, rows=tuple(owners[i][0] for i in group)), tokens.lengths):
             nll = next_token_losses(model.hf(**tokens.inputs(), use_cache=False).logits, tokens.ids)
@@ -112,12 +112,6 @@ def text_losses(
         losses[group] = (nll.double() * scored).sum(dim=1).cpu().numpy()
     of_text = np.array([number for number, _ in owners], dtype=int)
     return [TextLoss(losses[of_text == number], counts[of_text == number]) for number in range(len(texts))]
-
-
-def _batch_tokens(model: Model) -> int:
-    """How many tokens are read at a time, padding included."""
-    # Fewer on a CPU where the vocabulary is large: their logits are read again while they are near, and less is padded.
-    return min(8192, max(256, 2**24 // model.d_vocab)) if model.device.type == "cpu" else 8192
 
 
 def _window(model: Model, window: int | None, stride: int | None) -> tuple[int, int]:

@@ -194,6 +194,12 @@ def batches(lengths: Sequence[int], *, batch_size: int, batch_tokens: int) -> li
     return groups
 
 
+def logit_tokens(model: Any) -> int:
+    """How many tokens are read at a time, padding included, where the logits of all of them are wanted."""
+    # Fewer on a CPU where the vocabulary is large: their logits are read again while they are near, and less is padded.
+    return min(8192, max(256, 2**24 // model.d_vocab)) if model.device.type == "cpu" else 8192
+
+
 def next_token_losses(logits: Float[Tensor, "batch pos vocab"], ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos-1"]:
     """Negative log-likelihood, in nats, of every token but the first, given the tokens before it; always in single precision."""
     # The vocabulary is kept as the last, contiguous axis: cross_entropy over a middle axis sums less exactly.

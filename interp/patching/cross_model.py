@@ -21,7 +21,7 @@ from interp.errors import UserError
 from interp.forward.generate import before_end, decode
 from interp.models.hooks import Frame, Work, working
 from interp.models.model import Model
-from interp.models.tokens import batches, check_rows, end_tokens, next_token_losses, pad
+from interp.models.tokens import batches, check_rows, end_tokens, logit_tokens, next_token_losses, pad
 
 # The neurons that are patched, by layer.
 Selection = Mapping[int, Bool[Tensor, " d_mlp"]]
@@ -99,11 +99,9 @@ def generate_with_donor(
 
 def _alike(rows: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
     """The places of the rows that differ from all before them, and for each row the number of its like among those."""
-    first: dict[tuple[int, ...], int] = {}
-    for place, row in enumerate(rows):
-        first.setdefault(tuple(row), place)
-    firsts = list(first.values())
-    return firsts, [firsts.index(first[tuple(row)]) for row in rows]
+    keys = [tuple(row) for row in rows]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return [keys.index(key) for key in numbers], [numbers[key] for key in keys]
 
 
 def _last(
@@ -142,7 +140,7 @@ def perplexities_with_donor(
         _check(model, donor, chosen)
     check_rows(model, rows)
     losses, count = [0.0] * len(selections), 0
-    for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=4096):
+    for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=logit_tokens(model)):
         tokens = pad([rows[i] for i in group], model.tokenizer.pad_token_id or 0, "right").to(model.device)
         real = tokens.mask[:, 1:]
         with _collecting(donor, {layer for chosen in selections for layer in chosen}, tokens.lengths) as acts:

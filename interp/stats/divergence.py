@@ -15,7 +15,7 @@ from interp.errors import UserError
 from interp.models.hooks import Work, working
 from interp.models.model import Model
 from interp.models.modes import check_no_dropout
-from interp.models.tokens import Tokens, batches, pad, token_rows
+from interp.models.tokens import Tokens, batches, logit_tokens, pad, token_rows
 
 
 @torch.no_grad()
@@ -64,7 +64,7 @@ def log_probabilities(
 
 def _batches(model: Model, rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[tuple[list[int], Tokens]]:
     """The batches in which rows are read: the numbers of their rows, and their tokens."""
-    for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=8192):
+    for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=logit_tokens(model)):
         yield group, pad([rows[i] for i in group], model.tokenizer.pad_token_id or 0, "right").to(model.device)
 
 

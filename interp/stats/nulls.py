@@ -107,6 +107,7 @@ def perturbed(pair: ModelPair, seed: int, *, scale: float | int = 1.0) -> Model:
     return _moved(pair, _random_changes(pair, seed), scale)
 
 
+@torch.no_grad()
 def _random_changes(pair: ModelPair, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """For each parameter in order: random numbers, their norm, and the norm of its change by tuning."""
     generator = torch.Generator().manual_seed(seed)
