@@ -32,7 +32,7 @@ from interp.environment import machine, versions
 from interp.models.named import NAMED
 
 HERE = Path(__file__).parent
-# A page, a control of it, and its wait in seconds, or None where the page does not have it.
+# A page, a control of it, and its wait in seconds, or None where the page does not have it when it opens.
 Waited = tuple[str, str, float | None]
 QUIET_MS = 400
 PEOPLE = 8
@@ -265,7 +265,7 @@ def crowd(browser: Browser, url: str, people: int, seed: int) -> list[float]:
 def controls(browser: Browser, url: str, *, every: bool = True) -> tuple[list[Waited], list[float]]:
     """The wait of every control: (page, control, seconds until what is seen has stopped changing), and seconds until everything has.
 
-    Unless `every` control has to be there, those that a page does not have for this pair have no seconds.
+    Unless `every` control has to be there, those that a page does not have when it opens have no seconds.
     """
     clicks: list[Waited] = []
     everything = []
@@ -277,7 +277,7 @@ def controls(browser: Browser, url: str, *, every: bool = True) -> tuple[list[Wa
             if every or page.evaluate("window.clicked") is not None:
                 raise
             clicks.append((click.page, click.name, None))
-            sys.stderr.write(f"{click.page}: {click.name}: not there\n")
+            sys.stderr.write(f"{click.page}: {click.name}: not on the page\n")
         else:
             clicks.append((click.page, click.name, seen))
             everything.append(any_)
@@ -385,7 +385,8 @@ def named_part(pair: str, record: dict) -> str:
     lines = [
         "", f"# The same on `{pair}`", "",
         f"Generated from `app-{pair}.json` by `python -m benchmarks.app --pair {pair}`: one person alone; nothing was promised. What takes "
-        "many forwards is offered behind a button, and its time is not part of these waits.", "",
+        "many forwards is offered behind a button: its time is not part of these waits, and controls that it brings are not on the page "
+        "before.", "",
     ]  # fmt: skip
     return "\n".join([*lines, *_tables(record)]) + "\n"
 
@@ -404,7 +405,7 @@ def _tables(record: dict) -> list[str]:
     lines += ["", "Each control by itself:", "", "| page | control | wait |", "|---|---|---|"]
     return lines + [
         f"| {item['page'] or 'start'} | {item['control']} | "
-        + ("not there for this pair |" if item["seconds"] is None else f"{item['seconds']:.2f} s |")
+        + ("not on the page when it opens |" if item["seconds"] is None else f"{item['seconds']:.2f} s |")
         for item in record["clicks"]
     ]
 

@@ -169,7 +169,7 @@ def test_a_control_that_a_page_does_not_have_is_named_without_a_time() -> None:
     }  # fmt: skip
     page = app.named_part("invented", record)
     assert "| start | a row | 1.23 s |" in page
-    assert "| training | another stage | not there for this pair |" in page
+    assert "| training | another stage | not on the page when it opens |" in page
 
 
 def test_the_page_on_the_apps_waits_says_what_its_json_says() -> None:
