@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -135,8 +136,24 @@ def _show_notice(message: Warning | str, category: type[Warning], *place: object
 
 app = typer.Typer(
     name="bypass", cls=Commands, add_completion=False, context_settings={"help_option_names": ["-h", "--help"]},
-    help="What does preference tuning change inside a language model, and what does it leave behind?",
 )  # fmt: skip
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"bypass {version('bypass-workbench')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    shows_version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="print the version, and nothing else")
+    ] = False,
+) -> None:
+    """What does preference tuning change inside a language model, and what does it leave behind?"""
+
+
 for _module, _command in COMMANDS.items():
     app.command(_command)(getattr(import_module(f"interp.commands.{_module}"), _command))
 app.add_typer(pairs, name="pairs")

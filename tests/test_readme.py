@@ -12,7 +12,7 @@ import pytest
 from tests import ROOT
 from tests.test_house import ORDER
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -25,10 +25,11 @@ def test_the_example_prints_what_the_readme_says() -> None:
     assert said.getvalue().strip() == output.strip()
 
 
-def test_every_command_of_the_table_exists() -> None:
+def test_every_command_of_the_index_exists() -> None:
     from interp.cli import COMMANDS
 
-    named = set(re.findall(r"`bypass ([a-z]+)", README))
+    pages = README + (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`bypass ([a-z]+)", pages))
     assert named <= {*COMMANDS, "train", "app", "pairs"}
     assert {"report", "evaluate", "generate", "sweep", "vectors", "lens", "score", "convert", "train", "doctor"} <= named
 

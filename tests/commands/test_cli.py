@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +90,11 @@ def test_functions_named_like_files_are_the_functions_in_any_order_of_import() -
 @pytest.mark.parametrize("command", [*COMMANDS.values(), "train"])
 def test_every_command_explains_itself(command: str, invoke: Invoke) -> None:
     assert "Usage" in invoke(command, "--help").stdout
+
+
+def test_the_version_is_that_of_the_package(invoke: Invoke) -> None:
+    shown = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert invoke("--version").stdout == f"bypass {shown}\n"
 
 
 def test_bypass_alone_shows_the_commands(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_the_command_reports_paper_b_with_its_verdicts_and_says_how_to_repeat_it
     assert "python -m training.studies.displacement single-token" in without.stderr
 
 
-def test_the_study_that_ships_is_of_the_base_that_ships_and_gives_the_verdicts_of_the_readme() -> None:
+def test_the_study_that_ships_is_of_the_base_that_ships_and_gives_the_verdicts_of_the_findings() -> None:
     pair = ModelPair.bundled()
     record = json.loads((BUNDLED / "log" / "single_token.json").read_text(encoding="utf-8"))
     assert record["base"] == pair.base.digest
@@ -162,8 +162,8 @@ def test_the_study_that_ships_is_of_the_base_that_ships_and_gives_the_verdicts_o
     context = DisplacementContext(pair, logs=BUNDLED_LOGS)
     results = {id: EXPERIMENTS[id].run(context) for id in ("B-E1", "B-E1b")}
     assert {id: result.verdict for id, result in results.items()} == {"B-E1": "fails", "B-E1b": "inconclusive"}
-    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    findings = (Path(__file__).parents[3] / "docs" / "findings.md").read_text(encoding="utf-8")
     fall = results["B-E1"].statistic["largest fall of the preferred answer"]
-    assert f"largest fall within a run {fall:.3f}" in readme
+    assert f"largest fall within a run {fall:.3f}" in findings
     low, high = (f"{end:.3f}".replace("-", "\u2212") for end in results["B-E1"].interval["largest fall of the preferred answer"])
-    assert f"({low} to {high})" in readme
+    assert f"({low} to {high})" in findings

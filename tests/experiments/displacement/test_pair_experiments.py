@@ -99,7 +99,7 @@ def test_the_filter_table_has_the_difference_from_random_halves(context: Displac
     assert behaviour.loc["highest influence", "toxicity of continuations, minus random"].startswith("-0.02 [")
 
 
-def test_the_study_that_ships_is_of_the_base_that_ships_and_gives_the_verdicts_of_the_readme() -> None:
+def test_the_study_that_ships_is_of_the_base_that_ships_and_gives_the_verdicts_of_the_findings() -> None:
     pair = ModelPair.bundled()
     record = json.loads((BUNDLED_LOGS / "preference_pairs.json").read_text(encoding="utf-8"))
     assert record["base"] == pair.base.digest
@@ -109,11 +109,11 @@ def test_the_study_that_ships_is_of_the_base_that_ships_and_gives_the_verdicts_o
     results = {id: EXPERIMENTS[id].run(context) for id in ("B-E2", "B-E4")}
     assert {id: result.verdict for id, result in results.items()} == {"B-E2": "inconclusive", "B-E4": "inconclusive"}
     assert {id: result.earlier for id, result in results.items()} == {"B-E2": {1: "inconclusive"}, "B-E4": {1: "holds"}}
-    readme = " ".join((Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8").split())
+    findings = " ".join((Path(__file__).parents[3] / "docs" / "findings.md").read_text(encoding="utf-8").split())
     for id, key, digits in (("B-E2", CHES, 2), ("B-E4", GAIN, 3), ("B-E4", LEAD, 3)):
         low, high = (f"{end:.{digits}f}".replace("-", "\u2212") for end in results[id].interval[key])
-        assert f"{results[id].statistic[key]:.{digits}f} ({low} to {high})" in readme
-    assert "(B-E2 is inconclusive)" in readme
-    assert "(B-E4 is inconclusive; under version 1 of its criterion" in readme
+        assert f"{results[id].statistic[key]:.{digits}f} ({low} to {high})" in findings
+    assert "(B-E2) | inconclusive" in findings
+    assert "(B-E4) | inconclusive" in findings
     gain = displacers(record["filters"]).gain.over_sources
-    assert f"{gain.value:.3f} (\u2212{-gain.low:.3f} to {gain.high:.3f})" in readme
+    assert f"{gain.value:.3f} (\u2212{-gain.low:.3f} to {gain.high:.3f})" in findings

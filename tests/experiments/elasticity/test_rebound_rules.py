@@ -197,14 +197,14 @@ def test_a_study_of_another_base_is_not_read(context: ElasticityContext, tmp_pat
 def test_the_runs_that_ship_give_the_verdicts_and_the_numbers_of_the_documents() -> None:
     context = ElasticityContext(ModelPair.bundled(), BUNDLED_LOGS)
     every = " ".join((ROOT / "docs/elasticity.md").read_text(encoding="utf-8").split())
-    first = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    first = " ".join((ROOT / "docs/findings.md").read_text(encoding="utf-8").split())
     for name, numbers in {
         "C-E2": ((RETURNED, 2, first), (TEXT, 2, ""), (FASTER, 2, "")),
         "C-E3": ((BEST, 2, first), (GROWS, 3, "")),
     }.items():
         result = EXPERIMENTS[name].run(context)
         assert result.verdict == "fails"
-        assert f"({name} fails)" in first
+        assert f"({name}) | fails" in first
         for number, digits, page in numbers:
             value, low, high = (f"{end:.{digits}f}".replace("-", "\u2212") for end in (result.statistic[number], *result.interval[number]))
             assert f"{value} ({low} to {high})" in every

@@ -131,7 +131,7 @@ def test_the_theory_that_ships_is_read_for_any_pair_and_another_record_makes_ano
         context.courses()
 
 
-def test_the_theory_that_ships_shows_the_identity_and_gives_the_verdict_of_the_readme() -> None:
+def test_the_theory_that_ships_shows_the_identity_and_gives_the_verdict_of_the_documents() -> None:
     context = ElasticityContext(ModelPair.bundled(), BUNDLED_LOGS)
     rows = context.theory()["rows"]
     assert [row["seed"] for row in rows] == list(range(6))
@@ -139,7 +139,7 @@ def test_the_theory_that_ships_shows_the_identity_and_gives_the_verdict_of_the_r
     assert law.is_measured
     result = EXPERIMENTS["C-E8"].run(context)
     assert result.verdict == "fails"
-    for page in ("README.md", "docs/elasticity.md"):
+    for page in ("docs/findings.md", "docs/elasticity.md"):
         text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
         for name, digits in ((c_e8_theory.MORE, 2), (c_e8_theory.SHORTER, 1)):
             value, low, high = (
