@@ -55,10 +55,10 @@ class Trainee:
         self.reading = Model(freeze(start.plain_copy()), start.tokenizer, f"{start.name} ({attack.name})", bos=start.bos)
         self.start = [parameter.detach() for parameter in start.hf.parameters()]
 
-    def step(self, ids: Tensor) -> float:
-        """Take one step on a batch of windows and return its loss in nats a token, before the step."""
+    def step(self, ids: Tensor, labels: Tensor | None = None) -> float:
+        """Take one step on a batch of windows and return its loss in nats a token, before the step; on all tokens, or those with a label."""
         self.optimizer.zero_grad()
-        loss = self.hf(input_ids=ids, labels=ids, use_cache=False).loss
+        loss = self.hf(input_ids=ids, labels=ids if labels is None else labels, use_cache=False).loss
         loss.backward()
         self.optimizer.step()
         return float(loss.detach())

@@ -33,10 +33,11 @@ FILES: dict[str, tuple[str, ...]] = {
     "single_token": ("single_token.json",),
     "preference_pairs": ("preference_pairs.json",),
     "elasticity": ("elasticity.json",),
+    "elasticity_slices": ("elasticity_slices.json",),
     "elasticity_theory": ("elasticity_theory.json",),
 }
 # Studies whose runs began from the base model, which outlive another tuning of it.
-OF_BASE = ("kl_term", "single_token", "preference_pairs", "elasticity")
+OF_BASE = ("kl_term", "single_token", "preference_pairs", "elasticity", "elasticity_slices")
 # Studies of models of their own, which belong to no pair.
 OF_NONE = ("elasticity_theory",)
 # The logs of the pair's own training and of what is compared with it, on which results that read `logs` depend.
@@ -132,6 +133,11 @@ def read_preference_pairs(folder: Path, base: Model, rows: str) -> dict[str, Any
 def read_elasticity(folder: Path, base: Model) -> dict[str, Any]:
     """The study of tuning on reviews (`training.studies.elasticity`). Raises `UserError` where there is none of this base model."""
     return _of_base(folder, base, "elasticity", "tuning on reviews", "elasticity reviews")
+
+
+def read_elasticity_slices(folder: Path, base: Model) -> dict[str, Any]:
+    """The study of slices of a tuning (`training.studies.elasticity`). Raises `UserError` where there is none of this base model."""
+    return _of_base(folder, base, "elasticity_slices", "slices of a tuning", "elasticity slices")
 
 
 def read_elasticity_theory(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""The studies of paper C: `python -m training.studies.elasticity reviews`, for C-E2, C-E3 and C-E7, and `theory`, for C-E8.
+"""The studies of paper C: `python -m training.studies.elasticity reviews`, for C-E2, C-E3 and C-E7, `slices`, for C-E1, and `theory`, for C-E8.
 
-What they do stands in `elasticity_reviews` and `elasticity_theory`. Both store their rows in the folder of runs, and go on there.
+What they do stands in `elasticity_reviews`, `elasticity_slices` and `elasticity_theory`. All store their rows in the folder of runs, and
+go on there.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from training.studies import elasticity_theory as theory
 from training.studies.displacement import model_named
 from training.studies.displacement_rows import shortened
 from training.studies.elasticity_reviews import ReviewDesign, ReviewStudy
+from training.studies.elasticity_slices import SliceDesign, SliceStudy
 from training.studies.elasticity_texts import read_texts
 
 # The log that each study writes.
-LOGS = {"reviews": "elasticity", "theory": "elasticity_theory"}
+LOGS = {"reviews": "elasticity", "slices": "elasticity_slices", "theory": "elasticity_theory"}
 Say = Callable[[str], object]
 
 
@@ -50,8 +52,10 @@ def theory_record(folder: Path, say: Say) -> dict[str, Any]:
     return {"settings": theory.settings(), "rows": theory.rows(stored)}
 
 
-def review_record(folder: Path, name: str, device: str, design: ReviewDesign, say: Say, *, stored: bool = False) -> dict[str, Any]:
-    """The study of tuning on reviews, of the model of a name; `stored` measures nothing that is not there yet.
+def trained_record(
+    folder: Path, name: str, device: str, design: ReviewDesign | SliceDesign, say: Say, *, stored: bool = False
+) -> dict[str, Any]:  # fmt: skip
+    """The study of tuning on reviews, or of its slices, of the model of a name; `stored` measures nothing that is not there yet.
 
     Raises `UserError` where `BYPASS_DATA` names no folder of texts.
     """
@@ -59,7 +63,12 @@ def review_record(folder: Path, name: str, device: str, design: ReviewDesign, sa
     if not data:
         raise UserError(f"{SETTING} names no folder", f"set {SETTING} to the folder that holds the reviews, articles and posts")
     model = model_named(name, device)
-    study = ReviewStudy(model, folder, read_texts(Path(data), model, design.needed, design.tokens, design.measured), design, say=say)
+    texts = read_texts(Path(data), model, design.needed, design.tokens, design.measured)
+    study: ReviewStudy | SliceStudy
+    if isinstance(design, SliceDesign):
+        study = SliceStudy(model, folder, texts, design, say=say)
+    else:
+        study = ReviewStudy(model, folder, texts, design, say=say)
     if not stored:
         say(study.plan())
         study.make()
@@ -71,10 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m training.studies.elasticity", description=str(__doc__).split("\n", 1)[0])
     parser.add_argument("study", choices=list(LOGS))
     parser.add_argument(
-        "--model", default="bundled", metavar="NAME", help="reviews: a folder, a hub id or a named model [default: bundled]"
+        "--model", default="bundled", metavar="NAME", help="reviews and slices: a folder, a hub id or a named model [default: bundled]"
     )
-    parser.add_argument("--seeds", type=int, default=ReviewDesign.seeds, help="reviews: draws of texts [default: 4]")
-    parser.add_argument("--stored", action="store_true", help="reviews: write the rows that are stored, and make none")
+    parser.add_argument("--seeds", type=int, help="reviews and slices: draws of texts [default: 4 and 5]")
+    parser.add_argument("--stored", action="store_true", help="reviews and slices: write the rows that are stored, and make none")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, metavar="FILE", help="[default: the study's file in the folder of runs]")
     options = parser.parse_args(arguments)
@@ -85,8 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.study == "theory":
             record = theory_record(folder, say)
         else:
-            design = replace(ReviewDesign(), seeds=options.seeds)
-            record = review_record(folder, options.model, options.device, design, say, stored=options.stored)
+            design = ReviewDesign() if options.study == "reviews" else SliceDesign()
+            design = replace(design, seeds=options.seeds or design.seeds)
+            record = trained_record(folder, options.model, options.device, design, say, stored=options.stored)
         file = options.out or folder / FILES[LOGS[options.study]][0]
         write_json(file, plain(record))
     except UserError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.experiments.pair_study import BaseStudy
-from interp.runs.logs import BUNDLED_LOGS, log_file, logs_digest, read_elasticity, read_elasticity_theory
+from interp.runs.logs import BUNDLED_LOGS, log_file, logs_digest, read_elasticity, read_elasticity_slices, read_elasticity_theory
 
 
 @dataclass(eq=False)
@@ -17,15 +17,20 @@ class ElasticityContext(BaseStudy):
     """The data that the experiments on elasticity share."""
 
     def optional_data(self) -> Mapping[str, Callable[[], str]]:
-        """The digests of the runs on reviews, and of the models of the theory."""
+        """The digests of the runs on reviews, of the slices, and of the models of the theory."""
         return {
             "elasticity": partial(logs_digest, self.logs, ("elasticity",)),
+            "elasticity-slices": partial(logs_digest, self.logs, ("elasticity_slices",)),
             "elasticity-theory": lambda: logs_digest(self._theory_logs(), ("elasticity_theory",)),
         }
 
     def courses(self) -> dict[str, Any]:
         """The study of tuning on reviews. Raises `UserError` where there is none of this base model."""
         return read_elasticity(self.logs, self.pair.base)
+
+    def slices(self) -> dict[str, Any]:
+        """The study of slices of a tuning. Raises `UserError` where there is none of this base model."""
+        return read_elasticity_slices(self.logs, self.pair.base)
 
     def theory(self) -> dict[str, Any]:
         """The study of the theory, which is about no model of the report: that of the logs, or the one that ships."""

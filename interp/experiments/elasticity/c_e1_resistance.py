@@ -1,0 +1,119 @@
+"""C-E1: whether a tuned model learns an earlier version of itself more easily than an earlier version learns it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from interp.experiments.elasticity.context import ElasticityContext
+from interp.experiments.elasticity.criteria import CRITERIA
+from interp.experiments.elasticity.rebound_rules import judge
+from interp.experiments.elasticity.slice_rules import C_E1, LOSSES, PAPER, PLAIN, Resistance, resistance
+from interp.experiments.registry import Finding, experiment
+from interp.results import figures
+from interp.results.result import Figure, number
+
+RAW = "loss forward minus inverse, as in the paper"
+OWN = "the same, teachers' own losses taken off"
+FORM = "the same, less what the later slice is ahead on people's texts"
+BASE = "the same with the base as the earlier one"
+RANDOM = "loss on a random change minus on an earlier slice as far away"
+KEYS = (RAW, OWN, FORM, BASE, RANDOM)
+SAMPLED = {PAPER: "temperature 0.05, top-p 0.95", PLAIN: "temperature 1"}
+WHEN = {"start": "before", "mean": "mean over the epoch", "end": "after"}
+
+
+@experiment(
+    "C-E1",
+    claim="C-C2",
+    title="Going back is easier than going forward",
+    question="Does a tuned model learn the answers of an earlier version of itself with less loss than an earlier version learns its own?",
+    criterion=CRITERIA["C-E1"],
+    caveat="One tuning, on positive reviews, of a small base; the paper tunes on instructions, truthful and safe answers. Whether a difference of losses is one of ease depends on the teachers' own losses, which differ, and on what a later slice has seen of the "
+    "kind of text; both are taken off here.",
+    does_not_show="That a model is pulled back: a loss says how far two models' answers are apart in one direction, and KL is not symmetric.",
+    reads="elasticity-slices",
+    about="base",
+)
+def run(context: ElasticityContext) -> Finding:
+    record = context.slices()
+    numbers = resistance(record)
+    parts = dict(zip(KEYS, (part.mean for part in numbers.parts), strict=True))
+    table = epochs_table(record)
+    return Finding(
+        judge(numbers.parts, C_E1["seeds"]), _summary(record, numbers), {name: part.value for name, part in parts.items()}, dict.fromkeys(parts, 0.0),
+        {name: (part.low, part.high) for name, part in parts.items()},
+        {"parts": parts_table(record), "epochs": table, "KL between slices": kl_table(record)}, _figures(record),
+        {"study": record["settings"], "interval": "Student's over seeds, each with reviews of its own", "null": "people's texts of the same kind, and a random change as far away"},
+        sentence=_sentence(numbers),
+    )  # fmt: skip
+
+
+def parts_table(record: Mapping[str, Any]) -> pd.DataFrame:
+    """By way of sampling, and for the loss before, over and after the epoch: each part with its interval over seeds."""
+    table = []
+    for sampling, shown in SAMPLED.items():
+        for loss in LOSSES:
+            for name, part in zip(KEYS, resistance(record, sampling=sampling, loss=loss).parts, strict=True):
+                if part.mean.n:
+                    table.append({
+                        "answers": shown, "loss": WHEN[loss], "part": name, "nats per token": part.mean.value, "low": part.mean.low, "high": part.mean.high,
+                        "seeds": part.mean.n, "decides": sampling == PAPER and loss == "mean",
+                    })  # fmt: skip
+    return pd.DataFrame(table)
+
+
+def epochs_table(record: Mapping[str, Any]) -> pd.DataFrame:
+    """Every kind of epoch by student and teacher: losses as means over seeds, in nats a token."""
+    runs = pd.DataFrame([run for row in record["rows"] for run in row["runs"]])
+    runs["teacher"] = [_teacher(kind, teacher) for kind, teacher in zip(runs["kind"], runs["teacher"], strict=True)]
+    runs["answers"] = [SAMPLED.get(name, "as written") for name in runs["sampling"]]
+    runs["own"] = [number(value) for value in runs["own"]]
+    means = runs.groupby(["answers", "student", "teacher"], sort=False)[[*LOSSES, "own"]].mean().reset_index()
+    return means.rename(columns={**WHEN, "own": "teacher's own"})
+
+
+def kl_table(record: Mapping[str, Any]) -> pd.DataFrame:
+    """The KL of each slice to each other on held-out posts, means over seeds."""
+    rows = [row["kl"] for row in record["rows"]]
+    return pd.DataFrame([
+        {"model": int(one), "other": int(other), "KL": float(np.mean([row[one][other] for row in rows]))}
+        for one in rows[0] for other in rows[0][one] if one != other
+    ])  # fmt: skip
+
+
+def _teacher(kind: str, teacher: float | None) -> str:
+    if kind == "third":
+        return "the reviews' writers"
+    name = "base" if teacher == 0 else f"slice {teacher:g}"
+    return f"a random change as far away as the {name}" if kind == "random" else name
+
+
+def _sentence(numbers: Resistance) -> str:
+    return (
+        f"An epoch on a later slice's answers costs {numbers.raw.mean} nats a token more than the way back, {numbers.own.mean} once each teacher's own loss is taken off and {numbers.form.mean} once what the later slice is ahead on people's reviews is; with the base as the "
+        f"earlier one {numbers.base.mean}. A random change as far away costs {numbers.random.mean} more than an earlier slice (resistance is above 0 in all)."
+    )  # fmt: skip
+
+
+def _summary(record: Mapping[str, Any], numbers: Resistance) -> str:
+    sampled = resistance(record, sampling=PLAIN)
+    settings = record["settings"]
+    return (
+        f"Slices after {', '.join(map(str, settings['slices']))} reviews, {settings['queries']} openings, {numbers.raw.mean.n} seeds. Forward minus inverse, mean loss over an epoch: {numbers.raw.mean}; teachers' own losses taken off {numbers.own.mean}; less the "
+        f"difference on people's texts {numbers.form.mean}; with the base {numbers.base.mean}; a random change beside an earlier slice {numbers.random.mean}. Of answers sampled at temperature 1: {sampled.raw.mean}, {sampled.own.mean}, {sampled.form.mean}, {sampled.base.mean}."
+    )  # fmt: skip
+
+
+def _figures(record: Mapping[str, Any]) -> tuple[Figure, ...]:
+    frame = parts_table(record)
+    frame = frame[frame["loss"] == WHEN["mean"]].copy()
+    if frame.empty:
+        return ()
+    return (figures.bars(
+        "resistance", frame, x="part", y="nats per token", colour="answers", low="low", high="high", title="Is going back easier than going forward?",
+        x_title="", y_title="nats per token, above 0: back is easier", caption="Means over seeds with Student's intervals; the mean loss over one epoch.",
+    ),)  # fmt: skip
