@@ -25,14 +25,14 @@ from interp.forward.capture import Forward
 from interp.forward.pattern import by_query, is_pattern
 from interp.models.hooks import Frame, Work, active
 from interp.models.model import Model
-from interp.models.tokens import Tokens
+from interp.models.tokens import Tokens, adds_bos
 
 
 def to_transformer_lens(model: Model) -> Any:
     """A `TransformerBridge` on a copy of this model's weights, raw: no folding, no centring.
 
-    Hook names of our sites are given by `interp.adapters.hook_name`. Give it token ids, or `prepend_bos=False`: the bridge
-    adds a BOS token to texts by default. It must not be used by several threads at once.
+    Hook names of our sites are given by `interp.adapters.hook_name`. A text gets a BOS token where our model gives it one, and
+    not always, as in bridges made otherwise. It must not be used by several threads at once.
 
     Raises `UserError` where the library is missing, does not know the architecture, or the weights are not all in memory.
     """
@@ -58,6 +58,8 @@ def to_transformer_lens(model: Model) -> Any:
             raise UserError(f"TransformerLens cannot wrap {model.name} ({str(error)[:120]})", "use the engine hooks or nnsight") from error
         finally:
             logging.set_verbosity(verbosity)
+    # The bridge begins every text with BOS, also for models that were trained without one.
+    bridge.cfg.default_prepend_bos = adds_bos(model)
     return bridge.eval()
 
 

@@ -39,7 +39,7 @@ Forward = Callable[..., dict[str, Tensor]]
 
 
 def capture(
-    model: Model, texts: Sequence[str] | Sequence[Sequence[int]], sites: Sequence[str | Site], *, positions: Any = "last",
+    model: Model, texts: str | Sequence[str] | Sequence[Sequence[int]], sites: Sequence[str | Site], *, positions: Any = "last",
     units: Mapping[str, Sequence[int]] | None = None, edits: Sequence[Edit] = (), bos: bool | None = None, max_tokens: int | None = None,
     chat: Chat | bool = False, batch_size: int = 64, batch_tokens: int = 4096, spill: str | Path | None = None,
     memory_limit: int = MEMORY_LIMIT, forward: Forward | None = None,
@@ -47,7 +47,7 @@ def capture(
     """The activations of these texts at these sites, by default at each text's LAST position only.
 
     Args:
-        texts: strings, or rows of token ids, such as the conversations that `render_chat` returns.
+        texts: a string, strings, or rows of token ids, such as the conversations that `render_chat` returns.
         sites: `name.layer`; `name.*` names every layer, `name.2-5` layers 2 to 5.
         positions: `last`, `all`, absolute positions, or one list of absolute positions per text (see `interp.models.positions`); or
             `mean`, which reads all positions and keeps their mean over each text, or `mean_after_first`, that without the first position
@@ -67,7 +67,7 @@ def capture(
     names = expand_sites(sites, n_layers=model.n_layers, family=model.family)
     if not names:
         raise UserError("capture was given no sites", "name at least one, for example resid_post.0")
-    rows = prompt_rows(model, texts, chat, bos=bos, max_tokens=max_tokens)
+    rows = prompt_rows(model, [texts] if isinstance(texts, str) else texts, chat, bos=bos, max_tokens=max_tokens)
     parsed = parse_positions_per_text(positions, CAPTURE_WORDS, [len(row) for row in rows])
     positions, per_text = (parsed, None) if isinstance(parsed, str) else ("indices", parsed)
     unit_indices = _units(model, names, units or {})

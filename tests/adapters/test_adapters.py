@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import http.server
 import importlib.abc
 import io
@@ -26,7 +27,7 @@ from interp.models.checkpoints import Checkpoint
 from interp.models.hooks import Work
 from interp.models.tokens import pad, token_rows
 from tests.chat_models import chat_model
-from tests.conftest import TEXTS, make_hf
+from tests.conftest import EOS, TEXTS, make_hf
 from tests.models.families import FAMILIES, UNKNOWN_TO_LENS, Family
 
 pytest.importorskip("transformer_lens", reason="needs the extra `lens`")
@@ -289,6 +290,17 @@ def test_a_bridge_has_the_raw_weights(model: Model) -> None:
     bridge = model.to_transformer_lens()
     for layer in range(model.n_layers):
         assert torch.equal(model.value_vectors(layer), bridge.blocks[layer].mlp.W_out)
+
+
+@pytest.mark.parametrize("bos", [None, True, False])
+def test_a_bridge_reads_a_text_as_our_model_does(gpt2: Model, bos: bool | None) -> None:
+    tokenizer = copy.deepcopy(gpt2.tokenizer)
+    tokenizer.bos_token = EOS
+    model = Model(gpt2.hf, tokenizer, "a model", bos=bos)
+    bridge = model.to_transformer_lens()
+    assert bridge.to_tokens(TEXTS[2]).tolist() == token_rows(model, [TEXTS[2]])
+    with torch.no_grad():
+        torch.testing.assert_close(bridge(TEXTS[2]), capture(model, TEXTS[2], ["logits"], positions="all")["logits"], atol=1e-5, rtol=1e-5)
 
 
 @pytest.fixture

@@ -39,6 +39,12 @@ def test_last_is_the_last_real_position_of_each_text(model: Model) -> None:
             close(acts[site][row], expected[-1])
 
 
+def test_one_string_is_one_text(model: Model) -> None:
+    one, many = capture(model, ALL[0], SITES), capture(model, [ALL[0]], SITES)
+    for site in SITES:
+        assert torch.equal(one[site], many[site])
+
+
 def test_mean_is_over_the_real_positions_of_each_text(model: Model) -> None:
     acts = capture(model, ALL, SITES, positions="mean")
     for row, text in enumerate(ALL):

@@ -61,7 +61,7 @@ def test_an_epoch_is_that_of_a_plain_loop_on_the_answers_alone(study: SliceStudy
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     epoch = study.epoch(gpt2, rows)
     assert epoch["mean"] == pytest.approx(np.mean(losses), abs=1e-5)
     with torch.no_grad():
