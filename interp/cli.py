@@ -24,6 +24,7 @@ import typer
 from typer.core import TyperGroup
 
 from interp.commands.common import PAIR_HELP, PAIR_VALUES
+from interp.commands.examples import epilog
 from interp.commands.pairs import VERIFIERS, pairs
 from interp.commands.undo import RUNNERS
 from interp.errors import Notice, UserError
@@ -139,7 +140,7 @@ app = typer.Typer(
 )  # fmt: skip
 
 
-def _show_version(asked: bool) -> None:
+def _show_version(asked: bool | None) -> None:
     if asked:
         sys.stdout.write(f"bypass {version('bypass-workbench')}\n")
         raise typer.Exit
@@ -148,18 +149,18 @@ def _show_version(asked: bool) -> None:
 @app.callback()
 def root(
     shows_version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="print the version, and nothing else")
-    ] = False,
+        bool | None, typer.Option("--version", is_eager=True, callback=_show_version, help="print the version, and nothing else")
+    ] = None,
 ) -> None:
     """What does preference tuning change inside a language model, and what does it leave behind?"""
 
 
 for _module, _command in COMMANDS.items():
-    app.command(_command)(getattr(import_module(f"interp.commands.{_module}"), _command))
+    app.command(_command, epilog=epilog(_command))(getattr(import_module(f"interp.commands.{_module}"), _command))
 app.add_typer(pairs, name="pairs")
 
 
-@app.command()
+@app.command(epilog=epilog("train"))
 def train(
     stage: Annotated[
         str, typer.Argument(help="corpus, tokenizer, pretrain, continue, sharpen, scorer, probe, pairs, dpo, bundle; all, grid or settings")
@@ -208,7 +209,7 @@ def _launchable() -> bool:
 
 if _launchable():
 
-    @app.command("app")
+    @app.command("app", epilog=epilog("app"))
     def start(
         port: Annotated[int, typer.Option(min=1, max=65535, help="where the browser finds it")] = 8501,
         host: Annotated[str, typer.Option(help="the address that it listens on")] = "localhost",

@@ -56,7 +56,7 @@ class Trainee:
         self.start = [parameter.detach() for parameter in start.hf.parameters()]
 
     def step(self, ids: Tensor, labels: Tensor | None = None) -> float:
-        """Take one step on a batch of windows and return its loss in nats a token, before the step; on all tokens, or those with a label."""
+        """Take one step on a batch of windows and return its loss in nats a token, before the step; on all tokens or the labels."""
         self.optimizer.zero_grad()
         loss = self.hf(input_ids=ids, labels=ids if labels is None else labels, use_cache=False).loss
         loss.backward()

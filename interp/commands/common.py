@@ -37,7 +37,7 @@ Device = Annotated[
 ]
 Edits = Annotated[
     list[str] | None,
-    typer.Option("--edit", metavar="EDIT", help="scale_keys:5.770,4.12:10 · subtract:resid_post.5:probe:20 · a JSON file; can be repeated"),
+    typer.Option("--edit", metavar="EDIT", help="an edit in its short form, such as scale_keys:5.770:10, or a JSON file; can be repeated"),
 ]
 Bos = Annotated[
     bool | None, typer.Option("--bos/--no-bos", help="begin every text with the BOS token, or not [default: as the model's tokenizer does]")

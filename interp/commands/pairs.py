@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.commands import common
+from interp.commands.examples import epilog
 from interp.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ BLOCKS = "blocks"
 VERIFIERS: list[Callable[..., dict[str, Any]]] = []
 
 
-@pairs.command("audit")
+@pairs.command("audit", epilog=epilog("audit"))
 def audit_pairs(
     file: Annotated[Path, typer.Argument(help="jsonl, jsonl.gz, json, csv, parquet, or a folder of save_to_disk")],
     model: Annotated[
@@ -150,7 +151,7 @@ def print_audit(result: Audit) -> None:
                            title="mean changes on held-out pairs, nats")  # fmt: skip
 
 
-@pairs.command("watch")
+@pairs.command("watch", epilog=epilog("watch"))
 def watch_run(
     run: Annotated[Path, typer.Argument(help="a run's folder or log, or a trainer_state.json that TRL wrote")],
     as_json: common.AsJson = False,

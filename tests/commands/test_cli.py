@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -15,11 +16,13 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+import typer
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from interp import Edit, Model, UserError, generate, load_model
 from interp.cli import COMMANDS, app, guarded, with_both_sides
+from interp.commands.examples import EXAMPLES
 from interp.data.texts import Passage
 from interp.directions.probe import fit_probe, probe_for, save_probe
 from interp.evaluation.metrics import perplexity
@@ -90,6 +93,21 @@ def test_functions_named_like_files_are_the_functions_in_any_order_of_import() -
 @pytest.mark.parametrize("command", [*COMMANDS.values(), "train"])
 def test_every_command_explains_itself(command: str, invoke: Invoke) -> None:
     assert "Usage" in invoke(command, "--help").stdout
+
+
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_every_example_of_the_help_has_options_that_the_command_knows(command: str) -> None:
+    path = ["pairs", command] if command in ("audit", "watch") else [command]
+    shown = " ".join(CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "200"}).stdout.split())
+    options = typer.main.get_command(app)
+    for name in path:
+        options = options.commands[name]  # type: ignore[attr-defined]
+    known = {word for parameter in options.params for word in (*parameter.opts, *parameter.secondary_opts)}
+    for line in EXAMPLES[command]:
+        assert line in shown
+        words = shlex.split(line)
+        assert words[: 1 + len(path)] == ["bypass", *path]
+        assert {word for word in words if word.startswith("--")} <= known
 
 
 def test_the_version_is_that_of_the_package(invoke: Invoke) -> None:

@@ -35,7 +35,9 @@ def record(study: SliceStudy) -> dict[str, Any]:
 
 
 def runs_of(record: dict[str, Any], kind: str, sampling: str) -> dict[tuple[int, Any], dict[str, Any]]:
-    return {(run["student"], run["teacher"]): run for run in record["rows"][0]["runs"] if (run["kind"], run["sampling"]) == (kind, sampling)}
+    return {
+        (run["student"], run["teacher"]): run for run in record["rows"][0]["runs"] if (run["kind"], run["sampling"]) == (kind, sampling)
+    }
 
 
 def test_every_slice_learns_from_every_other(record: dict[str, Any]) -> None:

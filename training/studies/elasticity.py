@@ -1,7 +1,7 @@
-"""The studies of paper C: `python -m training.studies.elasticity reviews`, for C-E2, C-E3 and C-E7, `slices`, for C-E1, and `theory`, for C-E8.
+"""The studies of paper C: `python -m training.studies.elasticity reviews` (or `slices`, or `theory`).
 
-What they do stands in `elasticity_reviews`, `elasticity_slices` and `elasticity_theory`. All store their rows in the folder of runs, and
-go on there.
+They are read by C-E2, C-E3 and C-E7 (`reviews`), C-E1 (`slices`) and C-E8 (`theory`). What they do stands in `elasticity_reviews`,
+`elasticity_slices` and `elasticity_theory`. All store their rows in the folder of runs, and go on there.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ from training.studies.elasticity_texts import COMPARED, Texts
 from training.undo_course import Trainee
 
 # The paper's way of sampling answers, and plain sampling, under which a student's loss less the teacher's own is a KL.
-SAMPLINGS = {PAPER: {"temperature": 0.05, "top_p": 0.95}, PLAIN: {"temperature": 1.0}}
+SAMPLINGS: dict[str, dict[str, Any]] = {PAPER: {"temperature": 0.05, "top_p": 0.95}, PLAIN: {"temperature": 1.0}}
 # Labels of this value are not predicted (transformers).
 IGNORED = -100
 Rows = Sequence[Sequence[int]]
@@ -121,7 +121,7 @@ class SliceStudy:
         return total / len(rows)
 
     def epoch(self, student: Model, rows: Rows) -> dict[str, float]:
-        """Train a copy of a student on the answers in these rows: its loss at the start, as a mean over the epoch's steps, and at the end."""
+        """Train a copy of a student on the answers in these rows; its loss at the start, as a mean over the steps, and at the end."""
         trainee, losses = Trainee(student, Attack(self.design.rate), "adamw", 0), []
         for ids, labels in self._batches(rows):
             losses.append(trainee.step(ids, labels))
@@ -190,4 +190,3 @@ class SliceStudy:
             labels = ids.clone()
             labels[:, : self.design.query] = IGNORED
             yield ids, labels
-

@@ -29,7 +29,7 @@ class Resistance:
         own: the same with each teacher's own loss on its answers taken off.
         form: the same, less what the later slice is ahead on what the writers of the reviews wrote.
         base: as `form`, for the base and each slice.
-        random: the last slice's loss on a random change of itself less its loss on an earlier slice as far away in KL, own losses taken off.
+        random: the last slice's loss on a random change of itself less that on an earlier slice as far away in KL, own losses taken off.
     """
 
     raw: Part
@@ -95,4 +95,3 @@ class _Epochs:
         last = self.slices[-1]
         for earlier in self.slices[:-1]:
             yield self.excess("random", last, earlier) - self.excess("slice", last, earlier)
-
