@@ -196,7 +196,6 @@ def test_a_capture_is_a_mapping_of_its_sites(gpt2: Model) -> None:
         ({"sites": ["mlp_gate.0"]}, "no site 'mlp_gate'"),
         ({"sites": ["resid_post.3"]}, "out of range: the model has 3 layers"),
         ({"sites": ["resid_past.1"]}, "is not a site"),
-        ({"texts": "the river"}, "one string"),
         ({"texts": ["the river", ""]}, "text 1 is empty"),
         ({"texts": [[1, 2], []]}, "text 1 is empty"),
         ({"texts": [[1, 390]]}, "text 0 holds token ids from 1 to 390"),

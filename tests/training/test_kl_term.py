@@ -117,3 +117,8 @@ def test_the_recipe_that_ships_compares_strengths_on_both_sides_of_the_bound(tmp
     assert recipe.parent is not None
     assert (recipe.parent.run / "continue" / "model" / "model.safetensors").is_file()
     assert (recipe.parent.run / "scorer").is_dir()
+    # Every stage before the pairs is there, so that the grid trains on the pairs alone.
+    stages = list(recipe.parent.settings)
+    missing = {stage for stage in stages[: stages.index("pairs")] if not (recipe.parent.run / stage).is_dir()}
+    assert missing == {"corpus"}
+    assert not list((recipe.parent.run / "tokenizer").glob("*.safetensors"))

@@ -39,18 +39,25 @@ LAST_STEPS = 5
 # Every second of the report's prompts.
 EVERY = 2
 # What of the bundle stands for which stages of a run from scratch, none of which is made again.
-SHIPPED = {"pretrain": ("base", "model"), "continue": ("base", "model"), "scorer": ("scorer", "."), "probe": ("probe", ".")}
+SHIPPED = {
+    "tokenizer": ("base", "."),
+    "pretrain": ("base", "model"),
+    "continue": ("base", "model"),
+    "scorer": ("scorer", "."),
+    "probe": ("probe", "."),
+}
 Say = Callable[[str], object]
 
 
 def place_base(recipe: Recipe) -> None:
-    """Copy the base, the scorer and the probe that ship into the run that the recipe extends, where those stages have not run."""
+    """Copy the base, its tokenizer, the scorer and the probe that ship into the run that the recipe extends, as stages that have not run."""
     parent = recipe.parent
     if parent is None:
         return
     for stage, (part, place) in SHIPPED.items():
         if stage in parent.settings and not (parent.run / stage).is_dir():
-            shutil.copytree(BUNDLED / part, parent.run / stage / place, dirs_exist_ok=True)
+            weights = shutil.ignore_patterns("*.safetensors") if stage == "tokenizer" else None
+            shutil.copytree(BUNDLED / part, parent.run / stage / place, dirs_exist_ok=True, ignore=weights)
 
 
 def kl_table(recipe: Recipe, out: Path, *, context: ToxicityContext | None = None, say: Say = str) -> Path:
