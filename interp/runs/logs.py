@@ -32,12 +32,13 @@ FILES: dict[str, tuple[str, ...]] = {
     "kl_term": ("kl_term.json",),
     "single_token": ("single_token.json",),
     "preference_pairs": ("preference_pairs.json",),
+    "refusals": ("refusals.json",),
     "elasticity": ("elasticity.json",),
     "elasticity_slices": ("elasticity_slices.json",),
     "elasticity_theory": ("elasticity_theory.json",),
 }
 # Studies whose runs began from the base model, which outlive another tuning of it.
-OF_BASE = ("kl_term", "single_token", "preference_pairs", "elasticity", "elasticity_slices")
+OF_BASE = ("kl_term", "single_token", "preference_pairs", "refusals", "elasticity", "elasticity_slices")
 # Studies of models of their own, which belong to no pair.
 OF_NONE = ("elasticity_theory",)
 # The logs of the pair's own training and of what is compared with it, on which results that read `logs` depend.
@@ -128,6 +129,17 @@ def read_preference_pairs(folder: Path, base: Model, rows: str) -> dict[str, Any
         fix = f"python -m training.studies.displacement pairs --kinds {rows} measures them; name the folder with --logs"
         raise UserError(f"the study of preference pairs of this base model has no {rows}", fix)
     return record
+
+
+def refusals_if_any(folder: Path, base: Model) -> dict[str, Any] | None:
+    """The study of refusals (`training.studies.refusals`), or None where there is none of this base model.
+
+    Raises `UserError` for a damaged file.
+    """
+    if log_file(folder, "refusals") is None:
+        return None
+    record = _object(folder, "refusals")
+    return record if record.get("base") == base.digest else None
 
 
 def read_elasticity(folder: Path, base: Model) -> dict[str, Any]:

@@ -50,7 +50,7 @@ Say = Callable[[str], object]
 
 
 def place_base(recipe: Recipe) -> None:
-    """Copy the base, its tokenizer, the scorer and the probe that ship into the run that the recipe extends, as stages that have not run."""
+    """Copy the base, its tokenizer, the scorer and the probe that ship into the run that the recipe extends, where they are missing."""
     parent = recipe.parent
     if parent is None:
         return

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
@@ -9,14 +13,20 @@ from interp.data.requests import Kind, requests
 from interp.errors import UserError
 from interp.experiments.displacement.context import DisplacementContext
 from interp.experiments.displacement.criteria import CRITERIA
+from interp.experiments.displacement.refusal_rules import ARMS, B_E3, BEFORE, BENIGN, UNSAFE, Refusals, judge, share
+from interp.experiments.displacement.refusal_rules import refusals as refusals_of
 from interp.experiments.registry import Finding, experiment
 from interp.forward.generate import generate
 from interp.models.model import Model
 from interp.preferences.text_level import refuses
+from interp.results import figures
+from interp.results.result import number
 from interp.stats.intervals import Interval
+from interp.stats.repeats import repeats_mean
 
-B_E3 = CRITERIA["B-E3"][-1].thresholds
-RATE, BENIGN = "refusals of unsafe requests before training", "refusals of benign requests before training"
+RATE, BENIGN_RATE = "refusals of unsafe requests before training", "refusals of benign requests before training"
+LOST, FILTERED = "change of refusals by DPO on all pairs", "refusals after lowest ln-CHES, minus random pairs"
+OVER = "change of refusals of benign requests by DPO on lowest ln-CHES"
 NEW_TOKENS = 32
 # How a model without a chat template is asked.
 PLAIN = "Human: {request}\n\nAssistant:"
@@ -29,7 +39,8 @@ PLAIN = "Human: {request}\n\nAssistant:"
     question="Does DPO on pairs of a model's own answers, the refusal preferred, make it refuse fewer unsafe requests, and does it keep them on the pairs of lowest ln-CHES?",
     criterion=CRITERIA["B-E3"],
     caveat="Refusals are told by how an answer begins. The claim is about models that are moderately aligned, so that it is first asked whether the model refuses at all.",
-    does_not_show="Anything about a model that never refuses: there is nothing that tuning could take away.",
+    does_not_show="Anything about a model that was aligned by others: a model that refuses by itself has no study here, and the toy task's refusals are a few fixed sentences.",
+    reads="refusals",
     about="base",
 )
 def run(context: DisplacementContext) -> Finding:
@@ -41,19 +52,84 @@ def run(context: DisplacementContext) -> Finding:
             f"{base.name} refuses {rate.value:.0%} of the unsafe requests, and no study of its refusals was made",
             "leave it out; docs/criteria.md says what the study has to be",
         )
+    record = context.refusals()
+    if record is not None:
+        return _of_task(record, rate)
     sentence = (
         f"Not testable on this base model: it refuses {rate.value:.0%} of {rate.n:.0f} unsafe requests (95 % interval {rate.low:.0%} to {rate.high:.0%}) and {benign.value:.0%} of {benign.n:.0f} benign ones, so that tuning has "
-        f"no refusals to take away; a model that refuses at least {B_E3['refuses']:.0%} is needed."
+        f"no refusals to take away; a model that refuses at least {B_E3['refuses']:.0%} is needed, or the toy task (python -m training.studies.refusals)."
     )  # fmt: skip
     table = pd.DataFrame([
         {"requests": kind, "refused": item.value, "low": item.low, "high": item.high, "number": item.n} for kind, item in measured.items()
     ])  # fmt: skip
-    numbers = {RATE: rate, BENIGN: benign}
+    numbers = {RATE: rate, BENIGN_RATE: benign}
     return Finding(
         "not applicable", sentence, {name: item.value for name, item in numbers.items()}, dict.fromkeys(numbers, 0.0),
         {name: (item.low, item.high) for name, item in numbers.items()}, {"refusals": table}, (),
         {"new_tokens": NEW_TOKENS, "asked": "chat template" if base.tokenizer.chat_template else PLAIN, "interval": "Wilson's"},
         sentence=sentence,
+    )  # fmt: skip
+
+
+def _of_task(record: Mapping[str, Any], asked: Interval) -> Finding:
+    """The finding on the toy task; `asked` is how often the base refuses by itself."""
+    numbers = refusals_of(record)
+    parts = {LOST: numbers.lost, FILTERED: numbers.filtered, OVER: numbers.over}
+    table = arms_table(record)
+    return Finding(
+        judge(numbers), _summary(record, numbers), {name: part.value for name, part in parts.items()}, dict.fromkeys(parts, 0.0),
+        {name: (part.low, part.high) for name, part in parts.items()}, {"refusals": table, "pairs": pairs_table(record)},
+        (figures.bars(
+            "refusals by way of tuning", table, x="tuned on", y="unsafe, refused", low="low", high="high", reference=(float(table["unsafe, refused"].iloc[0]), "before"),
+            title="Held-out unsafe requests that are refused", x_title="", y_title="share refused",
+            caption="The toy task; means over runs with Student's intervals. The last four ways read a fifth of the pairs.",
+        ),),
+        {"study": record["settings"], "interval": "Student's over runs, each with an SFT of its own", "null": "random pairs, as many steps",
+         "asked as it is": f"refuses {asked.value:.0%} of {asked.n:.0f}"},
+        sentence=_sentence(numbers), earlier={1: "not applicable"},
+    )  # fmt: skip
+
+
+def arms_table(record: Mapping[str, Any]) -> pd.DataFrame:
+    """By way of tuning: the shares that are refused by kind and split, means over runs, and the change of log π(chosen) over all pairs."""
+    rows = record["rows"]
+    table = []
+    for arm in ARMS:
+        unsafe, benign = (repeats_mean([share(row, arm, requests) for row in rows]) for requests in (UNSAFE, BENIGN))
+        some = [one for row in rows for one in row["arms"] if one["arm"] == arm]
+        table.append({
+            "tuned on": arm, "unsafe, refused": unsafe.value, "low": unsafe.low, "high": unsafe.high, "benign, refused": benign.value,
+            "benign low": benign.low, "benign high": benign.high, "unsafe, training split": float(np.mean([one["unsafe train"] for one in some])),
+            "log π(chosen), change": float(np.mean([number(one.get("chosen")) for one in some])) if arm != BEFORE else None,
+            "pairs": float(np.mean([one["pairs"] for one in some])), "steps": float(np.mean([one["steps"] for one in some])), "runs": unsafe.n,
+        })  # fmt: skip
+    return pd.DataFrame(table)
+
+
+def pairs_table(record: Mapping[str, Any]) -> pd.DataFrame:
+    """By run: the pairs by type, and how often a pair of which one side refuses has a lower ln-CHES than another."""
+    return pd.DataFrame([
+        {"run": row["seed"], **row["types"], "mixed pairs are lower (AUC)": number(row["mixed_lower"]), "learning rate": row["rate"]} for row in record["rows"]
+    ])  # fmt: skip
+
+
+def _sentence(numbers: Refusals) -> str:
+    if not numbers.is_testable:
+        return (
+            f"The toy task decides nothing: {numbers.before} of the unsafe requests are refused before tuning, in {numbers.before.n} runs."
+        )
+    return (
+        f"On a toy task the model refuses {numbers.before.value:.0%} of held-out unsafe requests; DPO on its own answers, refusals preferred, changes that by {numbers.lost}, and the pairs of lowest ln-CHES leave {numbers.filtered} more refusals than random pairs with as many "
+        f"steps (0 is no effect; benign requests {numbers.over})."
+    )  # fmt: skip
+
+
+def _summary(record: Mapping[str, Any], numbers: Refusals) -> str:
+    table = arms_table(record).set_index("tuned on")
+    shares = ", ".join(f"{arm} {row['unsafe, refused']:.0%} ({row['benign, refused']:.0%} of benign ones)" for arm, row in table.iterrows())
+    auc = np.nanmean([number(row["mixed_lower"]) for row in record["rows"]])
+    return (
+        f"Held-out unsafe requests that are refused: {shares}. A pair of which one side refuses has a lower ln-CHES than another with probability {auc:.2f}. At least {numbers.like_fixed:.0%} of the answers begin in the fixed words."
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from interp.experiments.pair_study import BaseStudy
-from interp.runs.logs import logs_digest, read_preference_pairs, read_single_token
+from interp.runs.logs import logs_digest, read_preference_pairs, read_single_token, refusals_if_any
 
 
 @dataclass(eq=False)
@@ -16,8 +16,8 @@ class DisplacementContext(BaseStudy):
     """The data that the experiments on likelihood displacement share."""
 
     def optional_data(self) -> Mapping[str, Callable[[], str]]:
-        """The digests of the studies of one-token answers and of preference pairs."""
-        logs = {"single-token": "single_token", "preference-pairs": "preference_pairs"}
+        """The digests of the studies of one-token answers, of preference pairs and of refusals."""
+        logs = {"single-token": "single_token", "preference-pairs": "preference_pairs", "refusals": "refusals"}
         return {name: partial(logs_digest, self.logs, (log,)) for name, log in logs.items()}
 
     def single_token(self) -> dict[str, Any]:
@@ -30,3 +30,7 @@ class DisplacementContext(BaseStudy):
         Raises `UserError` where there is none of this base model with these rows.
         """
         return read_preference_pairs(self.logs, self.pair.base, rows)
+
+    def refusals(self) -> dict[str, Any] | None:
+        """The study of refusals, or None where there is none of this base model."""
+        return refusals_if_any(self.logs, self.pair.base)

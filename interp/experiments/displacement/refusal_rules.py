@@ -1,0 +1,77 @@
+"""The rule of B-E3 on a study of refusals, as functions of one number for each run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from interp.errors import UserError
+from interp.experiments.displacement.criteria import CRITERIA
+from interp.results.result import Verdict
+from interp.stats.intervals import Interval
+from interp.stats.repeats import repeats_mean
+
+B_E3 = CRITERIA["B-E3"][-1].thresholds
+# The names of the ways of tuning; `random` may stand several times in a run, and its mean counts.
+BEFORE, ALL, WITH_SFT, GOLD = "before", "all pairs", "with an SFT term", "fixed refusals chosen"
+LOW, HIGH, MIXED, RANDOM = "lowest ln-CHES", "highest ln-CHES", "one side refuses", "random"
+ARMS = (BEFORE, ALL, WITH_SFT, GOLD, LOW, HIGH, MIXED, RANDOM)
+UNSAFE, BENIGN = "unsafe held-out", "benign held-out"
+
+
+@dataclass(frozen=True)
+class Refusals:
+    """The numbers of B-E3, shares of requests with Student's intervals over runs.
+
+    Attributes:
+        before: held-out unsafe requests that are refused before tuning.
+        lost: the change of that by DPO on all pairs.
+        filtered: refused after DPO on the pairs of lowest ln-CHES, minus after random pairs.
+        over: the same of benign requests, minus before tuning.
+        like_fixed: the share of answers that begin in the fixed words and are told apart by them, least over arms and runs.
+    """
+
+    before: Interval
+    lost: Interval
+    filtered: Interval
+    over: Interval
+    like_fixed: float
+
+    @property
+    def is_testable(self) -> bool:
+        """Whether the task gives the claim a chance: refusals to lose and to gain, and answers that can be told apart."""
+        enough = self.before.n >= B_E3["toy_runs"] and self.like_fixed >= B_E3["agree"]
+        return bool(enough and B_E3["least"] <= self.before.value <= B_E3["most"])
+
+
+def share(row: Mapping[str, Any], arm: str, requests: str) -> float:
+    """The share of requests that is refused in one run after a way of tuning; of several the mean."""
+    return float(np.mean([one[requests] for one in row["arms"] if one["arm"] == arm]))
+
+
+def refusals(record: Mapping[str, Any]) -> Refusals:
+    """The numbers of B-E3. Raises `UserError` for a study without runs."""
+    rows = record["rows"]
+    if not rows:
+        raise UserError("the study of refusals has no run that is whole", "python -m training.studies.refusals makes them")
+
+    def of(arm: str, requests: str = UNSAFE) -> Float[np.ndarray, " run"]:
+        return np.array([share(row, arm, requests) for row in rows])
+
+    return Refusals(
+        repeats_mean(of(BEFORE)), repeats_mean(of(ALL) - of(BEFORE)), repeats_mean(of(LOW) - of(RANDOM)),
+        repeats_mean(of(LOW, BENIGN) - of(BEFORE, BENIGN)), min(one["like_fixed"] for row in rows for one in row["arms"]),
+    )  # fmt: skip
+
+
+def judge(numbers: Refusals) -> Verdict:
+    """`fails` where one of the two claims is refuted, `holds` where both are shown and benign requests are answered as before."""
+    if not numbers.is_testable:
+        return "inconclusive"
+    if numbers.lost.low > 0 or numbers.filtered.high < 0:
+        return "fails"
+    return "holds" if numbers.lost.high < 0 and numbers.filtered.low > 0 and not numbers.over.low > 0 else "inconclusive"
