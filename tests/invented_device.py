@@ -16,7 +16,8 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -132,15 +133,23 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return mapped(wrapped, result) if elsewhere else result
 
 
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+def tensors_in(value: Any) -> list[torch.Tensor]:
     """The tensors of the arguments of an operation, however they are nested."""
+    found: list[torch.Tensor] = []
+    _collect(value, found)
+    return found
+
+
+def _collect(value: Any, found: list[torch.Tensor]) -> None:
+    # Called for each operation: most arguments are tensors, and most others numbers.
     if isinstance(value, torch.Tensor):
-        yield value
+        found.append(value)
     elif isinstance(value, tuple | list):
         for one in value:
-            yield from tensors_in(one)
+            _collect(one, found)
     elif isinstance(value, dict):
-        yield from tensors_in(list(value.values()))
+        for one in value.values():
+            _collect(one, found)
 
 
 def mapped(change: Callable[[Any], Any], value: Any) -> Any:
@@ -216,6 +225,18 @@ def check() -> None:
         raise SystemExit("the model is not on the device")
 
 
+def watched(device: str) -> AbstractContextManager[Any]:
+    """On `far`, every operation is looked at; on the processor there is nothing to see, and each look would cost more than it does."""
+    return Watching() if device == "far" else nullcontext()
+
+
+def hash_once() -> None:
+    """Compute each model's digest once: no weight is changed here, and a look at all of them for every call is half of a command."""
+    from interp import Model
+
+    Model.digest = property(functools.cache(Model.digest.fget))  # type: ignore[method-assign, assignment, arg-type]
+
+
 def commands(folder: Path) -> dict[str, dict[str, Any]]:
     """What each command prints on both devices."""
     from typer.testing import CliRunner
@@ -232,7 +253,8 @@ def commands(folder: Path) -> dict[str, dict[str, Any]]:
     for device in ("cpu", "far"):
         workbench.chosen_device = lambda name=None, device=device: device  # type: ignore[assignment]
         for name, words in COMMANDS.items():
-            result = CliRunner().invoke(app, [*words.split(), "--pair", str(folder / "base"), str(folder / "tuned"), "--json"])
+            with watched(device):
+                result = CliRunner().invoke(app, [*words.split(), "--pair", str(folder / "base"), str(folder / "tuned"), "--json"])
             found[name][device] = json.loads(result.stdout) if result.exit_code == 0 else f"{result.exception!r} {result.output}"
     return found
 
@@ -248,17 +270,20 @@ def experiments(names: list[str]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {name: {} for name in names}
     for device in ("cpu", "far"):
         planted = planted_pair()
-        sides = [Model(side.plain_copy().to(device), side.tokenizer, role) for role, side in planted.pair.sides.items()]
-        context = planted_context(replace(planted, pair=ModelPair(*sides, "planted pair")), count=24, quick=True)
+        with watched(device):
+            sides = [Model(side.plain_copy().to(device), side.tokenizer, role) for role, side in planted.pair.sides.items()]
+            context = planted_context(replace(planted, pair=ModelPair(*sides, "planted pair")), count=24, quick=True)
         for experiment in find_experiments(names):
-            result = run_experiment(experiment, context)
+            with watched(device):
+                result = run_experiment(experiment, context)
             found[experiment.id][device] = plain({"statistic": result.statistic, "null": result.null})
     return found
 
 
 if __name__ == "__main__":
     install()
-    with Watching():
+    with watched("far"):
         check()
-        made = {"commands": commands(Path(sys.argv[1])), "experiments": experiments(sys.argv[2:])}
+    hash_once()
+    made = {"commands": commands(Path(sys.argv[1])), "experiments": experiments(sys.argv[2:])}
     sys.stdout.write(json.dumps(made))

@@ -16,8 +16,8 @@ NOTEBOOK = ROOT / "examples" / "bypass.ipynb"
 # Fewer texts, so that it takes seconds; the committed outputs are those of all of them.
 FEWER = """
 import interp.data.texts as texts
-_prompts, _passages = texts.challenge_prompts()[:24], texts.passages()[:6]
-texts.challenge_prompts, texts.passages = (lambda: _prompts), (lambda: _passages)
+_prompts, _passages, _neutral = texts.challenge_prompts()[:24], texts.passages()[:4], texts.neutral_prompts()[:24]
+texts.challenge_prompts, texts.passages, texts.neutral_prompts = (lambda: _prompts), (lambda: _passages), (lambda: _neutral)
 """
 
 

@@ -111,7 +111,7 @@ def test_what_is_read_ahead_of_the_pair_that_ships_comes_to_its_end_and_of_a_lar
     from app.answers import bypass, vectors
 
     # Fewer prompts and draws come to the same end sooner.
-    monkeypatch.setattr(settings, "sizes", lambda: settings.Sizes(usual_prompts=40, shift_draws=20, matched_draws=4))
+    monkeypatch.setattr(settings, "sizes", lambda: settings.Sizes(usual_prompts=16, shift_draws=8, matched_draws=2))
     computed: list[object] = []
     moved, by_probe = bypass.moved, vectors.by_probe
     monkeypatch.setattr(bypass, "moved", lambda *arguments: computed.append(arguments[2]) or moved(*arguments))

@@ -41,6 +41,24 @@ from training.cli import run_stage
 run_stage("pretrain", sys.argv[1])
 """
 
+# For each line that it reads, a process that runs the stage; it imports the libraries once for all of them. Each step waits a little,
+# so that a kill finds the run under way, in whatever it does then.
+STARTER = """
+import os, sys, time
+from training import packing, pretrain
+from training.cli import run_stage
+real = packing.window
+packing.window = lambda *a: time.sleep(0.05) or real(*a)
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        run_stage("pretrain", sys.argv[1])
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
@@ -111,29 +129,36 @@ def step_of(recipe: Recipe) -> int:
     return json.loads(file.read_text())["step"] if file.exists() else 0
 
 
+def runs(process: int) -> bool:
+    """Whether there is a process of this number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def test_a_process_killed_at_random_moments_ends_bit_for_bit_as_one_that_was_not(
     built: Recipe, whole: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, draw = copy(built, tmp_path), random.Random(time.time_ns())
-    # Each step waits a little, so that a kill finds the run under way, in whatever it does then.
-    code = (
-        "import sys, time; from training import packing; real = packing.window\n"
-        "packing.window = lambda *a: time.sleep(0.05) or real(*a)\n"
-        "from training.cli import run_stage; run_stage('pretrain', sys.argv[1])"
-    )
     killed = []
-    for _ in range(2):
-        before = step_of(recipe)
-        child = subprocess.Popen(
-            [sys.executable, "-c", code, str(root_of(built) / "tiny.toml")], env=environment(built, tmp_path), cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        limit = time.monotonic() + 120
-        while step_of(recipe) == before and child.poll() is None and time.monotonic() < limit:
-            time.sleep(0.005)
-        time.sleep(draw.uniform(0, 0.25))
-        child.send_signal(signal.SIGKILL)
-        killed.append((child.wait(), step_of(recipe)))
+    words = [sys.executable, "-c", STARTER, str(root_of(built) / "tiny.toml")]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, env=environment(built, tmp_path), cwd=ROOT, **pipes) as starter:
+        assert starter.stdin is not None
+        assert starter.stdout is not None
+        for _ in range(2):
+            before = step_of(recipe)
+            starter.stdin.write("one more\n")
+            starter.stdin.flush()
+            child, limit = int(starter.stdout.readline()), time.monotonic() + 120
+            while step_of(recipe) == before and runs(child) and time.monotonic() < limit:
+                time.sleep(0.005)
+            time.sleep(draw.uniform(0, 0.25))
+            if runs(child):
+                os.kill(child, signal.SIGKILL)
+            killed.append((int(starter.stdout.readline()), step_of(recipe)))
     assert [code for code, _ in killed] == [-signal.SIGKILL] * 2, killed
     assert 0 < killed[0][1] < killed[1][1] <= 12, killed
     monkeypatch.setenv(DATA_SETTING, str(root_of(built)))
