@@ -19,8 +19,9 @@ B_E3 = CRITERIA["B-E3"][-1].thresholds
 # The names of the ways of tuning; `random` may stand several times in a run, and its mean counts.
 BEFORE, ALL, WITH_SFT, GOLD = "before", "all pairs", "with an SFT term", "fixed refusals chosen"
 LOW, HIGH, MIXED, RANDOM = "lowest ln-CHES", "highest ln-CHES", "one side refuses", "random"
-ARMS = (BEFORE, ALL, WITH_SFT, GOLD, LOW, HIGH, MIXED, RANDOM)
-UNSAFE, BENIGN = "unsafe held-out", "benign held-out"
+ALIKE, FEW_STEPS = "both sides alike", "all pairs, few steps"
+ARMS = (BEFORE, ALL, WITH_SFT, GOLD, FEW_STEPS, LOW, HIGH, MIXED, ALIKE, RANDOM)
+UNSAFE, BENIGN = "unsafe train", "benign train"
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Refusals:
     """The numbers of B-E3, shares of requests with Student's intervals over runs.
 
     Attributes:
-        before: held-out unsafe requests that are refused before tuning.
+        before, before_benign: unsafe requests of the training split that are refused before tuning, and benign ones.
         lost: the change of that by DPO on all pairs.
         filtered: refused after DPO on the pairs of lowest ln-CHES, minus after random pairs.
         over: the same of benign requests, minus before tuning.
@@ -36,6 +37,7 @@ class Refusals:
     """
 
     before: Interval
+    before_benign: Interval
     lost: Interval
     filtered: Interval
     over: Interval
@@ -45,7 +47,7 @@ class Refusals:
     def is_testable(self) -> bool:
         """Whether the task gives the claim a chance: refusals to lose and to gain, and answers that can be told apart."""
         enough = self.before.n >= B_E3["toy_runs"] and self.like_fixed >= B_E3["agree"]
-        return bool(enough and B_E3["least"] <= self.before.value <= B_E3["most"])
+        return bool(enough and B_E3["least"] <= self.before.value <= B_E3["most"] and self.before_benign.value <= B_E3["benign"])
 
 
 def share(row: Mapping[str, Any], arm: str, requests: str) -> float:
@@ -63,7 +65,7 @@ def refusals(record: Mapping[str, Any]) -> Refusals:
         return np.array([share(row, arm, requests) for row in rows])
 
     return Refusals(
-        repeats_mean(of(BEFORE)), repeats_mean(of(ALL) - of(BEFORE)), repeats_mean(of(LOW) - of(RANDOM)),
+        repeats_mean(of(BEFORE)), repeats_mean(of(BEFORE, BENIGN)), repeats_mean(of(ALL) - of(BEFORE)), repeats_mean(of(LOW) - of(RANDOM)),
         repeats_mean(of(LOW, BENIGN) - of(BEFORE, BENIGN)), min(one["like_fixed"] for row in rows for one in row["arms"]),
     )  # fmt: skip
 
