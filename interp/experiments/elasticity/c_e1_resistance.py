@@ -22,6 +22,8 @@ FORM = "the same, less what the later slice is ahead on people's texts"
 BASE = "the same with the base as the earlier one"
 RANDOM = "loss on a random change minus on an earlier slice as far away"
 KEYS = (RAW, OWN, FORM, BASE, RANDOM)
+# Shown beside them.
+BASE_RAW, BASE_OWN = "as in the paper, with the base as the earlier one", "the same, teachers' own losses taken off, with the base"
 SAMPLED = {PAPER: "temperature 0.05, top-p 0.95", PLAIN: "temperature 1"}
 WHEN = {"start": "before", "mean": "mean over the epoch", "end": "after"}
 
@@ -57,11 +59,13 @@ def parts_table(record: Mapping[str, Any]) -> pd.DataFrame:
     table = []
     for sampling, shown in SAMPLED.items():
         for loss in LOSSES:
-            for name, part in zip(KEYS, resistance(record, sampling=sampling, loss=loss).parts, strict=True):
+            numbers = resistance(record, sampling=sampling, loss=loss)
+            parts = (*numbers.parts, numbers.base_raw, numbers.base_own)
+            for name, part in zip((*KEYS, BASE_RAW, BASE_OWN), parts, strict=True):
                 if part.mean.n:
                     table.append({
                         "answers": shown, "loss": WHEN[loss], "part": name, "nats per token": part.mean.value, "low": part.mean.low, "high": part.mean.high,
-                        "seeds": part.mean.n, "decides": sampling == PAPER and loss == "mean",
+                        "seeds": part.mean.n, "decides": sampling == PAPER and loss == "mean" and name in KEYS,
                     })  # fmt: skip
     return pd.DataFrame(table)
 
@@ -94,8 +98,8 @@ def _teacher(kind: str, teacher: float | None) -> str:
 
 def _sentence(numbers: Resistance) -> str:
     return (
-        f"An epoch on a later slice's answers costs {numbers.raw.mean} nats a token more than the way back, {numbers.own.mean} once each teacher's own loss is taken off and {numbers.form.mean} once what the later slice is ahead on people's reviews is; with the base as the "
-        f"earlier one {numbers.base.mean}. A random change as far away costs {numbers.random.mean} more than an earlier slice (resistance is above 0 in all)."
+        f"With the base as the earlier one, an epoch forward costs {numbers.base_raw.mean} nats a token more than one back, as the paper compares them; {numbers.base_own.mean} once each teacher's own loss is taken off, and {numbers.base.mean} once what the later slice is ahead on people's "
+        f"texts is. Between slices these are {numbers.raw.mean}, {numbers.own.mean} and {numbers.form.mean}, and a random change as far away costs {numbers.random.mean} more than an earlier slice (resistance is above 0)."
     )  # fmt: skip
 
 

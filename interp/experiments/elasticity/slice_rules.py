@@ -22,7 +22,7 @@ LOSSES = ("start", "mean", "end")
 
 @dataclass(frozen=True)
 class Resistance:
-    """The numbers of C-E1, in nats a token, each by seed a mean over ordered pairs of slices.
+    """The numbers of C-E1, in nats a token, each by seed a mean over ordered pairs of slices; the last two are shown and decide nothing.
 
     Attributes:
         raw: the mean loss over an epoch forward minus inverse, the paper's comparison.
@@ -30,6 +30,7 @@ class Resistance:
         form: the same, less what the later slice is ahead on what the writers of the reviews wrote.
         base: as `form`, for the base and each slice.
         random: the last slice's loss on a random change of itself less that on an earlier slice as far away in KL, own losses taken off.
+        base_raw, base_own: as `raw` and `own`, for the base and each slice.
     """
 
     raw: Part
@@ -37,10 +38,12 @@ class Resistance:
     form: Part
     base: Part
     random: Part
+    base_raw: Part
+    base_own: Part
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """All five."""
+        """The five that decide."""
         return self.raw, self.own, self.form, self.base, self.random
 
 
@@ -59,6 +62,8 @@ def resistance(record: Mapping[str, Any], *, sampling: str = PAPER, loss: str = 
         part(lambda row: (row.gap(*pair) - row.ahead(*pair) for pair in row.pairs)),
         part(lambda row: (row.gap(0, later) - row.ahead(0, later) for later in row.slices[1:])),
         part(lambda row: row.random_gaps()) if sampling == PAPER else Part(repeats_mean([])),
+        part(lambda row: (row.gap(0, later, is_own=False) for later in row.slices[1:])),
+        part(lambda row: (row.gap(0, later) for later in row.slices[1:])),
     )
 
 

@@ -17,6 +17,8 @@ from interp.experiments.elasticity.slice_rules import C_E1, PAPER, PLAIN, resist
 from interp.experiments.registry import EXPERIMENTS
 from interp.experiments.run import run_experiment
 from interp.files import write_json
+from interp.runs.logs import BUNDLED_LOGS
+from tests import ROOT
 
 
 def study(**world: float) -> dict[str, Any]:
@@ -36,6 +38,8 @@ def test_each_part_takes_off_what_it_names(monkeypatch: pytest.MonkeyPatch) -> N
     raw = 0.1 + (0.03 + 0.06) * 4 / 3
     assert values == pytest.approx([raw, raw - 0.03 * 4 / 3, 0.1, 0.1, 0.02])
     assert all(part.mean.n == 5 for part in numbers.parts)
+    assert numbers.base_raw.mean.value == pytest.approx(0.1 + (0.03 + 0.06) * 2)
+    assert numbers.base_own.mean.value == pytest.approx(0.1 + 0.06 * 2)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +88,7 @@ def test_the_experiment_shows_every_part_and_every_epoch(context: ElasticityCont
     parts = result.tables["parts"]
     assert parts["decides"].sum() == len(c_e1_resistance.KEYS)
     # Random changes are sampled from in one way only.
-    assert len(parts) == 3 * (len(c_e1_resistance.KEYS) * 2 - 1)
+    assert len(parts) == 3 * ((len(c_e1_resistance.KEYS) + 2) * 2 - 1)
     epochs = result.tables["epochs"].set_index(["answers", "student", "teacher"])
     assert len(epochs) == 4 + 2 * 12 + 3
     assert epochs.loc[("as written", 0, "the reviews' writers"), "before"] == pytest.approx(4.1, abs=0.03)
@@ -98,3 +102,17 @@ def test_a_study_of_another_base_is_not_read(context: ElasticityContext, tmp_pat
     with pytest.raises(UserError, match="no study of slices of a tuning of this base model") as error:
         EXPERIMENTS["C-E1"].run(context)
     assert "training.studies.elasticity slices" in error.value.fix
+
+
+def test_the_study_that_ships_is_of_the_base_that_ships_and_gives_the_numbers_of_the_documents() -> None:
+    context = ElasticityContext(ModelPair.bundled(), BUNDLED_LOGS)
+    record = context.slices()
+    assert [row["seed"] for row in record["rows"]] == list(range(5))
+    result = EXPERIMENTS["C-E1"].run(context)
+    assert result.verdict == "fails"
+    parts = result.tables["parts"].set_index(["answers", "loss", "part"]).loc[(c_e1_resistance.SAMPLED[PAPER], "mean over the epoch")]
+    pages = {name: " ".join((ROOT / "docs" / name).read_text(encoding="utf-8").split()) for name in ("elasticity.md", "findings.md")}
+    shown = ((c_e1_resistance.BASE_RAW, "findings.md"), (c_e1_resistance.BASE_OWN, "findings.md"), (c_e1_resistance.BASE, "findings.md"))
+    for part, page in (*shown, *((name, "elasticity.md") for name in parts.index)):
+        value, low, high = (f"{number:.3f}".replace("-", "\u2212") for number in parts.loc[part, ["nats per token", "low", "high"]])
+        assert f"{value} ({low} to {high})" in pages[page], part
