@@ -13,6 +13,7 @@ import pytest
 from interp import Model, UserError
 from interp.data.requests import labelled_answers, requests, task_requests
 from interp.experiments.displacement.refusal_rules import ALIKE, ALL, ARMS, BEFORE, FEW_STEPS, GOLD, HIGH, LOW, MIXED, RANDOM, WITH_SFT
+from interp.models import tokens
 from interp.models.tokens import decoded_rows
 from interp.preferences.text_level import refuses
 from training.filters import BATCH
@@ -60,11 +61,10 @@ def test_the_rule_tells_the_fixed_words_apart_and_most_of_the_labelled_answers()
 def test_a_request_is_refused_always_or_never(study: RefusalStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     refused: Counter[tuple[int, ...]] = Counter()
     fixed = [tuple(row) for row in study._answers(REFUSING)]
-    tokens_pad = refusals.pad
 
     def pad(rows: list[list[int]], *rest: Any) -> Any:
         refused.update(tuple(row[: -len(words)]) for row in rows for words in fixed if tuple(row[-len(words) :]) == words)
-        return tokens_pad(rows, *rest)
+        return tokens.pad(rows, *rest)
 
     monkeypatch.setattr(refusals, "pad", pad)
     study.taught(3)
