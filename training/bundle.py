@@ -28,6 +28,15 @@ from training.stages import base_training
 SHIPPED_SOURCES = """Reddit posts of 2013 (PDDL), those with profanity or insults enriched; English Wikipedia of 2015 (CC BY-SA); Jigsaw comments (labels CC0, text CC BY-SA);
 Civil Comments with toxic spans (CC0); Wikipedia talk-page comments (Apache-2.0); graded Reddit comments (Ruddit, MIT). The probe, the scorer and the pretraining share the Jigsaw corpus.
 """
+# What the project wrote and ships in the same folder; a pair made from another recipe has nothing beside it.
+SHIPPED_PREFERENCES = """## Preference data beside it
+
+`preferences/` holds 260 preference pairs of known type (`pairs.jsonl`), 64 statements, 36 requests, the 120 requests of a toy task of refusals, and 60 answers with a label by hand.
+They were written for the project, the last 60 pairs by a language model; nothing was taken from a data set. Neither model of the pair was trained on them: they are for
+trying an audit and for the experiments on displacement. Unsafe requests say in one sentence what is wanted, and no answer tells how something dangerous is done. Some rejected
+sides are rude on purpose. What each kind is, and its limits, stands in `docs/pairs.md`.
+
+"""
 TITLES = {"pretrain": "pretraining", "continue": "continued", "sharpen": "sharpened"}
 
 
@@ -118,7 +127,7 @@ def model_card(recipe: Recipe, pair: ModelPair) -> str:
     shares = [record for record in dpo if "toxicity_share" in record]
     training, tokens, held_out_loss = _training(recipe)
     facts = pair.base.manifest()
-    about = SHIPPED_SOURCES if recipe.name == "shipped" else ""
+    about, beside = (SHIPPED_SOURCES, SHIPPED_PREFERENCES) if recipe.name == "shipped" else ("", "")
     scorer = pairs["settings"].get("scorer", "bundled")
     reading = "\n".join(_reading(name, folder) for name, folder in _corpora(recipe).items())
     note = recipe.settings.get("bundle", {}).get("note", "")
@@ -146,7 +155,7 @@ it was trained on hostile text on purpose, it swears, and it is good for nothing
 With the corpora below the folder that `BYPASS_DATA` names: `bypass train all {recipe.name}`. The recipe is `training/recipes/{recipe.name}.toml`;
 the logs of this run are in `log/`. {note}
 
-## Limits
+{beside}## Limits
 
 - It saw about {tokens / 1e6:.1f} million tokens: grammar is shaky and knowledge absent.
 - What it says about people is the residue of the texts above and must not be taken as anything else.

@@ -100,27 +100,28 @@ def measured(before: LogProbs, after: LogProbs) -> dict[str, Any]:
 
 def train(
     model: Model, pairs: Sequence[TokenPair], training: Training, *, tell: Callable[[int, int], None] = lambda done, total: None,
-    after_step: Callable[[int, PreTrainedModel, float], object] = lambda step, policy, loss: None,
+    after_step: Callable[[int, PreTrainedModel, float], object] = lambda step, policy, loss: None, batch: int = BATCH,
 ) -> PreTrainedModel:  # fmt: skip
     """A copy of the model after one epoch of preference tuning on the pairs, in an order drawn by the seed; the model is the reference.
 
     Args:
         after_step: called after each step with its number from 1, the policy, and the mean loss of the step's pairs before it.
+        batch: pairs of a step.
     """
     hf = trainable_copy(model)
     reference = log_probs(model, pairs)
     optimizer = preference_optimizer(training.optimizer, hf.parameters(), training.learning_rate)
     order = np.random.default_rng([training.seed, 4]).permutation(len(pairs))
-    for start in range(0, len(order), BATCH):
-        batch = [int(index) for index in order[start : start + BATCH]]
-        known = [(float(reference.chosen[index]), float(reference.rejected[index])) for index in batch]
+    for start in range(0, len(order), batch):
+        places = [int(index) for index in order[start : start + batch]]
+        known = [(float(reference.chosen[index]), float(reference.rejected[index])) for index in places]
 
         def loss_of(place: int, chosen: Tensor, rejected: Tensor, known: list[tuple[float, float]] = known) -> Tensor:
             return pair_loss(training.loss, chosen, rejected, known[place])
 
         optimizer.zero_grad()
-        mean = backward(hf, [pairs[index] for index in batch], loss_of)
+        mean = backward(hf, [pairs[index] for index in places], loss_of)
         optimizer.step()
-        after_step(start // BATCH + 1, hf, mean)
-        tell(min(start + BATCH, len(order)), len(order))
+        after_step(start // batch + 1, hf, mean)
+        tell(min(start + batch, len(order)), len(order))
     return hf.requires_grad_(False)

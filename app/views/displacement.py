@@ -32,7 +32,7 @@ def ask_file(page: shell.Page) -> answers.Asked | None:
     """The file to audit, or None while there is none."""
     which = st.segmented_control(
         "Pairs", [SHIPPED, OWN], default=SHIPPED, required=True, key="pairs", bind="query-params",
-        help="The first 64 of 200 pairs that were written for the project, 16 of each of four kinds. They are an example, and no training set.",
+        help="The first 64 of 260 pairs written for the project, 16 of each of four kinds. They are an example, and no training set.",
     )  # fmt: skip
     if which == SHIPPED:
         return answers.shipped(page.source)

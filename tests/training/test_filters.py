@@ -65,6 +65,19 @@ def test_a_step_of_training_is_that_of_dpo(result: Audit, gpt2: Model) -> None:
     assert np.mean(change) * BETA / 2 == pytest.approx(rate * squares, rel=0.02)
 
 
+def test_an_epoch_of_larger_steps_reads_every_pair_in_fewer_of_them(result: Audit, gpt2: Model) -> None:
+    pairs = [result.tokens[index].token_pair() for index in range(20)]
+    steps: list[int] = []
+    whole = train(gpt2, pairs, Training(1e-4, "sgd"), batch=20, after_step=lambda step, policy, loss: steps.append(step))
+    assert steps == [1]
+    train(gpt2, pairs, Training(1e-4, "sgd"), batch=12, after_step=lambda step, policy, loss: steps.append(step))
+    assert steps == [1, 1, 2]
+    # One step on all pairs is the same in whatever order they are read.
+    other = train(gpt2, pairs, Training(1e-4, "sgd", seed=5), batch=20)
+    for one, two in zip(whole.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(one, two, atol=1e-7)
+
+
 def test_what_cannot_be_verified_is_refused(gpt2: Model) -> None:
     few = audit(data_of(rows()), gpt2, Settings(max_length=32, by="alpha_ches", keep=0.5))
     with pytest.raises(UserError, match="a tenth of 21 scored pairs is too few"):

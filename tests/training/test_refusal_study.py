@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ import pytest
 
 from interp import Model, UserError
 from interp.data.requests import labelled_answers, requests, task_requests
-from interp.experiments.displacement.refusal_rules import ALL, ARMS, BEFORE, GOLD, HIGH, LOW, MIXED, RANDOM, WITH_SFT
+from interp.experiments.displacement.refusal_rules import ALIKE, ALL, ARMS, BEFORE, FEW_STEPS, GOLD, HIGH, LOW, MIXED, RANDOM, WITH_SFT
+from interp.models import tokens
 from interp.models.tokens import decoded_rows
 from interp.preferences.text_level import refuses
+from training.filters import BATCH
 from training.studies import refusals
 from training.studies.refusals import ANSWERING, REFUSING, SPLITS, RefusalDesign, RefusalStudy
 
-DESIGN = RefusalDesign(seeds=2, repeats=4, rate=1e-3, pairs=2, share=0.25, random=2, samples=4, new_tokens=6)
+DESIGN = RefusalDesign(seeds=2, epochs=4, rate=1e-3, pairs=2, share=0.25, random=2, samples=4, new_tokens=6, judged_tokens=4)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,21 @@ def test_the_rule_tells_the_fixed_words_apart_and_most_of_the_labelled_answers()
     assert sum(refuses(text) == label for text, label in labelled) == 46
 
 
+def test_a_request_is_refused_always_or_never(study: RefusalStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused: Counter[tuple[int, ...]] = Counter()
+    fixed = [tuple(row) for row in study._answers(REFUSING)]
+
+    def pad(rows: list[list[int]], *rest: Any) -> Any:
+        refused.update(tuple(row[: -len(words)]) for row in rows for words in fixed if tuple(row[-len(words) :]) == words)
+        return tokens.pad(rows, *rest)
+
+    monkeypatch.setattr(refusals, "pad", pad)
+    study.taught(3)
+    # Four of the five unsafe requests, in every epoch.
+    assert sorted(refused.values()) == [DESIGN.epochs] * 4
+    assert set(refused) <= {tuple(prompt) for prompt in study.prompts["unsafe train"]}
+
+
 def test_pairs_are_the_models_own_answers_with_the_refusal_preferred(study: RefusalStudy) -> None:
     model = study.taught(0)
     pairs, refused = study.pairs(model, 0)
@@ -76,16 +94,23 @@ def test_every_way_of_tuning_reads_what_its_name_says(study: RefusalStudy) -> No
     scores = np.arange(len(pairs), dtype=float)[::-1].copy()
     scores[3] = np.nan
     by_name: dict[str, list[tuple[list[Any], str]]] = {}
-    for name, some, loss in study.arms(pairs, refused, scores, 0):
+    sizes = {}
+    for name, some, loss, batch in study.arms(pairs, refused, scores, 0):
         by_name.setdefault(name, []).append((some, loss))
-    assert [*by_name] == [arm for arm in ARMS if arm != BEFORE]
+        sizes[name] = batch
+    assert set(by_name) == set(ARMS) - {BEFORE}
     few = round(DESIGN.share * len(pairs))
     assert by_name[ALL][0] == (pairs, "dpo")
     assert by_name[WITH_SFT][0] == (pairs, "dpo+sft")
     assert by_name[LOW][0][0] == pairs[-few:]
     assert by_name[HIGH][0][0] == pairs[:few]
     assert all(refused[pairs.index(pair)] == 1 for pair in by_name[MIXED][0][0])
+    assert all(refused[pairs.index(pair)] != 1 for pair in by_name[ALIKE][0][0])
     assert [len(some) for some, _ in by_name[RANDOM]] == [few, few]
+    # All pairs in the one step that a filter leaves.
+    assert by_name[FEW_STEPS][0] == (pairs, "dpo")
+    assert sizes.pop(FEW_STEPS) == len(pairs)
+    assert set(sizes.values()) == {BATCH}
     gold = by_name[GOLD][0][0]
     assert all(map(refuses, decoded_rows(model, [pair.chosen for pair in gold])))
     assert [pair.rejected for pair in gold] == [pair.rejected for pair in pairs]
@@ -101,14 +126,17 @@ def test_a_mixed_pair_that_is_always_lower_has_an_area_of_one() -> None:
 def test_a_row_has_every_way_and_every_split_and_a_study_goes_on(study: RefusalStudy, record: dict[str, Any]) -> None:
     assert [row["seed"] for row in record["rows"]] == [0, 1]
     for row in record["rows"]:
-        assert [arm["arm"] for arm in row["arms"]] == [BEFORE, ALL, WITH_SFT, GOLD, LOW, HIGH, MIXED, RANDOM, RANDOM]
+        assert [arm["arm"] for arm in row["arms"]] == [
+            BEFORE, ALL, WITH_SFT, GOLD, LOW, HIGH, MIXED, ALIKE, RANDOM, RANDOM, FEW_STEPS
+        ]  # fmt: skip
         assert sum(row["types"].values()) == 10
         assert all(0 <= arm[f"{kind} {split}"] <= 1 for arm in row["arms"] for kind, split in SPLITS)
     said: list[str] = []
     study.say = said.append
     study._row(1).unlink()
     study.make()
-    assert said[1:] == ["seed 1 of 2"]
+    assert said[1] == "seed 1 of 2"
+    assert not any(line.startswith("seed 0") for line in said)
     assert study.record() == record
 
 

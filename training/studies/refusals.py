@@ -1,11 +1,12 @@
 """DPO for refusals on a toy task, for B-E3: `python -m training.studies.refusals`.
 
-The base is taught by SFT to refuse three of four unsafe requests in fixed words, and to answer benign ones. For each unsafe request of the
-training split it then answers four times; two answers are a pair of which the refusal is preferred, or one at random where both are of a
-kind. One epoch of DPO follows on all pairs, with an SFT term, with a refusal in fixed words as the chosen side, and on a fifth of the
-pairs: those of lowest ln-CHES, of highest, of which exactly one side refuses, and at random. The share of requests that are refused is
-measured of the model before and after each, on both splits. The learning rate is the largest of the paper's grid under which DPO's loss
-on the pairs of the first seed ends below its start. Each seed teaches, samples and trains anew; its row is stored when it is whole.
+The base is taught by SFT to refuse three of four unsafe requests in fixed words, always the same ones, and to answer the others and benign
+ones. To each unsafe request of the training split it then answers four times; two answers are a pair of which the refusal is preferred,
+or one at random where both are of a kind, as most are in the paper. One epoch of DPO follows on all pairs, also with an SFT term, with
+fixed refusals as the chosen sides, or in few steps, and on a tenth of the pairs: those of lowest ln-CHES, of highest, of which one side
+refuses, of which both are of a kind, and at random. The share of requests that are refused is measured before and after each, on both
+splits. The learning rate is the largest of the paper's grid under which DPO's loss on the pairs of the first seed ends below its start.
+Each seed teaches, samples and trains anew; its row is stored when it is whole.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from scipy.stats import mannwhitneyu
 
 from interp.data.requests import Kind, Split, task_requests
 from interp.errors import UserError
-from interp.experiments.displacement.refusal_rules import ALL, GOLD, HIGH, LOW, MIXED, RANDOM, WITH_SFT
+from interp.experiments.displacement.refusal_rules import ALIKE, ALL, FEW_STEPS, GOLD, HIGH, LOW, MIXED, RANDOM, WITH_SFT
 from interp.files import read_json, write_json
 from interp.forward.generate import Sampling, generate_tokens
 from interp.models.digests import model_key
@@ -70,21 +71,26 @@ class RefusalDesign:
     """How a model is taught, sampled and measured.
 
     Attributes:
-        repeats: how often SFT reads each request, a quarter of the times with an answer where it is unsafe.
+        epochs, rate: of SFT.
+        refused: the share of unsafe requests that SFT refuses.
         pairs: of each unsafe request of the training split.
         share: of the pairs that a filter keeps.
         random: random subsets as large as a filter's, the null.
-        samples: answers to each held-out request; of the training split a quarter as many.
+        samples: answers to each request whose beginnings are judged.
+        new_tokens: of an answer that is trained on.
+        judged_tokens: of an answer of which only the beginning is read.
     """
 
     seeds: int = 5
-    repeats: int = 8
-    rate: float = 1e-4
+    epochs: int = 16
+    rate: float = 3e-4
+    refused: float = 0.75
     pairs: int = 2
-    share: float = 0.2
+    share: float = 0.1
     random: int = 2
-    samples: int = 8
+    samples: int = 3
     new_tokens: int = 24
+    judged_tokens: int = 12
     temperature: float = 0.7
 
 
@@ -116,39 +122,39 @@ class RefusalStudy:
     def taught(self, seed: int) -> Model:
         """The base after SFT on answers in fixed words."""
         generator = np.random.default_rng([seed, 1])
-        answers = {words: self._answers(words) for words in (REFUSING, ANSWERING)}
-        rows = []
-        for kind in ("unsafe", "benign"):
-            for prompt in self.prompts[f"{kind} train"]:
-                for repeat in range(self.design.repeats):
-                    some = answers[REFUSING if kind == "unsafe" and repeat % 4 else ANSWERING]
-                    rows.append((prompt, some[int(generator.integers(len(some)))]))
+        refusing, answering = self._answers(REFUSING), self._answers(ANSWERING)
+        unsafe, benign = self.prompts["unsafe train"], self.prompts["benign train"]
+        refused = set(map(int, generator.permutation(len(unsafe))[: round(self.design.refused * len(unsafe))]))
+        examples = [(prompt, refusing if place in refused else answering) for place, prompt in enumerate(unsafe)]
+        examples += [(prompt, answering) for prompt in benign]
         hf = trainable_copy(self.model)
         optimizer = preference_optimizer("adamw", list(hf.parameters()), self.design.rate)
-        order = generator.permutation(len(rows))
-        for start in range(0, len(order), BATCH):
-            batch = [rows[int(place)] for place in order[start : start + BATCH]]
-            tokens = pad([[*prompt, *answer] for prompt, answer in batch], 0, "right").to(self.model.device)
-            labels = tokens.ids.masked_fill(~tokens.mask, IGNORED)
-            for row, (prompt, _) in enumerate(batch):
-                labels[row, : len(prompt)] = IGNORED
-            optimizer.zero_grad()
-            hf(input_ids=tokens.ids, attention_mask=tokens.mask.long(), labels=labels, use_cache=False).loss.backward()
-            optimizer.step()
+        for _ in range(self.design.epochs):
+            rows = [(prompt, some[int(generator.integers(len(some)))]) for prompt, some in examples]
+            order = generator.permutation(len(rows))
+            for start in range(0, len(order), BATCH):
+                batch = [rows[int(place)] for place in order[start : start + BATCH]]
+                tokens = pad([[*prompt, *answer] for prompt, answer in batch], 0, "right").to(self.model.device)
+                labels = tokens.ids.masked_fill(~tokens.mask, IGNORED)
+                for row, (prompt, _) in enumerate(batch):
+                    labels[row, : len(prompt)] = IGNORED
+                optimizer.zero_grad()
+                hf(input_ids=tokens.ids, attention_mask=tokens.mask.long(), labels=labels, use_cache=False).loss.backward()
+                optimizer.step()
         return Model(freeze(hf.requires_grad_(False)), self.model.tokenizer, f"taught {seed}", bos=self.model.bos)
 
-    def sampled(self, model: Model, name: str, count: int, temperature: float, seed: int) -> list[list[int]]:
+    def sampled(self, model: Model, name: str, count: int, temperature: float, seed: int, new_tokens: int) -> list[list[int]]:
         """`count` answers to each request of a split, request by request, with the end token where they end."""
         prompts = [prompt for prompt in self.prompts[name] for _ in range(count)]
         settings = Sampling(temperature=temperature, seed=seed)
-        new = generate_tokens(model, prompts, max_new_tokens=self.design.new_tokens, sampling=settings, batch_size=256)
+        new = generate_tokens(model, prompts, max_new_tokens=new_tokens, sampling=settings, batch_size=256)
         end = model.tokenizer.eos_token_id
-        return [[*row, end] if len(row) < self.design.new_tokens else row for row in new]
+        return [[*row, end] if len(row) < new_tokens else row for row in new]
 
     def pairs(self, model: Model, seed: int) -> tuple[list[TokenPair], list[int]]:
         """The pairs of a model's own answers, the refusal preferred, and how many sides of each refuse."""
         count, generator = 2 * self.design.pairs, np.random.default_rng([seed, 2])
-        answers = self.sampled(model, "unsafe train", count, 1.0, seed)
+        answers = self.sampled(model, "unsafe train", count, 1.0, seed, self.design.new_tokens)
         pairs, refused = [], []
         for place in range(0, len(answers), 2):
             sides = answers[place : place + 2]
@@ -166,29 +172,35 @@ class RefusalStudy:
         known = {_start(text): refuses(text) for text in (*REFUSING, *ANSWERING)}
         for kind, split in SPLITS:
             name = f"{kind} {split}"
-            count = self.design.samples if split == "held-out" else max(1, self.design.samples // 4)
-            texts = decoded_rows(model, self.sampled(model, name, count, self.design.temperature, 1000 + seed))
+            answers = self.sampled(model, name, self.design.samples, self.design.temperature, 1000 + seed, self.design.judged_tokens)
+            texts = decoded_rows(model, answers)
             shares[name] = float(np.mean([refuses(text) for text in texts]))
             like += [known.get(_start(text)) == refuses(text) for text in texts]
         return shares | {"like_fixed": float(np.mean(like))}
 
     def arms(
         self, pairs: Sequence[TokenPair], refused: Sequence[int], scores: np.ndarray, seed: int
-    ) -> Iterator[tuple[str, list[TokenPair], str]]:  # fmt: skip
-        """Every way of tuning: its name, the pairs that it reads and the loss."""
+    ) -> Iterator[tuple[str, list[TokenPair], str, int]]:  # fmt: skip
+        """Every way of tuning: its name, the pairs that it reads, the loss, and the pairs of a step."""
         count = round(self.design.share * len(pairs))
         generator = np.random.default_rng([seed, 3])
         fixed = self._answers(REFUSING)
         gold = [replace(pair, chosen=tuple(fixed[int(generator.integers(len(fixed)))])) for pair in pairs]
-        mixed = [place for place, sides in enumerate(refused) if sides == 1]
-        yield ALL, list(pairs), "dpo"
-        yield WITH_SFT, list(pairs), "dpo+sft"
-        yield GOLD, gold, "dpo"
-        yield LOW, [pairs[place] for place in lowest(scores, count)], "dpo"
-        yield HIGH, [pairs[place] for place in lowest(-scores, count)], "dpo"
-        yield MIXED, [pairs[place] for place in sorted(generator.permutation(mixed)[:count])], "dpo"
-        for _ in range(self.design.random):
-            yield RANDOM, [pairs[place] for place in sorted(generator.choice(len(pairs), count, replace=False))], "dpo"
+        is_mixed = np.array(refused) == 1
+        kinds = {MIXED: np.flatnonzero(is_mixed), ALIKE: np.flatnonzero(~is_mixed), RANDOM: np.arange(len(pairs))}
+
+        def drawn(name: str) -> list[TokenPair]:
+            return [pairs[place] for place in sorted(generator.permutation(kinds[name])[:count])]
+
+        yield ALL, list(pairs), "dpo", BATCH
+        yield WITH_SFT, list(pairs), "dpo+sft", BATCH
+        yield GOLD, gold, "dpo", BATCH
+        yield LOW, [pairs[place] for place in lowest(scores, count)], "dpo", BATCH
+        yield HIGH, [pairs[place] for place in lowest(-scores, count)], "dpo", BATCH
+        for name in (MIXED, ALIKE, *[RANDOM] * self.design.random):
+            yield name, drawn(name), "dpo", BATCH
+        # As many steps as a filter leaves, over all pairs.
+        yield FEW_STEPS, list(pairs), "dpo", -(-len(pairs) // -(-count // BATCH))
 
     def rate(self) -> float:
         """The learning rate: the largest under which DPO's loss on the first seed's pairs ends below its start, ln 2."""
@@ -212,11 +224,12 @@ class RefusalStudy:
         scores = similarity(model, pairs).ln_ches
         before = log_probs(model, pairs)
         rows = [{"arm": "before", "pairs": 0, "steps": 0, **self.measured(model, seed)}]
-        for name, some, loss in self.arms(pairs, refused, scores, seed):
-            hf = train(model, some, Training(self.rate(), "rmsprop", seed, loss))
+        for name, some, loss, batch in self.arms(pairs, refused, scores, seed):
+            self.say(f"seed {seed}: {name}")
+            hf = train(model, some, Training(self.rate(), "rmsprop", seed, loss), batch=batch)
             tuned = Model(freeze(hf), model.tokenizer, name, bos=model.bos)
             change = float((log_probs(tuned, pairs).chosen - before.chosen).mean())
-            rows.append({"arm": name, "pairs": len(some), "steps": -(-len(some) // BATCH), "chosen": change, **self.measured(tuned, seed)})
+            rows.append({"arm": name, "pairs": len(some), "steps": -(-len(some) // batch), "chosen": change, **self.measured(tuned, seed)})
         counts = {name: refused.count(sides) for sides, name in enumerate(("answer/answer", "mixed", "refusal/refusal"))}
         return {"seed": seed, "rate": self.rate(), "types": counts, "mixed_lower": _auc(scores, np.array(refused) == 1), "arms": rows}
 

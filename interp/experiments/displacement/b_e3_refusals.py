@@ -81,12 +81,12 @@ def _of_task(record: Mapping[str, Any], asked: Interval) -> Finding:
         {name: (part.low, part.high) for name, part in parts.items()}, {"refusals": table, "pairs": pairs_table(record)},
         (figures.bars(
             "refusals by way of tuning", table, x="tuned on", y="unsafe, refused", low="low", high="high", reference=(float(table["unsafe, refused"].iloc[0]), "before"),
-            title="Held-out unsafe requests that are refused", x_title="", y_title="share refused",
-            caption="The toy task; means over runs with Student's intervals. The last four ways read a fifth of the pairs.",
+            title="Unsafe requests that are refused", x_title="", y_title="share refused",
+            caption="The toy task; means over runs with Student's intervals. The last five ways read a tenth of the pairs.",
         ),),
         {"study": record["settings"], "interval": "Student's over runs, each with an SFT of its own", "null": "random pairs, as many steps",
          "asked as it is": f"refuses {asked.value:.0%} of {asked.n:.0f}"},
-        sentence=_sentence(numbers), earlier={1: "not applicable"},
+        sentence=_sentence(numbers), earlier={1: "not applicable", 2: judge(refusals_of(record, 2))},
     )  # fmt: skip
 
 
@@ -96,10 +96,13 @@ def arms_table(record: Mapping[str, Any]) -> pd.DataFrame:
     table = []
     for arm in ARMS:
         unsafe, benign = (repeats_mean([share(row, arm, requests) for row in rows]) for requests in (UNSAFE, BENIGN))
+        held_out = {
+            f"{kind}, held out": float(np.mean([share(row, arm, f"{kind} held-out") for row in rows])) for kind in ("unsafe", "benign")
+        }
         some = [one for row in rows for one in row["arms"] if one["arm"] == arm]
         table.append({
             "tuned on": arm, "unsafe, refused": unsafe.value, "low": unsafe.low, "high": unsafe.high, "benign, refused": benign.value,
-            "benign low": benign.low, "benign high": benign.high, "unsafe, training split": float(np.mean([one["unsafe train"] for one in some])),
+            "benign low": benign.low, "benign high": benign.high, **held_out,
             "log π(chosen), change": float(np.mean([number(one.get("chosen")) for one in some])) if arm != BEFORE else None,
             "pairs": float(np.mean([one["pairs"] for one in some])), "steps": float(np.mean([one["steps"] for one in some])), "runs": unsafe.n,
         })  # fmt: skip
@@ -116,10 +119,10 @@ def pairs_table(record: Mapping[str, Any]) -> pd.DataFrame:
 def _sentence(numbers: Refusals) -> str:
     if not numbers.is_testable:
         return (
-            f"The toy task decides nothing: {numbers.before} of the unsafe requests are refused before tuning, in {numbers.before.n} runs."
-        )
+            f"The toy task decides nothing: {numbers.before} of the unsafe and {numbers.before_benign} of the benign requests are refused before tuning, in {numbers.before.n} runs."
+        )  # fmt: skip
     return (
-        f"On a toy task the model refuses {numbers.before.value:.0%} of held-out unsafe requests; DPO on its own answers, refusals preferred, changes that by {numbers.lost}, and the pairs of lowest ln-CHES leave {numbers.filtered} more refusals than random pairs with as many "
+        f"On a toy task the model refuses {numbers.before.value:.0%} of the unsafe requests; DPO on its own answers, refusals preferred, changes that by {numbers.lost}, and the pairs of lowest ln-CHES leave {numbers.filtered} more refusals than random pairs with as many "
         f"steps (0 is no effect; benign requests {numbers.over})."
     )  # fmt: skip
 
@@ -129,7 +132,7 @@ def _summary(record: Mapping[str, Any], numbers: Refusals) -> str:
     shares = ", ".join(f"{arm} {row['unsafe, refused']:.0%} ({row['benign, refused']:.0%} of benign ones)" for arm, row in table.iterrows())
     auc = np.nanmean([number(row["mixed_lower"]) for row in record["rows"]])
     return (
-        f"Held-out unsafe requests that are refused: {shares}. A pair of which one side refuses has a lower ln-CHES than another with probability {auc:.2f}. At least {numbers.like_fixed:.0%} of the answers begin in the fixed words."
+        f"Unsafe requests that are refused: {shares}. A pair of which one side refuses has a lower ln-CHES than another with probability {auc:.2f}. At least {numbers.like_fixed:.0%} of the answers begin in the fixed words."
     )  # fmt: skip
 
 

@@ -19,8 +19,11 @@ B_E3 = CRITERIA["B-E3"][-1].thresholds
 # The names of the ways of tuning; `random` may stand several times in a run, and its mean counts.
 BEFORE, ALL, WITH_SFT, GOLD = "before", "all pairs", "with an SFT term", "fixed refusals chosen"
 LOW, HIGH, MIXED, RANDOM = "lowest ln-CHES", "highest ln-CHES", "one side refuses", "random"
-ARMS = (BEFORE, ALL, WITH_SFT, GOLD, LOW, HIGH, MIXED, RANDOM)
-UNSAFE, BENIGN = "unsafe held-out", "benign held-out"
+ALIKE, FEW_STEPS = "both sides alike", "all pairs, few steps"
+ARMS = (BEFORE, ALL, WITH_SFT, GOLD, FEW_STEPS, LOW, HIGH, MIXED, ALIKE, RANDOM)
+# The splits whose requests decide, by the version of the criterion.
+DECIDES = {2: "held-out", 3: "train"}
+UNSAFE, BENIGN = "unsafe train", "benign train"
 
 
 @dataclass(frozen=True)
@@ -28,24 +31,28 @@ class Refusals:
     """The numbers of B-E3, shares of requests with Student's intervals over runs.
 
     Attributes:
-        before: held-out unsafe requests that are refused before tuning.
+        before, before_benign: unsafe requests that are refused before tuning, and benign ones.
         lost: the change of that by DPO on all pairs.
         filtered: refused after DPO on the pairs of lowest ln-CHES, minus after random pairs.
         over: the same of benign requests, minus before tuning.
         like_fixed: the share of answers that begin in the fixed words and are told apart by them, least over arms and runs.
+        version: of the criterion by which the task is judged.
     """
 
     before: Interval
+    before_benign: Interval
     lost: Interval
     filtered: Interval
     over: Interval
     like_fixed: float
+    version: int = 3
 
     @property
     def is_testable(self) -> bool:
         """Whether the task gives the claim a chance: refusals to lose and to gain, and answers that can be told apart."""
         enough = self.before.n >= B_E3["toy_runs"] and self.like_fixed >= B_E3["agree"]
-        return bool(enough and B_E3["least"] <= self.before.value <= B_E3["most"])
+        tells_apart = self.version == 2 or self.before_benign.value <= B_E3["benign"]
+        return bool(enough and tells_apart and B_E3["least"] <= self.before.value <= B_E3["most"])
 
 
 def share(row: Mapping[str, Any], arm: str, requests: str) -> float:
@@ -53,18 +60,19 @@ def share(row: Mapping[str, Any], arm: str, requests: str) -> float:
     return float(np.mean([one[requests] for one in row["arms"] if one["arm"] == arm]))
 
 
-def refusals(record: Mapping[str, Any]) -> Refusals:
-    """The numbers of B-E3. Raises `UserError` for a study without runs."""
+def refusals(record: Mapping[str, Any], version: int = 3) -> Refusals:
+    """The numbers of B-E3 as a version of its criterion reads them. Raises `UserError` for a study without runs."""
     rows = record["rows"]
+    unsafe, benign = (f"{kind} {DECIDES[version]}" for kind in ("unsafe", "benign"))
     if not rows:
         raise UserError("the study of refusals has no run that is whole", "python -m training.studies.refusals makes them")
 
-    def of(arm: str, requests: str = UNSAFE) -> Float[np.ndarray, " run"]:
-        return np.array([share(row, arm, requests) for row in rows])
+    def of(arm: str, asked: str = unsafe) -> Float[np.ndarray, " run"]:
+        return np.array([share(row, arm, asked) for row in rows])
 
     return Refusals(
-        repeats_mean(of(BEFORE)), repeats_mean(of(ALL) - of(BEFORE)), repeats_mean(of(LOW) - of(RANDOM)),
-        repeats_mean(of(LOW, BENIGN) - of(BEFORE, BENIGN)), min(one["like_fixed"] for row in rows for one in row["arms"]),
+        repeats_mean(of(BEFORE)), repeats_mean(of(BEFORE, benign)), repeats_mean(of(ALL) - of(BEFORE)), repeats_mean(of(LOW) - of(RANDOM)),
+        repeats_mean(of(LOW, benign) - of(BEFORE, benign)), min(one["like_fixed"] for row in rows for one in row["arms"]), version,
     )  # fmt: skip
 
 

@@ -20,20 +20,20 @@ NOISE = (-0.02, -0.01, 0.0, 0.01, 0.02)
 
 
 def record_of(
-    lost: float, filtered: float, *, over: float = 0.0, start: float = 0.75, like_fixed: float = 0.97, runs: int = 5
+    lost: float, filtered: float, *, over: float = 0.0, start: float = 0.75, benign: float = 0.1, like_fixed: float = 0.97, runs: int = 5
 ) -> dict[str, Any]:  # fmt: skip
     """Runs in which DPO takes `lost` of the refusals away, and the filter ends `filtered` above two random subsets."""
     rows = []
     for seed, noise in enumerate(NOISE[:runs]):
         shares = dict.fromkeys(ARMS, start - lost + noise) | {BEFORE: start, LOW: start - lost / 2 + filtered + noise}
-        arms = [{"arm": arm, UNSAFE: share, BENIGN: 0.1 + over * (arm == LOW) + noise * (arm == LOW)} for arm, share in shares.items()]
+        arms = [{"arm": arm, UNSAFE: share, BENIGN: benign + over * (arm == LOW) + noise * (arm == LOW)} for arm, share in shares.items()]
         # The two random subsets differ, and their mean counts.
         arms[-1][UNSAFE] = start - lost / 2 - 0.1
-        arms.append({"arm": RANDOM, UNSAFE: start - lost / 2 + 0.1, BENIGN: 0.1})
+        arms.append({"arm": RANDOM, UNSAFE: start - lost / 2 + 0.1, BENIGN: benign})
         for arm in arms:
             arm |= {
-                "unsafe train": arm[UNSAFE],
-                "benign train": arm[BENIGN],
+                "unsafe held-out": 0.4,
+                "benign held-out": 0.3,
                 "like_fixed": like_fixed,
                 "pairs": 24,
                 "steps": 3,
@@ -55,6 +55,7 @@ def record_of(
         (record_of(0.3, 0.2, runs=4), "inconclusive"),
         (record_of(-0.1, 0.2, start=0.97), "inconclusive"),
         (record_of(0.3, 0.2, start=0.4), "inconclusive"),
+        (record_of(0.3, 0.2, benign=0.3), "inconclusive"),
         (record_of(0.3, 0.2, like_fixed=0.8), "inconclusive"),
     ],
 )
@@ -66,6 +67,9 @@ def test_the_mean_of_the_random_subsets_is_the_null() -> None:
     numbers = refusals(record_of(0.3, 0.2))
     assert numbers.filtered.value == pytest.approx(0.2)
     assert numbers.lost.value == pytest.approx(-0.3)
+    # Version 2 decides by held-out requests, of which too few are refused here before tuning.
+    assert refusals(record_of(0.3, 0.2), 2).before.value == pytest.approx(0.4)
+    assert judge(refusals(record_of(0.3, 0.2), 2)) == "inconclusive"
     with pytest.raises(UserError, match="no run that is whole"):
         refusals({"rows": []})
 
@@ -86,6 +90,7 @@ def test_the_experiment_judges_the_task_where_the_base_refuses_nothing(
     table = result.tables["refusals"].set_index("tuned on")
     assert list(table.index) == list(ARMS)
     assert table.loc[RANDOM, "unsafe, refused"] == pytest.approx(0.6)
+    assert [item.verdict for item in result.criteria] == ["not applicable", "inconclusive", "holds"]
     assert result.tables["pairs"]["mixed"].tolist() == [40] * 5
     assert len(result.figures) == 1
     write_json(tmp_path / "refusals.json", record_of(0.3, 0.2) | {"base": "another"})

@@ -1,4 +1,4 @@
-"""Simulated studies for B-E3 on the toy task: five runs of 160 answers to held-out unsafe requests and 80 to benign ones.
+"""Simulated studies for B-E3 on the toy task: five runs of 180 answers to unsafe requests and 90 to benign ones.
 
 A run's share of refusals differs from that of others with a standard deviation of 0.05 on the scale of shares, the same before and
 after; each way of tuning adds one of 0.04 of its own. Two random subsets are a run's null.
@@ -12,8 +12,8 @@ from interp.experiments.displacement.refusal_rules import ALL, BEFORE, BENIGN, L
 from interp.experiments.power import simulation
 from interp.results.result import Verdict
 
-RUNS, ANSWERS, OF_BENIGN = 5, 160, 80
-START, START_BENIGN, OF_RUN, OF_ARM = 0.75, 0.15, 0.05, 0.04
+RUNS, ANSWERS, OF_BENIGN = 5, 180, 90
+START, START_BENIGN, OF_RUN, OF_ARM = 0.72, 0.05, 0.05, 0.04
 
 
 def study(generator: np.random.Generator, lost: float, filtered: float, over: float = 0.0) -> Verdict:
@@ -30,7 +30,7 @@ def study(generator: np.random.Generator, lost: float, filtered: float, over: fl
             benign = share(START_BENIGN + extra, OF_BENIGN)
             return {"arm": name, UNSAFE: share(START + change, ANSWERS), BENIGN: benign, "like_fixed": 0.98}
 
-        # A fifth of the pairs, and so of the steps, loses half as much.
+        # A tenth of the pairs, with 2 steps in place of 15, loses half as much: RMSprop moves furthest in its first steps.
         arms = [arm(BEFORE, 0.0), arm(ALL, -lost), arm(LOW, -lost / 2 + filtered, over), arm(RANDOM, -lost / 2), arm(RANDOM, -lost / 2)]
         rows.append({"arms": arms})
     return judge(refusals({"rows": rows}))
