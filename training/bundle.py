@@ -32,7 +32,7 @@ Civil Comments with toxic spans (CC0); Wikipedia talk-page comments (Apache-2.0)
 SHIPPED_PREFERENCES = """## Preference data beside it
 
 `preferences/` holds 260 preference pairs of known type (`pairs.jsonl`), 64 statements, 36 requests, the 120 requests of a toy task of refusals, and 60 answers with a label by hand.
-They were written for the project, the last 60 pairs by a language model; nothing was taken from a data set. Neither model of the pair was trained on them: they are for
+They were written for the project; nothing was taken from a data set. Neither model of the pair was trained on them: they are for
 trying an audit and for the experiments on displacement. Unsafe requests say in one sentence what is wanted, and no answer tells how something dangerous is done. Some rejected
 sides are rude on purpose. What each kind is, and its limits, stands in `docs/pairs.md`.
 
