@@ -239,22 +239,26 @@ def hash_once() -> None:
 
 def commands(folder: Path) -> dict[str, dict[str, Any]]:
     """What each command prints on both devices."""
-    from typer.testing import CliRunner
+    import typer.testing
 
     from interp import workbench
     from interp.cli import app
     from interp.models import loading, pair
+
+    # The parsers of all commands are made once, as in the tests (tests/conftest.py).
+    typer.testing._get_command = functools.cache(typer.testing._get_command)  # type: ignore[attr-defined]
 
     # Each side is loaded once on each device, not once by every command.
     load = functools.cache(loading.load_model)
     for module in (loading, pair):
         module.load_model = load  # type: ignore[assignment, attr-defined]
     found: dict[str, dict[str, Any]] = {name: {} for name in COMMANDS}
+    runner = typer.testing.CliRunner()
     for device in ("cpu", "far"):
         workbench.chosen_device = lambda name=None, device=device: device  # type: ignore[assignment]
         for name, words in COMMANDS.items():
             with watched(device):
-                result = CliRunner().invoke(app, [*words.split(), "--pair", str(folder / "base"), str(folder / "tuned"), "--json"])
+                result = runner.invoke(app, [*words.split(), "--pair", str(folder / "base"), str(folder / "tuned"), "--json"])
             found[name][device] = json.loads(result.stdout) if result.exit_code == 0 else f"{result.exception!r} {result.output}"
     return found
 

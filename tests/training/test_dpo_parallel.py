@@ -1,4 +1,5 @@
-"""Preference tuning in two processes, as `accelerate launch` starts them: what it makes is what one process makes.
+"""Preference tuning, and pretraining, in two processes that share each batch, as `accelerate launch` starts them: what they make is
+what one process makes.
 
 One launch takes all runs in turn, because most of its time is spent on starting. Its last run ends with one process killed.
 """
@@ -7,20 +8,19 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from interp import Model, UserError
 from tests import ROOT
+from tests.training import test_training_processes as pretraining
 from tests.training.small_dpo import WordScorer, kill_at, lines, steps_of, tensors
 from training import dpo
 from training.cli import run_stage
@@ -46,9 +46,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "killed": {},
 }
 WORDS = ("river", "stone", "wintle", "frabe", "quonk", "meldy", "sings", "walks", "under", "sunny")
-LAUNCH = f"""
-import json, os, signal, sys
-from pathlib import Path
+LAUNCH = f"""{pretraining.SPY}
+import signal
 from interp.errors import UserError
 from tests.training.small_dpo import WordScorer
 from training import dpo, preference_trainer
@@ -76,6 +75,9 @@ def stepped(self, model, inputs, *rest):
         os.kill(os.getpid(), signal.SIGKILL)
     return step(self, model, inputs, *rest)
 
+Processes.prepare = spy
+run_stage("pretrain", sys.argv[2])
+Processes.prepare = prepare
 dpo.check_first, TokenPairTrainer.compute_ref_log_probs, TokenPairTrainer.training_step = checked, referred, stepped
 for name in {tuple(RUNS)!r}:
     seen[name] = {{"references": 0, "rows": []}}
@@ -155,17 +157,23 @@ def alone(recipes: Path) -> Callable[..., Recipe]:
 
 
 @pytest.fixture(scope="module")
-def launched(recipes: Path, alone: Callable[..., Recipe]) -> Launched:
-    """All runs in two processes; that of `resumed` was begun in one."""
+def built(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """What is pretrained from: a recipe with its corpus and tokenizer."""
+    return pretraining.twelve_steps(tmp_path_factory.mktemp("language"))
+
+
+@pytest.fixture(scope="module")
+def launched(recipes: Path, built: Recipe, alone: Callable[..., Recipe]) -> Launched:
+    """All runs in two processes, pretraining first; that of `resumed` was begun in one."""
+    pretraining.copy(built, recipes / "two")
     begun = alone("resumed", "two", stop=4)
     assert json.loads((begun.run / "dpo" / "checkpoint" / "state.json").read_text())["step"] == 2
     (recipes / "launched.py").write_text(LAUNCH)
     words = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "training/recipes/accelerate/data-parallel.yaml")]
     words += ["--main_process_port", "0", str(recipes / "launched.py"), str(recipes)]
-    own = {RUNS_SETTING: str(recipes / "two"), "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, *words], env={**os.environ, **own}, cwd=ROOT, capture_output=True, text=True, check=False, timeout=280
-    )
+    words.append(str(pretraining.root_of(built) / "tiny.toml"))
+    own = pretraining.environment(built, recipes / "two")
+    done = subprocess.run([sys.executable, *words], env=own, cwd=ROOT, capture_output=True, text=True, check=False, timeout=280)
     found = [recipes / f"rank{rank}.json" for rank in (0, 1)]
     assert all(file.is_file() for file in found), done.stderr[-3000:]
     return Launched([json.loads(file.read_text()) for file in found], done.stdout, done.returncode, recipes)
@@ -210,6 +218,19 @@ def test_two_processes_that_share_each_batch_make_the_weights_and_the_log_of_one
     stamps = [json.loads((recipe.run / "dpo" / "stamp.json").read_text()) for recipe in (one, two)]
     assert stamps[0]["made_from"] == stamps[1]["made_from"]
     assert not (two.run / "dpo" / "checkpoint").exists()
+
+
+def test_two_processes_that_share_each_batch_of_pretraining_make_the_weights_of_one(
+    launched: Launched, built: Recipe, tmp_path: Path
+) -> None:
+    whole = pretraining.run_whole(built, tmp_path)
+    recipe = replace(whole, run=launched.folder / "two" / built.name)
+    held = sum(tensor.numel() for tensor in pretraining.tensors(whole).values())
+    assert pretraining.spied(launched.folder) == [{"count": 2, "sharded": False, "held": held}] * 2
+    assert 0 < pretraining.distance(recipe, whole) < 1e-5
+    steps = [json.loads(line)["step"] for line in (recipe.run / "pretrain/log.jsonl").read_text().splitlines()]
+    assert steps == [0, 12, 12], "the log is written once"
+    assert launched.stdout.count("step 12/12") == 1, "one process speaks"
 
 
 def test_the_reference_is_computed_once_and_every_process_checks_its_own_first_loss(launched: Launched) -> None:

@@ -1,4 +1,7 @@
-"""Pretraining in processes of its own: killed at any moment, and shared between two of them, it makes the same weights."""
+"""Pretraining in processes of its own: killed at any moment, and divided over two of them, it makes the same weights.
+
+That two which share each batch make them too is seen in test_dpo_parallel.py, whose launch has time for it.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,8 @@ from training.parallel import Processes
 from training.pretrain import pretrain
 from training.recipe import DATA_SETTING, RUNS_SETTING, Recipe, load_recipe
 
-LAUNCH = """
+# Each process says what it has of the model.
+SPY = """
 import json, os, sys
 from pathlib import Path
 from training.parallel import Processes
@@ -34,13 +38,15 @@ prepare = Processes.prepare
 def spy(self, model, optimizers):
     made = prepare(self, model, optimizers)
     held = sum(getattr(p, "_local_tensor", p).numel() for p in made[0].parameters())
-    Path(sys.argv[2], f"rank{self.rank}.json").write_text(json.dumps({"count": self.count, "sharded": self.sharded, "held": held}))
+    file = Path(sys.argv[1], f"pretraining{self.rank}.json")
+    file.write_text(json.dumps({"count": self.count, "sharded": self.sharded, "held": held}))
     return made
+"""
+LAUNCH = f"""{SPY}
 Processes.prepare = spy
 from training.cli import run_stage
-run_stage("pretrain", sys.argv[1])
+run_stage("pretrain", sys.argv[2])
 """
-
 # For each line that it reads, a process that runs the stage; it imports the libraries once for all of them. Each step waits a little,
 # so that a kill finds the run under way, in whatever it does then.
 STARTER = """
@@ -60,10 +66,8 @@ for line in sys.stdin:
 """
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """A recipe of twelve steps in full precision, with its corpus and tokenizer."""
-    root = tmp_path_factory.mktemp("language")
+def twelve_steps(root: Path) -> Recipe:
+    """A recipe of twelve steps in full precision below `root`, with its corpus and tokenizer."""
     recipe = build_language(root)
     text = (root / "tiny.toml").read_text(encoding="utf-8").split("[probe]")[0]
     settings = "steps = 12\nprecision = 'fp32'\nevaluate_kilobytes = 1\nsample_prompts = []"
@@ -81,6 +85,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return replace(recipe, settings=load_recipe(root / "tiny.toml").settings)
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    return twelve_steps(tmp_path_factory.mktemp("language"))
+
+
 def copy(built: Recipe, folder: Path) -> Recipe:
     """The recipe with its corpus and tokenizer below `folder`, as its own processes will find it there."""
     run = folder / built.name
@@ -93,14 +102,18 @@ def root_of(built: Recipe) -> Path:
     return built.run.parent.parent
 
 
-@pytest.fixture(scope="module")
-def whole(built: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+def run_whole(built: Recipe, folder: Path) -> Recipe:
     """A run that nothing interrupted, in one process."""
-    recipe = copy(built, tmp_path_factory.mktemp("whole"))
+    recipe = copy(built, folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(DATA_SETTING, str(root_of(built)))
         pretrain(recipe)
     return recipe
+
+
+@pytest.fixture(scope="module")
+def whole(built: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    return run_whole(built, tmp_path_factory.mktemp("whole"))
 
 
 def environment(built: Recipe, runs: Path) -> dict[str, str]:
@@ -171,28 +184,9 @@ def test_a_process_killed_at_random_moments_ends_bit_for_bit_as_one_that_was_not
         assert all(torch.equal(first[name], second[name]) for name in first), killed
 
 
-def launch(built: Recipe, recipe: Recipe, configuration: str, folder: Path) -> list[dict[str, Any]]:
-    """Pretrain in two processes as `accelerate launch` starts them; what each of them found."""
-    (folder / "launched.py").write_text(LAUNCH)
-    words = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "training/recipes/accelerate" / f"{configuration}.yaml")]
-    words += ["--main_process_port", "0", str(folder / "launched.py"), str(root_of(built) / "tiny.toml"), str(folder)]
-    done = subprocess.run(
-        [sys.executable, *words], env=environment(built, recipe.run.parent), cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("step 12/12") == 1, "one process speaks"
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
-
-
-@pytest.mark.slow
-def test_two_processes_that_share_each_batch_make_the_weights_of_one(built: Recipe, whole: Recipe, tmp_path: Path) -> None:
-    recipe = copy(built, tmp_path)
-    found = launch(built, recipe, "data-parallel", tmp_path)
-    held = sum(tensor.numel() for tensor in tensors(whole).values())
-    assert found == [{"count": 2, "sharded": False, "held": held}] * 2
-    assert 0 < distance(recipe, whole) < 1e-5
-    steps = [json.loads(line)["step"] for line in (recipe.run / "pretrain/log.jsonl").read_text().splitlines()]
-    assert steps == [0, 12, 12], "the log is written once"
+def spied(folder: Path) -> list[dict[str, Any]]:
+    """What each of two processes had of the model."""
+    return [json.loads((folder / f"pretraining{rank}.json").read_text()) for rank in (0, 1)]
 
 
 @pytest.mark.slow
@@ -212,7 +206,15 @@ def test_two_processes_that_divide_the_weights_go_on_from_the_checkpoint_of_one(
         with pytest.raises(KeyboardInterrupt):
             pretrain(recipe)
     assert step_of(recipe) == 6
-    found = launch(built, recipe, "fsdp", tmp_path)
+    (tmp_path / "launched.py").write_text(LAUNCH)
+    words = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "training/recipes/accelerate/fsdp.yaml")]
+    words += ["--main_process_port", "0", str(tmp_path / "launched.py"), str(tmp_path), str(root_of(built) / "tiny.toml")]
+    done = subprocess.run(
+        [sys.executable, *words], env=environment(built, recipe.run.parent), cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("step 12/12") == 1, "one process speaks"
+    found = spied(tmp_path)
     total = sum(tensor.numel() for tensor in tensors(whole).values())
     assert [rank["sharded"] for rank in found] == [True, True]
     assert sum(rank["held"] for rank in found) == total
