@@ -169,7 +169,8 @@ def _module(file: Path, folders: Sequence[Path]) -> ModuleType:
     """The module of a file, as it was imported, or imported now."""
     for module in tuple(sys.modules.values()):
         name = getattr(module, "__file__", None)
-        if isinstance(name, str) and Path(name).name == file.name and Path(name).resolve() == file:
+        # Thousands of modules are looked at, so that the end of the name comes before the making of a path.
+        if isinstance(name, str) and name.endswith(file.name) and Path(name).resolve() == file:
             return module
     above, prefix = (ROOT, [PACKAGE]) if file.is_relative_to(ROOT) else (next(f for f in folders if file.is_relative_to(f)), [])
     return importlib.import_module(".".join([*prefix, *file.relative_to(above).with_suffix("").parts]))
