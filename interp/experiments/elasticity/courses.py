@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from interp.stats.repeats import repeats_mean
+
 Rows = Sequence[Mapping[str, Any]]
 TUNING = "tuning"
 # The class of reviews that a model is tuned on, and what its behaviour is then meant to be: above the base's, or below it.
@@ -62,6 +64,11 @@ class Course:
     def share(self) -> Float[np.ndarray, "seed dose"]:
         """The share undone by dose, as linearised values by seed."""
         return np.stack([ratio_values(column, self.gap) for column in self.decline.T], axis=1)
+
+    @property
+    def shown_share(self) -> Float[np.ndarray, "seed dose"]:
+        """The share undone where tuning moved the behaviour beyond chance; NaN where there is nothing to take a share of."""
+        return np.full_like(self.decline, np.nan) if repeats_mean(self.gap).low <= 0 else self.share
 
     @property
     def returned(self) -> Float[np.ndarray, "seed dose"]:

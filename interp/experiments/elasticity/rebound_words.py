@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from interp.experiments.elasticity.courses import OTHER, course_of
 from interp.experiments.elasticity.rebound_rules import AMOUNTS, Rebound, judge_rebound, rebound
 from interp.experiments.elasticity.tables import dose_figures, doses_table, return_table, tuning_table
@@ -46,9 +48,11 @@ def summary_of(record: Mapping[str, Any], numbers: Rebound, first: str) -> str:
         for arm, shown in (("opposite", f"{OTHER[first]} reviews"), ("neutral", "encyclopedic text")):
             course = course_of(record, first, n, arm)
             if course is not None:
-                shares = ", ".join(f"{value:.0%}" for value in course.share.mean(axis=0))
+                values = course.shown_share.mean(axis=0)
+                by_dose = ", ".join(f"{value:.0%}" for value in values)
+                undone = "no share of it is defined" if np.isnan(values).any() else f"undone {by_dose}"
                 kls = ", ".join(f"{value:.3f}" for value in course.kls.mean(axis=0))
-                parts.append(f"{n} {first}, then {shown}: undone {shares}, KL {course.kls_before.mean():.3f} then {kls}")
+                parts.append(f"{n} {first}, then {shown}: {undone}, KL {course.kls_before.mean():.3f} then {kls}")
     doses = ", ".join(map(str, record["settings"]["doses"]))
     return f"Tuning moved the behaviour by {gaps} nats. At {doses} further texts: {'; '.join(parts)}."
 

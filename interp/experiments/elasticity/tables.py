@@ -36,7 +36,7 @@ def doses_table(record: Mapping[str, Any], first: str) -> pd.DataFrame:
     """By amount, arm and dose: behaviour and KL to the base side by side, means over seeds with Student's intervals, and bits per byte."""
     table = []
     for course in courses(record, first):
-        undone, returned = course.share, course.returned
+        undone, returned = course.shown_share, course.returned
         of_first = [row for row in record["rows"] if row["first"] == first and row["seed"] in course.seeds]
         for place, dose in enumerate(course.doses):
             share, back, nats = (repeats_mean(values[:, place]) for values in (undone, returned, course.decline))
@@ -85,7 +85,8 @@ def return_table(record: Mapping[str, Any], first: str) -> pd.DataFrame:
         before = float(course.kl_before.mean())
         behaviour = _aligned(course.base, course.tuned, course.scores)
         kl = _aligned(np.zeros(course.kl.shape[2]), course.kl_before, course.kl)
-        levels = [(f"{level:.0%} of the behaviour undone", behaviour, level) for level in LEVELS]
+        has_behaviour = not np.isnan(course.shown_share).any()
+        levels = [(f"{level:.0%} of the behaviour undone", behaviour, level) for level in LEVELS if has_behaviour]
         levels += [("half of the KL taken back", kl, 0.5)]
         levels += [(f"KL to the base below {bound:g}", kl, 1 - bound / before) for bound in THRESHOLDS if before > bound]
         for what, scores, level in levels:
@@ -114,7 +115,10 @@ def dose_figures(record: Mapping[str, Any], first: str) -> tuple[Figure, ...]:
             {"then": ARMS[course.arm], "texts": dose, "share": float(value), "kl": float(kl)}
             for course in some
             for dose, value, kl in zip(
-                (0, *course.doses), (0.0, *course.share.mean(axis=0)), (course.kls_before.mean(), *course.kls.mean(axis=0)), strict=True
+                (0, *course.doses),
+                (0.0, *course.shown_share.mean(axis=0)),
+                (course.kls_before.mean(), *course.kls.mean(axis=0)),
+                strict=True,
             )
         ]
         frame = pd.DataFrame(rows)

@@ -13,7 +13,8 @@ from interp.experiments.elasticity.c_e3_return import BEST, GROWS
 from interp.experiments.elasticity.context import ElasticityContext
 from interp.experiments.elasticity.courses import course_of, ratio_values
 from interp.experiments.elasticity.rebound_rules import C_E2, C_E3, back, judge, judge_rebound, rebound
-from interp.experiments.elasticity.rebound_words import FASTER, RETURNED, TEXT
+from interp.experiments.elasticity.rebound_words import FASTER, RETURNED, TEXT, finding_of
+from interp.experiments.elasticity.tables import doses_table, return_table
 from interp.experiments.registry import EXPERIMENTS
 from interp.experiments.run import run_experiment
 from interp.files import write_json
@@ -123,6 +124,15 @@ def test_a_behaviour_that_is_not_there_decides_nothing() -> None:
     numbers = rebound(review_record(gaps={200: 0.02, 1000: 1.5}), "positive")
     assert not numbers.has_behaviour
     assert judge_rebound(numbers, C_E2["seeds"]) == "inconclusive"
+
+
+def test_no_share_is_shown_of_a_behaviour_that_is_not_there() -> None:
+    record = review_record(gaps={200: 0.02, 1000: 1.5})
+    shares = doses_table(record, "positive").groupby("tuned on")["share undone"]
+    assert shares.apply(lambda values: values.isna().all()).to_dict() == {"200 positive": True, "1000 positive": False}
+    undone = return_table(record, "positive").query("until.str.contains('behaviour')")
+    assert set(undone["tuned on"]) == {"1000 positive"}
+    assert "no share of it is defined" in finding_of(record, "positive", C_E2["seeds"]).summary
 
 
 def test_too_few_seeds_are_inconclusive_and_runs_that_are_missing_are_asked_for() -> None:
