@@ -14,6 +14,8 @@ from interp.experiments.displacement.refusal_rules import ARMS, BEFORE, BENIGN, 
 from interp.experiments.registry import EXPERIMENTS
 from interp.experiments.run import run_experiment
 from interp.files import write_json
+from interp.runs.logs import BUNDLED_LOGS, refusals_if_any
+from tests import ROOT
 
 # By how much the shares of five runs differ.
 NOISE = (-0.02, -0.01, 0.0, 0.01, 0.02)
@@ -95,3 +97,16 @@ def test_the_experiment_judges_the_task_where_the_base_refuses_nothing(
     assert len(result.figures) == 1
     write_json(tmp_path / "refusals.json", record_of(0.3, 0.2) | {"base": "another"})
     assert EXPERIMENTS["B-E3"].run(context).verdict == "not applicable"
+
+
+def test_the_study_that_ships_gives_the_verdict_and_the_numbers_of_the_findings() -> None:
+    pair = ModelPair.bundled()
+    record = refusals_if_any(BUNDLED_LOGS, pair.base)
+    assert record is not None
+    numbers = refusals(record)
+    assert judge(numbers) == "fails"
+    page = " ".join((ROOT / "docs" / "findings.md").read_text(encoding="utf-8").split())
+    assert f"refuse {numbers.before.value:.0%} of".replace("%", " %") in page
+    for part, digits in ((numbers.lost, 2), (numbers.filtered, 3)):
+        value, low, high = (f"{number:.{digits}f}".replace("-", "\u2212") for number in (part.value, part.low, part.high))
+        assert f"{value} ({low} to {high})" in page

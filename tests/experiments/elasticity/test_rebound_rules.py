@@ -219,3 +219,17 @@ def test_the_runs_that_ship_give_the_verdicts_and_the_numbers_of_the_documents()
             value, low, high = (f"{end:.{digits}f}".replace("-", "\u2212") for end in (result.statistic[number], *result.interval[number]))
             assert f"{value} ({low} to {high})" in every
             assert f"{value} ({low} to {high})" in (page or every)
+
+
+def test_the_swapped_runs_that_ship_decide_nothing_and_posts_as_in_pretraining_take_kl_back() -> None:
+    context = ElasticityContext(ModelPair.bundled(), BUNDLED_LOGS)
+    page = " ".join((ROOT / "docs/elasticity.md").read_text(encoding="utf-8").split())
+    swapped = EXPERIMENTS["C-E7"].run(context)
+    assert swapped.verdict == "inconclusive"
+    assert "(C-E7) | inconclusive" in " ".join((ROOT / "docs/findings.md").read_text(encoding="utf-8").split())
+    table = EXPERIMENTS["C-E2"].run(context).tables["by dose"]
+    posts = table[(table["then"] == "posts, as in pretraining") & (table["texts"] == 400)]
+    assert posts["seeds"].tolist() == [3, 3]
+    for value, low, high in posts[["taken back of KL", "back low", "back high"]].to_numpy():
+        assert low > 0
+        assert f"{value:.2f} ({low:.2f} to {high:.2f})" in page
