@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from interp.experiments.elasticity.courses import OTHER, course_of
 from interp.experiments.elasticity.rebound_rules import AMOUNTS, Rebound, judge_rebound, rebound
 from interp.experiments.elasticity.tables import dose_figures, doses_table, return_table, tuning_table
 from interp.experiments.registry import Finding
+from interp.stats.intervals import Interval
 from interp.stats.repeats import repeats_mean
 
 FASTER = "share undone, many minus few (mean over doses)"
@@ -32,6 +34,9 @@ def finding_of(record: Mapping[str, Any], first: str, seeds: float) -> Finding:
     """The finding on models that were tuned on reviews of the class `first`, of which `seeds` at least are asked for."""
     numbers = rebound(record, first)
     parts = dict(zip(KEYS, (part.mean for part in numbers.parts), strict=True))
+    if not numbers.has_behaviour:
+        # There is nothing to take a share of.
+        parts |= dict.fromkeys((FASTER, TEXT), Interval(math.nan, math.nan, math.nan, parts[FASTER].n))
     return Finding(
         judge_rebound(numbers, seeds), summary_of(record, numbers, first), {name: part.value for name, part in parts.items()},
         dict.fromkeys(parts, 0.0), {name: (part.low, part.high) for name, part in parts.items()},

@@ -132,7 +132,10 @@ def test_no_share_is_shown_of_a_behaviour_that_is_not_there() -> None:
     assert shares.apply(lambda values: values.isna().all()).to_dict() == {"200 positive": True, "1000 positive": False}
     undone = return_table(record, "positive").query("until.str.contains('behaviour')")
     assert set(undone["tuned on"]) == {"1000 positive"}
-    assert "no share of it is defined" in finding_of(record, "positive", C_E2["seeds"]).summary
+    finding = finding_of(record, "positive", C_E2["seeds"])
+    assert "no share of it is defined" in finding.summary
+    assert np.isnan([finding.statistic[FASTER], finding.statistic[TEXT], *finding.interval[TEXT]]).all()
+    assert np.isfinite(finding.statistic[RETURNED])
 
 
 def test_too_few_seeds_are_inconclusive_and_runs_that_are_missing_are_asked_for() -> None:
