@@ -54,7 +54,7 @@ def context(pair: ModelPair) -> ToxicityContext:
 
 def test_every_experiment_states_its_criterion_and_what_would_refute_it() -> None:
     for item in EXPERIMENTS.values():
-        assert item.criterion.text.startswith(("Holds if", "Not testable where"))
+        assert item.criterion.text.startswith(("Holds if", "Not testable where", "Where a model refuses fewer"))
         assert "Holds if" in item.criterion.text
         assert "fails if" in item.criterion.text.lower()
         assert item.question.endswith("?")
