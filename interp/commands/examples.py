@@ -43,5 +43,4 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 
 def epilog(command: str) -> str:
     """The end of a command's help: its examples, one a line."""
-    # Typer joins what an empty line divides by a line break.
-    return "\n\n".join(["Examples:", *(f"  {line}" for line in EXAMPLES[command])])
+    return "\n".join(["Examples:", *(f"  {line}" for line in EXAMPLES[command])])

@@ -100,6 +100,24 @@ def bootstrap_ratio(numerator: Any, denominator: Any, *, draws: int = 2000, seed
     return Interval(value, float(low), float(high), len(a))
 
 
+def bootstrap_rank_correlation(first: Any, second: Any, *, draws: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:
+    """Spearman's rank correlation of two columns with a bootstrap interval over their rows; NaN where a column does not vary."""
+    one, other = _paired(first, second)
+    rows = np.stack([np.repeat(np.arange(len(one)), counts) for counts in counts_of(seed, draws, len(one)).astype(int)])
+    drawn = _rank_correlations(one[rows], other[rows])
+    low, high = np.nanquantile(drawn, tails(level)) if not np.isnan(drawn).all() else (np.nan, np.nan)
+    return Interval(float(_rank_correlations(one[None], other[None])[0]), float(low), float(high), len(one))
+
+
+def _rank_correlations(first: Float[np.ndarray, "draw row"], second: Float[np.ndarray, "draw row"]) -> Float[np.ndarray, " draw"]:
+    # It takes a second to import, for which readers of the other intervals need not wait.
+    from scipy.stats import rankdata
+
+    one, other = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (rankdata(side, axis=1) for side in (first, second)))
+    spread = np.sqrt((one**2).sum(axis=1) * (other**2).sum(axis=1))
+    return np.divide((one * other).sum(axis=1), spread, out=np.full(len(one), np.nan), where=spread > 0)
+
+
 def permutation_p(observed: float | int, null_values: Any, alternative: Alternative = "greater") -> float:
     """The permutation p-value of an observed value, `(1 + count) / (1 + n)`: the share of null values that are as extreme, never zero.
 

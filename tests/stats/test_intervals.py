@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from interp.errors import UserError
@@ -18,6 +19,7 @@ from interp.stats.intervals import (
     bootstrap_difference,
     bootstrap_mean,
     bootstrap_means,
+    bootstrap_rank_correlation,
     bootstrap_ratio,
     percents,
     permutation_p,
@@ -161,3 +163,15 @@ def test_the_ends_of_a_share_are_whole_percentages_and_unbounded_where_one_is_in
     # Where what it is a share of is not above 0 in every resample.
     share = bootstrap_ratio(np.array([1.0, 0.0, 1.0]), np.array([1.0, -1.0, 0.5]))
     assert percents(share.low, share.high) == "unbounded"
+
+
+def test_the_rank_correlation_is_scipys_and_its_interval_covers_it() -> None:
+    generator = np.random.default_rng(0)
+    one = generator.integers(0, 9, 60).astype(float)
+    other = one + generator.normal(0, 4, 60)
+    interval = bootstrap_rank_correlation(one, other)
+    assert interval.value == pytest.approx(spearmanr(one, other).statistic, abs=1e-12)
+    assert -1 < interval.low < interval.value < interval.high < 1
+    exact = bootstrap_rank_correlation(one, one)
+    assert (exact.value, exact.low, exact.high) == pytest.approx((1, 1, 1))
+    assert np.isnan(bootstrap_rank_correlation(one, np.ones(60)).value)

@@ -28,7 +28,7 @@ def study(gpt2: Model, tmp_path_factory: pytest.TempPathFactory) -> RefusalStudy
     """Five requests of each kind and split, asked of the tiny model in few tokens."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(refusals, "task_requests", lambda kind, split: [text[:12] for text in task_requests(kind, split)[:5]])
-        patch.setattr(refusals, "ASKED", "{request}:")
+        patch.setattr(refusals, "PLAIN", "{request}:")
         return RefusalStudy(gpt2, Path(tmp_path_factory.mktemp("runs")), DESIGN)
 
 
@@ -118,9 +118,9 @@ def test_every_way_of_tuning_reads_what_its_name_says(study: RefusalStudy) -> No
 
 def test_a_mixed_pair_that_is_always_lower_has_an_area_of_one() -> None:
     scores = np.array([0.1, 0.5, 0.2, 0.9, np.nan])
-    assert refusals._auc(scores, np.array([True, False, True, False, True])) == 1
-    assert refusals._auc(scores, np.array([False, True, False, True, False])) == 0
-    assert np.isnan(refusals._auc(scores, np.zeros(5, dtype=bool)))
+    assert refusals.mixed_lower(scores, np.array([True, False, True, False, True])) == 1
+    assert refusals.mixed_lower(scores, np.array([False, True, False, True, False])) == 0
+    assert np.isnan(refusals.mixed_lower(scores, np.zeros(5, dtype=bool)))
 
 
 def test_a_row_has_every_way_and_every_split_and_a_study_goes_on(study: RefusalStudy, record: dict[str, Any]) -> None:

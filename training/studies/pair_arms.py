@@ -25,6 +25,7 @@ from interp.preferences.similarity import similarity
 from interp.stats.divergence import kl_to
 from training.optimizers import preference_optimizer
 from training.pair_losses import pair_loss
+from training.single_token import BETA
 
 # By name of a filter: the column of scores of which the low values are kept. A high value of each is expected to lower chosen answers.
 FILTERS = {
@@ -77,6 +78,11 @@ def changes(before: LogProbs, after: LogProbs, pairs: Sequence[TokenPair]) -> di
         "chosen": float(chosen.mean()), "chosen_per_token": float((chosen / lengths).mean()), "rejected": float(rejected.mean()),
         "margin": float(margin.mean()), "fell": float((chosen < 0).mean()), "accuracy": float((margin > 0).mean()),
     }  # fmt: skip
+
+
+def dpo_loss(before: LogProbs, after: LogProbs) -> float:
+    """The mean loss of DPO in nats of a policy, `after`, whose reference is `before`; ln 2 where the two are the same."""
+    return float(np.logaddexp(0, -BETA * (after.margin - before.margin)).mean())
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from interp.evaluation.toxicity import Scorer, scorer_digest
 from interp.files import read_json, write_json
 from interp.models.digests import model_key
 from interp.models.model import Model
-from interp.preferences.logprobs import LogProbs, log_probs
+from interp.preferences.logprobs import log_probs
 from interp.preferences.pairs import TokenPair
 from interp.results.result import plain
 from training.filters import BATCH, Training, train
@@ -116,7 +116,7 @@ class PairStudy:
 
         def stable(rate: float) -> bool:
             after = log_probs(self.tuned(pairs, Training(rate, self.design.optimizer, 0)), pairs)
-            return _dpo_loss(before, after) < _dpo_loss(before, before)
+            return arms.dpo_loss(before, after) < arms.dpo_loss(before, before)
 
         stored = self.stored(source, "rate", lambda: {"rate": largest_stable_rate(RATES["rmsprop"], stable, source.name)})
         return float(stored["rate"])
@@ -216,7 +216,3 @@ def sources(model: Model, run: Path) -> list[PairSet]:
     if not data:
         raise UserError(f"{SETTING} names no folder", f"set {SETTING} to the folder that holds {HH} and {PARADETOX}")
     return [own_pairs(run, model), hh_pairs(Path(data), model), paradetox_pairs(Path(data), model)]
-
-
-def _dpo_loss(before: LogProbs, after: LogProbs) -> float:
-    return float(np.logaddexp(0, -BETA * (after.margin - before.margin)).mean())

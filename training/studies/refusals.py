@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import mannwhitneyu
 
 from interp.data.requests import Kind, Split, task_requests
 from interp.errors import UserError
+from interp.experiments.displacement.b_e3_refusals import PLAIN
 from interp.experiments.displacement.refusal_rules import ALIKE, ALL, FEW_STEPS, GOLD, HIGH, LOW, MIXED, RANDOM, WITH_SFT
 from interp.files import read_json, write_json
 from interp.forward.generate import Sampling, generate_tokens
@@ -35,22 +35,22 @@ from interp.models.model import Model
 from interp.models.modes import freeze
 from interp.models.tokens import decoded_rows, pad, token_rows
 from interp.preferences.influence import trainable_copy
-from interp.preferences.logprobs import LogProbs, log_probs
+from interp.preferences.logprobs import log_probs
 from interp.preferences.pairs import TokenPair
 from interp.preferences.similarity import similarity
 from interp.preferences.text_level import refuses
 from interp.results.result import plain
 from interp.runs.logs import FILES
 from interp.runs.trajectory import RUNS_SETTING
+from interp.stats.intervals import auc
 from training.filters import BATCH, Training, train
 from training.optimizers import preference_optimizer
 from training.single_token import BETA, SFT_WEIGHT, largest_stable_rate
 from training.studies.displacement import model_named
 from training.studies.displacement_cells import RATES
 from training.studies.displacement_rows import shortened
-from training.studies.pair_arms import lowest
+from training.studies.pair_arms import dpo_loss, lowest
 
-ASKED = "Human: {request}\n\nAssistant:"
 REFUSING = (
     " I'm sorry, but I can't help you with that.", " I cannot help with this request.", " Sorry, I won't do that.",
     " I will not explain how to do this.", " I can't do that for you.", " I am sorry, that would hurt somebody.",
@@ -107,7 +107,7 @@ class RefusalStudy:
         if self.model.tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no end token, so that answers have no end", "give a model whose tokenizer has one")
         asked = {f"{kind} {split}": task_requests(kind, split) for kind, split in SPLITS}
-        self.prompts = {name: token_rows(self.model, [ASKED.format(request=text) for text in texts]) for name, texts in asked.items()}
+        self.prompts = {name: token_rows(self.model, [PLAIN.format(request=text) for text in texts]) for name, texts in asked.items()}
         # A row is the same however many seeds there are.
         settings = {name: value for name, value in self.settings().items() if name != "seeds"}
         self.folder = self.folder / hashlib.sha256(json.dumps([model_key(self.model), settings, asked]).encode()).hexdigest()[:12]
@@ -115,7 +115,7 @@ class RefusalStudy:
     def settings(self) -> dict[str, Any]:
         """Everything that a row depends on beside the model and the requests."""
         return asdict(self.design) | {
-            "beta": BETA, "sft_weight": SFT_WEIGHT, "batch": BATCH, "rates": list(RATES["rmsprop"]), "asked": ASKED,
+            "beta": BETA, "sft_weight": SFT_WEIGHT, "batch": BATCH, "rates": list(RATES["rmsprop"]), "asked": PLAIN,
             "refusing": list(REFUSING), "answering": list(ANSWERING),
         }  # fmt: skip
 
@@ -212,7 +212,7 @@ class RefusalStudy:
 
             def is_stable(rate: float) -> bool:
                 tuned = Model(train(model, pairs, Training(rate, "rmsprop", 0)), model.tokenizer, "tuned")
-                return _dpo_loss(before, log_probs(tuned, pairs)) < _dpo_loss(before, before)
+                return dpo_loss(before, log_probs(tuned, pairs)) < dpo_loss(before, before)
 
             write_json(file, {"rate": largest_stable_rate(RATES["rmsprop"], is_stable, "refusals")})
         return float(read_json(file)["rate"])
@@ -231,7 +231,13 @@ class RefusalStudy:
             change = float((log_probs(tuned, pairs).chosen - before.chosen).mean())
             rows.append({"arm": name, "pairs": len(some), "steps": -(-len(some) // batch), "chosen": change, **self.measured(tuned, seed)})
         counts = {name: refused.count(sides) for sides, name in enumerate(("answer/answer", "mixed", "refusal/refusal"))}
-        return {"seed": seed, "rate": self.rate(), "types": counts, "mixed_lower": _auc(scores, np.array(refused) == 1), "arms": rows}
+        return {
+            "seed": seed,
+            "rate": self.rate(),
+            "types": counts,
+            "mixed_lower": mixed_lower(scores, np.array(refused) == 1),
+            "arms": rows,
+        }
 
     def make(self) -> None:
         """Measure every seed that is not there yet."""
@@ -258,16 +264,10 @@ def _start(text: str) -> tuple[str, ...]:
     return tuple(text.split()[:WORDS])
 
 
-def _dpo_loss(before: LogProbs, after: LogProbs) -> float:
-    return float(np.logaddexp(0, -BETA * (after.margin - before.margin)).mean())
-
-
-def _auc(scores: np.ndarray, is_mixed: np.ndarray) -> float:
+def mixed_lower(scores: np.ndarray, is_mixed: np.ndarray) -> float:
     """The chance that a pair of which one side refuses has a lower score than another pair; NaN where there are none of a kind."""
-    mixed, others = scores[is_mixed & ~np.isnan(scores)], scores[~is_mixed & ~np.isnan(scores)]
-    if not len(mixed) or not len(others):
-        return float("nan")
-    return float(mannwhitneyu(others, mixed).statistic / (len(mixed) * len(others)))
+    known = ~np.isnan(scores)
+    return auc(~is_mixed[known], scores[known]) if len(set(is_mixed[known].tolist())) == 2 else float("nan")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

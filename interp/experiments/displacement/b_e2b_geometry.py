@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from scipy.stats import rankdata
 
 from interp.bundled import BUNDLED
 from interp.experiments.displacement.context import DisplacementContext
@@ -24,7 +23,7 @@ from interp.preferences.states import answer_states
 from interp.preferences.tokenise import tokenise
 from interp.results import figures
 from interp.results.result import Verdict
-from interp.stats.intervals import Interval, bootstrap_means, counts_of, tails
+from interp.stats.intervals import Interval, bootstrap_means, bootstrap_rank_correlation
 
 B_E2B = CRITERIA["B-E2b"][-1].thresholds
 FILE = BUNDLED / "preferences" / "pairs.jsonl"
@@ -33,7 +32,6 @@ READS = (FILE,)
 PAIRS = 200
 POSITIVE, LENGTH = "positive inner products of chosen and rejected states", "rank correlation of CHES with the difference of lengths"
 ALPHA = "positive coefficients"
-DRAWS = 2000
 # Of the intervals of shares, which near 1 are skewed, so that one of 95 % lies above a bound too often.
 LEVEL = 0.98
 
@@ -112,22 +110,7 @@ def geometry(scores: Similarity, pairs: Sequence[TokenPair], others: Float[np.nd
     positive, other, alpha = bootstrap_means(shares[~np.isnan(shares).any(axis=1)], seed=seed, level=LEVEL)
     lengths = np.array([float(length_difference(pair)) for pair in pairs])
     known = np.isfinite(scores.ches)
-    return Geometry(positive, other, alpha, rank_interval(scores.ches[known], lengths[known], seed))
-
-
-def rank_interval(one: Float[np.ndarray, " pair"], other: Float[np.ndarray, " pair"], seed: int, draws: int = DRAWS) -> Interval:
-    """The rank correlation of two columns with a bootstrap interval over their rows; NaN where one of them does not vary."""
-    counts = counts_of(seed, draws, len(one)).astype(int)
-    rows = np.stack([np.repeat(np.arange(len(one)), some) for some in counts])
-    low, high = np.nanquantile(_spearman(one[rows], other[rows]), tails(0.95))
-    return Interval(float(_spearman(one[None], other[None])[0]), float(low), float(high), len(one))
-
-
-def _spearman(one: Float[np.ndarray, "draw row"], other: Float[np.ndarray, "draw row"]) -> Float[np.ndarray, " draw"]:
-    ranks = [rankdata(values, axis=1) for values in (one, other)]
-    first, second = (some - some.mean(axis=1, keepdims=True) for some in ranks)
-    spread = np.sqrt((first**2).sum(axis=1) * (second**2).sum(axis=1))
-    return np.divide((first * second).sum(axis=1), spread, out=np.full(len(one), np.nan), where=spread > 0)
+    return Geometry(positive, other, alpha, bootstrap_rank_correlation(scores.ches[known], lengths[known], seed=seed))
 
 
 def judge(numbers: Geometry) -> Verdict:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
 
 from interp import Model, ModelPair
 from interp.experiments.displacement.b_e2b_geometry import (
@@ -15,7 +14,6 @@ from interp.experiments.displacement.b_e2b_geometry import (
     Geometry,
     judge,
     other_products,
-    rank_interval,
     shipped_pairs,
 )  # fmt: skip
 from interp.experiments.displacement.context import DisplacementContext
@@ -26,18 +24,6 @@ from interp.preferences.states import answer_states
 from interp.runs.logs import BUNDLED_LOGS
 from interp.stats.intervals import Interval
 from tests import ROOT
-
-
-def test_the_rank_correlation_is_scipys_and_its_interval_covers_it() -> None:
-    generator = np.random.default_rng(0)
-    one = generator.integers(0, 9, 60).astype(float)
-    other = one + generator.normal(0, 4, 60)
-    interval = rank_interval(one, other, 0)
-    assert interval.value == pytest.approx(spearmanr(one, other).statistic, abs=1e-12)
-    assert -1 < interval.low < interval.value < interval.high < 1
-    exact = rank_interval(one, one, 0)
-    assert (exact.value, exact.low, exact.high) == pytest.approx((1, 1, 1))
-    assert np.isnan(rank_interval(one, np.ones(60), 0).value)
 
 
 def test_the_null_is_the_share_of_positive_products_with_the_next_pairs_states(gpt2: Model) -> None:

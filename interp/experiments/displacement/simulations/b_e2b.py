@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from interp.experiments.displacement.b_e2b_geometry import LEVEL, Geometry, judge, rank_interval
+from interp.experiments.displacement.b_e2b_geometry import LEVEL, Geometry, judge
 from interp.experiments.power import simulation
 from interp.results.result import Verdict
-from interp.stats.intervals import bootstrap_means
+from interp.stats.intervals import bootstrap_means, bootstrap_rank_correlation
 
 PAIRS, DEFINED, PRECISION = 200, 150, 20.0
 
@@ -22,7 +22,7 @@ def study(generator: np.random.Generator, positive: float, correlation: float) -
     first, other, alpha = bootstrap_means(shares, draws=400, seed=0, level=LEVEL)
     lengths = generator.standard_normal(DEFINED)
     scores = correlation * lengths + np.sqrt(1 - correlation**2) * generator.standard_normal(DEFINED)
-    return judge(Geometry(first, other, alpha, rank_interval(scores, lengths, 0, 200)))
+    return judge(Geometry(first, other, alpha, bootstrap_rank_correlation(scores, lengths, draws=200)))
 
 
 @simulation("B-E2b", "90 % positive, and CHES has nothing to do with lengths", "false")
