@@ -16,14 +16,15 @@ from interp.experiments.registry import Finding, experiment
 from interp.results import figures
 from interp.results.result import Figure, number
 
-RAW = "loss forward minus inverse, as in the paper"
-OWN = "the same, teachers' own losses taken off"
-FORM = "the same, less what the later slice is ahead on people's texts"
-BASE = "the same with the base as the earlier one"
-RANDOM = "loss on a random change minus on an earlier slice as far away"
+BASE = "base and slices: forward minus inverse loss, own losses and lead taken off"
+RAW = "slices: forward minus inverse loss, as in the paper"
+OWN = "slices: the same, teachers' own losses taken off"
+FORM = "slices: the same, own losses and lead taken off"
+RANDOM = "last slice: loss on a random change minus on an earlier slice as far away"
 KEYS = (RAW, OWN, FORM, BASE, RANDOM)
 # Shown beside them.
-BASE_RAW, BASE_OWN = "as in the paper, with the base as the earlier one", "the same, teachers' own losses taken off, with the base"
+BASE_RAW = "base and slices: forward minus inverse loss, as in the paper"
+BASE_OWN = "base and slices: the same, teachers' own losses taken off"
 SAMPLED = {PAPER: "temperature 0.05, top-p 0.95", PLAIN: "temperature 1"}
 WHEN = {"start": "before", "mean": "mean over the epoch", "end": "after"}
 
@@ -44,12 +45,14 @@ def run(context: ElasticityContext) -> Finding:
     record = context.slices()
     numbers = resistance(record)
     parts = dict(zip(KEYS, (part.mean for part in numbers.parts), strict=True))
+    # The paper is about the base; a reader sees its number first.
+    parts = {BASE: parts[BASE]} | parts
     table = epochs_table(record)
     return Finding(
-        judge(numbers.parts, C_E1["seeds"]), _summary(record, numbers), {name: part.value for name, part in parts.items()}, dict.fromkeys(parts, 0.0),
+        judge(numbers.parts, C_E1["seeds"]), _summary(record), {name: part.value for name, part in parts.items()}, dict.fromkeys(parts, 0.0),
         {name: (part.low, part.high) for name, part in parts.items()},
         {"parts": parts_table(record), "epochs": table, "KL between slices": kl_table(record)}, _figures(record),
-        {"study": record["settings"], "interval": "Student's over seeds, each with reviews of its own", "null": "people's texts of the same kind, and a random change as far away"},
+        {"study": record["settings"], "interval": "Student's over seeds, each with reviews of its own", "null": "people's texts of the same kind, on which later slices have a lead, and a random change as far away"},
         sentence=_sentence(numbers),
     )  # fmt: skip
 
@@ -57,11 +60,13 @@ def run(context: ElasticityContext) -> Finding:
 def parts_table(record: Mapping[str, Any]) -> pd.DataFrame:
     """By way of sampling, and for the loss before, over and after the epoch: each part with its interval over seeds."""
     table = []
-    for sampling, shown in SAMPLED.items():
-        for loss in LOSSES:
+    # What decides comes first.
+    for loss in ("mean", "start", "end"):
+        for sampling, shown in SAMPLED.items():
             numbers = resistance(record, sampling=sampling, loss=loss)
-            parts = (*numbers.parts, numbers.base_raw, numbers.base_own)
-            for name, part in zip((*KEYS, BASE_RAW, BASE_OWN), parts, strict=True):
+            deciding = dict(zip(KEYS, numbers.parts, strict=True))
+            parts = {BASE_RAW: numbers.base_raw, BASE_OWN: numbers.base_own, BASE: deciding[BASE]} | deciding
+            for name, part in parts.items():
                 if part.mean.n:
                     table.append({
                         "answers": shown, "loss": WHEN[loss], "part": name, "nats per token": part.mean.value, "low": part.mean.low, "high": part.mean.high,
@@ -103,12 +108,12 @@ def _sentence(numbers: Resistance) -> str:
     )  # fmt: skip
 
 
-def _summary(record: Mapping[str, Any], numbers: Resistance) -> str:
+def _summary(record: Mapping[str, Any]) -> str:
     sampled = resistance(record, sampling=PLAIN)
     settings = record["settings"]
     return (
-        f"Slices after {', '.join(map(str, settings['slices']))} reviews, {settings['queries']} openings, {numbers.raw.mean.n} seeds. Forward minus inverse, mean loss over an epoch: {numbers.raw.mean}; teachers' own losses taken off {numbers.own.mean}; less the "
-        f"difference on people's texts {numbers.form.mean}; with the base {numbers.base.mean}; a random change beside an earlier slice {numbers.random.mean}. Of answers sampled at temperature 1: {sampled.raw.mean}, {sampled.own.mean}, {sampled.form.mean}, {sampled.base.mean}."
+        f"The base and slices after {', '.join(map(str, settings['slices']))} reviews, {settings['queries']} openings, {len(record['rows'])} seeds; the mean loss over an epoch, of answers sampled as in the paper. Of answers sampled at temperature 1 the numbers with the base are "
+        f"{sampled.base_raw.mean}, {sampled.base_own.mean} and {sampled.base.mean}, and between slices {sampled.raw.mean}, {sampled.own.mean} and {sampled.form.mean}."
     )  # fmt: skip
 
 

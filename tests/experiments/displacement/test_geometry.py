@@ -47,7 +47,7 @@ def test_the_null_is_the_share_of_positive_products_with_the_next_pairs_states(g
 )
 def test_both_statements_have_to_be_shown(positive: tuple[float, float, float], length: tuple[float, float, float], verdict: str) -> None:
     anything = Interval(0.5, 0.4, 0.6, 10)
-    assert judge(Geometry(Interval(*positive, 10), anything, anything, Interval(*length, 10))) == verdict
+    assert judge(Geometry(Interval(*positive, 10), anything, anything, Interval(*length, 10), anything)) == verdict
 
 
 def test_the_experiment_reads_the_first_pairs_that_ship(gpt2: Model, tmp_path: Path) -> None:

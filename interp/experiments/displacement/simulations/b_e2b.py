@@ -22,7 +22,7 @@ def study(generator: np.random.Generator, positive: float, correlation: float) -
     first, other, alpha = bootstrap_means(shares, draws=400, seed=0, level=LEVEL)
     lengths = generator.standard_normal(DEFINED)
     scores = correlation * lengths + np.sqrt(1 - correlation**2) * generator.standard_normal(DEFINED)
-    return judge(Geometry(first, other, alpha, bootstrap_rank_correlation(scores, lengths, draws=200)))
+    return judge(Geometry(first, other, alpha, bootstrap_rank_correlation(scores, lengths, draws=200), other))
 
 
 @simulation("B-E2b", "90 % positive, and CHES has nothing to do with lengths", "false")
