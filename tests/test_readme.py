@@ -60,6 +60,22 @@ def test_the_rule_of_links_sees_a_missing_file_and_a_missing_heading() -> None:
     assert broken_links(ROOT / "README.md", text) == ["README.md: docs/nowhere.md#", "README.md: docs/training.md#nowhere"]
 
 
+def stray_rows(text: str) -> list[int]:
+    """The lines, from 1, that begin a table in the middle of a paragraph, or one that has no head."""
+    lines, is_code, stray = ["", *text.splitlines(), ""], False, []
+    for number, (before, line, after) in enumerate(zip(lines, lines[1:], lines[2:], strict=False), 1):
+        is_code ^= line.startswith("```")
+        if not is_code and line.startswith("|") and not before.startswith("|") and (before.strip() or set(after) - set("|-: ")):
+            stray.append(number)
+    return stray
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_row_of_a_table_stands_in_one(page: Path) -> None:
+    assert stray_rows(page.read_text(encoding="utf-8")) == []
+    assert stray_rows("| a |\n|---|\n| b |\n\nprose\n| c |\n") == [6]
+
+
 def test_the_page_of_the_layout_names_every_room_in_the_order_of_imports() -> None:
     table = (ROOT / "docs" / "layout.md").read_text(encoding="utf-8").partition("## The rooms of `interp/`")[2].partition("\n## ")[0]
     rooms = [name.rstrip("/").removesuffix(".py") for name in re.findall(r"^\| `([\w./]+)` \|", table, re.MULTILINE)]
