@@ -23,7 +23,7 @@ from interp.results.result import show_number
 
 SHIPPED, OWN = "pairs that ship", "your own file"
 LEAD = (
-    "Preference tuning often lowers the answer that it prefers (likelihood displacement). See which pairs a model is expected to suffer "
+    "Preference tuning can lower the answer that it prefers (likelihood displacement). See which pairs a model is expected to suffer "
     "from before it is trained on them, and where the probability went in runs that were made."
 )
 
