@@ -101,15 +101,17 @@ def measured(before: LogProbs, after: LogProbs) -> dict[str, Any]:
 def train(
     model: Model, pairs: Sequence[TokenPair], training: Training, *, tell: Callable[[int, int], None] = lambda done, total: None,
     after_step: Callable[[int, PreTrainedModel, float], object] = lambda step, policy, loss: None, batch: int = BATCH,
+    reference: LogProbs | None = None,
 ) -> PreTrainedModel:  # fmt: skip
     """A copy of the model after one epoch of preference tuning on the pairs, in an order drawn by the seed; the model is the reference.
 
     Args:
         after_step: called after each step with its number from 1, the policy, and the mean loss of the step's pairs before it.
         batch: pairs of a step.
+        reference: the pairs' log-probabilities under the model, where they are known.
     """
     hf = trainable_copy(model)
-    reference = log_probs(model, pairs)
+    reference = reference or log_probs(model, pairs)
     optimizer = preference_optimizer(training.optimizer, hf.parameters(), training.learning_rate)
     order = np.random.default_rng([training.seed, 4]).permutation(len(pairs))
     for start in range(0, len(order), batch):

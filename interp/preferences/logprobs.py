@@ -39,6 +39,11 @@ class LogProbs:
         """log π(chosen) - log π(rejected) of each pair."""
         return self.chosen - self.rejected
 
+    def at(self, places: Sequence[int]) -> LogProbs:
+        """Those of the pairs at these places, in this order."""
+        chosen, rejected = (tuple(side[place] for place in places) for side in (self.chosen_tokens, self.rejected_tokens))
+        return LogProbs(self.chosen[list(places)], self.rejected[list(places)], chosen, rejected)
+
 
 def log_probs(model: Model, pairs: Sequence[TokenPair], *, batch_tokens: int | None = None) -> LogProbs:
     """The log-probabilities of both answers of each pair under a model, by token and in sum.

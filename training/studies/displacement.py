@@ -41,6 +41,7 @@ from interp.preferences.unembedding import difference_of
 from interp.results.result import plain
 from interp.runs.logs import FILES
 from interp.runs.trajectory import RUNS_SETTING
+from training.pair_losses import LOSSES
 from training.single_token import BETA, SFT_WEIGHT, TAU, Answered, Setting, largest_stable_rate, state_of, teach_answers, tune
 from training.studies.displacement_cells import CELLS, PAPER, RATES, STAGES, Cell, Design
 from training.studies.displacement_rows import row_of
@@ -249,18 +250,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; bad input is one line on stderr and exit code 2."""
     parser = argparse.ArgumentParser("python -m training.studies.displacement", description=str(__doc__).split("\n", 1)[0])
     parser.add_argument("study", choices=list(LOGS))
-    parser.add_argument(
-        "--model", default="bundled", metavar="NAME", help="a folder, a hub id, a named model such as smollm2 [default: bundled]"
-    )
-    parser.add_argument(
-        "--persona", action="store_true", help=f"single-token: statements of the Persona set below {SETTING}; no text is written"
-    )
+    parser.add_argument("--model", default="bundled", metavar="NAME", help="a folder, a hub id, or a name as smollm2 [default: bundled]")
+    parser.add_argument("--persona", action="store_true", help=f"single-token: statements of the Persona set below {SETTING}")
     parser.add_argument("--seeds", type=int, help="runs of each pair in the paper's cell, or draws of pairs of each source")
     parser.add_argument("--other-seeds", type=int, default=Design.other_seeds, help="single-token: runs of each pair in the other cells")
     parser.add_argument(
         "--own", metavar="RUN", help="pairs: the run whose stage `pairs` the model wrote [default: shipped]", default="shipped"
     )
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="pairs: the rows to measure [default: all]")
+    parser.add_argument("--losses", nargs="+", choices=LOSSES, default=LOSSES, help="pairs: losses beside DPO [default: all]")
+    parser.add_argument("--alone", type=int, default=PairDesign.alone, help="pairs: draws whose pairs are also trained on one by one")
+    parser.add_argument("--sources", nargs="+", metavar="NAME", help="pairs: of own, hh and paradetox [default: all]")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, metavar="FILE", help="[default: the study's file in the folder of runs]")
     options = parser.parse_args(arguments)
@@ -276,8 +276,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         model = model_named(options.model, options.device)
         if options.study == "pairs":
-            pair_design = replace(PairDesign(), **({"seeds": options.seeds} if options.seeds else {}))
-            study = PairStudy(model, folder, sources(model, runs / options.own), load_scorer(), pair_design, say)
+            pair_design = PairDesign(options.seeds or PairDesign.seeds, alone=options.alone, losses=tuple(options.losses))
+            study = PairStudy(model, folder, sources(model, runs / options.own, options.sources), load_scorer(), pair_design, say)
         else:
             texts, source = (persona_statements(os.environ[SETTING]), PERSONA) if options.persona else (statements(), OWN)
             design = replace(Design(), seeds=options.seeds or Design.seeds, other_seeds=options.other_seeds)

@@ -6,8 +6,9 @@ For each source of pairs and each seed, one stretch of pairs is trained on and a
     filters  one epoch of DPO on all pairs, on the half that each filter keeps, and on random halves of as many steps
     losses   one epoch on all pairs by each loss, measured while it runs
 
-The learning rate is the largest of the paper's grid under which the loss on a stretch that no seed has ends below its start. Every row is
-stored in the folder of runs as soon as it is measured, so an interrupted study goes on where it stopped.
+The epoch of DPO on all pairs is the same run in all three, and is made once for a draw. The learning rate is the largest of the paper's
+grid under which the loss on a stretch that no seed has ends below its start. Every row is stored in the folder of runs as soon as it is
+measured, so an interrupted study goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,11 @@ from interp.evaluation.toxicity import Scorer, scorer_digest
 from interp.files import read_json, write_json
 from interp.models.digests import model_key
 from interp.models.model import Model
-from interp.preferences.logprobs import log_probs
+from interp.preferences.logprobs import LogProbs, log_probs
 from interp.preferences.pairs import TokenPair
 from interp.results.result import plain
 from training.filters import BATCH, Training, train
-from training.pair_losses import LOSSES
+from training.pair_losses import LOSSES, PairLoss
 from training.single_token import BETA, SFT_WEIGHT, TAU, largest_stable_rate
 from training.studies import pair_arms as arms
 from training.studies.displacement_cells import RATES
@@ -59,6 +60,7 @@ class PairDesign:
         random: random halves of a draw.
         alone: draws of each source in which every pair is also trained on by itself, for one step.
         every: of the challenge prompts, every so many-th is continued.
+        losses: what is trained on beside DPO.
     """
 
     seeds: int = 3
@@ -71,6 +73,40 @@ class PairDesign:
     new_tokens: int = 20
     measured_every: int = 2
     optimizer: str = "rmsprop"
+    losses: tuple[PairLoss, ...] = LOSSES
+
+
+@dataclass
+class Draw:
+    """One draw of pairs: those that are trained on and those held out, with their log-probabilities under the model."""
+
+    source: str
+    seed: int
+    training: Training
+    pairs: list[TokenPair]
+    test: list[TokenPair]
+    before: LogProbs
+    test_before: LogProbs
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """How a row of this draw begins."""
+        return {"source": self.source, "seed": self.seed, "rate": self.training.learning_rate}
+
+
+@dataclass
+class Epoch:
+    """One epoch on all pairs of a draw by one loss: the model after it, and the course of the held-out pairs."""
+
+    tuned: Model
+    base: Model
+    course: list[dict[str, float]]
+    measures: arms.Behaviour
+
+    @cached_property
+    def behaviour(self) -> dict[str, float]:
+        """What the model generates, and how far it is from the base."""
+        return self.measures.of(self.tuned, self.base)
 
 
 @dataclass
@@ -88,8 +124,10 @@ class PairStudy:
         self.behaviour = arms.Behaviour(
             challenge_prompts()[:: self.design.every], neutral_prompts(), self.scorer, self.design.new_tokens
         )  # fmt: skip
-        # A row is the same however many seeds there are.
-        settings = {name: value for name, value in self.settings().items() if name not in ("seeds", "alone")}
+        self._draw: Draw | None = None
+        self._epoch: Epoch | None = None
+        # A row is the same however many seeds and losses there are.
+        settings = {name: value for name, value in self.settings().items() if name not in ("seeds", "alone", "losses")}
         depends = json.dumps([model_key(self.model), settings, scorer_digest(self.scorer)])
         self.folder = self.folder / hashlib.sha256(depends.encode()).hexdigest()[:12]
 
@@ -125,94 +163,121 @@ class PairStudy:
         """The model after one epoch on these pairs."""
         return Model(train(self.model, pairs, training, **options), self.model.tokenizer, "tuned")
 
-    def ranks(self, source: PairSet, seed: int) -> dict[str, Any]:
-        """One draw of `ranks`: the correlation of each score with the falls of the pairs that are trained on, and what the run did."""
-        training = Training(self.rate(source), self.design.optimizer, seed)
-        pairs, _ = part(source, seed + 1, (self.design.trained, self.design.held_out))
-        before, scores = log_probs(self.model, pairs), arms.forward_columns(self.model, pairs)
-        after = log_probs(self.tuned(pairs, training), pairs)
-        correlations = {"epoch": arms.rank_correlations(scores, before.chosen - after.chosen)}
-        head = {"source": source.name, "seed": seed, "rate": training.learning_rate}
-        like = arms.described(pairs, {name: scores[name] for name in ("edit_similarity", "ches")})
-        return head | {"correlations": correlations, "trained": arms.changes(before, after, pairs), "like": like}
+    def draw(self, source: PairSet, seed: int) -> Draw:
+        """The draw of a seed; the last one is remembered."""
+        if self._draw is None or (self._draw.source, self._draw.seed) != (source.name, seed):
+            pairs, test = part(source, seed + 1, (self.design.trained, self.design.held_out))
+            training = Training(self.rate(source), self.design.optimizer, seed)
+            self._draw = Draw(source.name, seed, training, pairs, test, log_probs(self.model, pairs), log_probs(self.model, test))
+            self._epoch = None
+        return self._draw
 
-    def filters(self, source: PairSet, seed: int) -> dict[str, Any]:
+    def epoch(self, draw: Draw, loss: str = "dpo") -> Epoch:
+        """One epoch on all pairs of a draw; that of DPO is remembered."""
+        if loss == "dpo" and self._epoch is not None:
+            return self._epoch
+        course: list[dict[str, float]] = []
+        steps = -(-len(draw.pairs) // BATCH)
+
+        def measure(step: int, policy: PreTrainedModel, value: float) -> None:
+            if step % self.design.measured_every == 0 or step == steps:
+                now = log_probs(Model(policy, self.model.tokenizer, "policy"), draw.test)
+                course.append({"step": step, "loss_before": value, **arms.changes(draw.test_before, now, draw.test)})
+
+        tuned = self.tuned(draw.pairs, replace(draw.training, loss=loss), after_step=measure, reference=draw.before)
+        epoch = Epoch(tuned, self.model, course, self.behaviour)
+        if loss == "dpo":
+            self._epoch = epoch
+        return epoch
+
+    def ranks(self, draw: Draw) -> dict[str, Any]:
+        """One draw of `ranks`: the correlation of each score with the falls of the pairs that are trained on, and what the run did."""
+        before, pairs = draw.before, draw.pairs
+        scores = arms.forward_columns(self.model, pairs)
+        after = log_probs(self.epoch(draw).tuned, pairs)
+        correlations = {"epoch": arms.rank_correlations(scores, before.chosen - after.chosen)}
+        like = arms.described(pairs, {name: scores[name] for name in ("edit_similarity", "ches")})
+        return draw.head | {"correlations": correlations, "trained": arms.changes(before, after, pairs), "like": like}
+
+    def filters(self, draw: Draw) -> dict[str, Any]:
         """One draw of `filters`: the correlation of each score with the falls in the run on all pairs, and every arm's outcome."""
-        design, training = self.design, Training(self.rate(source), self.design.optimizer, seed)
-        pairs, test = part(source, seed + 1, (design.trained, design.held_out))
-        before, test_before = log_probs(self.model, pairs), log_probs(self.model, test)
+        design, pairs, test = self.design, draw.pairs, draw.test
         exact, shares = arms.gradient_columns(self.model, pairs)
         scores = arms.forward_columns(self.model, pairs).join(exact)
         half = len(pairs) // 2
         subsets: list[tuple[str, list[int]]] = [("all", list(range(len(pairs))))]
         subsets += [(name, arms.lowest(scores[by], half)) for name, by in arms.FILTERS.items() if scores[by].nunique() > 1]
-        for draw in range(design.random):
-            chosen = np.random.default_rng([seed, 5, draw]).choice(len(pairs), half, replace=False)
+        for number in range(design.random):
+            chosen = np.random.default_rng([draw.seed, 5, number]).choice(len(pairs), half, replace=False)
             subsets.append(("random", sorted(map(int, chosen))))
         rows: list[dict[str, Any]] = []
         correlations: dict[str, Any] = {}
         for name, places in subsets:
             some = [pairs[place] for place in places]
-            tuned = self.tuned(some, training)
-            if name == "all":
-                fall = before.chosen - log_probs(tuned, pairs).chosen
+            epoch = self.epoch(draw) if name == "all" else None
+            tuned = epoch.tuned if epoch else self.tuned(some, draw.training, reference=draw.before.at(places))
+            if epoch:
+                fall = draw.before.chosen - log_probs(tuned, pairs).chosen
                 correlations = {"epoch": arms.rank_correlations(scores, fall)}
                 shares |= {"fell_in_epoch": float((fall > 0).mean())}
-                if seed < design.alone:
-                    step = -arms.alone(self.model, pairs, design.optimizer, training.learning_rate)
+                if draw.seed < design.alone:
+                    step = -arms.alone(self.model, pairs, design.optimizer, draw.training.learning_rate)
                     correlations["alone"] = arms.rank_correlations(scores, step)
                     shares["fell_alone"] = float((step > 0).mean())
             mean = {by: scores[by].iloc[places] for by in ("length_difference", "edit_similarity", "ches", "harm")}
             row = {"arm": name, "pairs": len(some), "steps": -(-len(some) // BATCH), "like": arms.described(some, mean)}
-            row |= {"held_out": arms.changes(test_before, log_probs(tuned, test), test)}
+            row |= {"held_out": arms.changes(draw.test_before, log_probs(tuned, test), test)}
             if name in WITH_BEHAVIOUR and name not in [other["arm"] for other in rows]:
-                row |= self.behaviour.of(tuned, self.model)
+                row |= epoch.behaviour if epoch else self.behaviour.of(tuned, self.model)
             rows.append(row)
-        head = {"source": source.name, "seed": seed, "rate": training.learning_rate}
-        return head | {"shares": shares, "correlations": correlations, "arms": rows}
+        return draw.head | {"shares": shares, "correlations": correlations, "arms": rows}
+
+    def loss(self, draw: Draw, loss: str) -> dict[str, Any]:
+        """The course of the held-out pairs of a draw by a loss, and what the model does at the end."""
+        epoch = self.epoch(draw, loss)
+        return {"loss": loss, "course": epoch.course} | epoch.behaviour
 
     def losses(self, source: PairSet, seed: int) -> dict[str, Any]:
-        """One draw of `losses`: by loss the course of the held-out pairs, and at the end behaviour and the trained pairs."""
-        design, rate = self.design, self.rate(source)
-        pairs, test = part(source, seed + 1, (design.trained, design.held_out))
-        test_before = log_probs(self.model, test)
-        steps = -(-len(pairs) // BATCH)
-        rows = []
-        for loss in LOSSES:
-            course: list[dict[str, float]] = []
+        """One draw of `losses`: the row of each loss, each stored by itself."""
+        rows = [
+            self.stored(source, f"losses-{seed}-{name}", lambda name=name: self.loss(self.draw(source, seed), name))
+            for name in ("dpo", *(name for name in self.design.losses if name != "dpo"))
+        ]  # fmt: skip
+        return {"source": source.name, "seed": seed, "rate": self.rate(source), "losses": rows}
 
-            def measure(step: int, policy: PreTrainedModel, value: float, course: list[dict[str, float]] = course) -> None:
-                if step % design.measured_every == 0 or step == steps:
-                    now = log_probs(Model(policy, self.model.tokenizer, "policy"), test)
-                    course.append({"step": step, "loss_before": value, **arms.changes(test_before, now, test)})
-
-            tuned = self.tuned(pairs, Training(rate, design.optimizer, seed, loss), after_step=measure)
-            rows.append({"loss": loss, "course": course} | self.behaviour.of(tuned, self.model))
-        return {"source": source.name, "seed": seed, "rate": rate, "losses": rows}
-
-    def rows(self) -> Iterator[tuple[str, PairSet, str, Callable[[], dict[str, Any]]]]:
-        """Every row in the order in which they are measured: kind, source, name, and the function that measures it."""
-        measures = {"ranks": self.ranks, "filters": self.filters, "losses": self.losses}
-        for kind, measure in measures.items():
-            for seed in range(self.design.seeds):
-                for source in self.sources:
-                    yield kind, source, f"{kind}-{seed}", partial(measure, source, seed)
+    def row(self, kind: str, source: PairSet, seed: int) -> dict[str, Any]:
+        """One row of a kind, measured if it is not there."""
+        if kind == "losses":
+            return self.losses(source, seed)
+        measure = {"ranks": self.ranks, "filters": self.filters}[kind]
+        stored: dict[str, Any] = self.stored(source, f"{kind}-{seed}", lambda: measure(self.draw(source, seed)))
+        return stored
 
     def record(self, kinds: Sequence[str] = KINDS) -> dict[str, Any]:
         """The rows of these kinds, each measured if it is not there, with the settings, the sources and the base's own behaviour."""
         rows: dict[str, list[Any]] = {kind: [] for kind in KINDS}
-        for kind, source, name, make in self.rows():
-            if kind in kinds:
-                rows[kind].append(self.stored(source, name, make))
+        for seed in range(self.design.seeds):
+            for source in self.sources:
+                for kind in kinds:
+                    rows[kind].append(self.row(kind, source, seed))
         start = shortened(plain(self.behaviour.of(self.model, self.model)))
         about: list[Mapping[str, Any]] = [{"source": source.name, **source.about, "rate": self.rate(source)} for source in self.sources]
         head = {"base": self.model.digest, "model": self.model.name, "settings": self.settings(), "sources": about, "base_model": start}
         return head | rows
 
 
-def sources(model: Model, run: Path) -> list[PairSet]:
-    """All sources of pairs. Raises `UserError` where the run holds none of this base, or `BYPASS_DATA` names no folder."""
+def sources(model: Model, run: Path, names: Sequence[str] | None = None) -> list[PairSet]:
+    """The sources of pairs of these names, or all.
+
+    Raises `UserError` for another name, where the run holds none of this base, or `BYPASS_DATA` names no folder.
+    """
     data = os.environ.get(SETTING)
     if not data:
         raise UserError(f"{SETTING} names no folder", f"set {SETTING} to the folder that holds {HH} and {PARADETOX}")
-    return [own_pairs(run, model), hh_pairs(Path(data), model), paradetox_pairs(Path(data), model)]
+    known = {
+        "own": lambda: own_pairs(run, model), "hh": lambda: hh_pairs(Path(data), model),
+        "paradetox": lambda: paradetox_pairs(Path(data), model),
+    }  # fmt: skip
+    if missing := [name for name in names or () if name not in known]:
+        raise UserError(f"there is no source {missing[0]!r}", f"use {', '.join(known)}")
+    return [known[name]() for name in names or known]
