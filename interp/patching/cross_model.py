@@ -12,8 +12,9 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -129,27 +130,38 @@ def _last(
 
 
 @torch.no_grad()
-def perplexities_with_donor(
+def losses_with_donor(
     model: Model, donor: Model, rows: Sequence[Sequence[int]], selections: Sequence[Selection], *, batch_size: int = 16
-) -> list[float]:
-    """Perplexity of the model on these rows, each read by itself, when the neurons of each selection take the donor's activations.
+) -> list[list[Float[np.ndarray, " token"]]]:
+    """By selection and row the loss in nats of every token but the first, when the neurons of the selection take the donor's activations.
 
-    The donor reads each row once for all selections. Raises `UserError` as `generate_with_donor`, or where no row has two tokens.
+    Each row is read by itself, by the donor once for all selections. Raises `UserError` as `generate_with_donor`.
     """
     for chosen in selections:
         _check(model, donor, chosen)
     check_rows(model, rows)
-    losses, count = [0.0] * len(selections), 0
+    losses: list[list[np.ndarray]] = [[np.empty(0)] * len(rows) for _ in selections]
     for group in batches([len(row) for row in rows], batch_size=batch_size, batch_tokens=logit_tokens(model)):
         tokens = pad([rows[i] for i in group], model.tokenizer.pad_token_id or 0, "right").to(model.device)
-        real = tokens.mask[:, 1:]
         with _collecting(donor, {layer for chosen in selections for layer in chosen}, tokens.lengths) as acts:
             donor.hf.base_model(**tokens.inputs(), use_cache=False)
         for place, chosen in enumerate(selections):
             with _replacing(model, _masks([chosen]), acts, tokens.lengths):
                 logits = model.hf(**tokens.inputs(), use_cache=False).logits
-            losses[place] += float((next_token_losses(logits.float(), tokens.ids).double() * real).sum())
-        count += int(real.sum())
-    if not count:
+            values = next_token_losses(logits.float(), tokens.ids).double().cpu().numpy()
+            for number, of_row in zip(group, values, strict=True):
+                losses[place][number] = of_row[: len(rows[number]) - 1]
+    return losses
+
+
+def perplexities_with_donor(
+    model: Model, donor: Model, rows: Sequence[Sequence[int]], selections: Sequence[Selection], *, batch_size: int = 16
+) -> list[float]:
+    """Perplexity of the model on these rows, each read by itself, when the neurons of each selection take the donor's activations.
+
+    Raises `UserError` as `losses_with_donor`, or where no row has two tokens.
+    """
+    losses = losses_with_donor(model, donor, rows, selections, batch_size=batch_size)
+    if not sum(max(0, len(row) - 1) for row in rows):
         raise UserError("the rows hold no token to predict", "give rows of at least two tokens")
-    return [math.exp(loss / count) for loss in losses]
+    return [math.exp(np.concatenate(some).mean()) for some in losses]

@@ -33,12 +33,13 @@ FILES: dict[str, tuple[str, ...]] = {
     "single_token": ("single_token.json",),
     "preference_pairs": ("preference_pairs.json",),
     "refusals": ("refusals.json",),
+    "filtered_tuning": ("filtered_tuning.json",),
     "elasticity": ("elasticity.json",),
     "elasticity_slices": ("elasticity_slices.json",),
     "elasticity_theory": ("elasticity_theory.json",),
 }
 # Studies whose runs began from the base model, which outlive another tuning of it.
-OF_BASE = ("kl_term", "single_token", "preference_pairs", "refusals", "elasticity", "elasticity_slices")
+OF_BASE = ("kl_term", "single_token", "preference_pairs", "refusals", "filtered_tuning", "elasticity", "elasticity_slices")
 # Studies of models of their own, which belong to no pair.
 OF_NONE = ("elasticity_theory",)
 # The logs of the pair's own training and of what is compared with it, on which results that read `logs` depend.
@@ -140,6 +141,11 @@ def refusals_if_any(folder: Path, base: Model) -> dict[str, Any] | None:
         return None
     record = _object(folder, "refusals")
     return record if record.get("base") == base.digest else None
+
+
+def read_filtered_tuning(folder: Path, base: Model) -> dict[str, Any]:
+    """The study of tuning on filtered pairs (`training.studies.filtered_tuning`). Raises `UserError` where there is none of this base model."""
+    return _of_base(folder, base, "filtered_tuning", "tuning on filtered pairs", "filtered_tuning")
 
 
 def read_elasticity(folder: Path, base: Model) -> dict[str, Any]:

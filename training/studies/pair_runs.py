@@ -18,7 +18,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -232,17 +232,15 @@ class PairStudy:
             rows.append(row)
         return draw.head | {"shares": shares, "correlations": correlations, "arms": rows}
 
-    def loss(self, draw: Draw, loss: str) -> dict[str, Any]:
+    def _loss(self, source: PairSet, seed: int, loss: str) -> dict[str, Any]:
         """The course of the held-out pairs of a draw by a loss, and what the model does at the end."""
-        epoch = self.epoch(draw, loss)
+        epoch = self.epoch(self.draw(source, seed), loss)
         return {"loss": loss, "course": epoch.course} | epoch.behaviour
 
     def losses(self, source: PairSet, seed: int) -> dict[str, Any]:
         """One draw of `losses`: the row of each loss, each stored by itself."""
-        rows = [
-            self.stored(source, f"losses-{seed}-{name}", lambda name=name: self.loss(self.draw(source, seed), name))
-            for name in ("dpo", *(name for name in self.design.losses if name != "dpo"))
-        ]  # fmt: skip
+        names = ("dpo", *(name for name in self.design.losses if name != "dpo"))
+        rows = [self.stored(source, f"losses-{seed}-{name}", partial(self._loss, source, seed, name)) for name in names]
         return {"source": source.name, "seed": seed, "rate": self.rate(source), "losses": rows}
 
     def row(self, kind: str, source: PairSet, seed: int) -> dict[str, Any]:
