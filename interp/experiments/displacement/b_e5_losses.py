@@ -49,10 +49,15 @@ def run(context: DisplacementContext) -> Finding:
     )  # fmt: skip
 
 
+def names_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The losses that every run has, with their names in words."""
+    return {loss: shown for loss, shown in NAMES.items() if all(loss in {item["loss"] for item in row["losses"]} for row in rows)}
+
+
 def losses_table(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float]) -> pd.DataFrame:
     """By loss the mean changes on held-out pairs at the end, their difference from DPO with its interval over runs, and behaviour."""
     table = []
-    for loss, shown in NAMES.items():
+    for loss, shown in names_of(rows).items():
         if not rows:
             continue
         change, beside = (
@@ -71,7 +76,7 @@ def losses_table(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float]) -
 
 def sources_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """By source and loss the mean change of held-out chosen answers at the end, in nats per token."""
-    flat = [{"source": row["source"], "loss": shown, "value": at_end(row, loss)} for row in rows for loss, shown in NAMES.items()]
+    flat = [{"source": row["source"], "loss": shown, "value": at_end(row, loss)} for row in rows for loss, shown in names_of(rows).items()]
     frame = pd.DataFrame(flat, columns=["source", "loss", "value"])
     return frame.pivot_table(index="loss", columns="source", values="value", sort=False).reset_index().rename_axis(columns=None)
 
@@ -80,7 +85,7 @@ def curves_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """By loss, side and step the mean change on held-out pairs in nats, with its interval over runs; step 0 is the start."""
     flat = [
         {"loss": shown, "side": SIDES[side], "step": step, "value": value}
-        for row in rows for loss, shown in NAMES.items() for side in SIDES
+        for row in rows for loss, shown in names_of(rows).items() for side in SIDES
         for step, value in [(0, 0.0), *((point["step"], point[side]) for item in row["losses"] if item["loss"] == loss for point in item["course"])]
     ]  # fmt: skip
     means = []
@@ -92,7 +97,11 @@ def curves_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def _summary(numbers: Cured, rows: Sequence[Mapping[str, Any]]) -> str:
-    ends = "; ".join(f"{shown} {np.mean([at_end(row, loss) for row in rows]):+.4f}" for loss, shown in NAMES.items()) if rows else "no runs"
+    ends = (
+        "; ".join(f"{shown} {np.mean([at_end(row, loss) for row in rows]):+.4f}" for loss, shown in names_of(rows).items())
+        if rows
+        else "no runs"
+    )
     by_source = ", ".join(f"{name} {-value:+.4f}" for name, value in numbers.fall.by_source.items())
     return (
         f"Held-out chosen answers fall by {numbers.fall.mean} nats per token under DPO over {numbers.fall.mean.n} runs (change by source: {by_source}); with an SFT term they end {numbers.cure.mean} higher. Mean changes at the end, in nats per token: "

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from interp.experiments.pair_study import BaseStudy
-from interp.runs.logs import logs_digest, read_preference_pairs, read_single_token, refusals_if_any
+from interp.runs.logs import logs_digest, read_filtered_tuning, read_preference_pairs, read_single_token, refusals_if_any
 
 
 @dataclass(eq=False)
@@ -16,8 +16,9 @@ class DisplacementContext(BaseStudy):
     """The data that the experiments on likelihood displacement share."""
 
     def optional_data(self) -> Mapping[str, Callable[[], str]]:
-        """The digests of the studies of one-token answers, of preference pairs and of refusals."""
-        logs = {"single-token": "single_token", "preference-pairs": "preference_pairs", "refusals": "refusals"}
+        """The digests of the studies of one-token answers, of preference pairs, of refusals and of filtered pairs."""
+        names = ("single-token", "preference-pairs", "refusals", "filtered-tuning")
+        logs = {name: name.replace("-", "_") for name in names}
         return {name: partial(logs_digest, self.logs, (log,)) for name, log in logs.items()}
 
     def single_token(self) -> dict[str, Any]:
@@ -34,3 +35,7 @@ class DisplacementContext(BaseStudy):
     def refusals(self) -> dict[str, Any] | None:
         """The study of refusals, or None where there is none of this base model."""
         return refusals_if_any(self.logs, self.pair.base)
+
+    def filtered_tuning(self) -> dict[str, Any]:
+        """The study of tuning on filtered pairs. Raises `UserError` where there is none of this base model."""
+        return read_filtered_tuning(self.logs, self.pair.base)
