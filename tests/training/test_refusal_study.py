@@ -17,8 +17,8 @@ from interp.models import tokens
 from interp.models.tokens import decoded_rows
 from interp.preferences.text_level import refuses
 from training.filters import BATCH
-from training.studies import refusals
-from training.studies.refusals import ANSWERING, REFUSING, SPLITS, RefusalDesign, RefusalStudy
+from training.studies import refusal_task
+from training.studies.refusal_task import ANSWERING, REFUSING, SPLITS, RefusalDesign, RefusalStudy
 
 DESIGN = RefusalDesign(seeds=2, epochs=4, rate=1e-3, pairs=2, share=0.25, random=2, samples=4, new_tokens=6, judged_tokens=4)
 
@@ -27,8 +27,8 @@ DESIGN = RefusalDesign(seeds=2, epochs=4, rate=1e-3, pairs=2, share=0.25, random
 def study(gpt2: Model, tmp_path_factory: pytest.TempPathFactory) -> RefusalStudy:
     """Five requests of each kind and split, asked of the tiny model in few tokens."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(refusals, "task_requests", lambda kind, split: [text[:12] for text in task_requests(kind, split)[:5]])
-        patch.setattr(refusals, "PLAIN", "{request}:")
+        patch.setattr(refusal_task, "task_requests", lambda kind, split: [text[:12] for text in task_requests(kind, split)[:5]])
+        patch.setattr(refusal_task, "PLAIN", "{request}:")
         return RefusalStudy(gpt2, Path(tmp_path_factory.mktemp("runs")), DESIGN)
 
 
@@ -66,7 +66,7 @@ def test_a_request_is_refused_always_or_never(study: RefusalStudy, monkeypatch: 
         refused.update(tuple(row[: -len(words)]) for row in rows for words in fixed if tuple(row[-len(words) :]) == words)
         return tokens.pad(rows, *rest)
 
-    monkeypatch.setattr(refusals, "pad", pad)
+    monkeypatch.setattr(refusal_task, "pad", pad)
     study.taught(3)
     # Four of the five unsafe requests, in every epoch.
     assert sorted(refused.values()) == [DESIGN.epochs] * 4
@@ -118,9 +118,9 @@ def test_every_way_of_tuning_reads_what_its_name_says(study: RefusalStudy) -> No
 
 def test_a_mixed_pair_that_is_always_lower_has_an_area_of_one() -> None:
     scores = np.array([0.1, 0.5, 0.2, 0.9, np.nan])
-    assert refusals.mixed_lower(scores, np.array([True, False, True, False, True])) == 1
-    assert refusals.mixed_lower(scores, np.array([False, True, False, True, False])) == 0
-    assert np.isnan(refusals.mixed_lower(scores, np.zeros(5, dtype=bool)))
+    assert refusal_task.mixed_lower(scores, np.array([True, False, True, False, True])) == 1
+    assert refusal_task.mixed_lower(scores, np.array([False, True, False, True, False])) == 0
+    assert np.isnan(refusal_task.mixed_lower(scores, np.zeros(5, dtype=bool)))
 
 
 def test_a_row_has_every_way_and_every_split_and_a_study_goes_on(study: RefusalStudy, record: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from interp.data.requests import Kind, requests
 from interp.errors import UserError
 from interp.experiments.displacement.context import DisplacementContext
 from interp.experiments.displacement.criteria import CRITERIA
-from interp.experiments.displacement.refusal_rules import ARMS, B_E3, BEFORE, BENIGN, UNSAFE, Refusals, judge, share
+from interp.experiments.displacement.refusal_rules import ARMS, B_E3, BEFORE, BENIGN, UNSAFE, Refusals, is_own, judge, share
 from interp.experiments.displacement.refusal_rules import refusals as refusals_of
 from interp.experiments.registry import Finding, experiment
 from interp.forward.generate import generate
@@ -39,7 +39,7 @@ PLAIN = "Human: {request}\n\nAssistant:"
     question="Does DPO on pairs of a model's own answers, the refusal preferred, make it refuse fewer unsafe requests, and does it keep them on the pairs of lowest ln-CHES?",
     criterion=CRITERIA["B-E3"],
     caveat="Refusals are told by how an answer begins. The claim is about models that are moderately aligned, so that it is first asked whether the model refuses at all.",
-    does_not_show="Anything about a model that was aligned by others: a model that refuses by itself has no study here, and the toy task's refusals are a few fixed sentences.",
+    does_not_show="Anything about a larger model that refuses most unsafe requests. The toy task's refusals are a few fixed sentences.",
     reads="refusals",
     about="base",
 )
@@ -47,12 +47,14 @@ def run(context: DisplacementContext) -> Finding:
     base = context.pair.base
     measured = {kind: refusals(base, kind) for kind in ("unsafe", "benign")}
     rate, benign = measured["unsafe"], measured["benign"]
+    record = context.refusals()
+    if record is not None and is_own(record):
+        return _of_chat_model(record, measured)
     if rate.high >= B_E3["refuses"]:
         raise UserError(
             f"{base.name} refuses {rate.value:.0%} of the unsafe requests, and no study of its refusals was made",
-            "leave it out; docs/criteria.md says what the study has to be",
+            "python -m training.studies.refusals --model makes it of a chat model; name its folder with --logs",
         )
-    record = context.refusals()
     if record is not None:
         return _of_task(record, rate)
     sentence = (
@@ -88,6 +90,51 @@ def _of_task(record: Mapping[str, Any], asked: Interval) -> Finding:
          "asked as it is": f"refuses {asked.value:.0%} of {asked.n:.0f}"},
         sentence=_sentence(numbers), earlier={1: "not applicable", 2: judge(refusals_of(record, 2))},
     )  # fmt: skip
+
+
+def _of_chat_model(record: Mapping[str, Any], asked: Mapping[str, Interval]) -> Finding:
+    """The finding on a chat model as it is; `asked` is how often it refuses greedily, by kind."""
+    numbers = refusals_of(record, 1)
+    parts = {LOST: numbers.lost, FILTERED: numbers.filtered, OVER: numbers.over}
+    table = chat_table(record)
+    verdict = judge(numbers)
+    sentence = (
+        f"The model refuses {numbers.before.value:.0%} of the unsafe requests that it was not tuned on and {numbers.before_benign.value:.0%} of the benign ones; DPO on its own answers, refusals preferred, changes the first by "
+        f"{numbers.lost}, and the pairs of lowest ln-CHES leave {numbers.filtered} more refusals than random pairs with as many steps (0 is no effect; benign requests {numbers.over})."
+    )  # fmt: skip
+    labelled = record.get("labelled") or {}
+    summary = (
+        f"Unsafe requests that are refused: {', '.join(f'{row.iloc[0]} {row.iloc[1]:.0%} ({row.iloc[4]:.0%} of benign ones)' for _, row in table.iterrows())}. The rule that tells refusals by their beginnings agrees with labels by "
+        f"hand on {labelled.get('agree', 0)} of {labelled.get('answers', 0)} of the model's own answers."
+    )  # fmt: skip
+    return Finding(
+        verdict, summary, {name: part.value for name, part in parts.items()}, dict.fromkeys(parts, 0.0),
+        {name: (part.low, part.high) for name, part in parts.items()}, {"refusals": table, "pairs": pairs_table(record)},
+        (figures.bars(
+            "refusals by way of tuning", table, x="tuned on", y="unsafe, refused", low="low", high="high", reference=(float(table["unsafe, refused"].iloc[0]), "before"),
+            title="Unsafe requests that are refused", x_title="", y_title="share refused",
+            caption="Requests that no way of tuning reads; means over runs with Student's intervals. The last four ways read a fifth of the pairs.",
+        ),),
+        {"study": record["settings"], "interval": "Student's over runs, each with answers and an order of its own", "null": "random pairs, as many steps",
+         "asked as it is": f"refuses {asked['unsafe'].value:.0%} of {asked['unsafe'].n:.0f} unsafe requests, {asked['benign'].value:.0%} of {asked['benign'].n:.0f} benign ones"},
+        # The versions differ only in the toy task; one that refuses by itself is judged as in the first.
+        sentence=sentence, earlier={1: verdict, 2: verdict},
+    )  # fmt: skip
+
+
+def chat_table(record: Mapping[str, Any]) -> pd.DataFrame:
+    """By way of tuning a chat model: the shares of held-out requests that are refused, and the change of log π(chosen) over all pairs."""
+    rows, table = record["rows"], []
+    for arm in (arm for arm in ARMS if any(one["arm"] == arm for one in rows[0]["arms"])):
+        unsafe, benign = (repeats_mean([share(row, arm, f"{kind} held-out") for row in rows]) for kind in ("unsafe", "benign"))
+        some = [one for row in rows for one in row["arms"] if one["arm"] == arm]
+        moved = [number(one["chosen"]) for one in some if "chosen" in one]
+        table.append({
+            "tuned on": arm, "unsafe, refused": unsafe.value, "low": unsafe.low, "high": unsafe.high, "benign, refused": benign.value,
+            "benign low": benign.low, "benign high": benign.high, "log π(chosen), change": float(np.mean(moved)) if moved else None,
+            "pairs": float(np.mean([one["pairs"] for one in some])), "steps": float(np.mean([one["steps"] for one in some])), "runs": unsafe.n,
+        })  # fmt: skip
+    return pd.DataFrame(table)
 
 
 def arms_table(record: Mapping[str, Any]) -> pd.DataFrame:

@@ -22,8 +22,10 @@ LOW, HIGH, MIXED, RANDOM = "lowest ln-CHES", "highest ln-CHES", "one side refuse
 ALIKE, FEW_STEPS = "both sides alike", "all pairs, few steps"
 ARMS = (BEFORE, ALL, WITH_SFT, GOLD, FEW_STEPS, LOW, HIGH, MIXED, ALIKE, RANDOM)
 # The splits whose requests decide, by the version of the criterion.
-DECIDES = {2: "held-out", 3: "train"}
+DECIDES = {1: "held-out", 2: "held-out", 3: "train"}
 UNSAFE, BENIGN = "unsafe train", "benign train"
+# How a chat model is asked, as its study says it.
+CHAT = "chat template"
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Refusals:
         lost: the change of that by DPO on all pairs.
         filtered: refused after DPO on the pairs of lowest ln-CHES, minus after random pairs.
         over: the same of benign requests, minus before tuning.
-        like_fixed: the share of answers that begin in the fixed words and are told apart by them, least over arms and runs.
+        like_fixed: the share of answers that begin in the fixed words and are told apart by them, least over arms and runs; of a
+            model that refuses by itself (version 1), that of the answers labelled by hand on which the rule agrees.
         version: of the criterion by which the task is judged.
     """
 
@@ -50,6 +53,8 @@ class Refusals:
     @property
     def is_testable(self) -> bool:
         """Whether the task gives the claim a chance: refusals to lose and to gain, and answers that can be told apart."""
+        if self.version == 1:
+            return self.before.n >= B_E3["runs"] and self.like_fixed >= B_E3["agree"]
         enough = self.before.n >= B_E3["toy_runs"] and self.like_fixed >= B_E3["agree"]
         tells_apart = self.version == 2 or self.before_benign.value <= B_E3["benign"]
         return bool(enough and tells_apart and B_E3["least"] <= self.before.value <= B_E3["most"])
@@ -72,8 +77,20 @@ def refusals(record: Mapping[str, Any], version: int = 3) -> Refusals:
 
     return Refusals(
         repeats_mean(of(BEFORE)), repeats_mean(of(BEFORE, benign)), repeats_mean(of(ALL) - of(BEFORE)), repeats_mean(of(LOW) - of(RANDOM)),
-        repeats_mean(of(LOW, benign) - of(BEFORE, benign)), min(one["like_fixed"] for row in rows for one in row["arms"]), version,
+        repeats_mean(of(LOW, benign) - of(BEFORE, benign)),
+        agreement(record) if version == 1 else min(one["like_fixed"] for row in rows for one in row["arms"]), version,
     )  # fmt: skip
+
+
+def agreement(record: Mapping[str, Any]) -> float:
+    """The share of a chat model's answers labelled by hand on which the rule agrees; NaN where none were labelled."""
+    labelled = record.get("labelled") or {}
+    return float(labelled["agree"] / labelled["answers"]) if labelled.get("answers") else float("nan")
+
+
+def is_own(record: Mapping[str, Any]) -> bool:
+    """Whether the study is of a chat model as it is, and not of the toy task."""
+    return bool(record["settings"].get("asked") == CHAT)
 
 
 def judge(numbers: Refusals) -> Verdict:
