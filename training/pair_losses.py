@@ -25,6 +25,7 @@ from training.single_token import BETA, SFT_WEIGHT, TAU
 PairLoss = Literal["dpo", "ipo", "dpo+sft", "dpop", "cal-dpo", "dpo-shift"]
 LOSSES: tuple[PairLoss, ...] = get_args(PairLoss)
 DPOP_WEIGHT, SHIFT = 50.0, 0.75
+SIMPO_BETA, SIMPO_MARGIN = 2.0, 1.0
 
 
 def pair_loss(name: str, chosen: Float[Tensor, ""], rejected: Float[Tensor, ""], reference: tuple[float, float]) -> Float[Tensor, ""]:
@@ -51,3 +52,30 @@ def pair_loss(name: str, chosen: Float[Tensor, ""], rejected: Float[Tensor, ""],
     if name == "dpo-shift":
         return -logsigmoid(BETA * (gain - SHIFT * loss))
     raise UserError(f"there is no loss {name!r}", f"use one of {', '.join(LOSSES)}")
+
+
+def simpo_loss(chosen: Float[Tensor, ""], rejected: Float[Tensor, ""], lengths: tuple[int, int]) -> Float[Tensor, ""]:
+    """SimPO's loss of one pair in nats, without a reference: -log σ(β' (log π(chosen) / |chosen| - log π(rejected) / |rejected|) - γ).
+
+    Args:
+        lengths: the tokens of both answers.
+
+    Source: Meng et al. 2024, with their β' = 2 and γ = 1.
+    """
+    return -logsigmoid(SIMPO_BETA * (chosen / lengths[0] - rejected / lengths[1]) - SIMPO_MARGIN)
+
+
+def kto_loss(
+    chosen: Float[Tensor, ""], rejected: Float[Tensor, ""], reference: tuple[float, float], divergence: float
+) -> Float[Tensor, ""]:  # fmt: skip
+    """KTO's loss of one desirable and one undesirable answer, their mean: 1 - σ(β (r+ - z)) and 1 - σ(β (z - r-)).
+
+    Args:
+        divergence: z, an estimate of the KL to the reference in nats: the mean gain in log-probability of answers to other prompts.
+            No gradient goes through it, and a negative one counts as 0.
+
+    Source: Ethayarajh et al. 2024, with weights of 1 for both kinds.
+    """
+    kl = max(0.0, divergence)
+    gain, loss = chosen - reference[0], rejected - reference[1]
+    return (2 - torch.sigmoid(BETA * (gain - kl)) - torch.sigmoid(BETA * (kl - loss))) / 2

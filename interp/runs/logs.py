@@ -36,10 +36,12 @@ FILES: dict[str, tuple[str, ...]] = {
     "filtered_tuning": ("filtered_tuning.json",),
     "elasticity": ("elasticity.json",),
     "elasticity_slices": ("elasticity_slices.json",),
+    "elasticity_methods": ("elasticity_methods.json",),
     "elasticity_theory": ("elasticity_theory.json",),
 }
 # Studies whose runs began from the base model, which outlive another tuning of it.
-OF_BASE = ("kl_term", "single_token", "preference_pairs", "refusals", "filtered_tuning", "elasticity", "elasticity_slices")
+OF_BASE = ("kl_term", "single_token", "preference_pairs", "refusals", "filtered_tuning", "elasticity", "elasticity_slices",
+           "elasticity_methods")
 # Studies of models of their own, which belong to no pair.
 OF_NONE = ("elasticity_theory",)
 # The logs of the pair's own training and of what is compared with it, on which results that read `logs` depend.
@@ -156,6 +158,11 @@ def read_elasticity(folder: Path, base: Model) -> dict[str, Any]:
 def read_elasticity_slices(folder: Path, base: Model) -> dict[str, Any]:
     """The study of slices of a tuning (`training.studies.elasticity`). Raises `UserError` where there is none of this base model."""
     return _of_base(folder, base, "elasticity_slices", "slices of a tuning", "elasticity slices")
+
+
+def read_elasticity_methods(folder: Path, base: Model) -> dict[str, Any]:
+    """The study of tuning by several methods (`training.studies.elasticity`). Raises `UserError` where there is none of this base model."""
+    return _of_base(folder, base, "elasticity_methods", "tuning by several methods", "elasticity methods")
 
 
 def read_elasticity_theory(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""The studies of paper C: `python -m training.studies.elasticity reviews` (or `slices`, or `theory`).
+"""The studies of paper C: `python -m training.studies.elasticity reviews` (or `slices`, `methods`, or `theory`).
 
-They are read by C-E2, C-E3 and C-E7 (`reviews`), C-E1 (`slices`) and C-E8 (`theory`). What they do stands in `elasticity_reviews`,
-`elasticity_slices` and `elasticity_theory`. All store their rows in the folder of runs, and go on there.
+They are read by C-E2, C-E3 and C-E7 (`reviews`), C-E1 (`slices`), C-E6 (`methods`) and C-E8 (`theory`). What they do stands in
+`elasticity_reviews`, `elasticity_slices`, `elasticity_methods` and `elasticity_theory`. All store their rows in the folder of runs, and
+go on there.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 
 from interp.data.paper import SETTING
 from interp.errors import UserError
+from interp.evaluation.toxicity import load_scorer
 from interp.files import read_json, write_json
 from interp.results.result import plain
 from interp.runs.logs import FILES
@@ -28,12 +30,14 @@ from interp.runs.trajectory import RUNS_SETTING
 from training.studies import elasticity_theory as theory
 from training.studies.displacement import model_named
 from training.studies.displacement_rows import shortened
+from training.studies.elasticity_methods import MethodDesign, MethodStudy
 from training.studies.elasticity_reviews import ReviewDesign, ReviewStudy
 from training.studies.elasticity_slices import SliceDesign, SliceStudy
 from training.studies.elasticity_texts import read_texts
+from training.studies.pair_data import own_pairs
 
 # The log that each study writes.
-LOGS = {"reviews": "elasticity", "slices": "elasticity_slices", "theory": "elasticity_theory"}
+LOGS = {"reviews": "elasticity", "slices": "elasticity_slices", "methods": "elasticity_methods", "theory": "elasticity_theory"}
 Say = Callable[[str], object]
 
 
@@ -75,24 +79,37 @@ def trained_record(
     return study.record()
 
 
+def methods_record(folder: Path, name: str, own: Path, device: str, design: MethodDesign, say: Say) -> dict[str, Any]:
+    """The study of methods of the model of a name, on the pairs that it wrote in a run (`own`)."""
+    model = model_named(name, device)
+    study = MethodStudy(model, own_pairs(own, model), load_scorer(), folder, design, say)
+    study.make()
+    return study.record()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; bad input is one line on stderr and exit code 2."""
     parser = argparse.ArgumentParser("python -m training.studies.elasticity", description=str(__doc__).split("\n", 1)[0])
     parser.add_argument("study", choices=list(LOGS))
     parser.add_argument(
-        "--model", default="bundled", metavar="NAME", help="reviews and slices: a folder, a hub id or a named model [default: bundled]"
+        "--model", default="bundled", metavar="NAME", help="all but theory: a folder, a hub id or a named model [default: bundled]"
     )
-    parser.add_argument("--seeds", type=int, help="reviews and slices: draws of texts [default: 4 and 5]")
+    parser.add_argument("--seeds", type=int, help="all but theory: draws of texts or pairs [default: 4 and 5]")
+    parser.add_argument("--own", metavar="RUN", default="shipped", help="methods: the run whose pairs the model wrote [default: shipped]")
     parser.add_argument("--stored", action="store_true", help="reviews and slices: write the rows that are stored, and make none")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, metavar="FILE", help="[default: the study's file in the folder of runs]")
     options = parser.parse_args(arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    folder = Path(os.environ.get(RUNS_SETTING, "runs")) / "elasticity" / options.study
+    runs = Path(os.environ.get(RUNS_SETTING, "runs"))
+    folder = runs / "elasticity" / options.study
     say = lambda line: sys.stderr.write(f"{time.strftime('%H:%M:%S')} {line}\n")  # noqa: E731
     try:
         if options.study == "theory":
             record = theory_record(folder, say)
+        elif options.study == "methods":
+            of_methods = replace(MethodDesign(), seeds=options.seeds or MethodDesign.seeds)
+            record = methods_record(folder, options.model, runs / options.own, options.device, of_methods, say)
         else:
             design = ReviewDesign() if options.study == "reviews" else SliceDesign()
             design = replace(design, seeds=options.seeds or design.seeds)
