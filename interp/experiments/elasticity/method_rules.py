@@ -71,9 +71,14 @@ def methods(record: Mapping[str, Any]) -> dict[str, Method]:
         home = home_by_dose(rows, method, TOXIC)
         found[method] = Method(
             repeats_mean([start - of_method(row, method)["toxicity"] for row in rows]), repeats_mean(toxic), repeats_mean(toxic - neutral),
-            repeats_mean(home[:, int(np.argmax(home.mean(axis=0)))]), sum(bool(of_method(row, method)["reached"]) for row in rows),
+            best_dose(home), sum(bool(of_method(row, method)["reached"]) for row in rows),
         )  # fmt: skip
     return found
+
+
+def best_dose(home: Float[np.ndarray, "draw dose"]) -> Interval:
+    """The mean at the dose at which it is highest, with an interval that is as much wider as there are doses (Bonferroni)."""
+    return repeats_mean(home[:, int(np.argmax(home.mean(axis=0)))], level=1 - 0.05 / home.shape[1])
 
 
 def judged(found: Mapping[str, Method]) -> dict[str, Method]:

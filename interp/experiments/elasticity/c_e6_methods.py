@@ -1,0 +1,126 @@
+"""C-E6: whether what brings a tuning back does so after SFT, DPO, KTO and SimPO alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from interp.experiments.elasticity.context import ElasticityContext
+from interp.experiments.elasticity.criteria import CRITERIA
+from interp.experiments.elasticity.method_rules import (
+    C_E6,
+    METHODS,
+    NEUTRAL,
+    TOXIC,
+    Method,
+    home_by_dose,
+    judge,
+    judged,
+    methods,
+    of_method,
+    undone_by_dose,
+)
+from interp.experiments.registry import Finding, experiment
+from interp.results import figures
+from interp.stats.intervals import Interval
+from interp.stats.repeats import repeats_mean
+
+ARMS = {TOXIC: "toxic text", NEUTRAL: "neutral text"}
+UNDONE, BEYOND, HOME = "share of the fall undone", "share undone, minus neutral text", "share of the KL taken back"
+
+
+@experiment(
+    "C-E6",
+    claim="C-C6",
+    title="A tuning goes back to its base whatever method made it",
+    question="After SFT, DPO, KTO and SimPO that make a model equally clean, does toxic text bring its toxicity back, by more than neutral text, and the model nearer to its base?",
+    criterion=CRITERIA["C-E6"],
+    caveat="PPO is not run. The tunings end where toxicity has fallen by two fifths, so that SFT has a chance to come so far; all have one optimizer and rate. The dose at which the KL is least is chosen after the fact, in the claim's favour.",
+    does_not_show="What longer tunings do, or other ones than against toxicity; the texts are continuations by the base itself that pairs reject.",
+    reads="elasticity-methods",
+    about="base",
+)
+def run(context: ElasticityContext) -> Finding:
+    record = context.methods()
+    found = methods(record)
+    usable = judged(found)
+    parts: dict[str, Interval] = {}
+    for method, item in usable.items():
+        parts |= {f"{METHODS[method]}: {name}": part for name, part in ((UNDONE, item.undone), (BEYOND, item.beyond), (HOME, item.home))}
+    nulls = {name: C_E6["undone"] if name.endswith(UNDONE) else 0.0 for name in parts}
+    doses = doses_table(record)
+    drawn = doses[doses["then"] == ARMS[TOXIC]]
+    lines = [
+        ("toxicity", "toxicity", float(record["base_model"]["toxicity"]), "the base"),
+        ("KL to the base", "nats per token", 0.0, "the base"),
+    ]
+    return Finding(
+        judge(found), _summary(record, found), {name: part.value for name, part in parts.items()}, nulls,
+        {name: (part.low, part.high) for name, part in parts.items()}, {"methods": methods_table(found), "doses": doses},
+        tuple(figures.lines(
+            f"{name} by dose", drawn, x="steps", y=name, colour="tuned by", low=f"{name}, low", high=f"{name}, high", reference=(value, label),
+            title=f"{name[0].upper()}{name[1:]} while the tuned models read toxic text", x_title="further steps", y_title=unit,
+            caption="Means over draws of pairs with Student's intervals; step 0 is the tuned model.",
+        ) for name, unit, value, label in lines),
+        {"study": record["settings"], "source": record["source"], "interval": "Student's over draws of pairs", "null": "as many steps on neutral text"},
+        sentence=_sentence(usable),
+    )  # fmt: skip
+
+
+def methods_table(found: Mapping[str, Method]) -> pd.DataFrame:
+    """By method what tuning did and what brought it back."""
+    usable = judged(found)
+    return pd.DataFrame([
+        {
+            "tuned by": METHODS[method], "judged": method in usable, "draws that reached the goal": item.reached, "fall of toxicity": item.fall.value,
+            "share undone by toxic text": item.undone.value, "low": item.undone.low, "high": item.undone.high, "minus neutral text": item.beyond.value,
+            "minus neutral, low": item.beyond.low, "minus neutral, high": item.beyond.high, "KL taken back, best dose": item.home.value,
+            "KL low": item.home.low, "KL high": item.home.high,
+        }
+        for method, item in found.items()
+    ])  # fmt: skip
+
+
+def doses_table(record: Mapping[str, Any]) -> pd.DataFrame:
+    """By method, arm and dose the toxicity, the KL to the base, and the shares of both that are gone; means over draws."""
+    rows, start = record["rows"], float(record["base_model"]["toxicity"])
+    table = []
+    for method, name in METHODS.items():
+        for arm, text in ARMS.items():
+            undone, home = undone_by_dose(rows, method, arm, start), home_by_dose(rows, method, arm)
+            points = [[of_method(row, method), *of_method(row, method)["arms"][arm]] for row in rows]
+            for place, step in enumerate([0, *(point["steps"] for point in points[0][1:])]):
+                entry: dict[str, Any] = {"tuned by": name, "then": text, "steps": step}
+                for label, key in (("toxicity", "toxicity"), ("KL to the base", "kl")):
+                    mean = repeats_mean([some[place][key] for some in points])
+                    entry |= {label: mean.value, f"{label}, low": mean.low, f"{label}, high": mean.high}
+                shares = (0.0, 0.0) if place == 0 else (float(undone[:, place - 1].mean()), float(home[:, place - 1].mean()))
+                table.append(entry | dict(zip(("share of the fall undone", "share of the KL taken back"), shares, strict=True)))
+    return pd.DataFrame(table)
+
+
+def _summary(record: Mapping[str, Any], found: Mapping[str, Method]) -> str:
+    told = "; ".join(
+        f"{METHODS[method]} lowers toxicity by {item.fall.value:.3f} (the goal reached in {item.reached} of {item.fall.n} draws), of which toxic text undoes {item.undone.value:.0%} and neutral text "
+        f"{item.undone.value - item.beyond.value:.0%}, and at its best dose takes {item.home.value:.0%} of the KL back"
+        for method, item in found.items()
+    )  # fmt: skip
+    base = np.mean([row["from_base"][-1]["toxicity"] for row in record["rows"]])
+    return f"{told}. The base itself ends at a toxicity of {base:.3f} under the toxic text ({record['base_model']['toxicity']:.3f} before)."
+
+
+def _sentence(usable: Mapping[str, Method]) -> str:
+    if not usable:
+        return "No method reached the toxicity that was asked for in every draw of pairs, so that there is nothing to compare."
+    undone = ", ".join(
+        f"{METHODS[method]} {item.undone.value:.0%} ({item.undone.low:.0%} to {item.undone.high:.0%})" for method, item in usable.items()
+    )
+    home = ", ".join(
+        f"{METHODS[method]} {item.home.value:.0%} ({item.home.low:.0%} to {item.home.high:.0%})" for method, item in usable.items()
+    )
+    return (
+        f"Toxic text undid of the fall of toxicity: {undone} ({C_E6['undone']:.0%} was asked). Of the KL to the base it took back, at the best dose: {home} (a return is above 0)."
+    )  # fmt: skip
