@@ -23,8 +23,7 @@ from interp.preferences.forward_level import (
     Blocks,
     add_derived,
     blocks_done,
-    forward_scores,
-    head_level,
+    forward_level,
     packed_tokens,
     seconds_a_token,
 )
@@ -145,9 +144,7 @@ def audit(
     check_sample(settings, len(positions))
     if settings.level != "text" and token_pairs:
         say(cost(model, token_pairs, blocks, settings, len(sample)))
-        scores = forward_scores(model, token_pairs, blocks, tell=lambda done, total: tell("forward", done, total))
-        tell("total and influence of the unembedding", 0, 1)
-        scores = scores.join(head_level(model, token_pairs, blocks))
+        scores = forward_level(model, token_pairs, blocks, tell=tell)
         frame = add_derived(_placed(frame, scores, positions), settings.noisy_below)
     if settings.level == "gradient" and sample:
         sampled = [tokens[index].token_pair() for index in sample]
@@ -208,7 +205,7 @@ def cost(model: Model, pairs: Sequence[TokenPair], blocks: Blocks, settings: Set
     """What the audit will cost, in a sentence, from the time that a few of the pairs take here."""
     a_token, done = seconds_a_token(model, pairs), blocks_done(blocks, pairs)
     tokens = packed_tokens(pairs)
-    # Total and influence of the unembedding take a second forward, which is not divided into blocks.
+    # Total and influence of the unembedding take about as long again, and are not divided into blocks.
     left = a_token * tokens * (2 - done / len(pairs))
     words = f"forward: {len(pairs):,} pairs of {tokens:,} tokens, about {in_words(left)}"
     if done:

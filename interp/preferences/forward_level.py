@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from scipy import stats
 from interp.errors import UserError
 from interp.files import read_json, write_json
 from interp.models.model import Model
-from interp.preferences.head_influence import head_scores
+from interp.preferences.head_influence import fits, head_scores
 from interp.preferences.pairs import TokenPair
+from interp.preferences.side_by_side import side_by_side, workers
 from interp.preferences.similarity import similarity
+from interp.preferences.states import AnswerStates
 from interp.results.result import number, plain
 
 BLOCK = 64
@@ -78,19 +80,27 @@ class Blocks:
 
 def in_blocks(
     blocks: Blocks, pairs: Sequence[TokenPair], compute: Callable[[Sequence[TokenPair]], dict[str, Any]], *, tell: Tell | None = None,
-    size: int | None = None,
+    size: int | None = None, at_once: int = 1,
 ) -> pd.DataFrame:  # fmt: skip
-    """The columns that `compute` returns for the pairs, one row a pair, in blocks of `size` pairs, by default of `BLOCK`."""
-    frames, size = [], size or BLOCK
-    for start in range(0, len(pairs), size):
-        block = pairs[start : start + size]
+    """The columns that `compute` returns for the pairs, one row a pair, in blocks of `size` pairs, by default of `BLOCK`.
+
+    `at_once` blocks are computed side by side.
+    """
+    size = size or BLOCK
+    parts = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+
+    def made(block: Sequence[TokenPair]) -> dict[str, Any]:
         columns = blocks.read(block)
         if columns is None:
             columns = {name: list(map(float, values)) for name, values in compute(block).items()}
             blocks.write(block, columns)
+        return columns
+
+    frames: list[pd.DataFrame] = []
+    for columns in side_by_side(made, parts, at_once):
         frames.append(pd.DataFrame(columns))
         if tell is not None:
-            tell(min(start + size, len(pairs)), len(pairs))
+            tell(min(size * len(frames), len(pairs)), len(pairs))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
@@ -100,28 +110,36 @@ def blocks_done(blocks: Blocks, pairs: Sequence[TokenPair]) -> int:
     return sum(len(part) for part in parts if blocks.read(part) is not None)
 
 
-def forward_scores(model: Model, pairs: Sequence[TokenPair], blocks: Blocks, *, tell: Tell | None = None) -> pd.DataFrame:
-    """Log-probabilities in nats, CHES and its relatives of each pair (`COLUMNS`); NaN where a measure is not applicable."""
+def forward_level(
+    model: Model, pairs: Sequence[TokenPair], blocks: Blocks, *, tell: Callable[[str, int, int], None] = lambda phrase, done, total: None
+) -> pd.DataFrame:
+    """Log-probabilities in nats, CHES and its relatives of each pair (`COLUMNS`); NaN where a measure is not applicable.
+
+    Then `total_head` and `influence_head`, with respect to these pairs together. The states are read once where they fit into memory
+    and no block is there from an earlier run.
+    """
+    read: dict[int, list[AnswerStates]] = {}
+    may_keep, place = fits(model, pairs), {id(pair): number for number, pair in enumerate(pairs)}
 
     def compute(block: Sequence[TokenPair]) -> dict[str, Any]:
-        scores = similarity(model, block)
+        kept: list[AnswerStates] | None = [] if may_keep else None
+        scores = similarity(model, block, keep=kept)
+        read[place[id(block[0])]] = kept or []
         values = (
             scores.log_probs.chosen, scores.log_probs.rejected, scores.ches, scores.ln_ches, scores.alpha_ches,
             scores.share_alpha_positive, scores.share_hidden_positive,
         )  # fmt: skip
         return dict(zip(COLUMNS, values, strict=True))
 
-    return in_blocks(blocks, pairs, compute, tell=tell)
-
-
-def head_level(model: Model, pairs: Sequence[TokenPair], blocks: Blocks) -> pd.DataFrame:
-    """`total_head` and `influence_head` of each pair, with respect to these pairs together."""
-
-    def compute(block: Sequence[TokenPair]) -> dict[str, Any]:
-        scores = head_scores(model, block)
+    def of_head(block: Sequence[TokenPair]) -> dict[str, Any]:
+        states = [replace(one, number=start + one.number) for start, some in sorted(read.items()) for one in some]
+        scores = head_scores(model, block, stored=states if len(states) == len(block) else None)
         return {"total_head": scores.total, "influence_head": scores.influence}
 
-    return in_blocks(blocks.of("head"), pairs, compute, size=max(1, len(pairs)))
+    said = lambda done, total: tell("forward", done, total)  # noqa: E731
+    frame = in_blocks(blocks, pairs, compute, tell=said, at_once=workers(model.device))
+    tell("total and influence of the unembedding", 0, 1)
+    return frame.join(in_blocks(blocks.of("head"), pairs, of_head, size=max(1, len(pairs))))
 
 
 def packed_tokens(pairs: Sequence[TokenPair]) -> int:

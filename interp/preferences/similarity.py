@@ -32,7 +32,7 @@ from interp.preferences.logprobs import LogProbs, log_normaliser, summed
 from interp.preferences.pairs import TokenPair
 from interp.preferences.states import AnswerStates, answer_states, check_pairs, measured_model, states_by
 
-# Columns of the vocabulary whose probabilities exist at a time.
+# Columns of the vocabulary over which products are summed in single precision before they are added in double.
 COLUMNS = 8192
 SAME_STATES = "the answers differ in no token but their last, so that both are read off the same states"
 
@@ -87,8 +87,13 @@ def ches_scores(model: Model, pairs: Sequence[TokenPair], *, batch_tokens: int |
     return Ches(scores[0], scores[1], scores[2], reasons)
 
 
-def similarity(model: Model, pairs: Sequence[TokenPair], *, batch_tokens: int | None = None) -> Similarity:
+def similarity(
+    model: Model, pairs: Sequence[TokenPair], *, batch_tokens: int | None = None, keep: list[AnswerStates] | None = None
+) -> Similarity:
     """Every measure of similarity that a forward gives, with the log-probabilities of both answers.
+
+    Args:
+        keep: a list to which the states of each pair are added.
 
     The forward is in single precision, or in double for a model in double; sums are in double. Raises `UserError` as `answer_states`.
     """
@@ -99,6 +104,8 @@ def similarity(model: Model, pairs: Sequence[TokenPair], *, batch_tokens: int | 
         hf = measured_model(model)
         for states in states_by(hf, model, pairs, batch_tokens=batch_tokens):
             number, pair = states.number, pairs[states.number]
+            if keep is not None:
+                keep.append(states)
             if not reasons[number]:
                 scores[:3, number] = _scores(states)
             alpha = token_alpha(hf, states, pair)
@@ -162,25 +169,20 @@ def token_alpha(hf: PreTrainedModel, states: AnswerStates, pair: TokenPair) -> T
     normaliser, count = log_normaliser(logits), len(pair.chosen)
     values = logits.gather(1, targets[:, None])[:, 0].double() - normaliser
     products = torch.zeros((count, len(targets)), dtype=torch.float64, device=logits.device)
-    for start in range(0, logits.shape[1], COLUMNS):
-        part = prediction_errors(hf, logits, normaliser, targets, start)
+    errors = prediction_errors(hf, logits, targets)
+    for part in errors.split(COLUMNS, dim=1):
         products += (part[:count] @ part.T).double()
     products, values = products.cpu(), values.cpu()
     chosen, rejected = values[:count].numpy(), values[count:].numpy()
     return TokenAlpha(products[:, count:], products[:, :count], chosen, rejected)
 
 
-def prediction_errors(
-    hf: PreTrainedModel, logits: Float[Tensor, "token vocab"], normaliser: Float[Tensor, " token"], targets: Tensor, start: int = 0,
-    columns: int = COLUMNS,
-) -> Float[Tensor, "token columns"]:  # fmt: skip
-    """`R`: the derivative of each target's log-probability by the logits (before a soft cap), at some columns of the vocabulary."""
-    part = logits[:, start : start + columns]
-    errors = (part - normaliser[:, None].to(part.dtype)).exp_().neg_()
-    rows = ((targets >= start) & (targets < start + columns)).nonzero()[:, 0]
-    errors[rows, targets[rows] - start] += 1
+def prediction_errors(hf: PreTrainedModel, logits: Float[Tensor, "token vocab"], targets: Tensor) -> Float[Tensor, "token vocab"]:
+    """`R`: the derivative of each target's log-probability by the logits (before a soft cap)."""
+    errors = logits.softmax(dim=1).neg_()
+    errors[torch.arange(len(targets), device=errors.device), targets] += 1
     cap = getattr(hf.config, "final_logit_softcapping", None)
-    return errors * (1 - (part / cap).square()) if cap else errors
+    return errors * (1 - (logits / cap).square()) if cap else errors
 
 
 def hidden_products(states: AnswerStates) -> tuple[Float[Tensor, "chosen rejected"], Float[Tensor, "chosen chosen"]]:
