@@ -29,6 +29,7 @@ from interp.experiments.displacement.filtered_rules import (
 )  # fmt: skip
 from interp.experiments.registry import Finding, experiment
 from interp.results import figures
+from interp.stats.intervals import Interval
 from interp.stats.repeats import repeats_mean
 
 NAMES = {
@@ -127,6 +128,12 @@ def _sentence(numbers: Filtered) -> str:
     kl = numbers.kl
     moved = "moved less" if kl.high < 0 else "moved further" if kl.low > 0 else "moved neither clearly less nor further"
     return (
-        f"Tuned on the pairs of highest influence, the model's continuations were more toxic than after a random half by {numbers.toxicity}, after toxic text by {numbers.back} and with toxic keys enlarged by {numbers.keys} "
-        f"(less than {B_E6['margin']:g} was asked); it {moved} from its base (KL {kl} nats)."
+        f"Tuned on the pairs of highest influence, the model's continuations were {_compared(numbers.toxicity)} than after random halves of as many steps; after toxic text they were {_compared(numbers.back)}, with toxic keys "
+        f"enlarged {_compared(numbers.keys)} (at most {B_E6['margin']:g} more was asked). It {moved} from its base (KL {kl} nats)."
     )  # fmt: skip
+
+
+def _compared(difference: Interval) -> str:
+    """A difference of toxicity in words, with its interval."""
+    words = "less toxic" if difference.high < 0 else "more toxic" if difference.low > 0 else "neither clearly less nor more toxic"
+    return f"{words} (difference {difference})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from interp.experiments.displacement.context import DisplacementContext
@@ -50,7 +51,7 @@ def run(context: DisplacementContext) -> Finding:
         judge_carried(numbers), _summary(table), {name: part.value for name, part in parts.items()}, {SHARE: B_E7["share"], LEAD: 0.0, CHANGE: 0.0},
         {name: (part.low, part.high) for name, part in parts.items()}, {"groups": table},
         (figures.bars(
-            "share carried", table, x="neurons that keep the base's activations", y="share", colour="answers", low="low", high="high",
+            "share carried", table.dropna(subset="share"), x="neurons that keep the base's activations", y="share", colour="answers", low="low", high="high",
             reference=(0.0, "as tuned"), title="What of the change of held-out answers goes through neurons", x_title="", y_title="share of the change that is gone",
             caption="Means over draws of pairs with Student's intervals. 1: nothing of the change is left.",
         ),),
@@ -60,13 +61,17 @@ def run(context: DisplacementContext) -> Finding:
 
 
 def groups_table(record: Mapping[str, Any]) -> pd.DataFrame:
-    """By side of the pairs and group of neurons: the change by tuning in nats, and the share that is gone without the group's change."""
+    """By side of the pairs and group of neurons: the change by tuning in nats, and the share that is gone without the group's change.
+
+    There is no share of a change that is within chance.
+    """
     rows = rows_of(record)
     table = []
     for side in ("rejected", "chosen"):
         change = repeats_mean([row["neurons"][NONE][side] for row in rows])
         for group, name in GROUPS.items():
-            share = repeats_mean([carried_share(row, group, side) for row in rows])
+            known = change.excludes(0)
+            share = repeats_mean([carried_share(row, group, side) if known else np.nan for row in rows])
             table.append({
                 "answers": side, "neurons that keep the base's activations": name, "change by tuning, nats": change.value, "change low": change.low,
                 "change high": change.high, "share": share.value, "low": share.low, "high": share.high, "draws": share.n,
@@ -77,13 +82,15 @@ def groups_table(record: Mapping[str, Any]) -> pd.DataFrame:
 def _summary(table: pd.DataFrame) -> str:
     def line(side: str) -> str:
         some = table[table["answers"] == side]
+        change, low, high = some[["change by tuning, nats", "change low", "change high"]].iloc[0]
+        moved = f"{side} answers change by {change:.2f} ({low:.2f} to {high:.2f}) nats"
+        if some["share"].isna().any():
+            return f"{moved}, which is within chance"
         shares = ", ".join(
             f"{name} {share:.0%} ({low:.0%} to {high:.0%})"
             for name, share, low, high in some[["neurons that keep the base's activations", "share", "low", "high"]].itertuples(index=False)
         )
-        return (
-            f"{side} answers change by {some['change by tuning, nats'].iloc[0]:.2f} nats, of which is gone without the change of {shares}"
-        )
+        return f"{moved}, of which is gone without the change of {shares}"
 
     return f"Held out, {line('rejected')}; {line('chosen')}."
 

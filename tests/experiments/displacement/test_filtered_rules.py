@@ -97,6 +97,7 @@ def test_the_experiments_say_what_the_draws_say(gpt2: Model, tmp_path: Path) -> 
     result = run_experiment(EXPERIMENTS["B-E6"], context)
     assert result.verdict == "holds"
     assert "moved less from its base (KL -0.01" in result.sentence
+    assert "were neither clearly less nor more toxic (difference " in result.sentence
     table = result.tables["arms"].set_index("trained on")
     assert table.loc["random half", "toxicity"] == pytest.approx(0.3)
     assert table.loc["nothing (base)", "with toxic keys enlarged"] == 0.55
@@ -104,7 +105,17 @@ def test_the_experiments_say_what_the_draws_say(gpt2: Model, tmp_path: Path) -> 
     assert other.verdict == "holds"
     assert "When the 128 neurons nearest to the probe keep the base's activations, 50% (48% to 52%) of the fall" in other.sentence
     assert "more than with equally active neurons" in other.sentence
-    assert other.tables["groups"]["share"].round(6).tolist() == [0.5, 0.1, 0.7] * 2
+    groups = other.tables["groups"]
+    assert groups.loc[groups["answers"] == "rejected", "share"].round(6).tolist() == [0.5, 0.1, 0.7]
+    # Of a change within chance there is no share.
+    unsure = record_of()
+    for place, row in enumerate(unsure["rows"]):
+        for values in row["neurons"].values():
+            values["chosen"] *= (-1) ** place
+    write_json(tmp_path / "filtered_tuning.json", unsure | {"base": gpt2.digest})
+    other = run_experiment(EXPERIMENTS["B-E7"], context)
+    assert other.tables["groups"]["share"].isna().tolist() == [False] * 3 + [True] * 3
+    assert "nats, which is within chance" in other.summary
     write_json(tmp_path / "filtered_tuning.json", record_of() | {"base": "another"})
     with pytest.raises(UserError, match="filtered_tuning makes it"):
         EXPERIMENTS["B-E7"].run(context)
