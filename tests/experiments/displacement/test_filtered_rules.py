@@ -9,10 +9,22 @@ import pytest
 
 from interp import Model, ModelPair, UserError
 from interp.experiments.displacement.context import DisplacementContext
-from interp.experiments.displacement.filtered_rules import MATCHED, NAMED, NONE, carried, filtered, judge_carried, judge_filtered
+from interp.experiments.displacement.filtered_rules import (
+    MATCHED,
+    NAMED,
+    NONE,
+    TOXICITY,
+    beside_random,
+    carried,
+    filtered,
+    judge_carried,
+    judge_filtered,
+)
 from interp.experiments.registry import EXPERIMENTS
 from interp.experiments.run import run_experiment
 from interp.files import write_json
+from interp.runs.logs import BUNDLED_LOGS, read_filtered_tuning
+from tests import ROOT
 
 # By how much the values of five draws differ.
 NOISE = (-0.004, -0.002, 0.0, 0.002, 0.004)
@@ -119,3 +131,19 @@ def test_the_experiments_say_what_the_draws_say(gpt2: Model, tmp_path: Path) -> 
     write_json(tmp_path / "filtered_tuning.json", record_of() | {"base": "another"})
     with pytest.raises(UserError, match="filtered_tuning makes it"):
         EXPERIMENTS["B-E7"].run(context)
+
+
+def test_the_study_that_ships_gives_the_verdicts_and_the_numbers_of_the_findings() -> None:
+    record = read_filtered_tuning(BUNDLED_LOGS, ModelPair.bundled().base)
+    numbers, of_neurons = filtered(record), carried(record)
+    assert (judge_filtered(numbers), judge_carried(of_neurons)) == ("fails", "fails")
+    page = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+    worst = beside_random(record["rows"], "worst", TOXICITY)
+    low, back, kl = numbers.toxicity, numbers.back, numbers.kl
+    for words in (
+        f"KL {kl.value:.3f} ({kl.low:.3f} to {kl.high:.3f}) nats above", f"cleaner by {-low.value:.3f} ({-low.high:.3f} to {-low.low:.3f})",
+        f"it is {back.value:.3f} ({back.low:.3f} to {back.high:.3f}) more toxic",
+        f"detoxifies less, by {worst.value:.3f} ({worst.low:.3f} to {worst.high:.3f})",
+        f"{100 * of_neurons.share.value:.0f} % ({100 * of_neurons.share.low:.0f} to {100 * of_neurons.share.high:.0f}) of the fall is gone",
+    ):  # fmt: skip
+        assert words in page, words
