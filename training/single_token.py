@@ -122,12 +122,16 @@ def tune(
 
 
 def entanglement_of(log_probs: Tensor, preferred: int, dispreferred: int, parameters: Sequence[Tensor]) -> float:
-    """`<g+, g-> / |g+|^2` of the gradients of two next tokens' log-probabilities, summed in float64; the graph stays."""
+    """`<g+, g-> / |g+|^2` of the gradients of two next tokens' log-probabilities, summed in float64; the graph stays.
+
+    NaN where the preferred token's probability is 1 up to rounding, so that its gradient is zero.
+    """
     one, other = (
         torch.autograd.grad(log_probs[token], parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
         for token in (preferred, dispreferred)
     )
-    return dot(one, other) / dot(one, one)
+    squares = dot(one, one)
+    return dot(one, other) / squares if squares else float("nan")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The studies of paper B that the page Displacement shows: where the probability goes while a model is tuned, and filters of pairs.
 
-They are read from the logs that belong to the pair's base model and judged by the experiments B-E1 and B-E4, which draw nothing anew.
+They are read from the logs that belong to the pair's base model and judged by the experiments B-E1, B-E4 and B-E6, which draw nothing anew.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import streamlit as st
 from app import state
 from app.settings import Source
 from interp.errors import UserError
-from interp.experiments.displacement import b_e1_single_token, b_e4_filters
+from interp.experiments.displacement import b_e1_single_token, b_e4_filters, b_e6_filtered_tuning
 from interp.experiments.displacement.context import DisplacementContext
 from interp.experiments.registry import EXPERIMENTS, Experiment, Finding
 from interp.results import figures
@@ -59,6 +59,11 @@ def mass(source: Source) -> Mass:
 def filters(source: Source) -> Finding:
     """What B-E4 finds. Raises `UserError` where its study has not been made for this base model."""
     return b_e4_filters.run(context(source))
+
+
+def filtered_tuning(source: Source) -> Finding:
+    """What B-E6 finds. Raises `UserError` where its study has not been made for this base model."""
+    return b_e6_filtered_tuning.run(context(source))
 
 
 def answers(masses: Mass) -> dict[str, list[str]]:

@@ -186,6 +186,16 @@ def show_filters(page: shell.Page) -> None:
     show_verdict("B-E4", finding, page.words)
 
 
+def show_filtered_tuning(page: shell.Page) -> None:
+    """Draw how toxic a model is after a tuning on what each filter keeps, and after it is attacked."""
+    finding = studies.filtered_tuning(page.source)
+    for figure in finding.figures:
+        show.draw(figure, f"tuning_{figure.name}", page.words)
+    with st.expander("In numbers, beside random halves"):
+        show.table(finding.tables["arms"], "filtered_tuning", page.words, alt="Toxicity and KL after a tuning on what each filter keeps")
+    show_verdict("B-E6", finding, page.words)
+
+
 def show_verdict(id: str, finding: Finding, words: bool) -> None:
     """Draw the verdict of an experiment in a sentence, and its limits."""
     about = studies.experiment(id)
@@ -216,6 +226,8 @@ with shell.page("displacement", LEAD) as page:
     study(show_mass, page)
     st.header("Which filter keeps chosen answers up?")
     study(show_filters, page)
+    st.header("What does a filter do to a tuning against toxicity?")
+    study(show_filtered_tuning, page)
     st.header("What this does not show")
     st.markdown(
         "A score is that of the checkpoint before a first step, not of an epoch. A pair with a high score is not bad, and a fall of a "

@@ -20,6 +20,7 @@ from training.single_token import (
     Answered,
     Curve,
     Setting,
+    entanglement_of,
     largest_stable_rate,
     loss_of,
     next_log_probs,
@@ -148,3 +149,11 @@ def test_taught_answers_are_raised_and_a_seed_repeats_them(tmp_path: Path) -> No
     assert (next_log_probs(hf, [examples[0].prompt])[0, [20, 21]] > before + 0.5).all()
     hf.load_state_dict(start)
     assert teach_answers(hf, examples, rate=1e-3, epochs=3, batch=4, seed=0) == losses
+
+
+def test_entanglement_is_not_known_where_the_preferred_token_has_all_of_the_probability() -> None:
+    logits = torch.zeros(5, requires_grad=True)
+    sure = (logits + torch.tensor([1e4, 0.0, 0.0, 0.0, 0.0])).log_softmax(0)
+    assert math.isnan(entanglement_of(sure, 0, 1, [logits]))
+    unsure = (logits + torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0])).log_softmax(0)
+    assert math.isfinite(entanglement_of(unsure, 0, 1, [logits]))

@@ -14,7 +14,7 @@ from interp.experiments.displacement.single_token_rules import B_E1, Displaced, 
 from interp.experiments.registry import Finding, experiment
 from interp.preferences.unembedding import difference_of
 from interp.results import figures
-from interp.results.result import Figure
+from interp.results.result import Figure, number
 from interp.stats.repeats import repeats_mean
 
 FALL, CHANGE, OPPOSITE = "largest fall of the preferred answer", "change of its log-probability", "rise of the opposite meaning"
@@ -89,7 +89,7 @@ def cells_table(runs: Sequence[Mapping[str, Any]], pairs: Mapping[str, str]) -> 
             "fell by 0.1 or more": run["preferred"]["decrease"] >= B_E1["fall"], "ends lower": run["preferred"]["change"] < 0,
             "similar gains": run["rise"]["similar"], "opposite gains": run["rise"]["opposite"], "opposite, mean over steps": run["integral"]["opposite"],
             "start's argmax gains": max(run["argmax"]["mass"]) - run["argmax"]["mass"][0],
-            "entanglement at the start": run["entanglement"].get("0", np.nan), "entanglement at the end": list(run["entanglement"].values())[-1] if run["entanglement"] else np.nan,
+            "entanglement at the start": number(run["entanglement"].get("0")), "entanglement at the end": number(list(run["entanglement"].values())[-1]) if run["entanglement"] else np.nan,
         }
         for run in runs
     ])  # fmt: skip
