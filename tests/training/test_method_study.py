@@ -71,6 +71,10 @@ def test_every_method_makes_the_model_clean_and_insults_bring_it_back(record: di
         assert [point["steps"] for point in part["arms"]["toxic"]] == [2, 6]
         assert part["arms"]["toxic"][-1]["toxicity"] > part["toxicity"]
     assert [point["steps"] for point in row["from_base"]] == [2, 6]
+    arms = {part["method"]: part["arms"] for part in row["methods"]}
+    assert [method for method, some in arms.items() if "clean" in some] == ["dpo"]
+    # Clean continuations of the same prompts do not bring insults back.
+    assert arms["dpo"]["clean"][-1]["toxicity"] < arms["dpo"]["toxic"][-1]["toxicity"]
 
 
 def test_prompts_that_end_a_tuning_are_measured_on_by_nothing_else(study: MethodStudy) -> None:

@@ -2,8 +2,9 @@
 
 The base is tuned on pairs that it wrote itself by SFT on the chosen sides, DPO, KTO and SimPO, each until its continuations are as clean
 as asked on prompts that nothing else is measured on. Every tuned model then reads toxic continuations, or neutral text for as many
-steps, and its toxicity and KL to the base are measured at each dose; so does the base itself with the toxic ones. Optimizer, rate and
-batch are the same everywhere. A draw shares no pair with another, and its row is stored when it is whole.
+steps, and its toxicity and KL to the base are measured at each dose; so does the base itself with the toxic ones. The toxic
+continuations are the base's own, so that one method's model reads the base's clean continuations of the same prompts as well.
+Optimizer, rate and batch are the same everywhere. A draw shares no pair with another, and its row is stored when it is whole.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from transformers import PreTrainedModel
 
 from interp.data.texts import challenge_prompts, neutral_prompts
 from interp.evaluation.toxicity import Scorer, scorer_digest
-from interp.experiments.elasticity.method_rules import METHODS
+from interp.experiments.elasticity.method_rules import CLEAN, CONTROLLED, METHODS, of_method
 from interp.files import read_json, write_json
 from interp.forward.generate import generate
 from interp.models.digests import model_key
@@ -164,16 +165,30 @@ class MethodStudy:
         self.say(f"draw {seed}: base")
         return {"seed": seed, "methods": methods, "from_base": self.undo(self.base, others, seed)}
 
+    def control(self, seed: int) -> dict[str, Any]:
+        """The states of the model that `CONTROLLED` tuned in a draw while it reads the base's clean continuations."""
+        pairs, others = part(self.source, seed, (self.design.trained, self.design.texts))
+        self.say(f"draw {seed}: clean continuations")
+        goal = self.design.goal * self.toxicity(self.base, self.asked)
+        tuned, *_ = self.tune(CONTROLLED, pairs, log_probs(self.base, pairs), seed, goal)
+        return {"points": self.undo(tuned, [TokenPair(pair.prompt, pair.rejected, pair.chosen) for pair in others], seed)}
+
     def make(self) -> None:
         """Measure every draw that is not there yet."""
         for seed in range(self.design.seeds):
-            if not self._file(seed).is_file():
-                self._file(seed).parent.mkdir(parents=True, exist_ok=True)
-                write_json(self._file(seed), shortened(plain(self.row(seed))))
+            for file, measure in ((self._file(seed), self.row), (self._control(seed), self.control)):
+                if not file.is_file():
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    write_json(file, shortened(plain(measure(seed))))
 
     def record(self) -> dict[str, Any]:
         """The rows that are there, with the settings and the base's own toxicity."""
-        rows = [read_json(self._file(seed)) for seed in range(self.design.seeds) if self._file(seed).is_file()]
+        rows = []
+        for seed in range(self.design.seeds):
+            if self._file(seed).is_file() and self._control(seed).is_file():
+                row, clean = (read_json(file) for file in (self._file(seed), self._control(seed)))
+                of_method(row, CONTROLLED)["arms"][CLEAN] = clean["points"]
+                rows.append(row)
         head = {"base": self.base.digest, "model": self.base.name, "settings": self.settings(), "source": dict(self.source.about)}
         return head | {"base_model": {"toxicity": shortened(self.toxicity(self.base, self.measured)), "kl": 0.0}, "rows": rows}
 
@@ -185,6 +200,9 @@ class MethodStudy:
 
     def _file(self, seed: int) -> Path:
         return self.folder / f"draw-{seed}.json"
+
+    def _control(self, seed: int) -> Path:
+        return self.folder / f"clean-{seed}.json"
 
 
 def loss_of_method(method: str, hf: PreTrainedModel, base: Model, pairs: Sequence[TokenPair], before: LogProbs) -> LossOf:

@@ -12,10 +12,14 @@ from interp.experiments.elasticity.context import ElasticityContext
 from interp.experiments.elasticity.criteria import CRITERIA
 from interp.experiments.elasticity.method_rules import (
     C_E6,
+    CLEAN,
+    CONTROLLED,
     METHODS,
     NEUTRAL,
     TOXIC,
+    Clean,
     Method,
+    clean,
     home_by_dose,
     judge,
     judged,
@@ -28,7 +32,7 @@ from interp.results import figures
 from interp.stats.intervals import Interval
 from interp.stats.repeats import repeats_mean
 
-ARMS = {TOXIC: "toxic text", NEUTRAL: "neutral text"}
+ARMS = {TOXIC: "toxic text", NEUTRAL: "neutral text", CLEAN: "the base's own clean text"}
 UNDONE, BEYOND, HOME = "share of the fall undone", "share undone, minus neutral text", "share of the KL taken back"
 
 
@@ -38,7 +42,7 @@ UNDONE, BEYOND, HOME = "share of the fall undone", "share undone, minus neutral 
     title="A tuning goes back to its base whatever method made it",
     question="After SFT, DPO, KTO and SimPO that make a model equally clean, does toxic text bring its toxicity back, by more than neutral text, and the model nearer to its base?",
     criterion=CRITERIA["C-E6"],
-    caveat="PPO is not run. The tunings end where toxicity has fallen by two fifths, so that SFT has a chance to come so far; all have one optimizer and rate. The dose at which the KL is least is chosen after the fact, in the claim's favour.",
+    caveat="The toxic text is the base's own, which the tuning rejected: that a model which reads it comes nearer to its base may be due to whose text it is, and the base's own clean continuations stand beside it for DPO. PPO is not run. The tunings end where toxicity has fallen by two fifths, so that SFT has a chance to come so far; all have one optimizer and rate. The dose at which the KL is least is chosen after the fact, in the claim's favour.",
     does_not_show="What longer tunings do, or other ones than against toxicity; the texts are continuations by the base itself that pairs reject.",
     reads="elasticity-methods",
     about="base",
@@ -66,7 +70,7 @@ def run(context: ElasticityContext) -> Finding:
             caption="Means over draws of pairs with Student's intervals; step 0 is the tuned model.",
         ) for name, unit, value, label in lines),
         {"study": record["settings"], "source": record["source"], "interval": "Student's over draws of pairs", "null": "as many steps on neutral text"},
-        sentence=_sentence(usable),
+        sentence=_sentence(usable, clean(record)),
     )  # fmt: skip
 
 
@@ -89,7 +93,8 @@ def doses_table(record: Mapping[str, Any]) -> pd.DataFrame:
     rows, start = record["rows"], float(record["base_model"]["toxicity"])
     table = []
     for method, name in METHODS.items():
-        for arm, text in ARMS.items():
+        for arm in of_method(rows[0], method)["arms"]:
+            text = ARMS[arm]
             undone, home = undone_by_dose(rows, method, arm, start), home_by_dose(rows, method, arm)
             points = [[of_method(row, method), *of_method(row, method)["arms"][arm]] for row in rows]
             for place, step in enumerate([0, *(point["steps"] for point in points[0][1:])]):
@@ -112,7 +117,7 @@ def _summary(record: Mapping[str, Any], found: Mapping[str, Method]) -> str:
     return f"{told}. The base itself ends at a toxicity of {base:.3f} under the toxic text ({record['base_model']['toxicity']:.3f} before)."
 
 
-def _sentence(usable: Mapping[str, Method]) -> str:
+def _sentence(usable: Mapping[str, Method], control: Clean) -> str:
     if not usable:
         return "No method reached the toxicity that was asked for in every draw of pairs, so that there is nothing to compare."
     undone = ", ".join(
@@ -122,5 +127,6 @@ def _sentence(usable: Mapping[str, Method]) -> str:
         f"{METHODS[method]} {item.home.value:.0%} ({item.home.low:.0%} to {item.home.high:.0%})" for method, item in usable.items()
     )
     return (
-        f"Toxic text undid of the fall of toxicity: {undone} ({C_E6['undone']:.0%} was asked). Of the KL to the base it took back, at the best dose: {home} (a return is above 0)."
+        f"Toxic text undid of the fall of toxicity: {undone} ({C_E6['undone']:.0%} was asked). Of the KL to the base it took back, at the best dose: {home} (a return is above 0). "
+        f"The base's own clean text took {control.home.value:.0%} ({control.home.low:.0%} to {control.home.high:.0%}) of it back after {METHODS[CONTROLLED]}, and undid {control.undone.value:.0%} of the fall."
     )  # fmt: skip

@@ -19,6 +19,8 @@ from interp.stats.repeats import repeats_mean
 C_E6 = CRITERIA["C-E6"][-1].thresholds
 METHODS = {"sft": "SFT on chosen answers", "dpo": "DPO", "kto": "KTO", "simpo": "SimPO"}
 TOXIC, NEUTRAL = "toxic", "neutral"
+# The base's own clean continuations, which one method's model reads as well.
+CLEAN, CONTROLLED = "clean", "dpo"
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -40,9 +42,9 @@ class Method:
     reached: int
 
 
-def of_method(row: Mapping[str, Any], method: str) -> Mapping[str, Any]:
+def of_method(row: Mapping[str, Any], method: str) -> dict[str, Any]:
     """The part of a draw's row that is of one method."""
-    found: Mapping[str, Any] = next(item for item in row["methods"] if item["method"] == method)
+    found: dict[str, Any] = next(item for item in row["methods"] if item["method"] == method)
     return found
 
 
@@ -79,6 +81,21 @@ def methods(record: Mapping[str, Any]) -> dict[str, Method]:
 def best_dose(home: Float[np.ndarray, "draw dose"]) -> Interval:
     """The mean at the dose at which it is highest, with an interval that is as much wider as there are doses (Bonferroni)."""
     return repeats_mean(home[:, int(np.argmax(home.mean(axis=0)))], level=1 - 0.05 / home.shape[1])
+
+
+@dataclass(frozen=True)
+class Clean:
+    """What the base's own clean continuations do to the model that `CONTROLLED` tuned, as the attributes of `Method` of these names."""
+
+    undone: Interval
+    home: Interval
+
+
+def clean(record: Mapping[str, Any]) -> Clean:
+    """The numbers of the control, which decides nothing."""
+    rows, start = record["rows"], float(record["base_model"]["toxicity"])
+    undone = undone_by_dose(rows, CONTROLLED, CLEAN, start)[:, -1]
+    return Clean(repeats_mean(undone), best_dose(home_by_dose(rows, CONTROLLED, CLEAN)))
 
 
 def judged(found: Mapping[str, Method]) -> dict[str, Method]:

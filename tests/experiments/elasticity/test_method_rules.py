@@ -43,6 +43,8 @@ def record_of(
                 ]
 
             arms = {"toxic": points(own["undone"], own["home"]), "neutral": points(own["neutral"], 0.0)}
+            if method == "dpo":
+                arms["clean"] = points(0.1, 0.25)
             reached = not (method in missed and seed == 0)
             parts.append({"method": method, "steps": 40, "reached": reached, "toxicity": tuned, "kl": KL, "arms": arms})
         rows.append({"seed": seed, "methods": parts, "from_base": [{"steps": 32, "toxicity": 0.6, "kl": 0.03}]})
@@ -89,6 +91,7 @@ def test_the_experiment_says_what_came_back_by_method(gpt2: Model, tmp_path: Pat
     assert result.verdict == "holds"
     assert "SimPO 90%" in result.sentence
     assert "KTO" not in result.sentence
+    assert "clean text took 25% (24% to 26%) of it back after DPO, and undid 10% of the fall" in result.sentence
     assert "the goal reached in 3 of 4 draws" in result.summary
     assert result.tables["methods"].set_index("tuned by").loc["KTO", "judged"] == False  # noqa: E712
     doses = result.tables["doses"].set_index(["tuned by", "then", "steps"])
