@@ -9,10 +9,12 @@ import pytest
 
 from interp import Model, ModelPair, UserError
 from interp.experiments.elasticity.context import ElasticityContext
-from interp.experiments.elasticity.method_rules import METHODS, judge, judged, methods
+from interp.experiments.elasticity.method_rules import METHODS, clean, judge, judged, methods
 from interp.experiments.registry import EXPERIMENTS
 from interp.experiments.run import run_experiment
 from interp.files import write_json
+from interp.runs.logs import BUNDLED_LOGS, read_elasticity_methods
+from tests import ROOT
 
 # By how much the values of four draws differ.
 NOISE = (-0.003, -0.001, 0.001, 0.003)
@@ -101,3 +103,15 @@ def test_the_experiment_says_what_came_back_by_method(gpt2: Model, tmp_path: Pat
     write_json(tmp_path / "elasticity_methods.json", {"base": "another"})
     with pytest.raises(UserError, match="elasticity methods makes it"):
         EXPERIMENTS["C-E6"].run(context)
+
+
+def test_the_study_that_ships_gives_the_verdict_and_the_numbers_of_the_findings() -> None:
+    record = read_elasticity_methods(BUNDLED_LOGS, ModelPair.bundled().base)
+    found = methods(record)
+    assert judge(found) == "holds"
+    assert list(judged(found)) == ["dpo", "kto", "simpo"]
+    page = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+    for part in (found["dpo"].undone, found["simpo"].undone, found["dpo"].home, found["kto"].home):
+        assert f"{100 * part.value:.0f} % ({100 * part.low:.0f} to {100 * part.high:.0f})" in page
+    own = clean(record).home
+    assert f"{100 * own.value:.0f} % (−{-100 * own.low:.0f} to {100 * own.high:.0f}) of the KL back" in page
