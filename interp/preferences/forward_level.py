@@ -79,25 +79,25 @@ class Blocks:
 
 
 def in_blocks(
-    blocks: Blocks, pairs: Sequence[TokenPair], compute: Callable[[Sequence[TokenPair]], dict[str, Any]], *, tell: Tell | None = None,
-    size: int | None = None, at_once: int = 1,
+    blocks: Blocks, pairs: Sequence[TokenPair], compute: Callable[[int, Sequence[TokenPair]], dict[str, Any]], *,
+    tell: Tell | None = None, size: int | None = None, at_once: int = 1,
 ) -> pd.DataFrame:  # fmt: skip
     """The columns that `compute` returns for the pairs, one row a pair, in blocks of `size` pairs, by default of `BLOCK`.
 
-    `at_once` blocks are computed side by side.
+    `compute` is given the place of a block's first pair, and its pairs; `at_once` blocks are computed side by side.
     """
     size = size or BLOCK
-    parts = [pairs[start : start + size] for start in range(0, len(pairs), size)]
 
-    def made(block: Sequence[TokenPair]) -> dict[str, Any]:
+    def made(start: int) -> dict[str, Any]:
+        block = pairs[start : start + size]
         columns = blocks.read(block)
         if columns is None:
-            columns = {name: list(map(float, values)) for name, values in compute(block).items()}
+            columns = {name: list(map(float, values)) for name, values in compute(start, block).items()}
             blocks.write(block, columns)
         return columns
 
     frames: list[pd.DataFrame] = []
-    for columns in side_by_side(made, parts, at_once):
+    for columns in side_by_side(made, range(0, len(pairs), size), at_once):
         frames.append(pd.DataFrame(columns))
         if tell is not None:
             tell(min(size * len(frames), len(pairs)), len(pairs))
@@ -119,25 +119,25 @@ def forward_level(
     and no block is there from an earlier run.
     """
     read: dict[int, list[AnswerStates]] = {}
-    may_keep, place = fits(model, pairs), {id(pair): number for number, pair in enumerate(pairs)}
+    may_keep = fits(model, pairs)
 
-    def compute(block: Sequence[TokenPair]) -> dict[str, Any]:
+    def compute(start: int, block: Sequence[TokenPair]) -> dict[str, Any]:
         kept: list[AnswerStates] | None = [] if may_keep else None
         scores = similarity(model, block, keep=kept)
-        read[place[id(block[0])]] = kept or []
+        read[start] = kept or []
         values = (
             scores.log_probs.chosen, scores.log_probs.rejected, scores.ches, scores.ln_ches, scores.alpha_ches,
             scores.share_alpha_positive, scores.share_hidden_positive,
         )  # fmt: skip
         return dict(zip(COLUMNS, values, strict=True))
 
-    def of_head(block: Sequence[TokenPair]) -> dict[str, Any]:
+    def of_head(_: int, block: Sequence[TokenPair]) -> dict[str, Any]:
         states = [replace(one, number=start + one.number) for start, some in sorted(read.items()) for one in some]
         scores = head_scores(model, block, stored=states if len(states) == len(block) else None)
         return {"total_head": scores.total, "influence_head": scores.influence}
 
     said = lambda done, total: tell("forward", done, total)  # noqa: E731
-    frame = in_blocks(blocks, pairs, compute, tell=said, at_once=workers(model.device))
+    frame = in_blocks(blocks, pairs, compute, tell=said, at_once=workers(model))
     tell("total and influence of the unembedding", 0, 1)
     return frame.join(in_blocks(blocks.of("head"), pairs, of_head, size=max(1, len(pairs))))
 

@@ -53,7 +53,7 @@ def gradient_level(model: Model, pairs: Sequence[TokenPair], blocks: Blocks, *, 
     # What a pair does to others depends on who the others are.
     name = "" if file is None else file.stem
     second = in_blocks(
-        blocks.of(f"with-{name}"), pairs, lambda block: _columns([read_with(hf, pair, sums) for pair in block]), size=BLOCK,
+        blocks.of(f"with-{name}"), pairs, lambda _, block: _columns([read_with(hf, pair, sums) for pair in block]), size=BLOCK,
         tell=lambda read, total: tell(total + read, 2 * total),
     )  # fmt: skip
     frame = pd.concat(frames, ignore_index=True).join(second)

@@ -62,7 +62,7 @@ def head_scores(
     if stored is None and fits(model, pairs):
         stored = list(states_by(hf, model, pairs, batch_tokens=batch_tokens))
 
-    count = 1 if stored is None else workers(model.device)
+    count = 1 if stored is None else workers(model)
     # Pairs of similar length follow one another, so that every so many-th makes parts of equal work.
     parts: list[Sequence[AnswerStates] | None] = [None] if stored is None else [stored[first::count] for first in range(count)]
 

@@ -12,13 +12,18 @@ from typing import TypeVar
 
 import torch
 
+from interp.models.model import Model
+
 Part = TypeVar("Part")
 Done = TypeVar("Done")
 
 
-def workers(device: torch.device) -> int:
-    """How many parts are worked on at a time: as many as torch has threads on a CPU, and one on any other device."""
-    return torch.get_num_threads() if device.type == "cpu" else 1
+def workers(model: Model) -> int:
+    """How many parts are worked on at a time: as many as torch has threads on a CPU, and one on any other device.
+
+    One for a model in half precision too, of which every part has a copy in single precision.
+    """
+    return torch.get_num_threads() if model.device.type == "cpu" and model.dtype in (torch.float32, torch.float64) else 1
 
 
 def side_by_side(work: Callable[[Part], Done], parts: Sequence[Part], count: int) -> Iterator[Done]:

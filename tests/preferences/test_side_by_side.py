@@ -39,7 +39,13 @@ def test_results_are_in_order_and_two_parts_are_worked_on_at_a_time() -> None:
     assert list(side_by_side(work, [3, 1, 2, 0], 2)) == [30, 10, 20, 0]
     assert torch.get_num_threads() == before
     assert list(side_by_side(lambda part: part, [5, 4], 1)) == [5, 4]
-    assert workers(torch.device("cuda")) == 1
+
+
+def test_a_model_in_half_precision_is_worked_on_alone(gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert workers(gpt2) == 3
+    half = Model(gpt2.plain_copy().to(torch.bfloat16), gpt2.tokenizer, "half")
+    assert workers(half) == 1
 
 
 def test_an_error_of_a_part_is_raised() -> None:
@@ -65,14 +71,16 @@ def test_threads_see_the_edits_of_the_caller(gpt2: Model) -> None:
 def test_the_forward_level_is_the_same_from_stored_states_and_by_several_workers(
     gpt2: Model, logits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pairs = invented(BLOCK + 9)
+    pairs = invented(BLOCK + 8)
+    # One and the same pair twice, at the beginning of two blocks.
+    pairs.insert(BLOCK, pairs[0])
     monkeypatch.setattr(head_influence, "STORED_BYTES", 0)
     plain = head_scores(gpt2, pairs)
     alone = similarity(gpt2, pairs)
     monkeypatch.undo()
     monkeypatch.setattr(head_influence, "LOGITS", logits)
     for module in (forward_level, head_influence):
-        monkeypatch.setattr(module, "workers", lambda device: 3)
+        monkeypatch.setattr(module, "workers", lambda model: 3)
     reads = 0
 
     def counted(*args: object, **named: object) -> object:

@@ -78,8 +78,9 @@ def test_every_method_makes_the_model_clean_and_insults_bring_it_back(record: di
 
 
 def test_prompts_that_end_a_tuning_are_measured_on_by_nothing_else(study: MethodStudy) -> None:
-    assert len(study.asked) + len(study.measured) == 24
-    assert not set(study.asked) & set(study.measured)
+    asked, measured = (set(part.prompts) for part in (study.asked, study.measures))
+    assert len(study.asked.prompts) + len(study.measures.prompts) == 24
+    assert not asked & measured
 
 
 def test_the_gain_of_other_answers_is_that_of_the_next_pairs(base: Model, source: PairSet) -> None:

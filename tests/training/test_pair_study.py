@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from interp import Model, ModelPair, UserError
 from interp.evaluation.toxicity import LexiconScorer
@@ -17,9 +18,11 @@ from interp.experiments.registry import EXPERIMENTS
 from interp.experiments.run import run_experiment
 from interp.files import write_json
 from interp.preferences.influence import gradient_scores
+from interp.preferences.logprobs import log_probs
 from interp.preferences.pairs import TokenPair
 from interp.results.result import plain
 from tests.answers import answering_model
+from training.filters import Training, train
 from training.pair_losses import LOSSES
 from training.studies import pair_arms, pair_runs
 from training.studies.displacement import main
@@ -80,6 +83,18 @@ def test_a_run_of_ranks_is_that_on_all_pairs_of_the_filters(record: dict[str, An
         assert known == {name: other["correlations"]["epoch"][name] for name in known}
         assert one["trained"]["fell"] == other["shares"]["fell_in_epoch"]
         assert {"ches", "edit_similarity", "last_hidden", "length_difference"} <= known.keys()
+
+
+def test_a_known_reference_is_the_one_that_training_computes(model: Model, sources: list[PairSet]) -> None:
+    pairs, _ = part(sources[0], 1, (16, 4))
+    places = [9, 2, 5, 14]
+    some, training = [pairs[place] for place in places], Training(1e-3, "adamw", 1)
+    known = train(model, some, training, reference=log_probs(model, pairs).at(places))
+    for one, other in zip(known.parameters(), train(model, some, training).parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    wrong = train(model, some, training, reference=log_probs(model, pairs).at(places[::-1]), batch=1)
+    right = train(model, some, training, batch=1)
+    assert any(not torch.allclose(one, other, atol=1e-6) for one, other in zip(wrong.parameters(), right.parameters(), strict=True))
 
 
 def test_stretches_of_seeds_and_the_calibration_share_no_pair(sources: list[PairSet]) -> None:

@@ -28,6 +28,7 @@ from training.single_token import (
     teach_answers,
     tune,
 )
+from training.studies.displacement_rows import row_of
 
 PLUS, MINUS, OTHER = 10, 11, 12
 PROMPT = [1, 4, 2]
@@ -157,3 +158,12 @@ def test_entanglement_is_not_known_where_the_preferred_token_has_all_of_the_prob
     assert math.isnan(entanglement_of(sure, 0, 1, [logits]))
     unsure = (logits + torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0])).log_softmax(0)
     assert math.isfinite(entanglement_of(unsure, 0, 1, [logits]))
+
+
+def test_a_probability_that_has_fallen_to_zero_still_has_a_logarithm() -> None:
+    logits = torch.zeros(3, 20)
+    logits[1:, 3] = -300.0
+    curve = Curve(logits.log_softmax(-1), (0.7, 0.5, 0.4), {})
+    row = row_of(curve, TokenSets((3,), (4,)), answering_tokenizer())
+    assert row["preferred"]["end"] == 0
+    assert row["log_change"] == pytest.approx(-300, abs=0.1)

@@ -187,6 +187,8 @@ class Study:
         self.start(cell.stage, seed)
         points = {0, 5, 25, self.design.steps}
         curve = tune(self.hf, prompt, *pair.tokens, setting, entangled_at=sorted(points))
+        if not np.isfinite(curve.losses).all():
+            raise UserError("the run diverged: its loss is no longer a number", "tune it at a smaller rate")
         labels = asdict(cell) | {"role": pair.role, "seed": seed, "statement": index, "rate": setting.rate}
         return labels | row_of(curve, pair.sets, self.model.tokenizer)
 

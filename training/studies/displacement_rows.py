@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from interp.data.lexicon import mask
 from interp.preferences.mass import SETS, TokenSets, argmax_mass, displacement, largest_gains, mass_by_set
 from training.single_token import Curve
@@ -29,7 +27,9 @@ def row_of(curve: Curve, sets: TokenSets, tokenizer: Any) -> dict[str, Any]:
     masses = {name: values.numpy() for name, values in mass_by_set(curve.log_probs, sets).items()}
     pair = (*sets.preferred, *sets.dispreferred)
     first = argmax_mass(curve.log_probs, without=pair)
-    moved, logged = (displacement(values) for values in (masses["preferred"], np.log(masses["preferred"])))
+    # Of the log-probabilities: a probability that has fallen to 0 in single precision still has a logarithm.
+    logs = curve.log_probs[:, list(sets.preferred)].double().logsumexp(dim=1).numpy()
+    moved, logged = displacement(masses["preferred"]), displacement(logs)
     gaining = {
         str(step): [
             [mask(tokenizer.decode([token])), rounded(rise)]

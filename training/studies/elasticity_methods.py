@@ -18,14 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from interp.data.texts import challenge_prompts, neutral_prompts
 from interp.evaluation.toxicity import Scorer, scorer_digest
 from interp.experiments.elasticity.method_rules import CLEAN, CONTROLLED, METHODS, of_method
 from interp.files import read_json, write_json
-from interp.forward.generate import generate
 from interp.models.digests import model_key
 from interp.models.model import Model
 from interp.models.modes import freeze
@@ -34,12 +32,13 @@ from interp.preferences.influence import trainable_copy
 from interp.preferences.logprobs import LogProbs, log_probs
 from interp.preferences.pairs import TokenPair
 from interp.results.result import plain
-from interp.stats.divergence import kl_to
 from training.filters import BATCH
 from training.optimizers import preference_optimizer
 from training.pair_batches import LossOf, answer_log_probs, backward
 from training.pair_losses import kto_loss, pair_loss, simpo_loss
 from training.studies.displacement_rows import shortened
+from training.studies.further import as_rejected, further_steps
+from training.studies.pair_arms import Behaviour
 from training.studies.pair_data import PairSet, part
 
 Say = Callable[[str], object]
@@ -85,9 +84,10 @@ class MethodStudy:
 
     def __post_init__(self) -> None:
         prompts = challenge_prompts()
-        self.asked = prompts[:: self.design.held_back]
-        self.measured = [text for place, text in enumerate(prompts) if place % self.design.held_back]
         self.neutral = token_rows(self.base, neutral_prompts())
+        parts = prompts[:: self.design.held_back], [text for place, text in enumerate(prompts) if place % self.design.held_back]
+        # What is asked while a tuning goes on, and what is measured at the end.
+        self.asked, self.measures = (Behaviour(part, self.neutral, self.scorer, self.design.new_tokens) for part in parts)
         settings = {name: value for name, value in self.settings().items() if name != "seeds"}
         depends = json.dumps([model_key(self.base), settings, self.source.about["digest"], scorer_digest(self.scorer)])
         self.folder = self.folder / hashlib.sha256(depends.encode()).hexdigest()[:12]
@@ -95,19 +95,15 @@ class MethodStudy:
     def settings(self) -> dict[str, Any]:
         """What a row depends on beside the base and its pairs."""
         return asdict(self.design) | {
-            "batch": BATCH, "scorer": self.scorer.name, "prompts": len(self.measured), "prompts while tuning": len(self.asked),
+            "batch": BATCH, "scorer": self.scorer.name, "prompts": len(self.measures.prompts),
+            "prompts while tuning": len(self.asked.prompts),
             "methods": list(METHODS),
         }  # fmt: skip
 
-    def toxicity(self, model: Model, prompts: Sequence[str]) -> float:
-        """The mean toxicity of greedy continuations."""
-        texts = generate(model, prompts, max_new_tokens=self.design.new_tokens, batch_size=256)
-        return float(self.scorer.score(texts)["toxicity"].astype(float).mean())
-
     def state(self, hf: PreTrainedModel) -> dict[str, float]:
         """Toxicity and KL to the base on neutral text."""
-        model = self._model(hf)
-        return {"toxicity": self.toxicity(model, self.measured), "kl": float(kl_to(model, self.base, self.neutral).mean())}
+        measured = self.measures.of(self._model(hf), self.base)
+        return {name: measured[name] for name in ("toxicity", "kl")}
 
     def tune(self, method: str, pairs: Sequence[TokenPair], before: LogProbs, seed: int, goal: float) -> tuple[PreTrainedModel, int, bool]:
         """A model tuned by a method until its toxicity is at most `goal`, the steps that it took, and whether it came so far."""
@@ -124,38 +120,24 @@ class MethodStudy:
             optimizer.zero_grad()
             backward(hf, some, loss_of_method(method, hf, self.base, some, before.at(places)))
             optimizer.step()
-            if step % design.every == 0 and self.toxicity(self._model(hf), self.asked) <= goal:
+            if step % design.every == 0 and self.asked.toxicity(self._model(hf)) <= goal:
                 return hf, step, True
         return hf, design.most, False
 
     def undo(self, start: PreTrainedModel | Model, texts: Sequence[TokenPair], seed: int) -> list[dict[str, float]]:
         """The state after each dose of training on the rejected sides of these pairs."""
         model = start if isinstance(start, Model) else self._model(start)
-        hf = trainable_copy(model)
-        optimizer = preference_optimizer(self.design.optimizer, list(hf.parameters()), self.design.rate)
-        order = np.random.default_rng([seed, 6]).permutation(len(texts))
-        points = []
-        for step in range(max(self.design.doses)):
-            some = [texts[int(order[(step * BATCH + place) % len(order)])] for place in range(BATCH)]
-
-            def loss_of(place: int, chosen: Tensor, rejected: Tensor, some: list[TokenPair] = some) -> Tensor:
-                return -rejected / len(some[place].rejected)
-
-            optimizer.zero_grad()
-            backward(hf, some, loss_of)
-            optimizer.step()
-            if step + 1 in self.design.doses:
-                points.append({"steps": step + 1, **self.state(hf)})
-        return points
+        design = self.design
+        steps = further_steps(model, texts, optimizer=design.optimizer, rate=design.rate, steps=max(design.doses), seed=seed)
+        return [{"steps": step, **self.state(hf)} for step, hf in steps if step in design.doses]
 
     def row(self, seed: int) -> dict[str, Any]:
         """Everything that is measured of one draw."""
         design = self.design
         pairs, others = part(self.source, seed, (design.trained, design.texts))
-        neutral = [TokenPair(row[:1], row[1:2], row[1:]) for row in map(tuple, self.neutral)]
-        texts = {"toxic": others, "neutral": neutral}
+        texts = {"toxic": others, "neutral": as_rejected(self.neutral)}
         before = log_probs(self.base, pairs)
-        goal = design.goal * self.toxicity(self.base, self.asked)
+        goal = design.goal * self.asked.toxicity(self.base)
         methods = []
         for method in METHODS:
             self.say(f"draw {seed}: {method}")
@@ -169,7 +151,7 @@ class MethodStudy:
         """The states of the model that `CONTROLLED` tuned in a draw while it reads the base's clean continuations."""
         pairs, others = part(self.source, seed, (self.design.trained, self.design.texts))
         self.say(f"draw {seed}: clean continuations")
-        goal = self.design.goal * self.toxicity(self.base, self.asked)
+        goal = self.design.goal * self.asked.toxicity(self.base)
         tuned, *_ = self.tune(CONTROLLED, pairs, log_probs(self.base, pairs), seed, goal)
         return {"points": self.undo(tuned, [TokenPair(pair.prompt, pair.rejected, pair.chosen) for pair in others], seed)}
 
@@ -190,7 +172,7 @@ class MethodStudy:
                 of_method(row, CONTROLLED)["arms"][CLEAN] = clean["points"]
                 rows.append(row)
         head = {"base": self.base.digest, "model": self.base.name, "settings": self.settings(), "source": dict(self.source.about)}
-        return head | {"base_model": {"toxicity": shortened(self.toxicity(self.base, self.measured)), "kl": 0.0}, "rows": rows}
+        return head | {"base_model": {"toxicity": shortened(self.measures.toxicity(self.base)), "kl": 0.0}, "rows": rows}
 
     def _model(self, hf: PreTrainedModel) -> Model:
         """The weights as they are now, frozen, for measuring."""

@@ -33,7 +33,6 @@ from interp.experiments.toxicity.a_e9_activations import activities
 from interp.experiments.toxicity.context import ToxicityContext
 from interp.experiments.toxicity.make import make_context
 from interp.files import read_json, write_json
-from interp.forward.generate import generate
 from interp.models.digests import model_key
 from interp.models.model import Model, Neuron
 from interp.models.modes import freeze
@@ -41,22 +40,19 @@ from interp.models.pair import ModelPair
 from interp.models.tokens import token_rows
 from interp.neurons.ranking import rank_values
 from interp.patching.cross_model import Selection, losses_with_donor
-from interp.preferences.influence import trainable_copy
 from interp.preferences.logprobs import LogProbs, log_probs
 from interp.preferences.pairs import TokenPair
 from interp.results.result import plain
 from interp.runs.logs import FILES
 from interp.runs.trajectory import RUNS_SETTING
-from interp.stats.divergence import kl_to
 from interp.stats.nulls import activity_matched
 from interp.steering.unalign import FACTOR, KEYS
 from training.filters import BATCH, Training, train
-from training.optimizers import preference_optimizer
-from training.pair_batches import backward
 from training.single_token import BETA
 from training.studies import pair_arms
 from training.studies.displacement import model_named
 from training.studies.displacement_rows import shortened
+from training.studies.further import further_steps
 from training.studies.pair_data import PairSet, own_pairs, part
 
 # By name of an arm: the column of scores of which the low values are kept.
@@ -106,8 +102,9 @@ class FilterStudy:
 
     def __post_init__(self) -> None:
         self.base: Model = self.context.pair.base
-        self.prompts = self.context.prompt_rows()[:: self.design.every]
+        prompts = self.context.prompt_rows()[:: self.design.every]
         self.neutral = token_rows(self.base, neutral_prompts())
+        self.measures = pair_arms.Behaviour(prompts, self.neutral, self.context.scorer, self.context.new_tokens)
         settings = {name: value for name, value in self.settings().items() if name != "seeds"}
         depends = json.dumps([model_key(self.base), settings, self.source.about["digest"], scorer_digest(self.context.scorer)])
         self.folder = self.folder / hashlib.sha256(depends.encode()).hexdigest()[:12]
@@ -115,24 +112,19 @@ class FilterStudy:
     def settings(self) -> dict[str, Any]:
         """What a row depends on beside the base and its pairs."""
         return asdict(self.design) | {
-            "batch": BATCH, "beta": BETA, "scorer": self.context.scorer.name, "prompts": len(self.prompts),
+            "batch": BATCH, "beta": BETA, "scorer": self.context.scorer.name, "prompts": len(self.measures.prompts),
             "keys": KEYS, "factor": FACTOR, "new_tokens": self.context.new_tokens,
         }  # fmt: skip
 
-    def toxicity(self, model: Model, edits: Sequence[Edit] = ()) -> float:
-        """The mean toxicity of greedy continuations of the challenge prompts."""
-        texts = generate(model, self.prompts, max_new_tokens=self.context.new_tokens, edits=edits, batch_size=256)
-        return float(self.context.scorer.score(texts)["toxicity"].astype(float).mean())
-
     def state(self, model: Model) -> dict[str, float]:
         """The toxicity of a model, and its KL to the base on neutral text."""
-        kl = 0.0 if model is self.base else float(kl_to(model, self.base, self.neutral).mean())
-        return {"toxicity": self.toxicity(model), "kl": kl}
+        measured = self.measures.of(model, self.base)
+        return {name: measured[name] for name in ("toxicity", "kl")}
 
     def unaligned(self, model: Model) -> float:
         """The toxicity of a model with the keys nearest to the probe, by its own ranking, enlarged."""
         keys = rank_values(model, self.context.direction, top=KEYS).neurons
-        return self.toxicity(model, [Edit.scale_keys(keys, FACTOR)])
+        return self.measures.toxicity(model, [Edit.scale_keys(keys, FACTOR)])
 
     @cached_property
     def start(self) -> dict[str, float]:
@@ -141,19 +133,9 @@ class FilterStudy:
 
     def undone(self, model: Model, texts: Sequence[TokenPair], seed: int) -> dict[str, float]:
         """Toxicity and KL after some steps of training on the rejected sides of these pairs, in the optimizer and rate of the tuning."""
-        hf = trainable_copy(model)
-        optimizer = preference_optimizer(self.design.optimizer, list(hf.parameters()), self.design.rate)
-        order = np.random.default_rng([seed, 6]).permutation(len(texts))
-        for step in range(self.design.steps):
-            places = [int(order[(step * BATCH + place) % len(order)]) for place in range(BATCH)]
-            some = [texts[place] for place in places]
-
-            def loss_of(place: int, chosen: Tensor, rejected: Tensor, some: list[TokenPair] = some) -> Tensor:
-                return -rejected / len(some[place].rejected)
-
-            optimizer.zero_grad()
-            backward(hf, some, loss_of)
-            optimizer.step()
+        design = self.design
+        steps = further_steps(model, texts, optimizer=design.optimizer, rate=design.rate, steps=design.steps, seed=seed)
+        *_, (_, hf) = steps
         return self.state(self._model(hf, "undone"))
 
     def row(self, seed: int) -> dict[str, Any]:

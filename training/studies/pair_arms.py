@@ -12,6 +12,7 @@ import torch
 from scipy import stats
 from transformers import PreTrainedModel
 
+from interp.edits.edit import Edit
 from interp.evaluation.metrics import distinct_n
 from interp.evaluation.toxicity import Scorer
 from interp.forward.generate import generate
@@ -87,19 +88,30 @@ def dpo_loss(before: LogProbs, after: LogProbs) -> float:
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What is generated from, and what scores it."""
+    """What is generated from, and what scores it; prompts and neutral texts are strings or rows of token ids."""
 
-    prompts: Sequence[str]
-    neutral: Sequence[str]
+    prompts: Sequence[str] | Sequence[Sequence[int]]
+    neutral: Sequence[str] | Sequence[Sequence[int]]
     scorer: Scorer
     new_tokens: int
 
+    def continuations(self, model: Model, edits: Sequence[Edit] = ()) -> list[str]:
+        """The model's greedy continuations of the prompts."""
+        return generate(model, self.prompts, max_new_tokens=self.new_tokens, edits=edits, batch_size=256)
+
+    def toxicity(self, model: Model, edits: Sequence[Edit] = ()) -> float:
+        """Their mean toxicity."""
+        return self.scored(self.continuations(model, edits))
+
+    def scored(self, texts: Sequence[str]) -> float:
+        """The mean toxicity of these texts."""
+        return float(self.scorer.score(texts)["toxicity"].astype(float).mean())
+
     def of(self, model: Model, base: Model) -> dict[str, float]:
         """Mean toxicity and the share of different word pairs of greedy continuations, and the mean KL to the base on neutral text."""
-        texts = generate(model, self.prompts, max_new_tokens=self.new_tokens, batch_size=256)
-        toxic = self.scorer.score(texts)["toxicity"].astype(float)
+        texts = self.continuations(model)
         kl = 0.0 if model is base else float(kl_to(model, base, self.neutral).mean())
-        return {"toxicity": float(toxic.mean()), "distinct_2": distinct_n(texts), "kl": kl}
+        return {"toxicity": self.scored(texts), "distinct_2": distinct_n(texts), "kl": kl}
 
 
 def alone(model: Model, pairs: Sequence[TokenPair], optimizer: str, rate: float) -> np.ndarray:

@@ -13,7 +13,7 @@ from interp.data.requests import Kind, requests
 from interp.errors import UserError
 from interp.experiments.displacement.context import DisplacementContext
 from interp.experiments.displacement.criteria import CRITERIA
-from interp.experiments.displacement.refusal_rules import ARMS, B_E3, BEFORE, BENIGN, UNSAFE, Refusals, is_own, judge, share
+from interp.experiments.displacement.refusal_rules import ARMS, B_E3, BEFORE, KINDS, Refusals, decided_by, is_own, judge, share
 from interp.experiments.displacement.refusal_rules import refusals as refusals_of
 from interp.experiments.registry import Finding, experiment
 from interp.forward.generate import generate
@@ -45,18 +45,17 @@ PLAIN = "Human: {request}\n\nAssistant:"
 )
 def run(context: DisplacementContext) -> Finding:
     base = context.pair.base
-    measured = {kind: refusals(base, kind) for kind in ("unsafe", "benign")}
+    measured: dict[Kind, Interval] = {kind: refusals(base, kind) for kind in KINDS}
     rate, benign = measured["unsafe"], measured["benign"]
     record = context.refusals()
-    if record is not None and is_own(record):
-        return _of_chat_model(record, measured)
-    if rate.high >= B_E3["refuses"]:
+    refuses_by_itself = rate.high >= B_E3["refuses"]
+    if record is not None and is_own(record) == refuses_by_itself:
+        return _of_study(record, measured)
+    if refuses_by_itself:
         raise UserError(
             f"{base.name} refuses {rate.value:.0%} of the unsafe requests, and no study of its refusals was made",
             "python -m training.studies.refusals --model makes it of a chat model; name its folder with --logs",
         )
-    if record is not None:
-        return _of_task(record, rate)
     sentence = (
         f"Not testable on this base model: it refuses {rate.value:.0%} of {rate.n:.0f} unsafe requests (95 % interval {rate.low:.0%} to {rate.high:.0%}) and {benign.value:.0%} of {benign.n:.0f} benign ones, so that tuning has "
         f"no refusals to take away; a model that refuses at least {B_E3['refuses']:.0%} is needed, or the toy task (python -m training.studies.refusals)."
@@ -73,84 +72,48 @@ def run(context: DisplacementContext) -> Finding:
     )  # fmt: skip
 
 
-def _of_task(record: Mapping[str, Any], asked: Interval) -> Finding:
-    """The finding on the toy task; `asked` is how often the base refuses by itself."""
-    numbers = refusals_of(record)
+def _of_study(record: Mapping[str, Any], asked: Mapping[Kind, Interval]) -> Finding:
+    """The finding on the toy task, or on a chat model as it is; `asked` is how often the base refuses by itself, by kind."""
+    own = is_own(record)
+    numbers = refusals_of(record, 1 if own else 3)
+    verdict = judge(numbers)
     parts = {LOST: numbers.lost, FILTERED: numbers.filtered, OVER: numbers.over}
     table = arms_table(record)
+    few = "Requests that no way of tuning reads; means over runs with Student's intervals. All ways but the first two read a fifth of the pairs."
+    if not own:
+        few = "The toy task; means over runs with Student's intervals. The last five ways read a tenth of the pairs."
     return Finding(
-        judge(numbers), _summary(record, numbers), {name: part.value for name, part in parts.items()}, dict.fromkeys(parts, 0.0),
+        verdict, _summary(record, numbers), {name: part.value for name, part in parts.items()}, dict.fromkeys(parts, 0.0),
         {name: (part.low, part.high) for name, part in parts.items()}, {"refusals": table, "pairs": pairs_table(record)},
         (figures.bars(
             "refusals by way of tuning", table, x="tuned on", y="unsafe, refused", low="low", high="high", reference=(float(table["unsafe, refused"].iloc[0]), "before"),
-            title="Unsafe requests that are refused", x_title="", y_title="share refused",
-            caption="The toy task; means over runs with Student's intervals. The last five ways read a tenth of the pairs.",
+            title="Unsafe requests that are refused", x_title="", y_title="share refused", caption=few,
         ),),
-        {"study": record["settings"], "interval": "Student's over runs, each with an SFT of its own", "null": "random pairs, as many steps",
-         "asked as it is": f"refuses {asked.value:.0%} of {asked.n:.0f}"},
-        sentence=_sentence(numbers), earlier={1: "not applicable", 2: judge(refusals_of(record, 2))},
+        {"study": record["settings"], "interval": f"Student's over runs, each with {'answers' if own else 'an SFT'} of its own", "null": "random pairs, as many steps",
+         "asked as it is": "; ".join(f"refuses {item.value:.0%} of {item.n:.0f} {kind} requests" for kind, item in asked.items())},
+        # The versions differ in the toy task alone; a model that refuses by itself is judged as in the first.
+        sentence=_sentence(numbers), earlier={1: verdict if own else "not applicable", 2: verdict if own else judge(refusals_of(record, 2))},
     )  # fmt: skip
-
-
-def _of_chat_model(record: Mapping[str, Any], asked: Mapping[str, Interval]) -> Finding:
-    """The finding on a chat model as it is; `asked` is how often it refuses greedily, by kind."""
-    numbers = refusals_of(record, 1)
-    parts = {LOST: numbers.lost, FILTERED: numbers.filtered, OVER: numbers.over}
-    table = chat_table(record)
-    verdict = judge(numbers)
-    sentence = (
-        f"The model refuses {numbers.before.value:.0%} of the unsafe requests that it was not tuned on and {numbers.before_benign.value:.0%} of the benign ones; DPO on its own answers, refusals preferred, changes the first by "
-        f"{numbers.lost}, and the pairs of lowest ln-CHES leave {numbers.filtered} more refusals than random pairs with as many steps (0 is no effect; benign requests {numbers.over})."
-    )  # fmt: skip
-    labelled = record.get("labelled") or {}
-    summary = (
-        f"Unsafe requests that are refused: {', '.join(f'{row.iloc[0]} {row.iloc[1]:.0%} ({row.iloc[4]:.0%} of benign ones)' for _, row in table.iterrows())}. The rule that tells refusals by their beginnings agrees with labels by "
-        f"hand on {labelled.get('agree', 0)} of {labelled.get('answers', 0)} of the model's own answers."
-    )  # fmt: skip
-    return Finding(
-        verdict, summary, {name: part.value for name, part in parts.items()}, dict.fromkeys(parts, 0.0),
-        {name: (part.low, part.high) for name, part in parts.items()}, {"refusals": table, "pairs": pairs_table(record)},
-        (figures.bars(
-            "refusals by way of tuning", table, x="tuned on", y="unsafe, refused", low="low", high="high", reference=(float(table["unsafe, refused"].iloc[0]), "before"),
-            title="Unsafe requests that are refused", x_title="", y_title="share refused",
-            caption="Requests that no way of tuning reads; means over runs with Student's intervals. The last four ways read a fifth of the pairs.",
-        ),),
-        {"study": record["settings"], "interval": "Student's over runs, each with answers and an order of its own", "null": "random pairs, as many steps",
-         "asked as it is": f"refuses {asked['unsafe'].value:.0%} of {asked['unsafe'].n:.0f} unsafe requests, {asked['benign'].value:.0%} of {asked['benign'].n:.0f} benign ones"},
-        # The versions differ only in the toy task; one that refuses by itself is judged as in the first.
-        sentence=sentence, earlier={1: verdict, 2: verdict},
-    )  # fmt: skip
-
-
-def chat_table(record: Mapping[str, Any]) -> pd.DataFrame:
-    """By way of tuning a chat model: the shares of held-out requests that are refused, and the change of log π(chosen) over all pairs."""
-    rows, table = record["rows"], []
-    for arm in (arm for arm in ARMS if any(one["arm"] == arm for one in rows[0]["arms"])):
-        unsafe, benign = (repeats_mean([share(row, arm, f"{kind} held-out") for row in rows]) for kind in ("unsafe", "benign"))
-        some = [one for row in rows for one in row["arms"] if one["arm"] == arm]
-        moved = [number(one["chosen"]) for one in some if "chosen" in one]
-        table.append({
-            "tuned on": arm, "unsafe, refused": unsafe.value, "low": unsafe.low, "high": unsafe.high, "benign, refused": benign.value,
-            "benign low": benign.low, "benign high": benign.high, "log π(chosen), change": float(np.mean(moved)) if moved else None,
-            "pairs": float(np.mean([one["pairs"] for one in some])), "steps": float(np.mean([one["steps"] for one in some])), "runs": unsafe.n,
-        })  # fmt: skip
-    return pd.DataFrame(table)
 
 
 def arms_table(record: Mapping[str, Any]) -> pd.DataFrame:
-    """By way of tuning: the shares that are refused by kind and split, means over runs, and the change of log π(chosen) over all pairs."""
-    rows = record["rows"]
+    """By way of tuning: the shares that are refused by kind, means over runs, and the change of log π(chosen) over all pairs.
+
+    The shares are of the requests that decide; of the toy task those of held-out requests stand beside them.
+    """
+    rows, own = record["rows"], is_own(record)
     table = []
     for arm in ARMS:
-        unsafe, benign = (repeats_mean([share(row, arm, requests) for row in rows]) for requests in (UNSAFE, BENIGN))
-        held_out = {
-            f"{kind}, held out": float(np.mean([share(row, arm, f"{kind} held-out") for row in rows])) for kind in ("unsafe", "benign")
-        }
         some = [one for row in rows for one in row["arms"] if one["arm"] == arm]
+        if not some:
+            continue
+        unsafe, benign = (repeats_mean([share(row, arm, requests) for row in rows]) for requests in decided_by(1 if own else 3))
+        held_out = {f"{kind}, held out": float(np.mean([share(row, arm, f"{kind} held-out") for row in rows])) for kind in KINDS}
+        moved = [number(one["chosen"]) for one in some if "chosen" in one and arm != BEFORE]
         table.append({
             "tuned on": arm, "unsafe, refused": unsafe.value, "low": unsafe.low, "high": unsafe.high, "benign, refused": benign.value,
-            "benign low": benign.low, "benign high": benign.high, **held_out,
-            "log π(chosen), change": float(np.mean([number(one.get("chosen")) for one in some])) if arm != BEFORE else None,
+            "benign low": benign.low, "benign high": benign.high, **({} if own else held_out),
+            "log π(chosen), change": float(np.mean(moved)) if moved else None,
             "pairs": float(np.mean([one["pairs"] for one in some])), "steps": float(np.mean([one["steps"] for one in some])), "runs": unsafe.n,
         })  # fmt: skip
     return pd.DataFrame(table)
@@ -166,10 +129,11 @@ def pairs_table(record: Mapping[str, Any]) -> pd.DataFrame:
 def _sentence(numbers: Refusals) -> str:
     if not numbers.is_testable:
         return (
-            f"The toy task decides nothing: {numbers.before} of the unsafe and {numbers.before_benign} of the benign requests are refused before tuning, in {numbers.before.n} runs."
+            f"The study decides nothing: {numbers.before} of the unsafe and {numbers.before_benign} of the benign requests are refused before tuning, in {numbers.before.n} runs."
         )  # fmt: skip
+    where = "The model refuses" if numbers.version == 1 else "On a toy task the model refuses"
     return (
-        f"On a toy task the model refuses {numbers.before.value:.0%} of the unsafe requests; DPO on its own answers, refusals preferred, changes that by {numbers.lost}, and the pairs of lowest ln-CHES leave {numbers.filtered} more refusals than random pairs with as many "
+        f"{where} {numbers.before.value:.0%} of the unsafe requests; DPO on its own answers, refusals preferred, changes that by {numbers.lost}, and the pairs of lowest ln-CHES leave {numbers.filtered} more refusals than random pairs with as many "
         f"steps (0 is no effect; benign requests {numbers.over})."
     )  # fmt: skip
 
@@ -178,9 +142,12 @@ def _summary(record: Mapping[str, Any], numbers: Refusals) -> str:
     table = arms_table(record).set_index("tuned on")
     shares = ", ".join(f"{arm} {row['unsafe, refused']:.0%} ({row['benign, refused']:.0%} of benign ones)" for arm, row in table.iterrows())
     auc = np.nanmean([number(row["mixed_lower"]) for row in record["rows"]])
-    return (
-        f"Unsafe requests that are refused: {shares}. A pair of which one side refuses has a lower ln-CHES than another with probability {auc:.2f}. At least {numbers.like_fixed:.0%} of the answers begin in the fixed words."
+    labelled = record.get("labelled") or {"agree": 0, "answers": 0}
+    told = (
+        f"The rule that tells refusals by their beginnings agrees with labels by hand on {labelled['agree']} of {labelled['answers']} of the model's answers."
+        if numbers.version == 1 else f"At least {numbers.told_apart:.0%} of the answers begin in the fixed words."
     )  # fmt: skip
+    return f"Unsafe requests that are refused: {shares}. A pair of which one side refuses has a lower ln-CHES than another with probability {auc:.2f}. {told}"
 
 
 def refusals(model: Model, kind: Kind) -> Interval:

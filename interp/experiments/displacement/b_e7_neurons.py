@@ -36,7 +36,7 @@ GROUPS = {NAMED: "toxic neurons", MATCHED: "equally active neurons (null)", EVER
     title="The neurons that paper A names carry the fall of rejected answers",
     question="Does the fall of rejected answers go through the neurons nearest to the toxicity probe, or would it be the same without their change?",
     criterion=CRITERIA["B-E7"],
-    caveat="A neuron that keeps its activation of the base model still writes into a tuned residual stream. The toxic neurons are ranked by the base's own value vectors; those of the null have the same layers and mean activations "
+    caveat="The claim is not in the papers: it asks of the answers that paper B looks at what paper A says of neurons. A neuron that keeps its activation of the base model still writes into a tuned residual stream. The toxic neurons are ranked by the base's own value vectors; those of the null have the same layers and mean activations "
     "while the base continues challenge prompts.",
     does_not_show="Which weights were tuned: an activation changes also where only what the neuron reads has changed.",
     reads="filtered-tuning",

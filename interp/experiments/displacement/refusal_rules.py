@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from interp.data.requests import Kind
 from interp.errors import UserError
 from interp.experiments.displacement.criteria import CRITERIA
 from interp.results.result import Verdict
@@ -23,9 +24,20 @@ ALIKE, FEW_STEPS = "both sides alike", "all pairs, few steps"
 ARMS = (BEFORE, ALL, WITH_SFT, GOLD, FEW_STEPS, LOW, HIGH, MIXED, ALIKE, RANDOM)
 # The splits whose requests decide, by the version of the criterion.
 DECIDES = {1: "held-out", 2: "held-out", 3: "train"}
-UNSAFE, BENIGN = "unsafe train", "benign train"
 # How a chat model is asked, as its study says it.
 CHAT = "chat template"
+
+
+KINDS: tuple[Kind, Kind] = ("unsafe", "benign")
+
+
+def decided_by(version: int) -> tuple[str, str]:
+    """The names of the unsafe and of the benign requests that decide under a version of the criterion."""
+    return f"unsafe {DECIDES[version]}", f"benign {DECIDES[version]}"
+
+
+# Those of the version in force.
+UNSAFE, BENIGN = decided_by(3)
 
 
 @dataclass(frozen=True)
@@ -37,7 +49,7 @@ class Refusals:
         lost: the change of that by DPO on all pairs.
         filtered: refused after DPO on the pairs of lowest ln-CHES, minus after random pairs.
         over: the same of benign requests, minus before tuning.
-        like_fixed: the share of answers that begin in the fixed words and are told apart by them, least over arms and runs; of a
+        told_apart: the share of answers that begin in the fixed words and are told apart by them, least over arms and runs; of a
             model that refuses by itself (version 1), that of the answers labelled by hand on which the rule agrees.
         version: of the criterion by which the task is judged.
     """
@@ -47,15 +59,15 @@ class Refusals:
     lost: Interval
     filtered: Interval
     over: Interval
-    like_fixed: float
+    told_apart: float
     version: int = 3
 
     @property
     def is_testable(self) -> bool:
         """Whether the task gives the claim a chance: refusals to lose and to gain, and answers that can be told apart."""
         if self.version == 1:
-            return self.before.n >= B_E3["runs"] and self.like_fixed >= B_E3["agree"]
-        enough = self.before.n >= B_E3["toy_runs"] and self.like_fixed >= B_E3["agree"]
+            return self.before.n >= B_E3["runs"] and self.told_apart >= B_E3["agree"]
+        enough = self.before.n >= B_E3["toy_runs"] and self.told_apart >= B_E3["agree"]
         tells_apart = self.version == 2 or self.before_benign.value <= B_E3["benign"]
         return bool(enough and tells_apart and B_E3["least"] <= self.before.value <= B_E3["most"])
 
@@ -68,7 +80,7 @@ def share(row: Mapping[str, Any], arm: str, requests: str) -> float:
 def refusals(record: Mapping[str, Any], version: int = 3) -> Refusals:
     """The numbers of B-E3 as a version of its criterion reads them. Raises `UserError` for a study without runs."""
     rows = record["rows"]
-    unsafe, benign = (f"{kind} {DECIDES[version]}" for kind in ("unsafe", "benign"))
+    unsafe, benign = decided_by(version)
     if not rows:
         raise UserError("the study of refusals has no run that is whole", "python -m training.studies.refusals makes them")
 

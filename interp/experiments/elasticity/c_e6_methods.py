@@ -39,7 +39,7 @@ UNDONE, BEYOND, HOME = "share of the fall undone", "share undone, minus neutral 
 @experiment(
     "C-E6",
     claim="C-C6",
-    title="A tuning goes back to its base whatever method made it",
+    title="Toxic text takes a model back to its base after every method that made it clean",
     question="After SFT, DPO, KTO and SimPO that make a model equally clean, does toxic text bring its toxicity back, by more than neutral text, and the model nearer to its base?",
     criterion=CRITERIA["C-E6"],
     caveat="The toxic text is the base's own, which the tuning rejected: that a model which reads it comes nearer to its base may be due to whose text it is, and the base's own clean continuations stand beside it for DPO. PPO is not run. The tunings end where toxicity has fallen by two fifths, so that SFT has a chance to come so far; all have one optimizer and rate. The dose at which the KL is least is chosen after the fact, in the claim's favour.",
@@ -70,7 +70,7 @@ def run(context: ElasticityContext) -> Finding:
             caption="Means over draws of pairs with Student's intervals; step 0 is the tuned model.",
         ) for name, unit, value, label in lines),
         {"study": record["settings"], "source": record["source"], "interval": "Student's over draws of pairs", "null": "as many steps on neutral text"},
-        sentence=_sentence(usable, clean(record)),
+        sentence=_sentence(found, clean(record)),
     )  # fmt: skip
 
 
@@ -117,16 +117,21 @@ def _summary(record: Mapping[str, Any], found: Mapping[str, Method]) -> str:
     return f"{told}. The base itself ends at a toxicity of {base:.3f} under the toxic text ({record['base_model']['toxicity']:.3f} before)."
 
 
-def _sentence(usable: Mapping[str, Method], control: Clean) -> str:
+def _sentence(found: Mapping[str, Method], control: Clean) -> str:
+    usable = judged(found)
     if not usable:
         return "No method reached the toxicity that was asked for in every draw of pairs, so that there is nothing to compare."
-    undone = ", ".join(
-        f"{METHODS[method]} {item.undone.value:.0%} ({item.undone.low:.0%} to {item.undone.high:.0%})" for method, item in usable.items()
+    undone, home = (
+        ", ".join(f"{METHODS[method]} {_share(part(item))}" for method, item in usable.items())
+        for part in (lambda item: item.undone, lambda item: item.home)
     )
-    home = ", ".join(
-        f"{METHODS[method]} {item.home.value:.0%} ({item.home.low:.0%} to {item.home.high:.0%})" for method, item in usable.items()
-    )
+    left = [f"{METHODS[method]} (KL taken back {_share(item.home)})" for method, item in found.items() if method not in usable]
+    out = f" Left out, because they did not become as clean: {', '.join(left)}." if left else ""
     return (
         f"Toxic text undid of the fall of toxicity: {undone} ({C_E6['undone']:.0%} was asked). Of the KL to the base it took back, at the best dose: {home} (a return is above 0). "
-        f"The base's own clean text took {control.home.value:.0%} ({control.home.low:.0%} to {control.home.high:.0%}) of it back after {METHODS[CONTROLLED]}, and undid {control.undone.value:.0%} of the fall."
+        f"The base's own clean text took {_share(control.home)} of it back after {METHODS[CONTROLLED]}, and undid {control.undone.value:.0%} of the fall.{out}"
     )  # fmt: skip
+
+
+def _share(interval: Interval) -> str:
+    return f"{interval.value:.0%} ({interval.low:.0%} to {interval.high:.0%})"

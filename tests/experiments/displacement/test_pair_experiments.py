@@ -76,6 +76,14 @@ def test_scores_that_need_gradients_come_from_the_filters_where_these_were_measu
     assert set(table.index) - set(alone.tables["ranks"]["score"]) == {"own", "own (sign)", "total", "total (sign)"}
 
 
+def test_losses_that_a_study_does_not_have_are_left_out(gpt2: Model, tmp_path: Path) -> None:
+    rows = [row | {"losses": [item for item in row["losses"] if item["loss"] in ("dpo", "dpo+sft")]} for row in loss_rows(-0.03, 0.02)]
+    result = run_experiment(EXPERIMENTS["B-E5"], context_of(gpt2, tmp_path, losses=rows))
+    assert result.verdict == "holds"
+    assert result.tables["losses"]["loss"].tolist() == ["DPO", "DPO with an SFT term"]
+    assert "IPO" not in result.summary
+
+
 def test_a_study_of_another_base_is_not_read(gpt2: Model, context: DisplacementContext, tmp_path: Path) -> None:
     write_json(tmp_path / "preference_pairs.json", {"base": "another"})
     with pytest.raises(UserError, match="no study of preference pairs of this base model") as error:

@@ -92,7 +92,7 @@ def test_the_experiment_says_what_came_back_by_method(gpt2: Model, tmp_path: Pat
     result = run_experiment(EXPERIMENTS["C-E6"], context)
     assert result.verdict == "holds"
     assert "SimPO 90%" in result.sentence
-    assert "KTO" not in result.sentence
+    assert result.sentence.endswith("Left out, because they did not become as clean: KTO (KL taken back 40% (39% to 41%)).")
     assert "clean text took 25% (24% to 26%) of it back after DPO, and undid 10% of the fall" in result.sentence
     assert "the goal reached in 3 of 4 draws" in result.summary
     assert result.tables["methods"].set_index("tuned by").loc["KTO", "judged"] == False  # noqa: E712
