@@ -27,7 +27,7 @@ def row_of(curve: Curve, sets: TokenSets, tokenizer: Any) -> dict[str, Any]:
     masses = {name: values.numpy() for name, values in mass_by_set(curve.log_probs, sets).items()}
     pair = (*sets.preferred, *sets.dispreferred)
     first = argmax_mass(curve.log_probs, without=pair)
-    # Of the log-probabilities: a probability that has fallen to 0 in single precision still has a logarithm.
+    # Of the log-probabilities: a probability that has fallen to 0 by rounding still has a logarithm.
     logs = curve.log_probs[:, list(sets.preferred)].double().logsumexp(dim=1).numpy()
     moved, logged = displacement(masses["preferred"]), displacement(logs)
     gaining = {
