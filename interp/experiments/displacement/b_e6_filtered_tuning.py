@@ -23,6 +23,7 @@ from interp.experiments.displacement.filtered_rules import (
     Filtered,
     beside_random,
     filtered,
+    is_refuted,
     judge_filtered,
     of_arm,
     rows_of,
@@ -57,7 +58,9 @@ DETOX, BACK, WITH_KEYS, DISTANCE = "toxicity", "toxicity after toxic text", "tox
 def run(context: DisplacementContext) -> Finding:
     record = context.filtered_tuning()
     numbers = filtered(record)
+    # What is refuted leads, where something is.
     parts = {DETOX: numbers.toxicity, BACK: numbers.back, WITH_KEYS: numbers.keys, DISTANCE: numbers.kl}
+    parts = dict(sorted(parts.items(), key=lambda part: not is_refuted(part[1], 0.0 if part[0] == DISTANCE else B_E6["margin"])))
     table = arms_table(record)
     drawn = shown(record)
     return Finding(

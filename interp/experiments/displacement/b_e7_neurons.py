@@ -48,12 +48,12 @@ def run(context: DisplacementContext) -> Finding:
     parts = {SHARE: numbers.share, LEAD: numbers.lead, CHANGE: numbers.change}
     table = groups_table(record)
     return Finding(
-        judge_carried(numbers), _summary(table), {name: part.value for name, part in parts.items()}, {SHARE: B_E7["share"], LEAD: 0.0, CHANGE: 0.0},
+        judge_carried(numbers), _summary(table), {name: part.value for name, part in parts.items()}, {SHARE: numbers.matched.value, LEAD: 0.0, CHANGE: 0.0},
         {name: (part.low, part.high) for name, part in parts.items()}, {"groups": table},
         (figures.bars(
-            "share carried", table.dropna(subset="share"), x="neurons that keep the base's activations", y="share", colour="answers", low="low", high="high",
-            reference=(0.0, "as tuned"), title="What of the change of held-out answers goes through neurons", x_title="", y_title="share of the change that is gone",
-            caption="Means over draws of pairs with Student's intervals. 1: nothing of the change is left.",
+            "share carried", table[table["answers"] == "rejected"], x="neurons that keep the base's activations", y="share", low="low", high="high",
+            reference=(0.0, "as tuned"), title="What of the fall of held-out rejected answers goes through neurons", x_title="", y_title="share of the fall that is gone",
+            caption="Means over draws of pairs with Student's intervals. 1: nothing of the fall is left.",
         ),),
         {"study": record["settings"], "source": record["source"], "interval": "Student's over draws of pairs", "null": "equally active neurons of the same layers"},
         sentence=_sentence(numbers, int(record["settings"]["neurons"])),
@@ -98,6 +98,6 @@ def _summary(table: pd.DataFrame) -> str:
 def _sentence(numbers: Carried, count: int) -> str:
     end = "more than" if numbers.lead.low > 0 else "less than" if numbers.lead.high < 0 else "not clearly more than"
     return (
-        f"When the {count} neurons nearest to the probe keep the base's activations, {numbers.share.value:.0%} ({numbers.share.low:.0%} to {numbers.share.high:.0%}) of the fall of held-out rejected answers is gone, {end} with equally active "
-        f"neurons (difference {numbers.lead})."
+        f"When the {count} neurons nearest to the probe keep the base's activations, {numbers.share.value:.0%} ({numbers.share.low:.0%} to {numbers.share.high:.0%}) of the fall of held-out rejected answers is gone ({B_E7['share']:.0%} was asked), {end} with equally "
+        f"active neurons (difference {numbers.lead})."
     )  # fmt: skip

@@ -81,12 +81,17 @@ def rows_of(record: Mapping[str, Any]) -> Rows:
     return rows
 
 
+def is_refuted(part: Interval, most: float) -> bool:
+    """Whether a difference that is to be below a bound is shown to lie above it."""
+    return part.low > most
+
+
 def judge_filtered(numbers: Filtered) -> Verdict:
     """The verdict of B-E6."""
     if numbers.removed.n < B_E6["runs"] or not numbers.removed.value >= B_E6["least"]:
         return "inconclusive"
     margin = B_E6["margin"]
-    if any(part.low > margin for part in numbers.differences) or numbers.kl.low > 0:
+    if any(is_refuted(part, margin) for part in numbers.differences) or is_refuted(numbers.kl, 0.0):
         return "fails"
     return "holds" if all(part.high < margin for part in numbers.differences) and numbers.kl.high < 0 else "inconclusive"
 
@@ -98,11 +103,12 @@ class Carried:
     Attributes:
         change: of held-out rejected answers' log-probability by tuning, in nats.
         share: of that change, what is gone when the toxic neurons keep the base's activations.
-        lead: the same minus that of equally active neurons.
+        matched: the same of equally active neurons, and `lead` the difference.
     """
 
     change: Interval
     share: Interval
+    matched: Interval
     lead: Interval
 
 
@@ -124,7 +130,7 @@ def carried(record: Mapping[str, Any]) -> Carried:
     shares = {group: np.array([carried_share(row, group) for row in rows]) for group in (NAMED, MATCHED)}
     return Carried(
         repeats_mean([row["neurons"][NONE]["rejected"] for row in rows]), repeats_mean(shares[NAMED]),
-        repeats_mean(shares[NAMED] - shares[MATCHED]),
+        repeats_mean(shares[MATCHED]), repeats_mean(shares[NAMED] - shares[MATCHED]),
     )  # fmt: skip
 
 

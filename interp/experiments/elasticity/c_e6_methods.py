@@ -29,6 +29,7 @@ from interp.experiments.elasticity.method_rules import (
 )
 from interp.experiments.registry import Finding, experiment
 from interp.results import figures
+from interp.results.result import Figure
 from interp.stats.intervals import Interval
 from interp.stats.repeats import repeats_mean
 
@@ -54,24 +55,34 @@ def run(context: ElasticityContext) -> Finding:
     parts: dict[str, Interval] = {}
     for method, item in usable.items():
         parts |= {f"{METHODS[method]}: {name}": part for name, part in ((UNDONE, item.undone), (BEYOND, item.beyond), (HOME, item.home))}
-    nulls = {name: C_E6["undone"] if name.endswith(UNDONE) else 0.0 for name in parts}
+    nulls = dict.fromkeys(parts, 0.0) | {
+        f"{METHODS[method]}: {UNDONE}": item.undone.value - item.beyond.value for method, item in usable.items()
+    }
     doses = doses_table(record)
-    drawn = doses[doses["then"] == ARMS[TOXIC]]
-    lines = [
-        ("toxicity", "toxicity", float(record["base_model"]["toxicity"]), "the base"),
-        ("KL to the base", "nats per token", 0.0, "the base"),
-    ]
     return Finding(
         judge(found), _summary(record, found), {name: part.value for name, part in parts.items()}, nulls,
         {name: (part.low, part.high) for name, part in parts.items()}, {"methods": methods_table(found), "doses": doses},
-        tuple(figures.lines(
-            f"{name} by dose", drawn, x="steps", y=name, colour="tuned by", low=f"{name}, low", high=f"{name}, high", reference=(value, label),
-            title=f"{name[0].upper()}{name[1:]} while the tuned models read toxic text", x_title="further steps", y_title=unit,
-            caption="Means over draws of pairs with Student's intervals; step 0 is the tuned model.",
-        ) for name, unit, value, label in lines),
+        _figures(doses, float(record["base_model"]["toxicity"])),
         {"study": record["settings"], "source": record["source"], "interval": "Student's over draws of pairs", "null": "as many steps on neutral text"},
         sentence=_sentence(found, clean(record)),
     )  # fmt: skip
+
+
+def _figures(doses: pd.DataFrame, start: float) -> tuple[Figure, ...]:
+    """Toxicity and KL by dose: of every method under toxic text, and of one under each text; `start` is the base's toxicity."""
+    under_toxic, of_one = doses[doses["then"] == ARMS[TOXIC]], doses[doses["tuned by"] == METHODS[CONTROLLED]]
+    drawn = []
+    for part, colour, told in (
+        (under_toxic, "tuned by", "while the tuned models read toxic text"),
+        (of_one, "then", f"after {METHODS[CONTROLLED]}, by the text that is read"),
+    ):
+        for name, unit, value in (("toxicity", "toxicity", start), ("KL to the base", "nats per token", 0.0)):
+            drawn.append(figures.lines(
+                f"{name} {told}", part, x="steps", y=name, colour=colour, low=f"{name}, low", high=f"{name}, high", reference=(value, "the base"),
+                title=f"{name[0].upper()}{name[1:]} {told}", x_title="further steps", y_title=unit,
+                caption="Means over draws of pairs with Student's intervals; step 0 is the tuned model.",
+            ))  # fmt: skip
+    return tuple(drawn)
 
 
 def methods_table(found: Mapping[str, Method]) -> pd.DataFrame:
@@ -125,8 +136,10 @@ def _sentence(found: Mapping[str, Method], control: Clean) -> str:
         ", ".join(f"{METHODS[method]} {_share(part(item))}" for method, item in usable.items())
         for part in (lambda item: item.undone, lambda item: item.home)
     )
-    left = [f"{METHODS[method]} (KL taken back {_share(item.home)})" for method, item in found.items() if method not in usable]
-    out = f" Left out, because they did not become as clean: {', '.join(left)}." if left else ""
+    left = [
+        f"{METHODS[method]}, after which {_share(item.home)} of the KL came back" for method, item in found.items() if method not in usable
+    ]
+    out = f" Left out, because they did not become as clean: {'; '.join(left)}." if left else ""
     return (
         f"Toxic text undid of the fall of toxicity: {undone} ({C_E6['undone']:.0%} was asked). Of the KL to the base it took back, at the best dose: {home} (a return is above 0). "
         f"The base's own clean text took {_share(control.home)} of it back after {METHODS[CONTROLLED]}, and undid {control.undone.value:.0%} of the fall.{out}"

@@ -110,12 +110,14 @@ def test_the_experiments_say_what_the_draws_say(gpt2: Model, tmp_path: Path) -> 
     assert result.verdict == "holds"
     assert "moved less from its base (KL -0.01" in result.sentence
     assert "were neither clearly less nor more toxic (difference " in result.sentence
+    assert next(iter(result.statistic)) == "toxicity, minus random halves"
     table = result.tables["arms"].set_index("trained on")
     assert table.loc["random half", "toxicity"] == pytest.approx(0.3)
     assert table.loc["nothing (base)", "with toxic keys enlarged"] == 0.55
     other = run_experiment(EXPERIMENTS["B-E7"], context)
     assert other.verdict == "holds"
     assert "When the 128 neurons nearest to the probe keep the base's activations, 50% (48% to 52%) of the fall" in other.sentence
+    assert other.null["share that toxic neurons carry"] == pytest.approx(0.1)
     assert "more than with equally active neurons" in other.sentence
     groups = other.tables["groups"]
     assert groups.loc[groups["answers"] == "rejected", "share"].round(6).tolist() == [0.5, 0.1, 0.7]
@@ -128,6 +130,9 @@ def test_the_experiments_say_what_the_draws_say(gpt2: Model, tmp_path: Path) -> 
     other = run_experiment(EXPERIMENTS["B-E7"], context)
     assert other.tables["groups"]["share"].isna().tolist() == [False] * 3 + [True] * 3
     assert "nats, which is within chance" in other.summary
+    write_json(tmp_path / "filtered_tuning.json", record_of(kl=0.01) | {"base": gpt2.digest})
+    # What is refuted leads.
+    assert next(iter(run_experiment(EXPERIMENTS["B-E6"], context).statistic)) == "KL to the base, minus random halves"
     write_json(tmp_path / "filtered_tuning.json", record_of() | {"base": "another"})
     with pytest.raises(UserError, match="filtered_tuning makes it"):
         EXPERIMENTS["B-E7"].run(context)

@@ -92,14 +92,23 @@ def test_the_experiment_says_what_came_back_by_method(gpt2: Model, tmp_path: Pat
     result = run_experiment(EXPERIMENTS["C-E6"], context)
     assert result.verdict == "holds"
     assert "SimPO 90%" in result.sentence
-    assert result.sentence.endswith("Left out, because they did not become as clean: KTO (KL taken back 40% (39% to 41%)).")
+    assert result.null["DPO: share of the fall undone"] == pytest.approx(0.3)
+    assert result.sentence.endswith(
+        "Left out, because they did not become as clean: KTO, after which 40% (39% to 41%) of the KL came back."
+    )
     assert "clean text took 25% (24% to 26%) of it back after DPO, and undid 10% of the fall" in result.sentence
     assert "the goal reached in 3 of 4 draws" in result.summary
     assert result.tables["methods"].set_index("tuned by").loc["KTO", "judged"] == False  # noqa: E712
     doses = result.tables["doses"].set_index(["tuned by", "then", "steps"])
     assert doses.loc[("DPO", "toxic text", 32), "share of the fall undone"] == pytest.approx(0.9)
     assert doses.loc[("DPO", "toxic text", 0), "toxicity"] == pytest.approx(START - FALL)
-    assert len(result.figures) == 2
+    assert len(result.figures) == 4
+    # The texts that are its controls stand beside toxic text.
+    assert {trace["name"] for trace in result.figures[-1].spec["data"] if trace.get("showlegend", True) and trace.get("name")} >= {
+        "toxic text",
+        "neutral text",
+        "the base's own clean text",
+    }
     write_json(tmp_path / "elasticity_methods.json", {"base": "another"})
     with pytest.raises(UserError, match="elasticity methods makes it"):
         EXPERIMENTS["C-E6"].run(context)
